@@ -1,0 +1,44 @@
+# Each target installs what it needs into .venv first: `make demo` and `make test` are all it takes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format docs notebooks benchmark clean
+
+demo: $(VENV)/.demo
+	MPLBACKEND=Agg $(BIN)/python tutorials/quickstart.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# The notebooks are made from the scripts beside them, and executed.
+notebooks: $(VENV)/.docs
+	cd tutorials && ../$(BIN)/jupytext --to notebook --execute quickstart.py
+
+benchmark: $(VENV)/.benchmarks
+	for script in benchmarks/*.py; do MPLBACKEND=Agg $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) out docs/_build docs/api
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra of pyproject.toml.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[$*]"
+	touch $@
