@@ -1,0 +1,164 @@
+"""The base class of every model: a distribution whose parameters live in the object."""
+
+__all__ = ["DistributionModule"]
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.types import _size
+
+from .arguments import UnknownArgumentsError, constructor_arguments
+from .registry import decode, encode, register
+
+Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+class DistributionModule(nn.Module, TorchDistribution):
+    """A distribution that is also a module: its parameters are found, moved, saved and trained.
+
+    Subclasses define `log_prob`, and `rsample` (with ``has_rsample = True``) or `sample`. They
+    declare `support`, keep each constructor argument as an attribute of the same name, and hold
+    tensors only as parameters and buffers, so that ``.to()``, ``state_dict()``, deep copies and
+    checkpoints see everything.
+
+    Calling the object draws a sample, as in Pyro, and runs forward hooks, as in PyTorch:
+    `pyro.sample`, `pyro.module`, plates and `torch.compile` work on it directly. `expand`,
+    `mask` and `to_event` return plain distributions that share the parameters.
+
+    Args:
+        batch_shape: Shape of independent, differently parameterised distributions.
+        event_shape: Shape of one sample.
+        validate_args: Whether to check the values that are scored.
+
+    Example:
+        >>> class Shifted(DistributionModule):
+        ...     support = constraints.real_vector
+        ...     has_rsample = True
+        ...
+        ...     def __init__(self, dim: int) -> None:
+        ...         super().__init__(event_shape=(dim,))
+        ...         self.dim = dim
+        ...         self.loc = nn.Parameter(torch.zeros(dim))
+        ...
+        ...     def rsample(self, sample_shape=Size()):
+        ...         return self.loc + torch.randn(self._extended_shape(sample_shape))
+        ...
+        ...     def log_prob(self, value):
+        ...         return torch.distributions.Normal(self.loc, 1.0).log_prob(value).sum(-1)
+        >>> model = Shifted(dim=2)
+        >>> model().shape, [name for name, _ in model.named_parameters()], model.config()
+        (torch.Size([2]), ['loc'], {'dim': 2})
+    """
+
+    # nn.Module comes first in the bases: its __call__ must be the one that runs, and in the other
+    # order Distribution.__init__ would call nn.Module.__init__ again and wipe the parameters.
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    # A plain attribute, not a property: Pyro's has_rsample_(False) sets it on the instance.
+    has_rsample: bool = False
+    initialized: Tensor
+
+    def __init__(
+        self,
+        batch_shape: Sequence[int] = (),
+        event_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        Distribution.__init__(self, Size(batch_shape), Size(event_shape), validate_args)
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register(cls)
+
+    def forward(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws a sample: with pathwise gradients if ``has_rsample``, else without a graph."""
+        return self.rsample(sample_shape) if self.has_rsample else self.sample(sample_shape)
+
+    def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
+        """What training minimises: by default the mean negative log-density of the batch.
+
+        Args:
+            batch: Values of shape ``(N, *event_shape)``; for a conditional model a pair, or a
+                mapping with keys ``"value"`` and ``"context"``.
+            progress: How far training has come, from 0 to 1, for models with a curriculum.
+
+        Returns:
+            A scalar.
+        """
+        value, context = split_batch(batch)
+        law = self if context is None else self.condition(context)
+        return -law.log_prob(value).mean()
+
+    def initialize(self, data: Batch) -> None:
+        """Sets parameters from data before training starts; by default nothing.
+
+        `fit` calls it once in the life of a model: ``initialized`` remembers, also in a
+        checkpoint.
+
+        Args:
+            data: Training data, in the form of a batch.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data, from which a checkpoint rebuilds the model.
+
+        Raises:
+            NotPlainError: If an argument is an object of an unknown class, such as a user's
+                network.
+        """
+        return {name: encode(value) for name, value in constructor_arguments(self).items()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Builds a model from what `config` returned; its parameters are not yet set."""
+        return cls(**{name: decode(value) for name, value in config.items()})
+
+    def condition(self, context: Any) -> Distribution:
+        """The distribution given a context, for models that are conditional.
+
+        Raises:
+            NotImplementedError: If the model is not conditional.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} takes no context. Build a conditional model, with "
+            f"context_dim or with conditional transforms."
+        )
+
+    def extra_repr(self) -> str:
+        """The constructor's plain arguments, for the module tree that ``repr`` shows."""
+        try:
+            arguments = constructor_arguments(self)
+        except UnknownArgumentsError:
+            return ""
+        plain = (bool, int, float, str, list, tuple)
+        shown = {k: v for k, v in arguments.items() if isinstance(v, plain)}
+        return ", ".join(
+            f"{k}={tuple(v) if isinstance(v, Size) else v!r}" for k, v in shown.items()
+        )
+
+
+def split_batch(batch: Batch) -> tuple[Tensor, Any]:
+    """Splits a batch into values and context; the context is None where there is none.
+
+    Raises:
+        ValueError: If the batch is none of the forms that `DistributionModule.loss` takes.
+    """
+    match batch:
+        case Tensor():
+            return batch, None
+        case [Tensor() as value]:  # as a TensorDataset yields it
+            return value, None
+        case [Tensor() as value, context]:
+            return value, context
+        case {"value": value, **rest} if set(rest) <= {"context"}:
+            return value, rest.get("context")
+    raise ValueError(
+        f"Expected a batch that is a tensor, a pair (value, context) or a mapping with keys "
+        f"'value' and 'context', got {type(batch).__name__}. For other batches override `loss`."
+    )

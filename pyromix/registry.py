@@ -1,0 +1,174 @@
+"""Objects as plain data and back: numbers, strings, lists and names of known constructors.
+
+Only classes listed here can be rebuilt, and only by calling their constructor: reading plain data
+runs no code that the data brings along.
+"""
+
+__all__ = ["NotPlainError", "decode", "encode", "register"]
+
+import math
+from typing import Any
+
+import pyro.distributions
+import pyro.distributions.transforms
+import pyro.nn
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from .arguments import UnknownArgumentsError, constructor_arguments
+
+
+class NotPlainError(TypeError):
+    """An object cannot be described by the name of a known constructor and its arguments."""
+
+
+def register(cls: type) -> None:
+    """Makes a class known by name, so that it can be rebuilt from its configuration.
+
+    Subclasses of `DistributionModule` are registered as they are defined.
+    """
+    _CLASSES[class_name(cls)] = cls
+
+
+def class_name(cls: type) -> str:
+    """Name under which a class is registered; for those of this library, its public one."""
+    package = cls.__module__.partition(".")[0]
+    return f"{'pyromix' if package == 'pyromix' else cls.__module__}.{cls.__qualname__}"
+
+
+def encode(value: Any) -> Any:
+    """Describes a value as plain data that JSON can hold.
+
+    A tensor is described by its shape and dtype alone: its values belong to a state dict.
+
+    Raises:
+        NotPlainError: If the value is, or holds, an object of an unknown class.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, list | nn.ModuleList):
+        return [encode(v) for v in value]
+    if isinstance(value, tuple):  # torch.Size, too
+        return {"tuple": [encode(v) for v in value]}
+    if isinstance(value, dict):
+        return {"dict": [[encode(k), encode(v)] for k, v in value.items()]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Tensor):
+        kind = "parameter" if isinstance(value, nn.Parameter) else "tensor"
+        return {kind: list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, type):
+        return {"class": _known_name(value)}
+    name = _known_name(type(value))
+    try:
+        config = value.config() if hasattr(value, "config") else _encode_arguments(value)
+    except UnknownArgumentsError as error:
+        raise NotPlainError(str(error)) from error
+    return {"object": name, "config": config}
+
+
+def decode(data: Any) -> Any:
+    """Rebuilds what `encode` described; tensors are zeros of the right shape and dtype.
+
+    Raises:
+        ValueError: If the data names an unknown class, or is not of the form `encode` writes.
+    """
+    if data is None or isinstance(data, bool | int | str | float):
+        return data
+    if isinstance(data, list):
+        return [decode(v) for v in data]
+    if not isinstance(data, dict):
+        raise ValueError(f"Expected plain data, got {type(data).__name__}.")
+    match data:
+        case {"float": str(text)}:
+            return float(text)
+        case {"tuple": list(items)}:
+            return tuple(decode(v) for v in items)
+        case {"dict": list(items)}:
+            return {decode(k): decode(v) for k, v in items}
+        case {"tensor": list(shape), "dtype": str(dtype)}:
+            return torch.zeros(Size(shape), dtype=_dtype(dtype))
+        case {"parameter": list(shape), "dtype": str(dtype)}:
+            return nn.Parameter(torch.zeros(Size(shape), dtype=_dtype(dtype)))
+        case {"dtype": str(dtype)}:
+            return _dtype(dtype)
+        case {"class": str(name)}:
+            return _known_class(name)
+        case {"object": str(name), "config": config}:
+            cls = _known_class(name)
+            if hasattr(cls, "from_config"):
+                return cls.from_config(config)
+            return cls(**{key: decode(v) for key, v in config.items()})
+    raise ValueError(f"Expected plain data as written by pyromix, got keys {sorted(data)}.")
+
+
+def _encode_arguments(obj: object) -> dict[str, Any]:
+    return {name: encode(value) for name, value in constructor_arguments(obj).items()}
+
+
+def _known_name(cls: type) -> str:
+    name = class_name(cls)
+    if _CLASSES.get(name) is not cls:
+        raise NotPlainError(
+            f"Class {name} is not known to pyromix. A DistributionModule is registered when it "
+            f"is defined; PyTorch's and Pyro's distributions and transforms, and Pyro's "
+            f"networks, are known. A model that holds another network is loaded with "
+            f"load(path, into=model)."
+        )
+    return name
+
+
+def _known_class(name: str) -> type:
+    try:
+        return _CLASSES[name]
+    except KeyError:
+        raise ValueError(
+            f"Unknown class {name!r}. If it is yours, import the module that defines it before "
+            f"loading, or build the model and call load(path, into=model)."
+        ) from None
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"Unknown dtype {name!r}.")
+    return dtype
+
+
+def _public_classes() -> dict[str, type]:
+    namespaces = (
+        torch.distributions,
+        pyro.distributions,
+        torch.distributions.transforms,
+        pyro.distributions.transforms,
+    )
+    found = [
+        value
+        for namespace in namespaces
+        for value in vars(namespace).values()
+        if isinstance(value, type) and issubclass(value, Distribution | Transform | nn.Module)
+    ]
+    networks = [
+        pyro.nn.DenseNN,
+        pyro.nn.ConditionalDenseNN,
+        pyro.nn.AutoRegressiveNN,
+        pyro.nn.ConditionalAutoRegressiveNN,
+    ]
+    activations = [
+        nn.ELU,
+        nn.GELU,
+        nn.LeakyReLU,
+        nn.ReLU,
+        nn.Sigmoid,
+        nn.SiLU,
+        nn.Softplus,
+        nn.Tanh,
+    ]
+    inverse = pyro.distributions.conditional._ConditionalInverseTransformModule
+    return {class_name(cls): cls for cls in [*found, *networks, *activations, inverse]}
+
+
+_CLASSES: dict[str, type] = _public_classes()

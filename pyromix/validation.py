@@ -1,0 +1,148 @@
+"""Checks on what a user passes in: a ``ValueError`` says what was expected, given, and to do."""
+
+__all__ = [
+    "broadcastable",
+    "check_positive_int",
+    "check_tensor",
+    "check_value",
+    "is_expandable",
+    "is_traced",
+]
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+FLOAT_DTYPES = (torch.float32, torch.float64)
+
+
+def check_tensor(name: str, value: object, *, like: Tensor | None = None) -> Tensor:
+    """Checks that an argument is a float32 or float64 tensor, and matches a companion.
+
+    Args:
+        name: What to call the argument in the error.
+        value: The argument.
+        like: Another tensor whose dtype and device the argument must share.
+
+    Returns:
+        The argument itself.
+
+    Raises:
+        ValueError: If it is not a tensor, of another dtype, or on another device.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"Expected {name} to be a torch.Tensor, got {type(value).__name__}. "
+            f"Convert it with torch.as_tensor(...)."
+        )
+    if value.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"Expected {name} to have dtype torch.float32 or torch.float64, got {value.dtype}. "
+            f"Convert it with .to(torch.get_default_dtype())."
+        )
+    if like is None:
+        return value
+    if value.device != like.device:
+        raise ValueError(
+            f"Expected {name} on device {like.device}, got {value.device}. "
+            f"Nothing is moved between devices silently: call .to({str(like.device)!r}) on it."
+        )
+    if value.dtype != like.dtype:
+        raise ValueError(
+            f"Expected {name} to have dtype {like.dtype}, got {value.dtype}. "
+            f"Convert one of the two, for instance with .to({like.dtype})."
+        )
+    return value
+
+
+def check_value(
+    distribution: Distribution, value: object, *, like: Tensor | None = None
+) -> Tensor:
+    """Checks a value that is about to be scored by a distribution over real numbers.
+
+    Type, dtype, device and shape are always checked; NaN entries, which cost a pass over the
+    data, only if the distribution validates its arguments.
+
+    Args:
+        distribution: The distribution that will score the value.
+        value: Tensor of shape ``sample_shape + batch_shape + event_shape``.
+        like: A parameter of the distribution, whose dtype and device the value must share.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        ValueError: If the value does not fit.
+    """
+    value = check_tensor("value", value, like=like)
+    event_shape, batch_shape = distribution.event_shape, distribution.batch_shape
+    event_dim = len(event_shape)
+    if value.dim() < event_dim or value.shape[value.dim() - event_dim :] != event_shape:
+        raise ValueError(
+            f"Expected a value whose last {event_dim} dimension(s) are the event shape "
+            f"{tuple(event_shape)}, got shape {tuple(value.shape)}. "
+            f"Values have shape sample_shape + batch_shape + event_shape."
+        )
+    leading = value.shape[: value.dim() - event_dim]
+    if not broadcastable(leading, batch_shape):
+        raise ValueError(
+            f"Expected a value whose leading shape broadcasts with the batch shape "
+            f"{tuple(batch_shape)}, got {tuple(leading)} (value of shape {tuple(value.shape)}). "
+            f"To score one value under every distribution of the batch, insert dimensions of "
+            f"size 1."
+        )
+    if distribution._validate_args and not is_traced():
+        missing = value.isnan()
+        if missing.any():
+            raise ValueError(
+                f"Expected a value without NaN, got {int(missing.sum())} NaN among "
+                f"{value.numel()} entries. Remove or impute them before scoring."
+            )
+    return value
+
+
+def check_positive_int(name: str, value: object) -> int:
+    """Checks that an argument is an integer of at least one.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
+    return value
+
+
+def broadcastable(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether two shapes broadcast against each other.
+
+    >>> broadcastable((5, 1), (3,))
+    True
+    >>> broadcastable((5, 2), (3,))
+    False
+    """
+    return all(
+        a == b or a == 1 or b == 1 for a, b in zip(reversed(first), reversed(second), strict=False)
+    )
+
+
+def is_expandable(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be expanded to another.
+
+    >>> is_expandable((1, 3), (5, 2, 3))
+    True
+    >>> is_expandable((2, 3), (3,))
+    False
+    """
+    return len(shape) <= len(target) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+def is_traced() -> bool:
+    """Whether `torch.compile`, `vmap` or another function transform is running.
+
+    Control flow that depends on the values of tensors is impossible there.
+    """
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
