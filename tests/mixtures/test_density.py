@@ -1,0 +1,206 @@
+"""The fast log-densities, against direct differences in float64."""
+
+import math
+
+import pytest
+import torch
+
+from pyromix import MixtureOfNormals
+from pyromix.mixtures import density
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def reference(x, logits, loc, scale):
+    """The mixture's log-density, the slow obvious way."""
+    x, logits, loc, scale = (t.double() for t in (x, logits, loc, scale))
+    rows = []
+    for row in x.split(8):
+        z = (row.unsqueeze(-2) - loc) / scale
+        log_prob = -0.5 * (z.square() + LOG_2PI).sum(-1) - scale.log().sum(-1)
+        rows.append(torch.logsumexp(logits.log_softmax(-1) + log_prob, -1))
+    return torch.cat(rows)
+
+
+def relative_error(got, expected):
+    return ((got.double() - expected).abs() / expected.abs().clamp(min=1)).max().item()
+
+
+def log_uniform(*shape):
+    """From 1e-3 to 1e3."""
+    return 10 ** (6 * torch.rand(shape) - 3)
+
+
+REGIMES = {
+    "ordinary": lambda k, d: (torch.randn(k, d), torch.exp(0.3 * torch.randn(k, d))),
+    "far from the origin": lambda k, d: (1e3 + torch.randn(k, d), torch.ones(k, d)),
+    "scales 1e-3 to 1e3": lambda k, d: (torch.randn(k, d), log_uniform(k, d)),
+    "components of scales 1e-3 to 1e3": lambda k, d: (
+        torch.randn(k, d),
+        log_uniform(k, 1).expand(k, d),
+    ),
+    "far, scales 1e-3 to 1e3": lambda k, d: (1e3 + torch.randn(k, d), log_uniform(k, d)),
+    "apart": lambda k, d: (1e3 * torch.randn(k, d), torch.ones(k, d)),
+    "very far apart": lambda k, d: (1e6 * torch.randn(k, d), torch.ones(k, d)),
+    "sharp": lambda k, d: (torch.randn(k, d), torch.full((k, d), 1e-2)),
+    "twins": lambda k, d: (torch.zeros(k, d), torch.ones(k, d)),
+}
+
+
+@pytest.mark.parametrize(("n", "dim", "k"), [(100, 1, 5), (300, 16, 32), (256, 200, 40)])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+def test_accuracy(regime, n, dim, k, dtype, tolerance):
+    loc, scale = REGIMES[regime](k, dim)
+    # Rounded first: what is measured is the error of the computation, not of its inputs.
+    logits, loc, scale = (t.to(dtype) for t in (torch.randn(k), loc, scale))
+    mixture = MixtureOfNormals(logits, loc, scale)
+    near, between = mixture.sample((n,)), mixture.sample((n,)) * 0.9
+    for x in (near, between, 3 * near):
+        error = relative_error(mixture.log_prob(x), reference(x, logits, loc, scale))
+        assert error < tolerance
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_gradients_in_float32(regime):
+    loc, scale = REGIMES[regime](24, 60)
+    inputs = [t.float() for t in (torch.randn(24), loc, scale)]
+    x = MixtureOfNormals(*inputs).sample((300,))
+
+    def gradients(function, dtype):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *inputs)]
+        return torch.autograd.grad(function(*leaves).sum(), leaves)
+
+    got = gradients(lambda x, *p: MixtureOfNormals(*p).log_prob(x), torch.float32)
+    expected = gradients(reference, torch.float64)
+    # Gradients in loc are of the order of 1 / scale: compare them in standard deviations.
+    units = (None, None, inputs[2].double(), inputs[2].double())
+    for a, b, unit in zip(got, expected, units, strict=True):
+        a, b = a.double(), b
+        if unit is not None:
+            a, b = a * unit, b * unit
+        assert (a - b).norm() <= 1e-4 * b.norm().clamp(min=1.0)
+
+
+def count_calls(monkeypatch, name):
+    calls = []
+    original = getattr(density, name)
+
+    def counted(*args):
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(density, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("regime", "products", "refinements"),
+    [
+        ("ordinary", [torch.float32], 0),
+        ("far from the origin", [torch.float32], 0),
+        ("twins", [torch.float32], 0),
+        ("sharp", [torch.float32, torch.float64], 0),
+        ("very far apart", [torch.float32, torch.float64], 1),
+    ],
+)
+def test_no_more_precision_than_needed(regime, products, refinements, monkeypatch):
+    """Ordinary data keeps the fast path; each slower rung is reached where it is needed."""
+    fast = count_calls(monkeypatch, "_products")
+    slow = count_calls(monkeypatch, "_refine")
+    loc, scale = (t.float() for t in REGIMES[regime](32, 64))
+    mixture = MixtureOfNormals(torch.zeros(32).float(), loc, scale)
+    mixture.log_prob(mixture.sample((200,)))
+    assert [args[0].dtype for args in fast] == products
+    assert len(slow) == refinements
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_error_bound_holds(regime, dtype):
+    """The bound that the choice of precision rests on, for every pair of point and component."""
+    loc, scale = (t.to(dtype) for t in REGIMES[regime](20, 100))
+    x = MixtureOfNormals(torch.zeros(20, dtype=dtype), loc, scale).sample((200,))
+    offset = torch.zeros(20, dtype=dtype)
+    scores, error = density._products(x, loc, scale, offset)
+    z = (x.double().unsqueeze(-2) - loc.double()) / scale.double()
+    exact = -0.5 * (z.square() + LOG_2PI).sum(-1) - scale.double().log().sum(-1)
+    # Not the reference but the products' own rounding is what is bounded: in float64 the direct
+    # differences are exact to a few units in the last place.
+    slack = 1e-14 * exact.abs()
+    assert ((scores.double() - exact).abs() <= error.double() + slack).all()
+
+
+def test_refinement_in_chunks(monkeypatch):
+    loc, scale = (t.float() for t in REGIMES["very far apart"](8, 40))
+    inputs = [t.requires_grad_() for t in (torch.zeros(8).float(), loc, scale)]
+    mixture = MixtureOfNormals(*inputs)
+    x = mixture.sample((300,))
+    whole = mixture.log_prob(x)
+    gradients = torch.autograd.grad(whole.sum(), inputs)
+    monkeypatch.setattr(density, "CHUNK_NUMBERS", 40 * 7)
+    parts = mixture.log_prob(x)
+    torch.testing.assert_close(parts, whole)
+    for a, b in zip(torch.autograd.grad(parts.sum(), inputs), gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_removed_components_do_not_spoil_the_sum():
+    logits = torch.tensor([0.0, -math.inf, 1.0]).float().requires_grad_()
+    loc, scale = torch.randn(3, 60).float(), torch.ones(3, 60).float()
+    mixture = MixtureOfNormals(logits, loc, scale)
+    x = mixture.sample((300,))
+    without = MixtureOfNormals(logits[[0, 2]], loc[[0, 2]], scale[[0, 2]])
+    torch.testing.assert_close(mixture.log_prob(x), without.log_prob(x))
+    (grad,) = torch.autograd.grad(mixture.log_prob(x).sum(), logits)
+    assert grad.isfinite().all()
+    assert grad[1] == 0
+
+
+def test_no_denormal_numbers_reach_the_backward_pass():
+    """Processors compute with them many times slower."""
+    scores = torch.linspace(-120, 0, 200).float().requires_grad_()
+    (weights,) = torch.autograd.grad(density.log_sum_exp(scores), scores)
+    tiny = torch.finfo(torch.float32).tiny
+    smallest_batch_weight = 1e-9  # the gradient of a mean over a billion points
+    assert ((weights == 0) | (weights * smallest_batch_weight >= tiny)).all()
+    torch.testing.assert_close(weights, scores.detach().softmax(-1), atol=1e-27, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_reduced_matmul_precision_is_not_trusted(precision):
+    """TensorFloat-32 and bfloat16 products would be wrong by whole nats."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        loc, scale = (t.float() for t in REGIMES["ordinary"](32, 64))
+        mixture = MixtureOfNormals(torch.zeros(32).float(), loc, scale)
+        x = mixture.sample((300,))
+        error = relative_error(mixture.log_prob(x), reference(x, torch.zeros(32), loc, scale))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert error < 1e-4
+
+
+def test_autocast_does_not_reach_the_products():
+    loc, scale = (t.float() for t in REGIMES["ordinary"](32, 64))
+    mixture = MixtureOfNormals(torch.zeros(32).float(), loc, scale)
+    x = mixture.sample((300,))
+    expected = mixture.log_prob(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mixture.log_prob(x), expected)
+
+
+def test_second_derivatives():
+    """For Laplace approximations, and for samplers that use curvature."""
+    loc, scale = REGIMES["ordinary"](20, 50)
+    mixture = MixtureOfNormals(torch.zeros(20), loc, scale)
+    x = mixture.sample((40,))
+
+    def second(log_prob):
+        y = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(log_prob(y).sum(), y, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), y)[0]
+
+    expected = second(lambda y: reference(y, torch.zeros(20), loc, scale))
+    torch.testing.assert_close(second(mixture.log_prob), expected)
