@@ -1,0 +1,324 @@
+"""A transformed distribution that owns its base and its transforms."""
+
+__all__ = ["ConditionedFlow", "Flow"]
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.conditional import ConditionalTransform
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Independent, Transform, constraints
+from torch.distributions.utils import _sum_rightmost
+from torch.types import _size
+
+from .core import Batch, DistributionModule, split_batch
+from .plain import as_distribution_module, as_transform_module, flatten_transforms
+from .registry import encode
+from .validation import check_tensor, check_value, is_traced
+
+
+class _TransformedLaw(dist.TransformedDistribution):
+    """The density and the draws of a transformed distribution, with Pyro's caches kept honest.
+
+    Pyro's transforms remember the last pair (x, y) and its Jacobian, with their graphs. That
+    saves the inverse pass when a fresh draw is scored, but a value scored again after an update
+    of the parameters would find the stale pair, and a deep copy would fail. So the caches are
+    used between drawing and scoring within this class, and emptied everywhere else.
+    """
+
+    # A plain attribute in place of PyTorch's property, so that Pyro's has_rsample_ can set it.
+    has_rsample: bool = False
+    # PyTorch's own would call a constructor with other arguments.
+    expand = TorchDistributionMixin.expand
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws without a graph."""
+        with torch.no_grad():
+            x = self._push(self.base_dist.sample(Size(sample_shape)))
+        self.clear_cache()
+        return x
+
+    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws with pathwise gradients, if the base has them."""
+        return self._push(self.base_dist.rsample(Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of values, by the inverse of every transform.
+
+        Raises:
+            NotImplementedError: If a transform has no inverse in closed form, such as Pyro's
+                planar transform: invert it, or use `rsample_and_log_prob`.
+        """
+        if self._validate_args and not is_traced():
+            self._validate_sample(value)
+        self.clear_cache()
+        log_prob = self._score(value)
+        self.clear_cache()
+        return log_prob
+
+    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
+        """Draws and scores in one forward pass; no transform is inverted.
+
+        Both results have pathwise gradients if ``has_rsample``, else no graph.
+
+        Returns:
+            Samples of shape ``sample_shape + batch_shape + event_shape`` and their log-densities
+            of shape ``sample_shape + batch_shape``.
+        """
+        if not self.has_rsample and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.rsample_and_log_prob(sample_shape)
+        self.clear_cache()
+        x, log_prob = _draw_and_score(self.base_dist, Size(sample_shape), self.has_rsample)
+        log_prob = _sum_rightmost(log_prob, self._surplus[0])
+        for transform, surplus in zip(self.transforms, self._surplus[1:], strict=True):
+            y = transform(x)
+            jacobian = transform.log_abs_det_jacobian(x, y)
+            log_prob = log_prob - _sum_rightmost(jacobian, surplus)
+            x = y
+        self.clear_cache()
+        return x, log_prob
+
+    def score_parts(self, x: Tensor) -> ScoreParts:
+        """The parts of an ELBO's gradient; a fresh draw is scored without the inverse pass."""
+        if not x.requires_grad:  # the cached Jacobian, if any, has no graph either
+            self.clear_cache()
+        log_prob = self._score(x)
+        self.clear_cache()
+        zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
+        if self.has_rsample:
+            return ScoreParts(log_prob, zero, log_prob)
+        return ScoreParts(log_prob, log_prob, zero)
+
+    def clear_cache(self) -> None:
+        """Empties the caches of all transforms, and frees the graphs they hold."""
+        for transform in self.transforms:
+            _clear(transform)
+
+    def _push(self, x: Tensor) -> Tensor:
+        self.clear_cache()
+        for transform in self.transforms:
+            x = transform(x)
+        return x
+
+    def _score(self, y: Tensor) -> Tensor:
+        log_prob: Tensor | float = 0.0
+        steps = zip(reversed(self.transforms), reversed(self._surplus[1:]), strict=True)
+        try:
+            for transform, surplus in steps:
+                x = transform.inv(y)
+                jacobian = transform.log_abs_det_jacobian(x, y)
+                log_prob = log_prob - _sum_rightmost(jacobian, surplus)
+                y = x
+        except KeyError as error:  # as Pyro's non-invertible transforms raise
+            raise NotImplementedError(
+                "A transform of this flow has no inverse in closed form, so that only its own "
+                "draws can be scored, with rsample_and_log_prob. To score data, put the "
+                "transform's .inv into the flow."
+            ) from error
+        return log_prob + _sum_rightmost(self.base_dist.log_prob(y), self._surplus[0])
+
+    @property
+    def _surplus(self) -> list[int]:
+        """Dimensions by which the event exceeds that of the base and of every transform."""
+        surplus, event_dim = [], len(self.event_shape)
+        for transform in reversed(self.transforms):
+            event_dim += transform.domain.event_dim - transform.codomain.event_dim
+            surplus.append(event_dim - transform.domain.event_dim)
+        surplus.append(event_dim - len(self.base_dist.event_shape))
+        return surplus[::-1]
+
+
+class ConditionedFlow(_TransformedLaw):
+    """A flow given a context. It uses the parameters of the `Flow`, but does not own them."""
+
+
+class Flow(DistributionModule, _TransformedLaw):
+    r"""A base distribution pushed through transforms, as a module.
+
+    .. math:: x = f_L \circ \dots \circ f_1(z), \qquad
+              \log p(x) = \log p_0(z) - \sum_l \log \left| \det J_{f_l} \right|
+
+    Every distribution may be a base and every transform of PyTorch and Pyro a part: modules,
+    plain objects (their tensors become buffers), inverses ``t.inv``, compositions, and
+    conditional transforms, which make the flow conditional: `condition` then gives the law.
+
+    Args:
+        base: The law of z, of any batch shape; dimensions that the transforms treat as event
+            dimensions become part of the event.
+        transforms: From the base to the sample.
+        validate_args: Whether to check the values that are scored.
+
+    Raises:
+        TypeError: If the base is no distribution, or a part no transform.
+        ValueError: If the shapes of base and transforms do not fit.
+
+    Example:
+        >>> from pyro.distributions.transforms import affine_coupling
+        >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
+        >>> flow = Flow(base, [affine_coupling(3), affine_coupling(3).inv])
+        >>> x, log_prob = flow.rsample_and_log_prob((5,))
+        >>> x.shape, torch.allclose(log_prob, flow.log_prob(x), atol=1e-4)
+        (torch.Size([5, 3]), True)
+    """
+
+    def __init__(
+        self,
+        base: Distribution,
+        transforms: Transform | ConditionalTransform | Sequence[Any],
+        validate_args: bool | None = None,
+    ) -> None:
+        if isinstance(transforms, Transform | ConditionalTransform):
+            transforms = [transforms]
+        modules = [as_transform_module(t) for t in flatten_transforms(list(transforms))]
+        law = as_distribution_module(base)
+        base_dist, batch_shape, event_shape = _fit_together(law, modules)
+        super().__init__(batch_shape, event_shape, validate_args)
+        self.base = law
+        self.transforms = nn.ModuleList(modules)
+        self.has_rsample = base.has_rsample
+        # Under this name only if it is another object: a module that is an attribute twice is
+        # also twice in the state dict.
+        self._base_view = None if base_dist is law else base_dist
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the flow needs a context."""
+        return any(isinstance(t, ConditionalTransform) for t in self.transforms)
+
+    @property
+    def base_dist(self) -> Distribution:
+        """The base, its batch dimensions made event dimensions where the transforms ask for it."""
+        return self.base if self._base_view is None else self._base_view
+
+    def condition(self, context: Tensor) -> Distribution:
+        """The law given a context.
+
+        Args:
+            context: Shape ``(*batch, context_dim)``.
+
+        Raises:
+            NotImplementedError: If no transform is conditional.
+        """
+        if not self.conditional:
+            return super().condition(context)
+        check_tensor("context", context)
+        transforms = [
+            t.condition(context) if isinstance(t, ConditionalTransform) else t
+            for t in self.transforms
+        ]
+        batch_shape = torch.broadcast_shapes(context.shape[:-1], self.batch_shape)
+        base = self.base_dist
+        if base.batch_shape != batch_shape:
+            base = base.expand(batch_shape)
+        flow = ConditionedFlow(base, transforms)
+        flow._validate_args = self._validate_args
+        flow.has_rsample = self.has_rsample
+        return flow
+
+    def initialize(self, data: Batch) -> None:
+        """Initialises the base from the data, pulled back through the transforms."""
+        if not isinstance(self.base, DistributionModule):
+            return
+        x, context = split_batch(data)
+        with torch.no_grad():
+            law: Any = self if context is None else self.condition(context)
+            for transform in reversed(law.transforms):
+                x = transform.inv(x)
+        self.clear_cache()
+        self.base.initialize(x)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of values, by the inverse of every transform.
+
+        Raises:
+            NotImplementedError: If a transform has no inverse in closed form.
+            ValueError: If the flow is conditional and was not given a context.
+        """
+        self._require_no_context()
+        if not is_traced():  # parameters() cannot be traced through Pyro's transforms
+            tensors = itertools.chain(self.parameters(), self.buffers())
+            like = next((t for t in tensors if t.is_floating_point()), None)
+            check_value(self, value, like=like)
+        return super().log_prob(value)
+
+    def config(self) -> dict[str, Any]:
+        """Base and transforms as plain data."""
+        return {"base": encode(self.base), "transforms": [encode(t) for t in self.transforms]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.clear_cache()  # cached graphs can be neither copied nor pickled
+        return self.__dict__.copy()
+
+    def _push(self, x: Tensor) -> Tensor:
+        self._require_no_context()
+        return super()._push(x)
+
+    def _require_no_context(self) -> None:
+        if self.conditional:
+            raise ValueError(
+                "This flow has conditional transforms. Call condition(context), and use the "
+                "distribution that it returns."
+            )
+
+
+def _draw_and_score(base: Any, shape: Size, pathwise: bool) -> tuple[Tensor, Tensor]:
+    if hasattr(base, "rsample_and_log_prob"):
+        return base.rsample_and_log_prob(shape)
+    x = base.rsample(shape) if pathwise else base.sample(shape)
+    return x, base.log_prob(x)
+
+
+def _clear(part: Any) -> None:
+    """Empties the caches of a transform and of the transforms within it."""
+    if isinstance(part, Transform):
+        if part._cache_size:
+            part._cached_x_y = None, None
+        for name, value in vars(part).items():
+            if name.startswith("_cache") and isinstance(value, Tensor):
+                setattr(part, name, None)
+    if isinstance(part, nn.Module):
+        for child in part._modules.values():  # modules() would hash, which Dynamo cannot trace
+            _clear(child)
+
+
+def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size, Size]:
+    """The base as the transforms need it, and the batch and event shape of the result."""
+    if any(isinstance(t, ConditionalTransform) for t in transforms):
+        # Their domains are known only with a context; all of Pyro's keep the shape.
+        event_dim = max(
+            getattr(t, "domain", constraints.real_vector).event_dim for t in transforms
+        )
+        event_dim = max(event_dim, len(base.event_shape))
+        missing = event_dim - len(base.event_shape)
+        _check_dims(base, event_dim)
+        base = base.to_event(missing) if missing else base
+        return base, base.batch_shape, base.event_shape
+    try:
+        law = torch.distributions.TransformedDistribution(base, transforms, validate_args=False)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected a base whose shape fits the transforms, got batch shape "
+            f"{tuple(base.batch_shape)} and event shape {tuple(base.event_shape)}: {error}"
+        ) from error
+    inner, missing = law.base_dist, 0
+    if isinstance(inner, Independent):
+        inner, missing = inner.base_dist, inner.reinterpreted_batch_ndims
+    if inner is not base:
+        base = base.expand(inner.batch_shape)
+    base = base.to_event(missing) if missing else base
+    return base, law.batch_shape, law.event_shape
+
+
+def _check_dims(base: Distribution, event_dim: int) -> None:
+    shape = base.batch_shape + base.event_shape
+    if len(shape) < event_dim:
+        raise ValueError(
+            f"Expected a base of at least {event_dim} dimension(s) to fit the transforms, got "
+            f"shape {tuple(shape)}."
+        )

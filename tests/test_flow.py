@@ -1,0 +1,317 @@
+"""Flows: owned parts, honest caches, one pass for draw and density."""
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as transforms
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.reparam import TransformReparam
+from pyro.optim import ClippedAdam
+from torch import nn
+
+from pyromix import Flow, GaussianMixture, MixtureOfNormals, fit
+
+DIM = 4
+
+
+def normal(*shape):
+    return dist.Normal(torch.zeros(*shape), torch.ones(*shape))
+
+
+BASES = {
+    "batch": lambda: normal(DIM),
+    "event": lambda: normal(DIM).to_event(1),
+    "batch and event": lambda: normal(3, DIM),
+    "scalar, expanded": lambda: dist.Normal(0.0, 1.0).expand([DIM]),
+    "mixture": lambda: MixtureOfNormals(torch.zeros(2), torch.randn(2, DIM), torch.ones(2, DIM)),
+    "learnable": lambda: GaussianMixture(DIM, 3),
+    "flow": lambda: Flow(GaussianMixture(DIM, 3), transforms.affine_coupling(DIM)),
+}
+
+STACKS = {
+    "nothing": list,
+    "modules": lambda: [transforms.affine_coupling(DIM), transforms.spline_coupling(DIM)],
+    "inverses": lambda: [
+        transforms.spline(DIM).inv,
+        transforms.affine_autoregressive(DIM).inv,
+        transforms.AffineTransform(torch.randn(DIM), 2.0).inv,
+    ],
+    "plain": lambda: [
+        transforms.permute(DIM),
+        transforms.AffineTransform(torch.randn(DIM), torch.rand(DIM) + 0.5),
+        transforms.LowerCholeskyAffine(torch.randn(DIM), 2 * torch.eye(DIM)),
+        transforms.LeakyReLUTransform(),
+    ],
+    "composed": lambda: [
+        transforms.iterated(2, transforms.affine_coupling, DIM),
+        transforms.ComposeTransform(
+            [transforms.AffineTransform(1.0, 2.0), transforms.spline(DIM)]
+        ).inv,
+    ],
+    "shape": lambda: [transforms.ReshapeTransform((DIM,), (2, 2)), transforms.ExpTransform()],
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("stack", STACKS)
+def test_matches_pyros_transformed_distribution(base, stack):
+    law, parts = BASES[base](), STACKS[stack]()
+    flow = Flow(law, parts)
+    expected = dist.TransformedDistribution(law, parts)
+    if stack == "nothing" and base != "batch and event":
+        assert flow.batch_shape + flow.event_shape == (DIM,)
+    assert (flow.batch_shape, flow.event_shape) == (expected.batch_shape, expected.event_shape)
+    x, log_prob = flow.rsample_and_log_prob((5,))
+    assert x.shape == (5, *flow.batch_shape, *flow.event_shape)
+    torch.testing.assert_close(flow.log_prob(x), expected.log_prob(x.clone()))
+    torch.testing.assert_close(log_prob, flow.log_prob(x))
+    assert flow.support.check(x).all()
+    assert flow.sample((2,)).shape == flow.rsample((2,)).shape
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_tensor_is_owned_once(base, stack):
+    flow = Flow(BASES[base](), STACKS[stack]())
+    flow()  # fills the caches that copies must not stumble over
+    stored = flow.state_dict(keep_vars=True)
+    assert len({id(t) for t in stored.values()}) == len(stored)
+    x = flow.sample((3,))
+    expected = flow.log_prob(x)
+    for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        torch.testing.assert_close(other.log_prob(x), expected)
+    other = Flow.from_config(flow.config())
+    other.load_state_dict(flow.state_dict())
+    torch.testing.assert_close(other.log_prob(x), expected)
+    assert all(t.is_meta for t in copy.deepcopy(flow).to("meta").state_dict().values())
+
+
+@pytest.mark.parametrize("base", ["batch", "batch and event", "learnable"])
+def test_expand(base):
+    flow = Flow(BASES[base](), STACKS["modules"]())
+    wide = flow.expand((2, *flow.batch_shape))
+    x = wide.sample()
+    assert x.shape == (2, *flow.batch_shape, DIM)
+    torch.testing.assert_close(wide.log_prob(x), flow.log_prob(x))
+
+
+def test_a_base_is_registered_under_one_name():
+    flow = Flow(GaussianMixture(DIM, 2), STACKS["modules"]())
+    assert not any(name.startswith("base_dist") for name in flow.state_dict())
+    assert {name.split(".")[0] for name, _ in flow.named_parameters()} == {"base", "transforms"}
+
+
+def test_pyro_can_switch_pathwise_gradients_off():
+    flow = Flow(normal(DIM), STACKS["modules"]())
+    assert flow().requires_grad
+    flow.has_rsample_(False)
+    assert not flow().requires_grad
+    x, log_prob = flow.rsample_and_log_prob()
+    assert not x.requires_grad
+    assert not log_prob.requires_grad
+    flow.has_rsample_(True)
+    assert flow().requires_grad
+    categorical = Flow(dist.Uniform(torch.zeros(2), 1.0).has_rsample_(False), [])
+    assert not categorical.has_rsample
+
+
+def count_inverses(flow):
+    """Counts how often the first transform is inverted."""
+    calls, transform = [], flow.transforms[0]
+    original = transform._inverse
+    transform._inverse = lambda y: (calls.append(1), original(y))[1]
+    return calls
+
+
+def test_drawing_and_scoring_takes_no_inverse():
+    flow = Flow(normal(DIM), STACKS["modules"]())
+    calls = count_inverses(flow)
+    flow.rsample_and_log_prob((10,))
+    x = flow()
+    flow.score_parts(x)  # as SVI does with a guide's draw
+    assert not calls
+    flow.score_parts(x)
+    assert len(calls) == 1  # the caches were used once, and emptied
+
+
+def test_a_value_scored_again_sees_new_parameters():
+    """Pyro's cache would return the stale density, or a graph that is already freed."""
+    flow = Flow(normal(DIM), STACKS["modules"]())
+    x = torch.randn(10, DIM)
+    first = flow.log_prob(x)
+    first.sum().backward()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.1)
+    second = flow.log_prob(x)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(second, flow.log_prob(x.clone()))
+    second.sum().backward()
+
+
+def test_gradient_at_a_drawn_value():
+    """With Pyro's cache the log-density of a draw would not depend on it."""
+    flow = Flow(normal(DIM), STACKS["modules"]())
+    x = flow.rsample((3,))
+    (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    y = x.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(flow.log_prob(y).sum(), y)
+    torch.testing.assert_close(score, expected)
+
+
+def test_scoring_a_draw_made_without_a_graph_has_gradients():
+    flow = Flow(normal(DIM), STACKS["modules"]())
+    with torch.no_grad():
+        x = flow.rsample((3,))
+    flow.score_parts(x).log_prob.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in flow.parameters())
+
+
+def test_gradients_of_both_routes_agree():
+    flow = Flow(GaussianMixture(DIM, 3), STACKS["modules"]())
+
+    def gradients(draw):
+        torch.manual_seed(1)
+        x, log_prob = draw()
+        loss = (log_prob + x.square().sum(-1)).mean()
+        return torch.autograd.grad(loss, list(flow.parameters()), materialize_grads=True)
+
+    one_pass = gradients(lambda: flow.rsample_and_log_prob((20,)))
+
+    def two_passes():
+        x = flow.rsample((20,))
+        return x, flow.log_prob(x)
+
+    for a, b in zip(one_pass, gradients(two_passes), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_inverse_in_closed_form():
+    flow = Flow(normal(DIM), transforms.planar(DIM))
+    x, log_prob = flow.rsample_and_log_prob()
+    assert log_prob.isfinite()
+    flow.score_parts(flow())  # enough for a guide
+    with pytest.raises(NotImplementedError, match="rsample_and_log_prob"):
+        flow.log_prob(x.detach())
+
+
+@pytest.mark.parametrize("base", ["batch", "learnable", "batch and event"])
+def test_conditional(base):
+    flow = Flow(
+        BASES[base](),
+        [
+            transforms.conditional_affine_coupling(DIM, 2),
+            transforms.permute(DIM),
+            transforms.conditional_spline(DIM, 2, order="quadratic"),
+            transforms.conditional_affine_coupling(DIM, 2).inv,
+            transforms.affine_coupling(DIM),
+        ],
+    )
+    assert flow.conditional
+    context = torch.randn(*([3] if base == "batch and event" else [6]), 2)
+    law = flow.condition(context)
+    assert law.batch_shape == context.shape[:1]
+    x, log_prob = law.rsample_and_log_prob((5,))
+    assert x.shape == (5, len(context), DIM)
+    torch.testing.assert_close(law.log_prob(x), log_prob)
+    one = flow.condition(context[0])
+    torch.testing.assert_close(one.log_prob(x[:, :1])[:, 0], log_prob[:, 0])
+    law.has_rsample_(False)
+    assert not law().requires_grad
+    wide = law.expand((2, len(context)))
+    assert wide.sample().shape == (2, len(context), DIM)
+    other = Flow.from_config(flow.config())
+    other.load_state_dict(flow.state_dict())
+    torch.testing.assert_close(other.condition(context).log_prob(x), log_prob)
+
+
+def test_conditional_flow_learns():
+    """y = 2 c + noise of scale exp(-1)."""
+    context = torch.randn(2000, 1)
+    y = torch.cat([2 * context, -context], -1) + 0.3 * torch.randn(2000, 2)
+    flow = Flow(
+        normal(2),
+        [
+            transforms.conditional_affine_coupling(2, 1, hidden_dims=[16]),
+            transforms.permute(2, torch.tensor([1, 0])),
+            transforms.conditional_affine_coupling(2, 1, hidden_dims=[16]),
+        ],
+    )
+    history = fit(flow, (y, context), steps=400, lr=0.01, seed=0, progress_bar=False)
+    entropy = 2 * (1.4189385 + torch.tensor(0.3).log().item())
+    assert sum(history.losses[-50:]) / 50 < entropy + 0.2
+    draws = flow.condition(torch.tensor([1.0])).sample((500,))
+    torch.testing.assert_close(draws.mean(0), torch.tensor([2.0, -1.0]), atol=0.15, rtol=0)
+
+
+def test_initialize_pulls_the_data_back_to_the_base():
+    shift = transforms.AffineTransform(torch.full((2,), 100.0), 10.0)
+    flow = Flow(GaussianMixture(2, 1), shift)
+    flow.initialize(100 + 10 * (3 + 0.1 * torch.randn(500, 2)))
+    torch.testing.assert_close(flow.base.loc.detach()[0], torch.full((2,), 3.0), atol=0.05, rtol=0)
+
+
+def test_as_guide():
+    """A flow guide finds a posterior that is normal."""
+    data = torch.tensor([1.0, -2.0])
+
+    def model():
+        z = pyro.sample("z", normal(2).to_event(1))
+        pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=data)
+
+    flow = Flow(normal(2), transforms.iterated(2, transforms.affine_autoregressive, 2))
+
+    def guide():
+        pyro.module("flow", flow)
+        pyro.sample("z", flow)
+
+    elbo = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(model, guide, ClippedAdam({"lr": 0.02}), elbo)
+    for _ in range(300):
+        svi.step()
+    draws = flow.sample((4000,))
+    torch.testing.assert_close(draws.mean(0), data * 0.8, atol=0.1, rtol=0)
+    torch.testing.assert_close(draws.std(0), torch.full((2,), 0.2**0.5), atol=0.1, rtol=0)
+
+
+def test_transform_reparam_understands_it():
+    flow = Flow(normal(DIM), STACKS["modules"]())
+    model = pyro.poutine.reparam(lambda: pyro.sample("x", flow), config={"x": TransformReparam()})
+    trace = pyro.poutine.trace(model).get_trace()
+    assert "x_base" in trace.nodes
+    assert trace.nodes["x"]["value"].shape == (DIM,)
+
+
+def test_shared_transform_is_one_module():
+    coupling = transforms.affine_coupling(DIM)
+    flow = Flow(normal(DIM), [coupling, transforms.permute(DIM), coupling])
+    assert len(list(flow.parameters())) == len(list(coupling.parameters()))
+    x, log_prob = flow.rsample_and_log_prob((4,))
+    torch.testing.assert_close(flow.log_prob(x), log_prob)
+
+
+def test_compiles_and_vmaps():
+    flow = Flow(GaussianMixture(DIM, 2), STACKS["modules"]()[:1])
+    x = flow.sample((3,))
+    torch.testing.assert_close(torch.func.vmap(flow.log_prob)(x), flow.log_prob(x))
+
+
+def test_users_network_in_a_transform():
+    network = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 4))
+
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x).chunk(2, -1)
+
+    flow = Flow(normal(DIM), transforms.AffineCoupling(2, Split()))
+    assert any(p is network[0].weight for p in flow.parameters())
+    x, log_prob = flow.rsample_and_log_prob((3,))
+    torch.testing.assert_close(flow.log_prob(x), log_prob)
