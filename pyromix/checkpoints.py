@@ -1,0 +1,240 @@
+"""Models and training states as safetensors files: tensors, and a description in JSON.
+
+Nothing is pickled: reading a file runs no code that the file brings along. A model is rebuilt by
+the constructor that is registered under the name in the file.
+"""
+
+__all__ = ["load", "read_tree", "save", "write_tree"]
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .core import DistributionModule
+from .registry import NotPlainError, class_name, decode
+
+FORMAT = 1
+_KEY = "pyromix"
+Kind = Literal["model", "training"]
+PathLike = str | os.PathLike[str]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save(model: DistributionModule, path: PathLike) -> None:
+    """Saves a model: its parameters and buffers, its class and its constructor's arguments.
+
+    A model that holds a user's own network can be saved, too; `load` then needs ``into=``.
+
+    Args:
+        model: The model.
+        path: File to write, by convention ``*.safetensors``. It is replaced only when complete.
+
+    Raises:
+        ValueError: If `model` is not a `DistributionModule`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from pyromix import GaussianMixture
+        >>> model = GaussianMixture(dim=2, num_components=3)
+        >>> with TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/mixture.safetensors")
+        ...     copy = load(f"{folder}/mixture.safetensors")
+        >>> torch.equal(copy.loc, model.loc)
+        True
+    """
+    if not isinstance(model, DistributionModule):
+        raise ValueError(
+            f"Expected a DistributionModule, got {type(model).__name__}. For other modules use "
+            f"safetensors.torch.save_model."
+        )
+    description: dict[str, Any] = {"class": class_name(type(model))}
+    try:
+        description["config"] = model.config()
+    except NotPlainError as error:
+        description["config"], description["reason"] = None, str(error)
+    _write(path, "model", description, model.state_dict())
+
+
+@overload
+def load(path: PathLike, *, device: str | torch.device = ...) -> DistributionModule: ...
+@overload
+def load(path: PathLike, *, into: Model) -> Model: ...
+def load(
+    path: PathLike, *, into: nn.Module | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Loads a model that `save` wrote.
+
+    Args:
+        path: The file.
+        into: A model of the same class and shapes, to be filled in place: for models that hold a
+            user's own network. Its device and dtype are kept.
+        device: Where to put the model, if it is not given. Its dtype is the saved one.
+
+    Returns:
+        The model, in evaluation mode unless it was given.
+
+    Raises:
+        ValueError: If the file is not one of pyromix, is of a later format, names an unknown
+            class, or does not fit the model.
+        FileNotFoundError: If there is no such file.
+    """
+    target = "cpu" if into is not None else device
+    description, tensors = _read(path, "model", target)
+    if into is not None:
+        expected = description["class"]
+        if class_name(type(into)) != expected:
+            raise ValueError(
+                f"{path} holds a {expected}, got a {class_name(type(into))} to load it into."
+            )
+        _check_state(into, tensors, path)
+        into.load_state_dict(tensors)
+        return into
+    model = _rebuild(description, path)
+    _check_state(model, tensors, path)
+    model.load_state_dict(tensors, assign=True)  # keeps the saved dtypes and device
+    return model.eval()
+
+
+def write_tree(tree: Mapping[str, Any], path: PathLike) -> None:
+    """Writes nested dicts, lists and tuples of tensors, numbers and strings.
+
+    Raises:
+        TypeError: If the tree holds anything else, naming where.
+    """
+    tensors: dict[str, Tensor] = {}
+    _write(path, "training", _flatten(tree, "", tensors), tensors)
+
+
+def read_tree(path: PathLike) -> dict[str, Any]:
+    """Reads what `write_tree` wrote.
+
+    Raises:
+        ValueError: If the file is not one that `write_tree` wrote.
+    """
+    plain, tensors = _read(path, "training", "cpu")
+    try:
+        tree = _unflatten(plain, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}.") from error
+    return tree
+
+
+def _write(path: PathLike, kind: Kind, description: Any, tensors: Mapping[str, Tensor]) -> None:
+    from . import __version__
+
+    header = {"format": FORMAT, "kind": kind, "version": __version__, "description": description}
+    # Tied parameters are written once under each name: safetensors refuses shared storage.
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(own, temporary, metadata={_KEY: json.dumps(header)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: PathLike, kind: Kind, device: str | torch.device) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}.") from error
+    try:
+        header = json.loads(metadata[_KEY])
+        version, found, description = header["format"], header["kind"], header["description"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} was not written by pyromix: it has tensors, but no description of a model."
+        ) from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(
+            f"{path} has format {version!r}, this version of pyromix reads up to {FORMAT}. "
+            f"Upgrade pyromix (the file was written by version {header.get('version')})."
+        )
+    if found != kind:
+        remedy = {
+            "model": "Load it with pyromix.load.",
+            "training": "Pass it to fit(..., checkpoint=...) to resume training.",
+        }.get(found, "")
+        raise ValueError(f"Expected a {kind} file, {path} holds a {found!r}. {remedy}")
+    return description, tensors
+
+
+def _rebuild(description: Any, path: PathLike) -> nn.Module:
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} does not describe a model.")
+    name, config = description.get("class"), description.get("config")
+    if config is None:
+        raise ValueError(
+            f"{path} holds a {name} that cannot be rebuilt from the file alone: "
+            f"{description.get('reason')} Build the model as before saving, and call "
+            f"load(path, into=model)."
+        )
+    try:
+        model = decode({"object": name, "config": config})
+    except (AttributeError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{path} does not describe a {name}: {error}.") from error
+    if not isinstance(model, DistributionModule):
+        raise ValueError(f"{path} describes a {name}, which is no DistributionModule.")
+    return model
+
+
+def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: PathLike) -> None:
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    problems += [f"{name} is unknown" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    problems += [
+        f"{name} has dtype {tensors[name].dtype}, expected a kind like {value.dtype}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].is_floating_point() != value.is_floating_point()
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise ValueError(f"{path} does not fit the model {type(model).__name__}: {shown}.")
+
+
+def _flatten(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """Plain data in which every tensor is replaced by its name among `tensors`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[where] = value
+        return {"tensor": where}
+    if isinstance(value, list | tuple):
+        items = [_flatten(v, f"{where}.{i}", tensors) for i, v in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, Mapping):
+        start = f"{where}." if where else ""
+        items = [[k, _flatten(v, f"{start}{k}", tensors)] for k, v in value.items()]
+        return {"dict": items}
+    raise TypeError(
+        f"Expected tensors, numbers, strings and collections of them, got "
+        f"{type(value).__name__} at {where or 'the top'}."
+    )
+
+
+def _unflatten(data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    match data:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"tuple": items}:
+            return tuple(_unflatten(v, tensors) for v in items)
+        case {"dict": items}:
+            return {k: _unflatten(v, tensors) for k, v in items}
+        case list():
+            return [_unflatten(v, tensors) for v in data]
+    return data
