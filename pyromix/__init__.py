@@ -1,0 +1,20 @@
+"""Deep mixture distributions for Pyro and PyTorch."""
+
+__all__ = [
+    "DistributionModule",
+    "Flow",
+    "GaussianMixture",
+    "History",
+    "MixtureOfNormals",
+    "fit",
+    "load",
+    "save",
+]
+
+from .checkpoints import load, save
+from .core import DistributionModule
+from .flow import Flow
+from .mixtures import GaussianMixture, MixtureOfNormals
+from .training import History, fit
+
+__version__ = "0.1.0"

@@ -1,0 +1,129 @@
+"""The conformance suite itself: it passes a correct distribution, and catches mistakes."""
+
+import pytest
+import torch
+from torch import Size, nn
+from torch.distributions import Normal, constraints
+
+from pyromix import DistributionModule
+from pyromix.testing import CHECKS, Case, applicable_checks
+from pyromix.validation import check_value
+
+
+class Sample(DistributionModule):
+    """A diagonal normal, with one mistake."""
+
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, dim=2, mistake=""):
+        super().__init__(event_shape=(dim,))
+        self.dim, self.mistake = dim, mistake
+        self.loc = nn.Parameter(torch.full((dim,), 0.3))
+        self.log_scale = nn.Parameter(torch.full((dim,), -0.5))
+        if mistake == "unregistered tensor":
+            self.shift = torch.zeros(dim)
+
+    def rsample(self, sample_shape=Size()):
+        scale = self.log_scale.exp()
+        if self.mistake == "variance for scale":
+            scale = scale**2
+        if self.mistake == "detached scale":
+            scale = scale.detach()
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=scale.dtype)
+        if self.mistake == "rounded to float32":
+            noise = noise.float()
+        return self.loc + scale * noise
+
+    def sample(self, sample_shape=Size()):
+        if self.mistake == "sample keeps a graph":
+            return self.rsample(sample_shape)
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value):
+        if self.mistake != "no checks":
+            check_value(self, value, like=self.loc)
+        law = Normal(self.loc, self.log_scale.exp(), validate_args=False)
+        log_prob = law.log_prob(value).sum(-1)
+        if self.mistake == "not normalised":
+            log_prob = log_prob + 0.02
+        if self.mistake == "noisy":
+            log_prob = log_prob + 1e-9 * torch.randn(())
+        if self.mistake == "another law":
+            log_prob = log_prob + 0.2 * value[..., 0].sin()
+        if self.mistake == "detached density":
+            law = Normal(self.loc.detach(), self.log_scale.exp(), validate_args=False)
+            log_prob = law.log_prob(value).sum(-1)
+        if self.mistake == "event not summed":
+            log_prob = law.log_prob(value)
+        if self.mistake == "control flow on values" and (value > 100).any():
+            log_prob = log_prob - 1
+        return log_prob
+
+    @property
+    def mean(self):
+        return self.loc
+
+    @property
+    def variance(self):
+        return (self.log_scale if self.mistake == "wrong variance" else 2 * self.log_scale).exp()
+
+
+def failures(make):
+    """Names of the checks that a distribution fails."""
+    case, failed = Case(make), set()
+    for name, check in applicable_checks(case).items():
+        try:
+            check(case)
+        except Exception:
+            failed.add(name)
+    return failed
+
+
+def test_a_correct_distribution_passes():
+    assert failures(Sample) == set()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "caught_by"),
+    [
+        ("variance for scale", {"goodness_of_fit", "stein_identity", "moments"}),
+        ("detached scale", {"pathwise_gradients"}),
+        ("sample keeps a graph", {"shapes"}),
+        ("not normalised", {"normalized"}),
+        ("noisy", {"deterministic"}),
+        ("another law", {"normalized", "goodness_of_fit", "stein_identity"}),
+        ("detached density", {"log_prob_gradients"}),
+        ("wrong variance", {"moments"}),
+        ("unregistered tensor", {"moves"}),
+        ("no checks", {"bad_input"}),
+        ("event not summed", {"shapes"}),
+        ("control flow on values", {"function_transforms"}),
+    ],
+)
+def test_mistakes_are_caught(mistake, caught_by):
+    assert caught_by <= failures(lambda: Sample(mistake=mistake))
+
+
+def test_batch_and_plain_distributions_can_be_checked():
+    """Users' distributions need not be modules; Pyro's own pass, too."""
+    import pyro.distributions as dist
+
+    def make():
+        return dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)).to_event(1)
+
+    case = Case(make, traceable=False)
+    names = set(applicable_checks(case))
+    assert "save_load" not in names
+    # Pyro accepts integers, and cannot switch gradients off on an Independent.
+    for name in sorted(names - {"bad_input", "has_rsample"}):
+        CHECKS[name][0](case)
+
+
+def test_checks_leave_global_state_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), torch.get_default_dtype()
+    failures(Sample)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_default_dtype() == before[1]
