@@ -45,7 +45,7 @@ BAD = [
     (lambda: mixture(zeros(3), zeros(3, 0), ones(3, 0)), "at least one component and one dim"),
     (lambda: mixture(logits=zeros(2, 3), loc=zeros(4, 3, 2)), "batch shapes that broadcast"),
     (lambda: mixture(scale=zeros(3, 2)), "positive, finite scales"),
-    (lambda: mixture(scale=-ones(3, 2)), "smallest value of -1.0"),
+    (lambda: mixture(scale=-ones(3, 2)), "values from -1.0 to -1.0"),
     (lambda: mixture(scale=ones(3, 2) * math.nan), "positive, finite scales"),
     (lambda: mixture(loc=ones(3, 2) * math.nan), "finite values of loc"),
     (lambda: mixture(logits=ones(3) * math.nan), "logits without NaN"),

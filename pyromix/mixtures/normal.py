@@ -2,6 +2,7 @@
 
 __all__ = ["MixtureOfNormals"]
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -247,8 +248,12 @@ class MixtureOfNormals(TorchDistribution):
     def _joint_log_prob(self, value: Tensor) -> Tensor:
         """Log w_k + log N(x; m_k, s_k^2), shape (*S, *B, K)."""
         value = check_value(self, value, like=self._loc)
-        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         log_weights = self._logits.log_softmax(-1)
+        if not self.batch_shape:  # nearly always, and worth a short cut
+            rows = value.reshape(-1, value.shape[-1])
+            scores = component_log_prob(rows, self._loc, self._scale, log_weights)
+            return scores.reshape(*value.shape[:-1], -1)
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         # Only batch dimensions in which components differ are kept apart; all others, and the
         # samples, become the rows of one matrix product.
         own = torch.broadcast_shapes(self._loc.shape[:-2], self._scale.shape[:-2])
@@ -333,6 +338,8 @@ def _check_shapes(logits: Tensor, loc: Tensor, scale: Tensor) -> Size:
             f"Expected at least one component and one dimension, got {got}. "
             f"An empty mixture has no density."
         )
+    if logits.dim() == 1 and loc.dim() == scale.dim() == 2:
+        return Size()
     try:
         return torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])
     except RuntimeError:
@@ -341,14 +348,17 @@ def _check_shapes(logits: Tensor, loc: Tensor, scale: Tensor) -> Size:
 
 def _check_values(logits: Tensor, loc: Tensor, scale: Tensor) -> None:
     """Checks the values of the parameters."""
-    if logits.isnan().any() or (logits == torch.inf).any():
+    # Sums and extremes are not finite if an entry is not: one pass over good values each.
+    lowest, highest = (t.item() for t in logits.amax(-1).aminmax())
+    if not highest < math.inf:  # also if it is NaN
         raise ValueError("Expected logits without NaN and plus infinity.")
-    if (logits == -torch.inf).all(-1).any():
+    if lowest == -math.inf:
         raise ValueError("Expected at least one logit above minus infinity in every mixture.")
-    if not loc.isfinite().all():
+    if not math.isfinite(loc.sum().item()) and not loc.isfinite().all():
         raise ValueError("Expected finite values of loc, got NaN or infinity.")
-    if not ((scale > 0) & (scale < torch.inf)).all():
+    smallest, largest = (t.item() for t in scale.aminmax())
+    if not (smallest > 0 and largest < math.inf):
         raise ValueError(
-            f"Expected positive, finite scales (standard deviations), got a smallest value of "
-            f"{scale.min().item()}. Map unconstrained numbers with exp or softplus first."
+            f"Expected positive, finite scales (standard deviations), got values from {smallest} "
+            f"to {largest}. Map unconstrained numbers with exp or softplus first."
         )
