@@ -250,8 +250,8 @@ class MixtureOfNormals(TorchDistribution):
         value = check_value(self, value, like=self._loc)
         log_weights = self._logits.log_softmax(-1)
         if not self.batch_shape:  # nearly always, and worth a short cut
-            rows = value.reshape(-1, value.shape[-1])
-            scores = component_log_prob(rows, self._loc, self._scale, log_weights)
+            points = value.reshape(-1, value.shape[-1])
+            scores = component_log_prob(points, self._loc, self._scale, log_weights)
             return scores.reshape(*value.shape[:-1], -1)
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         # Only batch dimensions in which components differ are kept apart; all others, and the

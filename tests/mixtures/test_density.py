@@ -47,7 +47,9 @@ REGIMES = {
 }
 
 
-@pytest.mark.parametrize(("n", "dim", "k"), [(100, 1, 5), (4000, 2, 40), (300, 16, 32), (256, 200, 40)])
+@pytest.mark.parametrize(
+    ("n", "dim", "k"), [(100, 1, 5), (4000, 2, 40), (300, 16, 32), (256, 200, 40)]
+)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
 def test_accuracy(regime, n, dim, k, dtype, tolerance):

@@ -164,6 +164,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         return torch.autograd.grad(reparameterize(x, *leaves).sin().sum(), leaves)
 
     whole = gradients()
-    monkeypatch.setattr(implicit, "CHUNK_NUMBERS", 3 * 7 * 4)
+    monkeypatch.setattr(implicit, "BLOCK_PAIRS", 2 * 4)
+    monkeypatch.setattr(implicit, "CHUNK_NUMBERS", 3 * 2 * 4)
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b)
