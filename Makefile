@@ -26,7 +26,7 @@ docs: $(VENV)/.docs
 
 # The notebooks are made from the scripts beside them, and executed.
 notebooks: $(VENV)/.docs
-	cd tutorials && ../$(BIN)/jupytext --to notebook --execute quickstart.py
+	$(BIN)/python tutorials/make_notebooks.py
 
 benchmark: $(VENV)/.benchmarks
 	for script in benchmarks/*.py; do MPLBACKEND=Agg $(BIN)/python $$script || exit 1; done

@@ -8,6 +8,7 @@ __all__ = [
     "MixtureOfNormals",
     "fit",
     "load",
+    "near_identity",
     "save",
 ]
 
@@ -15,6 +16,7 @@ from .checkpoints import load, save
 from .core import DistributionModule
 from .flow import Flow
 from .mixtures import GaussianMixture, MixtureOfNormals
+from .near_identity import near_identity
 from .training import History, fit
 
 __version__ = "0.1.0"

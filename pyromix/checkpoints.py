@@ -38,6 +38,7 @@ def save(model: DistributionModule, path: PathLike) -> None:
 
     Raises:
         ValueError: If `model` is not a `DistributionModule`.
+        FileNotFoundError: If the folder does not exist.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -133,6 +134,8 @@ def _write(path: PathLike, kind: Kind, description: Any, tensors: Mapping[str, T
     # Tied parameters are written once under each name: safetensors refuses shared storage.
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(own, temporary, metadata={_KEY: json.dumps(header)})

@@ -54,6 +54,7 @@ class _TransformedLaw(dist.TransformedDistribution):
             NotImplementedError: If a transform has no inverse in closed form, such as Pyro's
                 planar transform: invert it, or use `rsample_and_log_prob`.
         """
+        self._check_ready()
         if self._validate_args and not is_traced():
             self._validate_sample(value)
         self.clear_cache()
@@ -73,6 +74,7 @@ class _TransformedLaw(dist.TransformedDistribution):
         if not self.has_rsample and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.rsample_and_log_prob(sample_shape)
+        self._check_ready()
         self.clear_cache()
         x, log_prob = _draw_and_score(self.base_dist, Size(sample_shape), self.has_rsample)
         log_prob = _sum_rightmost(log_prob, self._surplus[0])
@@ -100,7 +102,11 @@ class _TransformedLaw(dist.TransformedDistribution):
         for transform in self.transforms:
             _clear(transform)
 
+    def _check_ready(self) -> None:
+        """Raises an error if there is no law to draw from or to score with."""
+
     def _push(self, x: Tensor) -> Tensor:
+        self._check_ready()
         self.clear_cache()
         for transform in self.transforms:
             x = transform(x)
@@ -240,7 +246,7 @@ class Flow(DistributionModule, _TransformedLaw):
             NotImplementedError: If a transform has no inverse in closed form.
             ValueError: If the flow is conditional and was not given a context.
         """
-        self._require_no_context()
+        self._check_ready()
         if not is_traced():  # parameters() cannot be traced through Pyro's transforms
             tensors = itertools.chain(self.parameters(), self.buffers())
             like = next((t for t in tensors if t.is_floating_point()), None)
@@ -255,11 +261,7 @@ class Flow(DistributionModule, _TransformedLaw):
         self.clear_cache()  # cached graphs can be neither copied nor pickled
         return self.__dict__.copy()
 
-    def _push(self, x: Tensor) -> Tensor:
-        self._require_no_context()
-        return super()._push(x)
-
-    def _require_no_context(self) -> None:
+    def _check_ready(self) -> None:
         if self.conditional:
             raise ValueError(
                 "This flow has conditional transforms. Call condition(context), and use the "

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .checkpoints import PathLike, read_tree, write_tree
 from .core import DistributionModule
@@ -65,7 +65,8 @@ def fit(
     The result depends on the seed alone: the order of the data is a permutation that `fit` draws
     and shards over processes itself, and PyTorch's global random state is left as it was. With
     validation data the best weights are restored at the end. Ctrl-C stops training after the
-    step under way (a second one at once) and returns as if training had ended there.
+    step under way (a second one at once) and returns as if training had ended there. The model
+    is left in evaluation mode.
 
     Args:
         model: The model, trained in place on the device that its parameters are on.
@@ -88,8 +89,8 @@ def fit(
             default if the model was never initialised or trained.
         fabric: Where and how to train: devices, processes, precision. By default the model's own
             device, one process. With several processes call ``fabric.launch()`` first.
-        checkpoint: File for the state of training. If it exists, training resumes from it, on one
-            device to the same numbers as if it had not stopped.
+        checkpoint: File for the state of training, by convention ``*.safetensors``. If it exists,
+            training resumes from it, on one device to the same numbers as if it had not stopped.
         checkpoint_every: Steps between checkpoints; one is always written at the end.
         seed: Seed of everything random; by default drawn from PyTorch's global generator.
         progress_bar: Whether to show a bar with loss and rate.
@@ -127,7 +128,10 @@ def fit(
 
     fabric = fabric or _fabric_on(next(model.parameters()).device)
     model.to(fabric.device)
-    saved = read_tree(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    saved = read_tree(path) if path is not None and path.exists() else None
     if seed is None:
         seed = int(torch.randint(2**62, ())) if saved is None else saved["run"]["seed"]
         seed = fabric.broadcast(seed)
@@ -162,7 +166,7 @@ def fit(
             gradient_clip=gradient_clip,
             validation_every=validation_every or max(1, steps // 50),
             patience=patience,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint=path,
             checkpoint_every=checkpoint_every,
             run={
                 "seed": seed,
@@ -266,7 +270,7 @@ class _Trainer:
         self.history.learning_rates.append(self.optimizer.param_groups[0]["lr"])
         value = self._mean_over_processes(loss.detach())
         if not math.isfinite(value):
-            self._explain(loss, batch)
+            self._explain(value, loss, batch)
         self.fabric.backward(loss)
         if self.gradient_clip is not None:
             self.fabric.clip_gradients(
@@ -323,12 +327,12 @@ class _Trainer:
             shown["validation"] = f"{self.history.validation_losses[-1]:.4g}"
         bar.set_postfix(shown, refresh=False)
 
-    def _explain(self, loss: Tensor, batch: Any) -> NoReturn:
+    def _explain(self, value: float, loss: Tensor, batch: Any) -> NoReturn:
         """Raises an error that says where the loss stopped being finite."""
         named = list(self.model.named_parameters())
         bad = [_describe(name, p) for name, p in named if not p.isfinite().all()]
         if bad:
-            where = f"parameters are not finite after the last update: {', '.join(bad)}"
+            where = f"parameters are not finite: {', '.join(bad)}"
         else:
             self.fabric.backward(loss)
             bad = [
@@ -341,7 +345,7 @@ class _Trainer:
         if any(t.is_floating_point() and not t.isfinite().all() for t in list_tensors(batch)):
             remedy = "The batch itself holds NaN or infinity: clean the data."
         raise NonFiniteLossError(
-            f"The loss is {loss.item()} at step {self.step + 1} of {self.steps}; {where}. {remedy}"
+            f"The loss is {value} at step {self.step + 1} of {self.steps}; {where}. {remedy}"
         )
 
     def _write_checkpoint(self) -> None:

@@ -97,6 +97,12 @@ BAD = [
         ).log_prob(zeros(2)),
         r"condition\(context\)",
     ),
+    (
+        lambda: Flow(
+            dist.Normal(zeros(2), 1.0), transforms.conditional_affine_coupling(2, 1)
+        ).rsample_and_log_prob(),
+        r"condition\(context\)",
+    ),
     # training
     (lambda: train([1.0, 2.0]), "tuple, list or dict of tensors"),
     (lambda: train(torch.randn(20, 2).numpy()), "torch.as_tensor"),

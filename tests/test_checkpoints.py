@@ -137,9 +137,11 @@ def test_tied_parameters(path):
     torch.testing.assert_close(load(path, into=again).log_prob(x), model.log_prob(x))
 
 
-def test_missing_file(path):
+def test_missing_file_and_folder(path):
     with pytest.raises(FileNotFoundError):
         load(path)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        save(GaussianMixture(2, 2), path / "deeper")
 
 
 def described(**changes):

@@ -128,7 +128,7 @@ def state():
     return (Distribution._validate_args, torch.get_default_dtype(), torch.initial_seed(),
             torch.get_rng_state().tolist(), list(warnings.filters), pyro.settings.get(),
             torch.get_num_threads(), torch.is_grad_enabled())
-import pyro.distributions, lightning_fabric, tqdm.auto, safetensors.torch
+import pyro.distributions, lightning_fabric, safetensors.torch
 before = state()
 import pyromix, pyromix.testing
 assert state() == before
