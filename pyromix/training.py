@@ -88,7 +88,9 @@ def fit(
         initialize: Whether to call ``model.initialize`` on (at most 10,000 items of) the data; by
             default if the model was never initialised or trained.
         fabric: Where and how to train: devices, processes, precision. By default the model's own
-            device, one process. With several processes call ``fabric.launch()`` first.
+            device, one process. With several processes call ``fabric.launch()`` first, and end
+            the script with ``torch.distributed.barrier()`` and
+            ``torch.distributed.destroy_process_group()``: a process that exits without may abort.
         checkpoint: File for the state of training, by convention ``*.safetensors``. If it exists,
             training resumes from it, on one device to the same numbers as if it had not stopped.
         checkpoint_every: Steps between checkpoints; one is always written at the end.

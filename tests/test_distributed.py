@@ -36,6 +36,9 @@ if fabric.is_global_zero:
     state["losses"] = torch.tensor(history.losses)
     state["validation"] = torch.tensor(history.validation_losses)
     save_file(state, f"{folder}/{processes}.safetensors")
+if processes > 1:  # without this gloo's threads now and then abort a process that exits
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
