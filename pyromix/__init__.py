@@ -9,6 +9,7 @@ __all__ = [
     "fit",
     "load",
     "near_identity",
+    "register",
     "save",
 ]
 
@@ -17,6 +18,7 @@ from .core import DistributionModule
 from .flow import Flow
 from .mixtures import GaussianMixture, MixtureOfNormals
 from .near_identity import near_identity
+from .registry import register
 from .training import History, fit
 
 __version__ = "0.1.0"

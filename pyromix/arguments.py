@@ -23,7 +23,7 @@ class UnknownArgumentsError(TypeError):
     """The arguments that an object was constructed with cannot be recovered."""
 
 
-def constructor_arguments(obj: object) -> dict[str, Any]:
+def constructor_arguments(obj: object, *, strict: bool = False) -> dict[str, Any]:
     """Recovers the arguments of an object's constructor from its attributes.
 
     Each parameter of ``type(obj).__init__`` is looked up as an attribute ``name`` or ``_name``.
@@ -31,13 +31,15 @@ def constructor_arguments(obj: object) -> dict[str, Any]:
 
     Args:
         obj: A distribution, transform or module.
+        strict: Whether an argument that has a default must be an attribute, too. Otherwise the
+            default is taken to be the value of one that is not.
 
     Returns:
         Keyword arguments, such that ``type(obj)(**arguments)`` equals the object up to the values
         of its learnable parameters. Arguments left at their defaults may be missing.
 
     Raises:
-        UnknownArgumentsError: If a required argument is not an attribute of the object.
+        UnknownArgumentsError: If an argument that is needed is not an attribute of the object.
 
     Example:
         >>> from torch.distributions import Normal
@@ -56,16 +58,11 @@ def constructor_arguments(obj: object) -> dict[str, Any]:
         elif parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(getattr(obj, name, {}))
         elif parameter.default is parameter.empty:
-            value = _stored(obj, name)
-            value = getattr(obj, name, _MISSING) if value is _MISSING else value
-            if value is _MISSING:
-                raise UnknownArgumentsError(
-                    f"Cannot tell with which {name!r} this {cls.__name__} was constructed. "
-                    f"Keep it as an attribute of that name."
-                )
-            arguments[name] = value
+            arguments[name] = _needed(obj, name)
         elif isinstance(inspect.getattr_static(cls, name, None), lazy_property | property):
             alternatives.append(name)
+        elif strict:
+            arguments[name] = _needed(obj, name)
         elif (value := _stored(obj, name)) is not _MISSING:
             arguments[name] = value
     if alternatives:
@@ -83,6 +80,17 @@ def _choose(alternatives: list[str], obj: object) -> str:
         return "scale_tril"
     stored = [name for name in alternatives if _stored(obj, name) is not _MISSING]
     return "logits" if "logits" in stored else (stored or alternatives)[0]
+
+
+def _needed(obj: object, name: str) -> Any:
+    value = _stored(obj, name)
+    value = getattr(obj, name, _MISSING) if value is _MISSING else value
+    if value is _MISSING:
+        raise UnknownArgumentsError(
+            f"Cannot tell with which {name!r} this {type(obj).__name__} was constructed. "
+            f"Keep it as an attribute of that name."
+        )
+    return value
 
 
 def _stored(obj: object, name: str) -> Any:

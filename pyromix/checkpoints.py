@@ -52,8 +52,8 @@ def save(model: DistributionModule, path: PathLike) -> None:
     """
     if not isinstance(model, DistributionModule):
         raise ValueError(
-            f"Expected a DistributionModule, got {type(model).__name__}. For other modules use "
-            f"safetensors.torch.save_model."
+            f"Expected a DistributionModule, got {type(model).__name__}. Save the model that it "
+            f"came from; or, for other modules, use safetensors.torch.save_model."
         )
     description: dict[str, Any] = {"class": class_name(type(model))}
     try:
@@ -86,7 +86,9 @@ def load(
             class, or does not fit the model.
         FileNotFoundError: If there is no such file.
     """
-    target = "cpu" if into is not None else device
+    target = torch.device("cpu" if into is not None else device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Expected a device of this machine, got {target}: it has no CUDA.")
     description, tensors = _read(path, "model", target)
     if into is not None:
         expected = description["class"]
@@ -145,6 +147,8 @@ def _write(path: PathLike, kind: Kind, description: Any, tensors: Mapping[str, T
 
 
 def _read(path: PathLike, kind: Kind, device: str | torch.device) -> tuple[Any, dict[str, Tensor]]:
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, not a safetensors file.")
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             metadata = file.metadata() or {}

@@ -48,6 +48,8 @@ class DistributionModule(nn.Module, TorchDistribution):
         ...         return self.loc + torch.randn(self._extended_shape(sample_shape))
         ...
         ...     def log_prob(self, value):
+        ...         if self._validate_args:
+        ...             self._validate_sample(value)
         ...         return torch.distributions.Normal(self.loc, 1.0).log_prob(value).sum(-1)
         >>> model = Shifted(dim=2)
         >>> model().shape, [name for name, _ in model.named_parameters()], model.config()
@@ -95,15 +97,17 @@ class DistributionModule(nn.Module, TorchDistribution):
         law = self if context is None else self.condition(context)
         return -law.log_prob(value).mean()
 
-    def initialize(self, data: Batch) -> None:
-        """Sets parameters from data before training starts; by default nothing.
+    def initialize(self, data: Batch) -> None:  # noqa: ARG002
+        """Sets parameters from data before training starts; by default none.
 
-        `fit` calls it once in the life of a model: ``initialized`` remembers, also in a
-        checkpoint.
+        `fit` calls it unless ``initialized`` says that it, or training, has been before. A
+        subclass calls ``super().initialize(data)``, which takes that note, and leaves parameters
+        alone that do not require gradients.
 
         Args:
             data: Training data, in the form of a batch.
         """
+        self.initialized.fill_(True)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data, from which a checkpoint rebuilds the model.
@@ -112,7 +116,9 @@ class DistributionModule(nn.Module, TorchDistribution):
             NotPlainError: If an argument is an object of an unknown class, such as a user's
                 network.
         """
-        return {name: encode(value) for name, value in constructor_arguments(self).items()}
+        return {
+            name: encode(value) for name, value in constructor_arguments(self, strict=True).items()
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -127,7 +133,8 @@ class DistributionModule(nn.Module, TorchDistribution):
         """
         raise NotImplementedError(
             f"{type(self).__name__} takes no context. Build a conditional model, with "
-            f"context_dim or with conditional transforms."
+            f"context_dim or with conditional transforms. (A batch that is a pair is read as "
+            f"values and context: leave labels out.)"
         )
 
     def extra_repr(self) -> str:

@@ -1,6 +1,6 @@
 """A transformed distribution that owns its base and its transforms."""
 
-__all__ = ["ConditionedFlow", "Flow"]
+__all__ = ["Flow", "FlowLaw"]
 
 import itertools
 from collections.abc import Sequence
@@ -10,20 +10,22 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 from torch.distributions.utils import _sum_rightmost
+from torch.overrides import TorchFunctionMode
 from torch.types import _size
 
 from .core import Batch, DistributionModule, split_batch
 from .plain import as_distribution_module, as_transform_module, flatten_transforms
 from .registry import encode
-from .validation import check_tensor, check_value, is_traced
+from .validation import check_tensor, check_value, is_expandable, is_traced
 
 
-class _TransformedLaw(dist.TransformedDistribution):
-    """The density and the draws of a transformed distribution, with Pyro's caches kept honest.
+class FlowLaw(dist.TransformedDistribution):
+    """The law of a `Flow`, given a context or with a larger batch: it owns no parameters.
+
+    Density and draws are those of a transformed distribution, with Pyro's caches kept honest.
 
     Pyro's transforms remember the last pair (x, y) and its Jacobian, with their graphs. That
     saves the inverse pass when a fresh draw is scored, but a value scored again after an update
@@ -33,8 +35,29 @@ class _TransformedLaw(dist.TransformedDistribution):
 
     # A plain attribute in place of PyTorch's property, so that Pyro's has_rsample_ can set it.
     has_rsample: bool = False
-    # PyTorch's own would call a constructor with other arguments.
-    expand = TorchDistributionMixin.expand
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Distribution | None = None
+    ) -> "FlowLaw":
+        """The same law with a larger batch shape; the parameters are shared.
+
+        Pyro's generic `expand` would hand on copies of the draws, for which the transforms'
+        caches do not hold, and every draw in a plate would be scored by the inverse pass.
+        """
+        self._check_ready()
+        batch_shape = Size(batch_shape)
+        if not is_expandable(self.batch_shape, batch_shape):
+            raise ValueError(
+                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, "
+                f"got {tuple(batch_shape)}."
+            )
+        return self._with(self.base_dist.expand(batch_shape), list(self.transforms))
+
+    def _with(self, base: Distribution, transforms: list[Any]) -> "FlowLaw":
+        law = FlowLaw(base, transforms, validate_args=False)
+        law._validate_args = self._validate_args
+        law.has_rsample = self.has_rsample
+        return law
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         """Draws without a graph."""
@@ -115,18 +138,11 @@ class _TransformedLaw(dist.TransformedDistribution):
     def _score(self, y: Tensor) -> Tensor:
         log_prob: Tensor | float = 0.0
         steps = zip(reversed(self.transforms), reversed(self._surplus[1:]), strict=True)
-        try:
-            for transform, surplus in steps:
-                x = transform.inv(y)
-                jacobian = transform.log_abs_det_jacobian(x, y)
-                log_prob = log_prob - _sum_rightmost(jacobian, surplus)
-                y = x
-        except KeyError as error:  # as Pyro's non-invertible transforms raise
-            raise NotImplementedError(
-                "A transform of this flow has no inverse in closed form, so that only its own "
-                "draws can be scored, with rsample_and_log_prob. To score data, put the "
-                "transform's .inv into the flow."
-            ) from error
+        for transform, surplus in steps:
+            x = _invert(transform, y)
+            jacobian = transform.log_abs_det_jacobian(x, y)
+            log_prob = log_prob - _sum_rightmost(jacobian, surplus)
+            y = x
         return log_prob + _sum_rightmost(self.base_dist.log_prob(y), self._surplus[0])
 
     @property
@@ -140,29 +156,28 @@ class _TransformedLaw(dist.TransformedDistribution):
         return surplus[::-1]
 
 
-class ConditionedFlow(_TransformedLaw):
-    """A flow given a context. It uses the parameters of the `Flow`, but does not own them."""
-
-
-class Flow(DistributionModule, _TransformedLaw):
+class Flow(DistributionModule, FlowLaw):
     r"""A base distribution pushed through transforms, as a module.
 
     .. math:: x = f_L \circ \dots \circ f_1(z), \qquad
               \log p(x) = \log p_0(z) - \sum_l \log \left| \det J_{f_l} \right|
 
     Every distribution may be a base and every transform of PyTorch and Pyro a part: modules,
-    plain objects (their tensors become buffers), inverses ``t.inv``, compositions, and
-    conditional transforms, which make the flow conditional: `condition` then gives the law.
+    plain objects (their tensors become buffers, or parameters if they are `nn.Parameter`),
+    inverses ``t.inv``, compositions, and conditional transforms, which make the flow conditional:
+    `condition` then gives the law. `expand` returns a plain `FlowLaw` that shares the parameters.
 
     Args:
         base: The law of z, of any batch shape; dimensions that the transforms treat as event
-            dimensions become part of the event.
+            dimensions become part of the event. Elementwise transforms treat none so: over
+            ``Normal(zeros(3), ones(3))`` they make a batch of three scalar laws, over
+            ``Normal(zeros(3), ones(3)).to_event(1)`` one law of vectors.
         transforms: From the base to the sample.
         validate_args: Whether to check the values that are scored.
 
     Raises:
         TypeError: If the base is no distribution, or a part no transform.
-        ValueError: If the shapes of base and transforms do not fit.
+        ValueError: If the base's shape does not fit the transforms, as far as they declare it.
 
     Example:
         >>> from pyro.distributions.transforms import affine_coupling
@@ -173,6 +188,8 @@ class Flow(DistributionModule, _TransformedLaw):
         (torch.Size([5, 3]), True)
     """
 
+    expand = FlowLaw.expand  # TorchDistribution, next in line, brings its own
+
     def __init__(
         self,
         base: Distribution,
@@ -181,6 +198,11 @@ class Flow(DistributionModule, _TransformedLaw):
     ) -> None:
         if isinstance(transforms, Transform | ConditionalTransform):
             transforms = [transforms]
+        if not isinstance(transforms, Sequence | nn.ModuleList):
+            raise TypeError(
+                f"Expected transforms to be a transform or a list of them, got "
+                f"{type(transforms).__name__}. The base comes first: Flow(base, transforms)."
+            )
         modules = [as_transform_module(t) for t in flatten_transforms(list(transforms))]
         law = as_distribution_module(base)
         base_dist, batch_shape, event_shape = _fit_together(law, modules)
@@ -222,20 +244,19 @@ class Flow(DistributionModule, _TransformedLaw):
         base = self.base_dist
         if base.batch_shape != batch_shape:
             base = base.expand(batch_shape)
-        flow = ConditionedFlow(base, transforms)
-        flow._validate_args = self._validate_args
-        flow.has_rsample = self.has_rsample
-        return flow
+        return self._with(base, transforms)
 
     def initialize(self, data: Batch) -> None:
-        """Initialises the base from the data, pulled back through the transforms."""
-        if not isinstance(self.base, DistributionModule):
+        """Initialises the base, unless it was before, from the data pulled back to it."""
+        super().initialize(data)
+        if not isinstance(self.base, DistributionModule) or self.base.initialized:
             return
         x, context = split_batch(data)
         with torch.no_grad():
             law: Any = self if context is None else self.condition(context)
+            law._check_ready()
             for transform in reversed(law.transforms):
-                x = transform.inv(x)
+                x = _invert(transform, x)
         self.clear_cache()
         self.base.initialize(x)
 
@@ -267,6 +288,34 @@ class Flow(DistributionModule, _TransformedLaw):
                 "This flow has conditional transforms. Call condition(context), and use the "
                 "distribution that it returns."
             )
+
+
+def _invert(transform: Any, y: Tensor) -> Tensor:
+    try:
+        if y.dtype == torch.get_default_dtype():
+            return transform.inv(y)
+        with _ZerosLike(y.dtype):
+            return transform.inv(y)
+    except (KeyError, NotImplementedError) as error:  # as Pyro's transforms raise
+        raise NotImplementedError(
+            f"The transform {type(transform).__name__} has no inverse in closed form, so that "
+            f"only the flow's own draws can be scored, with rsample_and_log_prob. To score data, "
+            f"put the transform's .inv into the flow."
+        ) from error
+
+
+class _ZerosLike(TorchFunctionMode):
+    """Gives new tensors a dtype: Pyro's autoregressive inverse starts from the default one's."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.zeros:
+            kwargs.setdefault("dtype", self.dtype)
+        return func(*args, **kwargs)
 
 
 def _draw_and_score(base: Any, shape: Size, pathwise: bool) -> tuple[Tensor, Tensor]:

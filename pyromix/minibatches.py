@@ -2,6 +2,7 @@
 
 __all__ = ["LoaderStream", "TensorStream", "list_tensors", "make_stream", "split"]
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ Take = Callable[[Tensor], Any]
 
 # Data-dependent initialisation needs no more points than this.
 PREVIEW_SIZE = 10_000
+
+# A resumed run is on the same data if the checksum of this many items says so.
+CHECKED_ITEMS = 100
 
 
 class TensorStream:
@@ -29,17 +33,25 @@ class TensorStream:
         seed: Seed of the permutations.
         rank: Index of this process.
         world_size: Number of processes.
+        checksum: Tells these data from others, where that can be told.
     """
 
     def __init__(
-        self, take: Take, indices: Tensor, batch_size: int, seed: int, rank: int, world_size: int
+        self,
+        take: Take,
+        indices: Tensor,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        checksum: int | None = None,
     ) -> None:
         if len(indices) < world_size:
             raise ValueError(
                 f"Expected at least one item for each of {world_size} process(es), got "
                 f"{len(indices)} items of data."
             )
-        self.take, self.indices, self.seed = take, indices, seed
+        self.take, self.indices, self.seed, self.checksum = take, indices, seed, checksum
         self.batch_size = min(batch_size, len(indices) - len(indices) % world_size)
         self.rank, self.world_size = rank, world_size
         if self.batch_size % world_size:
@@ -49,9 +61,13 @@ class TensorStream:
             )
 
     @property
-    def description(self) -> dict[str, int]:
+    def description(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first."""
-        return {"items": len(self.indices), "batch_size": self.batch_size}
+        return {
+            "items": len(self.indices),
+            "batch_size": self.batch_size,
+            "data checksum": self.checksum,
+        }
 
     def batches(self, start: int) -> Iterator[Any]:
         """Yields this process's part of every batch from step `start` on, without end."""
@@ -95,7 +111,7 @@ class LoaderStream:
         self.rank, self.world_size = rank, world_size
 
     @property
-    def description(self) -> dict[str, int]:
+    def description(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first."""
         return {}
 
@@ -190,7 +206,8 @@ def make_stream(
                 f"the first dimension, got {[getattr(t, 'shape', type(t)) for t in tensors]}."
             )
         items = torch.arange(len(tensors[0]))
-        return TensorStream(lambda index: _slice(data, index), items, *settings)
+        checksum = _checksum(tensors)
+        return TensorStream(lambda index: _slice(data, index), items, *settings, checksum)
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
 
         def collate(index: Tensor) -> Any:
@@ -225,9 +242,17 @@ def split(
         )
     order = stream.indices[_permutation(count, stream.seed, -2)]
     parts = order[held_out:], order[:held_out]
-    common = stream.batch_size, stream.seed, stream.rank, stream.world_size
+    common = stream.batch_size, stream.seed, stream.rank, stream.world_size, stream.checksum
     train, validation = (TensorStream(stream.take, part, *common) for part in parts)
     return train, validation
+
+
+def _checksum(tensors: list[Tensor]) -> int:
+    checksum = 0
+    for tensor in tensors:
+        numbers = tensor[:CHECKED_ITEMS].detach().cpu().contiguous().flatten()
+        checksum = zlib.crc32(numbers.view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:

@@ -29,7 +29,7 @@ def near_identity(transform: Any, strength: float = 0.1) -> Any:
 
     Args:
         transform: An affine or spline transform of Pyro (elementwise, coupling or autoregressive,
-            conditional or not), or a composition of such. Changed in place.
+            conditional or not), or a composition or list of such. Changed in place.
         strength: Factor by which the random shape is shrunk; zero gives the identity.
 
     Returns:
@@ -45,7 +45,7 @@ def near_identity(transform: Any, strength: float = 0.1) -> Any:
         >>> torch.allclose(spline(x), x, atol=1e-4)
         True
     """
-    if isinstance(transform, nn.ModuleList):
+    if isinstance(transform, nn.ModuleList | list | tuple):
         for part in transform:
             near_identity(part, strength)
     elif isinstance(transform, transforms.SplineCoupling):
@@ -69,7 +69,8 @@ def near_identity(transform: Any, strength: float = 0.1) -> Any:
     else:
         raise ValueError(
             f"Expected an affine or spline transform of Pyro, or a composition of them, got "
-            f"{type(transform).__name__}. Others have no identity to start from."
+            f"{type(transform).__name__}. Others, and affine autoregressive transforms with "
+            f"stable=True, have no identity to start from; of an inverse, pass the transform."
         )
     return transform
 

@@ -24,9 +24,14 @@ class NotPlainError(TypeError):
 
 
 def register(cls: type) -> None:
-    """Makes a class known by name, so that it can be rebuilt from its configuration.
+    """Makes a class known by name, so that a model that holds it can be loaded.
 
-    Subclasses of `DistributionModule` are registered as they are defined.
+    Subclasses of `DistributionModule` are registered as they are defined. A transform or network
+    of one's own must keep each constructor argument as an attribute of the same name, or have
+    methods ``config()`` and ``from_config(config)``.
+
+    Args:
+        cls: The class. It must be registered before a file is loaded, too.
     """
     _CLASSES[class_name(cls)] = cls
 
@@ -115,8 +120,8 @@ def _known_name(cls: type) -> str:
         raise NotPlainError(
             f"Class {name} is not known to pyromix. A DistributionModule is registered when it "
             f"is defined; PyTorch's and Pyro's distributions and transforms, and Pyro's "
-            f"networks, are known. A model that holds another network is loaded with "
-            f"load(path, into=model)."
+            f"networks, are known. Register your own with pyromix.register(cls), or load the "
+            f"model with load(path, into=model)."
         )
     return name
 
@@ -158,14 +163,9 @@ def _public_classes() -> dict[str, type]:
         pyro.nn.ConditionalAutoRegressiveNN,
     ]
     activations = [
-        nn.ELU,
-        nn.GELU,
-        nn.LeakyReLU,
-        nn.ReLU,
-        nn.Sigmoid,
-        nn.SiLU,
-        nn.Softplus,
-        nn.Tanh,
+        getattr(nn.modules.activation, name)
+        for name in nn.modules.activation.__all__
+        if name != "MultiheadAttention"
     ]
     inverse = pyro.distributions.conditional._ConditionalInverseTransformModule
     return {class_name(cls): cls for cls in [*found, *networks, *activations, inverse]}

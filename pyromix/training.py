@@ -3,6 +3,7 @@
 __all__ = ["History", "NonFiniteLossError", "fit"]
 
 import copy
+import json
 import math
 import signal
 import threading
@@ -25,6 +26,7 @@ from .checkpoints import PathLike, read_tree, write_tree
 from .core import DistributionModule
 from .history import History
 from .minibatches import LoaderStream, TensorStream, list_tensors, make_stream, split
+from .registry import NotPlainError
 from .validation import check_positive_int
 
 OptimizerFactory = Callable[..., Optimizer]
@@ -86,13 +88,15 @@ def fit(
         patience: Number of validations without a new best loss after which to stop early; by
             default training runs to its end, and the best weights are restored.
         initialize: Whether to call ``model.initialize`` on (at most 10,000 items of) the data; by
-            default if the model was never initialised or trained.
+            default if it was never called and `fit` never trained the model. Pass False if you
+            set the parameters yourself, or trained them in a loop of your own.
         fabric: Where and how to train: devices, processes, precision. By default the model's own
             device, one process. With several processes call ``fabric.launch()`` first, and end
             the script with ``torch.distributed.barrier()`` and
             ``torch.distributed.destroy_process_group()``: a process that exits without may abort.
         checkpoint: File for the state of training, by convention ``*.safetensors``. If it exists,
             training resumes from it, on one device to the same numbers as if it had not stopped.
+            More `steps` and `patience` may be given than before; all else must be the same.
         checkpoint_every: Steps between checkpoints; one is always written at the end.
         seed: Seed of everything random; by default drawn from PyTorch's global generator.
         progress_bar: Whether to show a bar with loss and rate.
@@ -127,6 +131,15 @@ def fit(
         raise ValueError(f"{type(model).__name__} has no parameters that require gradients.")
     if patience is not None and validation is None:
         raise ValueError("Expected validation data with patience: pass validation=0.1, say.")
+    for name, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if factory is not None and not callable(factory):
+            raise ValueError(
+                f"Expected {name} to be a class or function that makes one, got an instance of "
+                f"{type(factory).__name__}. Pass functools.partial(torch.optim.SGD, "
+                f"momentum=0.9), say."
+            )
+    if gradient_clip is not None and not gradient_clip > 0:
+        raise ValueError(f"Expected a positive gradient_clip, got {gradient_clip}.")
 
     fabric = fabric or _fabric_on(next(model.parameters()).device)
     model.to(fabric.device)
@@ -157,12 +170,17 @@ def fit(
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             torch.manual_seed(seed + fabric.global_rank)
         own = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr)
+        plan = None if scheduler is None else scheduler(own)
+        if isinstance(own, torch.optim.LBFGS):
+            raise ValueError("Expected an optimizer for minibatches, got LBFGS.")
+        if isinstance(plan, ReduceLROnPlateau) and held_out is None:
+            raise ValueError("Expected validation data with ReduceLROnPlateau, got none.")
         trainer = _Trainer(
             model=model,
             stream=stream,
             held_out=held_out,
             optimizer=own,
-            scheduler=None if scheduler is None else scheduler(own),
+            scheduler=plan,
             fabric=fabric,
             steps=steps,
             gradient_clip=gradient_clip,
@@ -172,15 +190,18 @@ def fit(
             checkpoint_every=checkpoint_every,
             run={
                 "seed": seed,
-                "model": type(model).__qualname__,
+                "model": _describe_model(model),
                 "optimizer": type(own).__qualname__,
+                "lr": lr,
+                "gradient_clip": gradient_clip,
                 "processes": fabric.world_size,
                 **stream.description,
             },
         )
         if saved is not None:
             trainer.resume(saved)
-        trainer.train(progress_bar)
+        with torch.enable_grad():
+            trainer.train(progress_bar)
     return trainer.history
 
 
@@ -233,7 +254,7 @@ class _Trainer:
         deferred = self.fabric.world_size == 1
         self.module, self.stepper = self.fabric.setup(_LossModule(self.model), self.optimizer)
         self.model.train()
-        if self.step < self.steps and self.history.outcome != "early":
+        if self.step < self.steps and not self._out_of_patience():
             self.history.outcome = "running"
         elapsed = self.history.seconds[-1] if self.history.seconds else 0.0
         start = time.perf_counter() - elapsed
@@ -309,10 +330,15 @@ class _Trainer:
         history.validation_losses.append(value)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
-        losses = history.validation_losses
-        since_best = len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__)
-        if self.patience is not None and since_best >= self.patience:
+        if self._out_of_patience():
             history.outcome = "early"
+
+    def _out_of_patience(self) -> bool:
+        losses = self.history.validation_losses
+        if self.patience is None or not losses:
+            return False
+        since_best = len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__)
+        return since_best >= self.patience
 
     def _mean_over_processes(self, loss: Tensor) -> float:
         if self.fabric.world_size == 1:
@@ -437,6 +463,14 @@ def _fabric_on(device: torch.device) -> Fabric:
 
 def _cuda_devices(fabric: Fabric) -> list[torch.device]:
     return [fabric.device] if fabric.device.type == "cuda" else []
+
+
+def _describe_model(model: nn.Module) -> str:
+    name, config = type(model).__qualname__, getattr(model, "config", None)
+    try:
+        return f"{name} {json.dumps(config())}" if callable(config) else name
+    except NotPlainError:  # it holds a user's network
+        return name
 
 
 def _describe(name: str, tensor: Tensor) -> str:

@@ -1,6 +1,7 @@
 """Checks on what a user passes in: a ``ValueError`` says what was expected, given, and to do."""
 
 __all__ = [
+    "as_int",
     "broadcastable",
     "check_positive_int",
     "check_tensor",
@@ -10,6 +11,7 @@ __all__ = [
 ]
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -106,14 +108,29 @@ def check_value(
 
 
 def check_positive_int(name: str, value: object) -> int:
-    """Checks that an argument is an integer of at least one.
+    """Checks that an argument is an integer of at least one, and returns it as an `int`.
 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    integer = as_int(value)
+    if integer is None or integer < 1:
         raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
-    return value
+    return integer
+
+
+def as_int(value: object) -> int | None:
+    """An integer of Python, NumPy or PyTorch as an `int`; None for anything else.
+
+    >>> as_int(torch.tensor(3)), as_int(3.0), as_int(True)
+    (3, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def broadcastable(first: Sequence[int], second: Sequence[int]) -> bool:

@@ -66,6 +66,7 @@ BAD = [
     (lambda: mixture().marginal([0, -2]), "each coordinate once"),
     (lambda: mixture().marginal(2), "integers from -2 to 1, got 2"),
     (lambda: mixture().marginal([0.5]), "integers from -2 to 1, got 0.5"),
+    (lambda: mixture().marginal(True), "integers from -2 to 1, got True"),
     (lambda: mixture().condition({}), "between 1 and 1 observed"),
     (lambda: mixture().condition({0: 1.0, 1: 1.0}), "call log_prob"),
     (lambda: mixture().condition({2: 1.0}), "integers from -2 to 1"),

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pyromix import DistributionModule, Flow, GaussianMixture, load, save
+from pyromix import DistributionModule, Flow, GaussianMixture, load, register, save
 from pyromix.checkpoints import read_tree, write_tree
 
 
@@ -126,6 +126,25 @@ def test_users_network_is_loaded_into_a_model(path):
         load(path, into=Networked(nn.Linear(2, 3)))
 
 
+class Scaling(nn.Module):
+    """A user's network that keeps its constructor's arguments."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def test_users_network_is_rebuilt_if_registered(path):
+    register(Scaling)
+    model = Networked(Scaling(3.0))
+    save(model, path)
+    x = torch.randn(3, 2)
+    assert torch.equal(load(path).log_prob(x), model.log_prob(x))
+
+
 def test_tied_parameters(path):
     coupling = transforms.affine_coupling(4)
     base = dist.Normal(torch.zeros(4), 1.0)
@@ -142,6 +161,8 @@ def test_missing_file_and_folder(path):
         load(path)
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         save(GaussianMixture(2, 2), path / "deeper")
+    with pytest.raises(ValueError, match="is a folder"):
+        load(path.parent)
 
 
 def described(**changes):

@@ -39,4 +39,4 @@ CASES = {
 
 @parametrize(CASES)
 def test_conformance(check, case, device):
-    check(dataclasses.replace(case, device=device))
+    check(dataclasses.replace(case, device=device, rejects_integers=True))

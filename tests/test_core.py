@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyromix import DistributionModule, GaussianMixture
+from pyromix.arguments import UnknownArgumentsError
 from pyromix.core import split_batch
 
 
@@ -93,6 +94,16 @@ def test_config_rebuilds():
     assert model.config() == {"dim": 3, "start": 1.5, "batch_shape": {"tuple": []}}
     other = Learned.from_config(model.config())
     assert repr(other) == repr(model) == "Learned(dim=3, start=1.5, batch_shape=())"
+
+
+def test_an_argument_that_is_not_kept_is_an_error():
+    class Forgetful(DistributionModule):
+        def __init__(self, width=1.0):
+            super().__init__()
+            self.sd = width
+
+    with pytest.raises(UnknownArgumentsError, match="Keep it as an attribute"):
+        Forgetful(3.0).config()
 
 
 def test_default_loss_and_condition():

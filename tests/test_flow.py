@@ -197,6 +197,43 @@ def test_no_inverse_in_closed_form():
     flow.score_parts(flow())  # enough for a guide
     with pytest.raises(NotImplementedError, match="rsample_and_log_prob"):
         flow.log_prob(x.detach())
+    with pytest.raises(NotImplementedError, match="rsample_and_log_prob"):
+        fit(Flow(GaussianMixture(DIM, 2), transforms.planar(DIM)), torch.randn(9, DIM), steps=1)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_drawing_in_plates_takes_no_inverse(conditional, vectorized):
+    """Pyro expands a guide's law over plates and particles: its caches must still be used."""
+    if conditional:
+        whole = Flow(normal(DIM), transforms.conditional_planar(DIM, 1, [8]))
+        flow = whole.condition(torch.ones(1))
+    else:
+        whole = flow = Flow(normal(DIM), transforms.planar(DIM))
+
+    def model():
+        with pyro.plate("items", 5):
+            pyro.sample("z", dist.Normal(torch.ones(DIM), 0.3).to_event(1))
+
+    def guide():
+        with pyro.plate("items", 5):
+            pyro.sample("z", flow)
+
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=vectorized, max_plate_nesting=1)
+    elbo.differentiable_loss(model, guide).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in whole.parameters())
+    wide = flow.expand((5,))
+    x, log_prob = wide.rsample_and_log_prob((2,))
+    assert x.shape == (2, 5, DIM)
+    assert log_prob.shape == (2, 5)
+
+
+def test_scores_in_another_dtype_than_the_default():
+    """Pyro's autoregressive inverse starts from zeros of the default dtype."""
+    flow = Flow(normal(DIM), [transforms.affine_autoregressive(DIM, [8])]).float()
+    x, log_prob = flow.rsample_and_log_prob((3,))
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("base", ["batch", "learnable", "batch and event"])
@@ -253,6 +290,14 @@ def test_initialize_pulls_the_data_back_to_the_base():
     flow = Flow(GaussianMixture(2, 1), shift)
     flow.initialize(100 + 10 * (3 + 0.1 * torch.randn(500, 2)))
     torch.testing.assert_close(flow.base.loc.detach()[0], torch.full((2,), 3.0), atol=0.05, rtol=0)
+
+
+def test_initialize_leaves_a_base_alone_that_was_initialised_before():
+    base = GaussianMixture(2, 3)
+    base.initialize(torch.randn(50, 2))
+    start = base.loc.detach().clone()
+    Flow(base, transforms.AffineTransform(0.0, 1.0)).initialize(torch.randn(50, 2))
+    assert torch.equal(base.loc, start)
 
 
 def test_as_guide():

@@ -46,6 +46,14 @@ def test_near_identity(name):
     )  # the outermost slope of Pyro's splines is 0.999
 
 
+def test_lists_are_changed_one_by_one():
+    stack = [transforms.spline_coupling(3), transforms.affine_coupling(3)]
+    assert near_identity(stack, 0.0) is stack
+    x = torch.randn(5, 3)
+    for part in stack:
+        torch.testing.assert_close(part(x), x, atol=1e-3, rtol=0)
+
+
 def test_gradients_reach_all_layers():
     flow = Flow(dist.Normal(torch.zeros(DIM), 1.0), near_identity(transforms.spline_coupling(DIM)))
     flow.log_prob(torch.randn(50, DIM)).sum().backward()

@@ -187,6 +187,39 @@ def test_early_stopping():
     assert len(history.validation_losses) == history.validation_steps[-1] / 2
 
 
+def test_more_patience_continues_a_run_that_stopped_early(tmp_path):
+    settings = {"steps": 60, "lr": 0.5, "validation": DATA[:50], "validation_every": 1}
+    settings |= {"optimizer": torch.optim.SGD, "batch_size": 10}
+    path = tmp_path / "training.safetensors"
+    _, short = train(Quadratic(), patience=2, checkpoint=path, **settings)
+    assert short.outcome == "early"
+    model, longer = train(Quadratic(), patience=60, checkpoint=path, **settings)
+    other, expected = train(Quadratic(), patience=60, **settings)
+    assert longer.losses == expected.losses
+    assert len(longer.losses) > len(short.losses)
+    assert same(model, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gradient_clip": -1.0}, "positive gradient_clip"),
+        ({"scheduler": ReduceLROnPlateau}, "validation data with ReduceLROnPlateau"),
+        ({"optimizer": torch.optim.SGD(Quadratic().parameters())}, "got an instance of SGD"),
+        ({"optimizer": torch.optim.LBFGS}, "got LBFGS"),
+    ],
+)
+def test_arguments_that_would_do_nothing_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train(**arguments)
+
+
+def test_trains_where_gradients_are_switched_off():
+    with torch.no_grad():
+        _, history = train()
+    assert history.losses[-1] < history.losses[0]
+
+
 def test_validation_runs_in_evaluation_mode_and_leaves_training_alone():
     plain, _ = train(Quadratic(noise=0.1), data=DATA[:150])
     model = Quadratic(noise=0.1)
@@ -279,6 +312,21 @@ def test_models_are_initialised_once():
     assert len(many.preview) == 10_000
 
 
+def test_parameters_that_are_set_or_frozen_are_not_overwritten():
+    model = GaussianMixture(2, 3)
+    model.initialize(DATA)
+    start = model.loc.detach().clone()
+    train(model, steps=1, lr=1e-9)
+    torch.testing.assert_close(model.loc, start, atol=1e-6, rtol=0)
+
+    frozen = GaussianMixture(2, 3)
+    frozen.loc.requires_grad_(False)
+    before, weights = frozen.loc.clone(), frozen.logits.detach().clone()
+    frozen.initialize(DATA)
+    assert torch.equal(frozen.loc, before)
+    assert not torch.equal(frozen.logits, weights)
+
+
 def test_continued_training_continues():
     model, first = train(steps=200)
     _, second = train(model, steps=5, seed=1)
@@ -366,9 +414,12 @@ def test_a_checkpoint_can_be_trained_further(tmp_path):
         ({"seed": 1}, "seed 0, now 1"),
         ({"batch_size": 20}, "batch_size 50, now 20"),
         ({"data": DATA[:100]}, "items 200, now 100"),
-        ({"model": Quadratic()}, "model 'GaussianMixture', now 'Quadratic'"),
+        ({"model": Quadratic()}, "model 'GaussianMixture .*, now 'Quadratic "),
         ({"optimizer": torch.optim.SGD}, "optimizer 'Adam', now 'SGD'"),
-        ({"model": GaussianMixture(2, 4)}, "does not fit the model"),
+        ({"model": GaussianMixture(2, 4)}, '"num_components": 3.*"num_components": 4'),
+        ({"data": DATA + 1}, "data checksum"),
+        ({"lr": 0.5}, "lr 0.05, now 0.5"),
+        ({"gradient_clip": 1.0}, "gradient_clip None, now 1.0"),
         ({"scheduler": lambda o: CosineAnnealingLR(o, 9)}, "without a learning-rate scheduler"),
     ],
 )

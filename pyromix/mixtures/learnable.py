@@ -60,8 +60,8 @@ class GaussianMixture(DistributionModule):
         variance_floor: float = 1e-6,
         validate_args: bool | None = None,
     ) -> None:
-        check_positive_int("dim", dim)
-        check_positive_int("num_components", num_components)
+        dim = check_positive_int("dim", dim)
+        num_components = check_positive_int("num_components", num_components)
         if covariance not in get_args(Covariance):
             raise ValueError(
                 f"Expected covariance to be one of {get_args(Covariance)}, got {covariance!r}."
@@ -132,12 +132,15 @@ class GaussianMixture(DistributionModule):
     def initialize(self, data: Batch) -> None:
         """Starts from clusters of the data: k-means from k-means++ seeds.
 
+        Parameters that do not require gradients are left alone.
+
         Args:
             data: Points of shape (N, D), of the model's dtype and device.
 
         Raises:
             ValueError: If the data does not fit or is not finite.
         """
+        super().initialize(data)
         x, _ = split_batch(data)
         x = check_value(self, x, like=self.loc).reshape(-1, self.dim)
         if len(x) == 0 or not x.isfinite().all():
@@ -152,7 +155,12 @@ class GaussianMixture(DistributionModule):
         elif self.covariance == "spherical":
             variance = variance.mean(-1, keepdim=True)
         excess = (variance - self.variance_floor).clamp(min=self.variance_floor)
+        start = {
+            self.logits: clusters.weights.log(),
+            self.loc: clusters.loc,
+            self.raw_scale: 0.5 * excess.log(),
+        }
         with torch.no_grad():
-            self.logits.copy_(clusters.weights.log())
-            self.loc.copy_(clusters.loc)
-            self.raw_scale.copy_(0.5 * excess.log())
+            for parameter, value in start.items():
+                if parameter.requires_grad:
+                    parameter.copy_(value)

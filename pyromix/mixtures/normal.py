@@ -3,7 +3,8 @@
 __all__ = ["MixtureOfNormals"]
 
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
 from ..registry import register
-from ..validation import check_tensor, check_value, is_expandable, is_traced
+from ..validation import as_int, check_tensor, check_value, is_expandable, is_traced
 from .density import LOG_2PI, component_log_prob, log_sum_exp
 from .implicit import reparameterize
 
@@ -164,7 +165,7 @@ class MixtureOfNormals(TorchDistribution):
         r"""Draws from the mixture with pathwise gradients; shape (\*S, \*B, D)."""
         return reparameterize(self.sample(sample_shape), self._logits, self._loc, self._scale)
 
-    def marginal(self, dims: int | Sequence[int]) -> "MixtureOfNormals":
+    def marginal(self, dims: int | Sequence[int] | Tensor) -> "MixtureOfNormals":
         """Law of some of the coordinates.
 
         Args:
@@ -173,7 +174,8 @@ class MixtureOfNormals(TorchDistribution):
         Raises:
             ValueError: If a coordinate is out of range, named twice, or none is given.
         """
-        kept = self._check_dims([dims] if isinstance(dims, int) else dims)
+        single = as_int(dims)
+        kept = self._check_dims(dims if single is None else [single])  # type: ignore[arg-type]
         if not kept:
             raise ValueError("Expected at least one coordinate to keep, got none.")
         return self._restrict(self._logits, kept).expand(self.batch_shape)
@@ -197,7 +199,8 @@ class MixtureOfNormals(TorchDistribution):
         if not isinstance(observed, Mapping):
             raise ValueError(
                 f"Expected a mapping from coordinates to values, such as {{0: 1.5}}, got "
-                f"{type(observed).__name__}."
+                f"{type(observed).__name__}. (In training, a batch that is a pair is read as "
+                f"values and context. A mixture takes no context: leave labels out.)"
             )
         given = self._check_dims(list(observed))
         free = [d for d in range(self.event_shape[0]) if d not in given]
@@ -208,7 +211,7 @@ class MixtureOfNormals(TorchDistribution):
             )
         values = [
             torch.as_tensor(v, dtype=self._loc.dtype, device=self._loc.device)
-            if isinstance(v, int | float)
+            if isinstance(v, numbers.Real)
             else check_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
             for d, v in observed.items()
         ]
@@ -285,15 +288,18 @@ class MixtureOfNormals(TorchDistribution):
         result._validate_args = self._validate_args
         return result
 
-    def _check_dims(self, dims: Sequence[int]) -> list[int]:
+    def _check_dims(self, dims: Iterable[object]) -> list[int]:
         """Normalises negative coordinates, and rejects those out of range or named twice."""
         size = self.event_shape[0]
-        for d in dims:
-            if isinstance(d, bool) or not isinstance(d, int) or not -size <= d < size:
+        positive = []
+        for given in dims:
+            d = as_int(given)
+            if d is None or not -size <= d < size:
                 raise ValueError(
-                    f"Expected coordinates to be integers from {-size} to {size - 1}, got {d!r}."
+                    f"Expected coordinates to be integers from {-size} to {size - 1}, got "
+                    f"{given!r}."
                 )
-        positive = [d % size for d in dims]
+            positive.append(d % size)
         if len(set(positive)) < len(positive):
             raise ValueError(f"Expected each coordinate once, got {list(dims)}.")
         return positive

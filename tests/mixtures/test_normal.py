@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -83,6 +84,24 @@ def test_condition_is_joint_over_marginal(batch):
     assert conditional.event_shape == (2,)
     expected = mixture.log_prob(x) - mixture.marginal([0, 2]).log_prob(x[..., [0, 2]])
     torch.testing.assert_close(conditional.log_prob(x[..., [1, 3]]), expected)
+
+
+def test_coordinates_may_be_numpys_and_pytorchs():
+    mixture = build()
+    expected = mixture.marginal([0, 2])
+    for dims in (np.array([0, 2]), torch.tensor([0, 2])):
+        assert torch.equal(mixture.marginal(dims).loc, expected.loc)
+    assert torch.equal(mixture.marginal(np.int64(1)).loc, mixture.marginal(1).loc)
+    expected = mixture.condition({1: 0.5}).mean
+    assert torch.equal(mixture.condition({np.int64(1): np.float32(0.5)}).mean, expected)
+
+
+def test_traced_with_validation_on():
+    mixture, x = build(), torch.randn(5, 3)
+    expected = mixture.log_prob(x)
+    torch.testing.assert_close(torch.func.vmap(mixture.log_prob)(x), expected)
+    compiled = torch.compile(mixture.log_prob, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
 
 
 def test_condition_on_many_values_at_once():
