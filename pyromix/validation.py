@@ -160,8 +160,12 @@ def is_expandable(shape: Sequence[int], target: Sequence[int]) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether `torch.compile`, `vmap` or another function transform is running.
+    """Whether `torch.compile`, the JIT, `vmap` or another function transform is running.
 
     Control flow that depends on the values of tensors is impossible there.
     """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+    )

@@ -35,6 +35,10 @@ LOG_2PI = math.log(2 * math.pi)
 # Up to this many differences x - m the broadcast intermediate fits the cache, and is faster.
 DIRECT_SIZE = 2**17
 
+# Points that are worked on together. The backward pass sums over points, and cancels: short sums
+# in float32 keep its error small, and blocks fit the cache.
+BLOCK_POINTS = 2**13
+
 # Accepted error |a - b| / max(1, |b|) of a mixture's log-density, as bounded a priori.
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-9}
 
@@ -52,7 +56,9 @@ def component_log_prob(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) ->
     r"""Offset plus log-density of every diagonal normal at every point.
 
     The result is accurate where it matters for the mixture: at every point, for all components
-    that contribute to the sum over components. Autocasting is switched off inside.
+    that contribute to the sum over components. Autocasting is switched off inside. While traced
+    (by `torch.compile`, `vmap` or the JIT), the form with an intermediate of shape (N, K, D) is
+    taken: which other would do depends on values.
 
     Args:
         x: Points, shape (\*L, N, D).
@@ -64,8 +70,13 @@ def component_log_prob(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) ->
         Tensor of shape (\*L, N, K).
     """
     n, k, dim = x.shape[-2], loc.shape[-2], x.shape[-1]
-    if n == 1 or n * k * dim <= DIRECT_SIZE or is_traced():
+    size = x.shape[:-2].numel() * n * k * dim
+    if n == 1 or size <= DIRECT_SIZE or is_traced():
         return _direct(x, loc, scale, offset)
+    if n > BLOCK_POINTS:
+        offset = offset.expand(*x.shape[:-1], k)
+        blocks = zip(x.split(BLOCK_POINTS, -2), offset.split(BLOCK_POINTS, -2), strict=True)
+        return torch.cat([component_log_prob(b, loc, scale, o) for b, o in blocks], -2)
     with torch.autocast(x.device.type, enabled=False):
         operands = (x, loc, scale, offset)
         tolerance = TOLERANCE[x.dtype]
@@ -129,10 +140,14 @@ def _trouble(scores: Tensor, error: Tensor, tolerance: float) -> Tensor | None:
     """Pairs whose rounding error may spoil the mixture's log-density, or None."""
     if error.max() <= tolerance:
         return None
+    # Where the products overflowed, nothing is known.
+    error = error.nan_to_num(math.inf, math.inf)
+    known = error.isfinite() & scores.isfinite()
     # The mixture's log-density is at most log K above the largest score: close enough here.
-    best = (scores - error).amax(-1, keepdim=True)
-    relevant = scores + error >= best - NEGLIGIBLE_NATS
-    trouble = relevant & (error > tolerance * best.abs().clamp(min=1.0))
+    best = torch.where(known, scores - error, -math.inf).amax(-1, keepdim=True)
+    relevant = ~known | (scores + error >= best - NEGLIGIBLE_NATS)
+    accepted = tolerance * best.abs().nan_to_num(posinf=0.0).clamp(min=1.0)
+    trouble = relevant & ~(error <= accepted)
     return trouble if bool(trouble.any()) else None
 
 

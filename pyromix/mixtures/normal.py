@@ -26,7 +26,8 @@ class MixtureOfNormals(TorchDistribution):
               \qquad w = \operatorname{softmax}(\text{logits})
 
     `log_prob` costs two matrix products of size N x D x K instead of an intermediate of that
-    size, and keeps float32 accuracy also where components lie far apart compared to their scales.
+    size (but not while traced by `torch.compile`, `vmap` or the JIT). It keeps float32 accuracy
+    also where components lie far apart compared to their scales.
     `rsample` has exact pathwise gradients in `logits`, `loc` and `scale`, at a cost of O(N K D)
     in the backward pass. Their variance grows with the separation of the components: beyond
     about six standard deviations a sample is moved by the weights only in the rare event that it
@@ -100,15 +101,15 @@ class MixtureOfNormals(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         r"""Mean of the mixture, shape (\*B, D)."""
-        weights = self.logits.exp().unsqueeze(-2)  # (*B, 1, K)
-        return (weights @ self.loc).squeeze(-2)
+        # Not a matrix product, which autocasting would round.
+        return (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
 
     @property
     def variance(self) -> Tensor:
         r"""Variance of every coordinate, shape (\*B, D)."""
-        weights = self.logits.exp().unsqueeze(-2)
         deviation = self.loc - self.mean.unsqueeze(-2)
-        return (weights @ (self.scale.square() + deviation.square())).squeeze(-2)
+        spread = self.scale.square() + deviation.square()
+        return (self.logits.exp().unsqueeze(-1) * spread).sum(-2)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
@@ -175,7 +176,7 @@ class MixtureOfNormals(TorchDistribution):
             ValueError: If a coordinate is out of range, named twice, or none is given.
         """
         single = as_int(dims)
-        kept = self._check_dims(dims if single is None else [single])  # type: ignore[arg-type]
+        kept = self._check_dims(dims if isinstance(dims, Iterable) and single is None else [dims])
         if not kept:
             raise ValueError("Expected at least one coordinate to keep, got none.")
         return self._restrict(self._logits, kept).expand(self.batch_shape)
@@ -215,7 +216,15 @@ class MixtureOfNormals(TorchDistribution):
             else check_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
             for d, v in observed.items()
         ]
-        value = torch.stack(torch.broadcast_tensors(*values), -1)  # (*N, D observed)
+        try:
+            value = torch.stack(torch.broadcast_tensors(*values), -1)  # (*N, D observed)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected observed values whose shapes broadcast, got "
+                f"{[tuple(v.shape) for v in values]}."
+            ) from None
+        if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
+            raise ValueError("Expected finite observed values without NaN.")
         return self._restrict(self.marginal(given)._joint_log_prob(value), free)
 
     def entropy_bounds(self) -> tuple[Tensor, Tensor]:

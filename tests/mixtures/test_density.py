@@ -84,6 +84,70 @@ def test_gradients_in_float32(regime):
         assert (a - b).norm() <= 1e-4 * b.norm().clamp(min=1.0)
 
 
+@pytest.mark.parametrize(("k", "dim", "spread"), [(2, 1, 10.0), (4, 8, 3.0), (10, 1, 1e3)])
+def test_gradients_of_many_points_in_float32(k, dim, spread):
+    """Sums over many points cancel; their rounding errors must not show."""
+    loc = spread * torch.randn(k, dim)
+    scale = torch.ones(k, dim) if spread < 100 else torch.logspace(-3, 3, k).reshape(k, 1)
+    inputs = [t.float() for t in (torch.zeros(k), loc, scale)]
+    x = MixtureOfNormals(*inputs).sample((50_000,))
+
+    def gradients(dtype):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
+        log_prob = MixtureOfNormals(*leaves).log_prob(x.to(dtype)).mean()
+        return [t.double() for t in torch.autograd.grad(log_prob, leaves)]
+
+    got, expected = gradients(torch.float32), gradients(torch.float64)
+    for a, b, unit in zip(got, expected, (1.0, scale, scale), strict=True):
+        assert ((a - b) * unit).abs().max() < 3e-5  # of one for a point by itself
+
+
+@pytest.mark.parametrize("far", [1e15, 1e20])
+@pytest.mark.parametrize("what", ["mean", "scale", "removed", "point"])
+def test_overflow_stays_where_it_belongs(what, far):
+    n, k, dim = 600, 16, 32
+    x, loc, scale, logits = torch.randn(n, dim), torch.randn(k, dim), torch.ones(k, dim), None
+    logits = torch.zeros(k)
+    if what in ("mean", "removed"):
+        loc[0] = far
+    if what == "scale":
+        scale[0] = 1 / far
+    if what == "removed":
+        logits[0] = -math.inf
+    if what == "point":
+        x[0] = far
+    mixture = MixtureOfNormals(logits.float(), loc.float(), scale.float())
+    got = mixture.log_prob(x.float())
+    torch.testing.assert_close(got[:2], mixture.log_prob(x[:2].float()))
+    expected = reference(x, logits.float(), loc.float(), scale.float())
+    assert relative_error(got[1:], expected[1:]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_recorded_by_the_jit():
+    """A recording keeps no choice that was made for the values it was made with."""
+
+    def log_prob(value, loc):
+        return MixtureOfNormals(torch.zeros(16), loc, torch.full((16, 32), 1e-2)).log_prob(value)
+
+    loc = torch.randn(16, 32) * 1e-2
+    recorded = torch.jit.trace(log_prob, (torch.randn(600, 32) * 1e-2, loc), check_trace=False)
+    loc = loc + 1
+    loc[0] += 1e3
+    value = loc[1] + 1e-2 * torch.randn(600, 32)
+    torch.testing.assert_close(recorded(value, loc), log_prob(value, loc))
+
+
+def test_memory_of_batches_of_mixtures_is_bounded(monkeypatch):
+    calls = count_calls(monkeypatch, "_direct")
+    batch, n, k, dim = 50, 64, 8, 200
+    mixture = MixtureOfNormals(
+        torch.zeros(batch, k), torch.randn(batch, k, dim), torch.ones(batch, k, dim)
+    )
+    mixture.log_prob(torch.randn(n, batch, dim))
+    assert not calls
+
+
 def count_calls(monkeypatch, name):
     calls = []
     original = getattr(density, name)
