@@ -51,7 +51,14 @@ def constructor_arguments(obj: object, *, strict: bool = False) -> dict[str, Any
     arguments: dict[str, Any] = {}
     alternatives: list[str] = []
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in ("self", "validate_args") or parameter.kind is parameter.VAR_POSITIONAL:
+        if name in ("self", "validate_args"):
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            if strict:
+                raise UnknownArgumentsError(
+                    f"Cannot tell with which *{name} this {cls.__name__} was constructed. Use "
+                    f"named arguments, and keep each as an attribute of its name."
+                )
             continue
         if name in special:
             arguments[name] = special[name](obj)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .core import DistributionModule
 from .registry import NotPlainError, class_name, decode
+from .validation import FLOAT_DTYPES
 
 FORMAT = 1
 _KEY = "pyromix"
@@ -96,6 +97,7 @@ def load(
             raise ValueError(
                 f"{path} holds a {expected}, got a {class_name(type(into))} to load it into."
             )
+        _check_config(description["config"], into, path)
         _check_state(into, tensors, path)
         into.load_state_dict(tensors)
         return into
@@ -146,7 +148,9 @@ def _write(path: PathLike, kind: Kind, description: Any, tensors: Mapping[str, T
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: PathLike, kind: Kind, device: str | torch.device) -> tuple[Any, dict[str, Tensor]]:
+def _read(
+    path: PathLike, kind: Kind, device: str | torch.device
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder, not a safetensors file.")
     try:
@@ -171,14 +175,14 @@ def _read(path: PathLike, kind: Kind, device: str | torch.device) -> tuple[Any, 
         remedy = {
             "model": "Load it with pyromix.load.",
             "training": "Pass it to fit(..., checkpoint=...) to resume training.",
-        }.get(found, "")
+        }.get(str(found), "")
         raise ValueError(f"Expected a {kind} file, {path} holds a {found!r}. {remedy}")
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} does not describe a {kind}.")
     return description, tensors
 
 
-def _rebuild(description: Any, path: PathLike) -> nn.Module:
-    if not isinstance(description, dict):
-        raise ValueError(f"{path} does not describe a model.")
+def _rebuild(description: dict[str, Any], path: PathLike) -> nn.Module:
     name, config = description.get("class"), description.get("config")
     if config is None:
         raise ValueError(
@@ -187,12 +191,29 @@ def _rebuild(description: Any, path: PathLike) -> nn.Module:
             f"load(path, into=model)."
         )
     try:
-        model = decode({"object": name, "config": config})
+        with torch.random.fork_rng(devices=[]):  # constructors draw starting values
+            model = decode({"object": name, "config": config})
     except (AttributeError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe a {name}: {error}.") from error
     if not isinstance(model, DistributionModule):
         raise ValueError(f"{path} describes a {name}, which is no DistributionModule.")
     return model
+
+
+def _check_config(saved: Any, model: nn.Module, path: PathLike) -> None:
+    """Checks that a model was built with the arguments of the saved one, where both are known."""
+    try:
+        config = model.config() if isinstance(model, DistributionModule) else None
+    except NotPlainError:
+        return
+    config = json.loads(json.dumps(config))
+    if saved is None or config is None or saved == config:
+        return
+    differing = [k for k in {*saved, *config} if saved.get(k) != config.get(k)]
+    raise ValueError(
+        f"{path} holds a {type(model).__name__} of other {', '.join(sorted(differing))}: its "
+        f"parameters would mean another law."
+    )
 
 
 def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: PathLike) -> None:
@@ -205,13 +226,18 @@ def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: PathLike
         if name in tensors and tensors[name].shape != value.shape
     ]
     problems += [
-        f"{name} has dtype {tensors[name].dtype}, expected a kind like {value.dtype}"
+        f"{name} has dtype {tensors[name].dtype}, expected {value.dtype}"
         for name, value in expected.items()
-        if name in tensors and tensors[name].is_floating_point() != value.is_floating_point()
+        if name in tensors and not _same_kind(tensors[name].dtype, value.dtype)
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:5])
         raise ValueError(f"{path} does not fit the model {type(model).__name__}: {shown}.")
+
+
+def _same_kind(first: torch.dtype, second: torch.dtype) -> bool:
+    """Whether a tensor of one dtype may stand for the other: float32 for float64, or equals."""
+    return first == second or {first, second} <= set(FLOAT_DTYPES)
 
 
 def _flatten(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

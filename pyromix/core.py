@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from .arguments import UnknownArgumentsError, constructor_arguments
-from .registry import decode, encode, register
+from .registry import NotPlainError, decode, encode, register
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -113,12 +113,14 @@ class DistributionModule(nn.Module, TorchDistribution):
         """The constructor's arguments as plain data, from which a checkpoint rebuilds the model.
 
         Raises:
-            NotPlainError: If an argument is an object of an unknown class, such as a user's
-                network.
+            NotPlainError: If an argument is not an attribute of the model, or is an object of an
+                unknown class, such as a user's network.
         """
-        return {
-            name: encode(value) for name, value in constructor_arguments(self, strict=True).items()
-        }
+        try:
+            arguments = constructor_arguments(self, strict=True)
+        except UnknownArgumentsError as error:
+            raise NotPlainError(str(error)) from error
+        return {name: encode(value) for name, value in arguments.items()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

@@ -3,7 +3,7 @@
 __all__ = ["Flow", "FlowLaw"]
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ from torch.types import _size
 
 from .core import Batch, DistributionModule, split_batch
 from .plain import as_distribution_module, as_transform_module, flatten_transforms
-from .registry import encode
+from .registry import decode, encode
 from .validation import check_tensor, check_value, is_expandable, is_traced
 
 
@@ -30,7 +30,8 @@ class FlowLaw(dist.TransformedDistribution):
     Pyro's transforms remember the last pair (x, y) and its Jacobian, with their graphs. That
     saves the inverse pass when a fresh draw is scored, but a value scored again after an update
     of the parameters would find the stale pair, and a deep copy would fail. So the caches are
-    used between drawing and scoring within this class, and emptied everywhere else.
+    used by `rsample_and_log_prob`, and by `score_parts` on the last draw, which Pyro calls before
+    it updates parameters. `log_prob` empties them first, and nothing outlives `score_parts`.
     """
 
     # A plain attribute in place of PyTorch's property, so that Pyro's has_rsample_ can set it.
@@ -276,7 +277,23 @@ class Flow(DistributionModule, FlowLaw):
 
     def config(self) -> dict[str, Any]:
         """Base and transforms as plain data."""
-        return {"base": encode(self.base), "transforms": [encode(t) for t in self.transforms]}
+        transforms = list(self.transforms)
+        first = [next(j for j, u in enumerate(transforms) if u is t) for t in transforms]
+        return {
+            "base": encode(self.base),
+            "transforms": [
+                encode(t) if j == i else {"same as": j}
+                for i, (t, j) in enumerate(zip(transforms, first, strict=True))
+            ],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Flow":
+        """Builds base and transforms; one that occurs twice is one object again."""
+        transforms: list[Any] = []
+        for data in config["transforms"]:
+            transforms.append(transforms[data["same as"]] if "same as" in data else decode(data))
+        return cls(decode(config["base"]), transforms)
 
     def __getstate__(self) -> dict[str, Any]:
         self.clear_cache()  # cached graphs can be neither copied nor pickled
@@ -340,12 +357,16 @@ def _clear(part: Any) -> None:
 
 def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size, Size]:
     """The base as the transforms need it, and the batch and event shape of the result."""
-    if any(isinstance(t, ConditionalTransform) for t in transforms):
-        # Their domains are known only with a context; all of Pyro's keep the shape.
-        event_dim = max(
-            getattr(t, "domain", constraints.real_vector).event_dim for t in transforms
+    if getattr(base, "conditional", False):
+        raise ValueError(
+            "Expected a base that needs no context, got a conditional flow. Put the transforms of "
+            "both into one flow, or condition the base first."
         )
-        event_dim = max(event_dim, len(base.event_shape))
+    if any(isinstance(t, ConditionalTransform) for t in transforms):
+        # Their domains are known only with a context; all of Pyro's keep the shape, and give the
+        # last dimension parameters of its own.
+        domains = [getattr(t, "domain", constraints.real_vector) for t in transforms]
+        event_dim = max(1, len(base.event_shape), *(domain.event_dim for domain in domains))
         missing = event_dim - len(base.event_shape)
         _check_dims(base, event_dim)
         base = base.to_event(missing) if missing else base

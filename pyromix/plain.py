@@ -146,7 +146,8 @@ def _unwrap(value: Any) -> Any:
 def _wrap_arguments(obj: Any) -> _Arguments:
     """Registers the constructor's arguments of an object, and checks that it can be rebuilt."""
     try:
-        arguments = _Arguments(type(obj), constructor_arguments(obj))
+        found = constructor_arguments(obj)
+        arguments = _Arguments(type(obj), found)
         arguments.build()
     except (UnknownArgumentsError, TypeError, ValueError) as error:
         raise TypeError(
@@ -155,11 +156,23 @@ def _wrap_arguments(obj: Any) -> _Arguments:
             f"name, or derive the class from pyromix.DistributionModule or Pyro's "
             f"TransformModule."
         ) from error
+    for name, value in found.items():
+        if (
+            isinstance(value, Tensor)
+            and value.requires_grad
+            and not isinstance(value, nn.Parameter)
+        ):
+            raise TypeError(
+                f"The {name!r} of this {type(obj).__name__} requires gradients, but is not a "
+                f"Parameter itself: it could not be found to be trained. Pass an nn.Parameter of "
+                f"the full shape in the form that the class keeps, use a learnable base such as "
+                f"pyromix.GaussianMixture, or detach it."
+            )
     return arguments
 
 
 class PlainDistribution(DistributionModule):
-    """A plain distribution as a module: its tensors are buffers, its parameters parameters.
+    """A plain distribution as a module: its tensors are buffers, or parameters if they were.
 
     Use `wrap`, or `as_distribution_module`.
     """
@@ -171,8 +184,10 @@ class PlainDistribution(DistributionModule):
         event_shape: Sequence[int],
         has_rsample: bool,
         has_enumerate_support: bool,
+        validate_args: bool | None = None,
     ) -> None:
-        super().__init__(batch_shape, event_shape)
+        # Not asked of the distribution: its tensors may still wait for a state dict.
+        super().__init__(batch_shape, event_shape, validate_args)
         self.arguments = arguments
         self.has_rsample = has_rsample
         self.has_enumerate_support = has_enumerate_support
@@ -190,11 +205,16 @@ class PlainDistribution(DistributionModule):
             distribution.event_shape,
             distribution.has_rsample,
             distribution.has_enumerate_support,
+            distribution._validate_args,
         )
 
     def build(self) -> Distribution:
         """The distribution itself, with the present values of the tensors."""
-        return self.arguments.build()
+        distribution = self.arguments.build()
+        # An expanded distribution does not show in its constructor's arguments.
+        if distribution.batch_shape != self.batch_shape:
+            distribution = distribution.expand(self.batch_shape)
+        return distribution
 
     def config(self) -> dict[str, Any]:
         """The class of the distribution and its arguments as plain data."""

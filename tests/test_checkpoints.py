@@ -76,6 +76,12 @@ def test_into_keeps_device_and_dtype(path):
     torch.testing.assert_close(other.loc, model.loc.float())
 
 
+def test_into_a_model_with_other_arguments_is_refused(path):
+    save(GaussianMixture(2, 3, variance_floor=1.0), path)
+    with pytest.raises(ValueError, match="of other variance_floor"):
+        load(path, into=GaussianMixture(2, 3))
+
+
 def test_device(path):
     save(GaussianMixture(2, 3), path)
     assert load(path, device="cpu").loc.device.type == "cpu"
@@ -188,6 +194,10 @@ def described(**changes):
         (lambda h: h | {"description": None}, None, "does not describe"),
         (None, lambda t: t | {"loc": t["loc"][:, :1].contiguous()}, r"loc has shape \(3, 1\)"),
         (None, lambda t: t | {"loc": t["loc"].long()}, "loc has dtype torch.int64"),
+        (None, lambda t: t | {"loc": t["loc"].half()}, "loc has dtype torch.float16"),
+        (None, lambda t: t | {"initialized": t["initialized"].long()}, "initialized has dtype"),
+        (lambda h: h | {"description": []}, None, "does not describe"),
+        (lambda h: h | {"kind": []}, None, "Expected a model file"),
         (None, lambda t: {k: v for k, v in t.items() if k != "loc"}, "loc is missing"),
         (None, lambda t: t | {"more": t["logits"].clone()}, "more is unknown"),
     ],

@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyromix import DistributionModule, GaussianMixture
-from pyromix.arguments import UnknownArgumentsError
 from pyromix.core import split_batch
+from pyromix.registry import NotPlainError
 
 
 class Learned(DistributionModule):
@@ -102,7 +102,7 @@ def test_an_argument_that_is_not_kept_is_an_error():
             super().__init__()
             self.sd = width
 
-    with pytest.raises(UnknownArgumentsError, match="Keep it as an attribute"):
+    with pytest.raises(NotPlainError, match="Keep it as an attribute"):
         Forgetful(3.0).config()
 
 

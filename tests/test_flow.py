@@ -13,7 +13,7 @@ from pyro.infer.reparam import TransformReparam
 from pyro.optim import ClippedAdam
 from torch import nn
 
-from pyromix import Flow, GaussianMixture, MixtureOfNormals, fit
+from pyromix import Flow, GaussianMixture, MixtureOfNormals, fit, load, save
 
 DIM = 4
 
@@ -266,6 +266,23 @@ def test_conditional(base):
     torch.testing.assert_close(other.condition(context).log_prob(x), log_prob)
 
 
+@pytest.mark.parametrize("count", [3, 50])
+def test_conditional_elementwise_transforms_make_vectors(count):
+    forward, inverse = (
+        Flow(normal(3), t)
+        for t in (transforms.conditional_spline(3, 2), transforms.conditional_spline(3, 2).inv)
+    )
+    assert forward.batch_shape == inverse.batch_shape == ()
+    x, context = torch.randn(count, 3), torch.randn(count, 2)
+    for flow in (forward, inverse):
+        assert flow.condition(context).log_prob(x).shape == (count,)
+
+
+def test_a_conditional_base_is_refused():
+    with pytest.raises(ValueError, match="transforms of both into one flow"):
+        Flow(Flow(normal(3), transforms.conditional_planar(3, 1)), transforms.affine_coupling(3))
+
+
 def test_conditional_flow_learns():
     """y = 2 c + noise of scale exp(-1)."""
     context = torch.randn(2000, 1)
@@ -337,6 +354,18 @@ def test_shared_transform_is_one_module():
     assert len(list(flow.parameters())) == len(list(coupling.parameters()))
     x, log_prob = flow.rsample_and_log_prob((4,))
     torch.testing.assert_close(flow.log_prob(x), log_prob)
+
+
+def test_shared_transforms_stay_shared_in_files(tmp_path):
+    coupling = transforms.affine_coupling(3)
+    flow = Flow(normal(3), [coupling, transforms.permute(3), coupling])
+    save(flow, tmp_path / "flow.safetensors")
+    state = torch.get_rng_state()
+    other = load(tmp_path / "flow.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert other.transforms[0] is other.transforms[2]
+    x = torch.randn(4, 3)
+    assert torch.equal(other.log_prob(x), flow.log_prob(x))
 
 
 def test_compiles_and_vmaps():

@@ -155,6 +155,34 @@ def test_parameters_stay_parameters():
     assert loc.grad is not None
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: dist.Normal(p[0], torch.ones(2)),
+        lambda p: dist.Normal(p, 1.0).expand([3, 2]),
+        lambda p: dist.MultivariateNormal(p, torch.eye(2)),
+        lambda p: dist.Categorical(logits=p),
+        lambda p: dist.MixtureSameFamily(dist.Categorical(p.exp()), dist.Normal(p, torch.ones(2))),
+    ],
+    ids=["view", "expanded", "broadcast", "normalised", "within"],
+)
+def test_parameters_that_would_be_lost_are_refused(make):
+    with pytest.raises(TypeError, match="could not be found to be trained"):
+        as_distribution_module(make(nn.Parameter(torch.zeros(2))))
+
+
+def test_an_expanded_mixture_keeps_its_batch():
+    mixture = MixtureOfNormals(torch.zeros(2), torch.randn(2, 3), torch.ones(2, 3)).expand((5,))
+    module = through_json(as_distribution_module(mixture))
+    assert module.batch_shape == (5,)
+    assert module.sample((7,)).shape == (7, 5, 3)
+
+
+def test_validation_stays_off():
+    uniform = dist.Uniform(torch.zeros(2), torch.ones(2), validate_args=False)
+    assert as_distribution_module(uniform).log_prob(torch.tensor(2.0)).isneginf().all()
+
+
 def test_repr_is_readable():
     module = as_distribution_module(dist.Normal(torch.zeros(2), 1.0).to_event(1))
     assert repr(module) == (
