@@ -70,8 +70,8 @@ class History:
             )
             ax.axvline(self.best_step or 0, color="C1", linestyle=":", label="best")
         values = sorted(_running_mean(self.losses) + self.validation_losses)
-        if len(values) > 20:  # the first few steps would flatten the rest
-            low, high = values[0], values[int(0.97 * len(values))]
+        low, high = (values[0], values[int(0.97 * len(values))]) if values else (0.0, 0.0)
+        if len(values) > 20 and high > low:  # the first few steps would flatten the rest
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         ax.set(xlabel="step", ylabel="loss")
         ax.legend()

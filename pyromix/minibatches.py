@@ -97,7 +97,7 @@ class LoaderStream:
     """Minibatches from a DataLoader, which decides on their size and order.
 
     The loader's random numbers are seeded at the start of every epoch. Resuming goes through
-    the batches that were already used.
+    the batches that were already used, and then takes up PyTorch's random state where it was.
 
     Args:
         loader: The loader. Every process iterates over all of it, and works on its part.
@@ -118,6 +118,7 @@ class LoaderStream:
     def batches(self, start: int) -> Iterator[Any]:
         """Yields this process's part of every batch from step `start` on, without end."""
         step = epoch = 0
+        random = torch.get_rng_state()
         while True:
             empty = True
             for batch in self._epoch(epoch):
@@ -125,8 +126,10 @@ class LoaderStream:
                 if step >= start:
                     yield self._share(batch)
                 step += 1
+                if step == start:  # a dataset may draw random numbers for its items
+                    torch.set_rng_state(random)
             if empty:
-                raise ValueError("Expected a DataLoader with at least one batch, got none.")
+                raise _no_batch()
             epoch += 1
 
     def once(self) -> Iterator[tuple[Any, int]]:
@@ -143,6 +146,8 @@ class LoaderStream:
             size += _batch_size(batch)
             if size >= PREVIEW_SIZE:
                 break
+        if not batches:
+            raise _no_batch()
         return _concatenate(batches)
 
     def _epoch(self, epoch: int) -> Iterator[Any]:
@@ -150,8 +155,11 @@ class LoaderStream:
         # that is asked for the first batch, or from a generator of its own.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self.seed, epoch))
-            if isinstance(self.loader.generator, torch.Generator):
-                self.loader.generator.manual_seed(_mix(self.seed, epoch))
+            for part in (self.loader, self.loader.sampler, self.loader.batch_sampler):
+                for owner in (part, getattr(part, "sampler", None)):
+                    generator = getattr(owner, "generator", None)
+                    if isinstance(generator, torch.Generator):
+                        generator.manual_seed(_mix(self.seed, epoch))
             iterator = iter(self.loader)
             first = next(iterator, None)
         if first is not None:
@@ -245,6 +253,10 @@ def split(
     common = stream.batch_size, stream.seed, stream.rank, stream.world_size, stream.checksum
     train, validation = (TensorStream(stream.take, part, *common) for part in parts)
     return train, validation
+
+
+def _no_batch() -> ValueError:
+    return ValueError("Expected a DataLoader with at least one batch, got none.")
 
 
 def _checksum(tensors: list[Tensor]) -> int:

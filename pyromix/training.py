@@ -27,7 +27,7 @@ from .core import DistributionModule
 from .history import History
 from .minibatches import LoaderStream, TensorStream, list_tensors, make_stream, split
 from .registry import NotPlainError
-from .validation import check_positive_int
+from .validation import as_int, check_positive_int
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -147,7 +147,11 @@ def fit(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     saved = read_tree(path) if path is not None and path.exists() else None
-    if seed is None:
+    if seed is not None:
+        given, seed = seed, as_int(seed)
+        if seed is None:
+            raise ValueError(f"Expected seed to be an integer, got {given!r}.")
+    else:
         seed = int(torch.randint(2**62, ())) if saved is None else saved["run"]["seed"]
         seed = fabric.broadcast(seed)
 
@@ -166,7 +170,6 @@ def fit(
                 initialize = not bool(model.initialized)
             if initialize and saved is None:
                 model.initialize(fabric.to_device(stream.preview()))
-            model.initialized.fill_(True)
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             torch.manual_seed(seed + fabric.global_rank)
         own = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr)
@@ -196,6 +199,7 @@ def fit(
                 "gradient_clip": gradient_clip,
                 "processes": fabric.world_size,
                 **stream.description,
+                "validation": None if held_out is None else str(held_out.description),
             },
         )
         if saved is not None:
@@ -253,6 +257,8 @@ class _Trainer:
         # Only the first process would see the interrupt in time; the others would wait for it.
         deferred = self.fabric.world_size == 1
         self.module, self.stepper = self.fabric.setup(_LossModule(self.model), self.optimizer)
+        if isinstance(self.model, DistributionModule):
+            self.model.initialized.fill_(True)
         self.model.train()
         if self.step < self.steps and not self._out_of_patience():
             self.history.outcome = "running"
@@ -276,7 +282,7 @@ class _Trainer:
                     self.step % self.validation_every == 0 or self.step == self.steps
                 ):
                     self._validate()
-                if interrupted.is_set():
+                if interrupted.is_set() and self.history.outcome == "running":
                     self.history.outcome = "interrupted"
                 elif self.step % self.checkpoint_every == 0:
                     self._write_checkpoint()
@@ -290,11 +296,19 @@ class _Trainer:
         batch = self.fabric.to_device(batch)
         self.stepper.zero_grad()
         loss: Tensor = self.module(_Batch(batch), self.step / self.steps)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                f"Expected the loss to be a scalar tensor with a graph, got "
+                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}. Take "
+                f"the mean over the batch, and detach nothing."
+            )
         self.history.learning_rates.append(self.optimizer.param_groups[0]["lr"])
         value = self._mean_over_processes(loss.detach())
         if not math.isfinite(value):
-            self._explain(value, loss, batch)
+            self.fabric.backward(loss)
+            self._explain(f"The loss is {value}", batch)
         self.fabric.backward(loss)
+        self._check_gradients(batch)
         if self.gradient_clip is not None:
             self.fabric.clip_gradients(
                 self.module, self.stepper, max_norm=self.gradient_clip, error_if_nonfinite=False
@@ -305,6 +319,14 @@ class _Trainer:
         ):
             self.scheduler.step()
         self.history.losses.append(value)
+
+    def _check_gradients(self, batch: Any) -> None:
+        """Stops before a step that would spoil the parameters."""
+        if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
+            return  # scaled gradients may overflow: Fabric then skips the step
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not nn.utils.get_total_norm(gradients).isfinite():
+            self._explain("The loss is finite, but not its gradient", batch)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -320,6 +342,8 @@ class _Trainer:
                 total += torch.tensor([loss.double() * size, size], device=total.device)
         self.model.train()
         sums: Any = self.fabric.all_reduce(total, reduce_op="sum")
+        if sums[1] == 0:
+            raise ValueError("Expected at least one item to validate on, got none.")
         value = float(sums[0] / sums[1])
         if not math.isfinite(value):
             raise NonFiniteLossError(f"The validation loss is {value} after step {self.step}.")
@@ -334,11 +358,10 @@ class _Trainer:
             history.outcome = "early"
 
     def _out_of_patience(self) -> bool:
-        losses = self.history.validation_losses
-        if self.patience is None or not losses:
+        steps, best = self.history.validation_steps, self.history.best_step
+        if self.patience is None or best is None:
             return False
-        since_best = len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__)
-        return since_best >= self.patience
+        return len(steps) - 1 - steps.index(best) >= self.patience
 
     def _mean_over_processes(self, loss: Tensor) -> float:
         if self.fabric.world_size == 1:
@@ -355,26 +378,25 @@ class _Trainer:
             shown["validation"] = f"{self.history.validation_losses[-1]:.4g}"
         bar.set_postfix(shown, refresh=False)
 
-    def _explain(self, value: float, loss: Tensor, batch: Any) -> NoReturn:
-        """Raises an error that says where the loss stopped being finite."""
+    def _explain(self, what: str, batch: Any) -> NoReturn:
+        """Raises an error that says where the loss or its gradient is not finite."""
         named = list(self.model.named_parameters())
         bad = [_describe(name, p) for name, p in named if not p.isfinite().all()]
         if bad:
             where = f"parameters are not finite: {', '.join(bad)}"
         else:
-            self.fabric.backward(loss)
             bad = [
                 _describe(name, p.grad)
                 for name, p in named
                 if p.grad is not None and not p.grad.isfinite().all()
             ]
-            where = f"all parameters are finite; not so the gradients of: {', '.join(bad)}"
+            where = f"all parameters are finite, but not the gradients of: {', '.join(bad)}"
+            where = where if bad else "all parameters and gradients are finite"
         remedy = "Lower lr, or set gradient_clip."
         if any(t.is_floating_point() and not t.isfinite().all() for t in list_tensors(batch)):
             remedy = "The batch itself holds NaN or infinity: clean the data."
-        raise NonFiniteLossError(
-            f"The loss is {value} at step {self.step + 1} of {self.steps}; {where}. {remedy}"
-        )
+        step = len(self.history.learning_rates)
+        raise NonFiniteLossError(f"{what} at step {step} of {self.steps}; {where}. {remedy}")
 
     def _write_checkpoint(self) -> None:
         if self.checkpoint is None or not self.fabric.is_global_zero:

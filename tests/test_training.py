@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from pyromix import DistributionModule, GaussianMixture, History, fit
 from pyromix.training import NonFiniteLossError
@@ -398,6 +398,40 @@ def test_resumed_training_is_the_same_to_the_last_bit(kind, how, optimizer, tmp_
     assert len(history.losses) == 60
 
 
+class Augmented(Dataset):
+    """Draws random numbers for its items."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        return DATA[i] + 0.1 * torch.randn(2)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_loaders_with_random_numbers_of_their_own_resume(sampled, tmp_path):
+    def run(steps, **kwargs):
+        sampler = RandomSampler(Augmented(), generator=torch.Generator().manual_seed(7))
+        order = {"sampler": sampler} if sampled else {"shuffle": True}
+        loader = DataLoader(Augmented(), batch_size=16, **order)
+        torch.manual_seed(0)
+        return train(Quadratic(noise=0.1), loader, steps=steps, **kwargs)[1].losses
+
+    expected = run(11)
+    for steps in (3, 4, 7, 11):
+        losses = run(steps, checkpoint=tmp_path / "training.safetensors")
+    assert losses == expected
+
+
+def test_a_refused_run_leaves_the_model_as_it_was(tmp_path):
+    path = tmp_path / "training.safetensors"
+    train(checkpoint=path)
+    model = GaussianMixture(2, 3)
+    with pytest.raises(ValueError, match="another training run"):
+        train(model, checkpoint=path, seed=1)
+    assert not model.initialized
+
+
 def test_a_checkpoint_can_be_trained_further(tmp_path):
     path = tmp_path / "training.safetensors"
     model = GaussianMixture(2, 3)
@@ -420,6 +454,7 @@ def test_a_checkpoint_can_be_trained_further(tmp_path):
         ({"data": DATA + 1}, "data checksum"),
         ({"lr": 0.5}, "lr 0.05, now 0.5"),
         ({"gradient_clip": 1.0}, "gradient_clip None, now 1.0"),
+        ({"validation": DATA[:50]}, "validation None, now"),
         ({"scheduler": lambda o: CosineAnnealingLR(o, 9)}, "without a learning-rate scheduler"),
     ],
 )
@@ -481,8 +516,10 @@ class Explosive(Quadratic):
     def loss(self, batch, progress=1.0):
         value = super().loss(batch) + self.other.sum()
         if len(self.batches) == 7:
-            if self.how == "gradient":
+            if self.how == "loss":
                 return value + torch.sqrt(self.other.sum() * 0) * math.inf
+            if self.how == "gradient":  # of sqrt at 0: infinity times zero
+                return value + (0 * self.other).square().sum().sqrt()
             if self.how == "parameter":
                 with torch.no_grad():
                     self.other[1] = math.nan
@@ -493,13 +530,36 @@ class Explosive(Quadratic):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("gradient", r"at step 7 of 20; all parameters are finite.*'other' \(3 of 3 entries\)"),
+        ("loss", r"nan at step 7 of 20; all parameters are finite.*'other' \(3 of 3 entries\)"),
+        ("gradient", r"not its gradient at step 7 of 20; all parameters.*'other' \(3 of 3 ent"),
         ("parameter", r"at step 7 of 20; parameters are not finite.*'other' \(1 of 3 entries\)"),
     ],
 )
 def test_losses_that_are_not_finite_stop_with_a_reason(how, message):
+    model = Explosive(how)
     with pytest.raises(NonFiniteLossError, match=message):
-        train(Explosive(how))
+        train(model)
+    if how != "parameter":  # stopped before the step that would have spoilt them
+        assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", ["vector", "detached", "number"])
+def test_losses_that_cannot_be_minimised_are_refused(loss):
+    class Odd(Quadratic):
+        def loss(self, batch, progress=1.0):
+            value = super().loss(batch)
+            return {"vector": value.expand(3), "detached": value.detach(), "number": 1.0}[loss]
+
+    with pytest.raises(ValueError, match="scalar tensor with a graph"):
+        train(Odd())
+
+
+def test_empty_loaders_are_refused():
+    empty = DataLoader(DATA[:3], batch_size=10, drop_last=True)
+    with pytest.raises(ValueError, match="at least one batch"):
+        train(data=empty)
+    with pytest.raises(ValueError, match="at least one item to validate on"):
+        train(validation=empty, validation_every=1)
 
 
 def test_bad_data_is_named_as_the_reason():
