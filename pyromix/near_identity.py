@@ -45,6 +45,8 @@ def near_identity(transform: Any, strength: float = 0.1) -> Any:
         >>> torch.allclose(spline(x), x, atol=1e-4)
         True
     """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"Expected a strength from 0 to 1, got {strength}.")
     if isinstance(transform, nn.ModuleList | list | tuple):
         for part in transform:
             near_identity(part, strength)

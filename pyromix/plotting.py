@@ -18,7 +18,8 @@ def plot_images(
     """Shows images side by side, in rows.
 
     Args:
-        images: Shape (N, height, width), or (N, height, width, 3) for colour.
+        images: Shape (N, height, width), or (N, height, width, 3) for colour; floating-point
+            numbers, or integers from 0 to 255.
         ax: Where to draw.
         columns: Images per row; by default the grid is nearly square.
         kwargs: Passed to `matplotlib.axes.Axes.imshow`; by default dark ink on white, from 0 to 1.
@@ -35,6 +36,8 @@ def plot_images(
             f"Reshape flat ones with images.reshape(-1, height, width)."
         )
     images = images.detach().cpu()
+    if not images.is_floating_point():  # bytes, as files hold them
+        images = images / 255
     count, height, width = images.shape[:3]
     columns = columns or max(1, round(count**0.5))
     rows = -(-count // columns)
@@ -74,7 +77,7 @@ def plot_density(
     Raises:
         ValueError: If the distribution is not over the plane.
     """
-    if distribution.event_shape.numel() != 2 or distribution.batch_shape:
+    if distribution.event_shape != (2,) or distribution.batch_shape:
         raise ValueError(
             f"Expected a distribution of event shape (2,) and no batch, got event shape "
             f"{tuple(distribution.event_shape)} and batch shape {tuple(distribution.batch_shape)}."

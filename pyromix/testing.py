@@ -280,6 +280,32 @@ def check_goodness_of_fit(case: Case) -> None:
     assert p_value > P_VALUE, f"Samples do not follow the density: p-value {p_value:.1e}."
 
 
+@_check(lambda case, d: case.continuous and (d.batch_shape + d.event_shape).numel() > 0)
+def check_normalized_in_expectation(case: Case) -> None:
+    """Draws and density agree, and the density is normalised, in any number of dimensions.
+
+    For a normal q that is fitted to draws of p, E_q[p / (p + q)] = E_p[q / (p + q)]: the identity
+    behind bridge sampling, whose two sides are bounded and can be averaged safely.
+    """
+    d = _one_of_batch(case.build())
+    size = torch.Size((case.num_samples,))
+    flat = d.sample(size).reshape(case.num_samples, -1)
+    covariance = torch.cov(flat.mT).reshape(flat.shape[1], -1)
+    jitter = 1e-6 * covariance.diagonal().mean() * torch.eye(flat.shape[1], dtype=flat.dtype)
+    q = torch.distributions.MultivariateNormal(flat.mean(0), covariance + jitter)
+
+    def log_ratio(x: Tensor) -> Tensor:
+        inside = d.support.check(x)
+        value = torch.where(inside.reshape(-1, *[1] * len(d.event_shape)), x, d.sample(size))
+        log_p = torch.where(inside, d.log_prob(value), -math.inf)
+        return log_p - q.log_prob(x.reshape(len(x), -1))
+
+    with torch.no_grad():
+        under_q = log_ratio(q.sample(size).reshape(*size, *d.event_shape)).sigmoid()
+        under_p = (-log_ratio(d.sample(size))).sigmoid()
+    _zero_mean(under_q - under_p, "E_q[p / (p + q)] - E_p[q / (p + q)]")
+
+
 @_check(lambda case, d: case.smooth)  # noqa: ARG005
 def check_stein_identity(case: Case) -> None:
     """Draws fit the gradient of the log-density: E[x_i d log p(x) / dx_j] = -delta_ij."""
@@ -403,7 +429,7 @@ def check_copies(case: Case) -> None:
     """Deep copies and pickles are the same law, and share no memory."""
     d = case.build()
     x = d.sample(torch.Size((5,)))
-    d() if not d.has_rsample else d.rsample()  # leaves caches, if any, filled
+    d.rsample() if d.has_rsample else d.sample()  # leaves caches, if any, filled
     for name, other in (
         ("deep copy", copy.deepcopy(d)),
         ("pickle", pickle.loads(pickle.dumps(d))),

@@ -49,6 +49,8 @@ class Sample(DistributionModule):
         log_prob = law.log_prob(value).sum(-1)
         if self.mistake == "not normalised":
             log_prob = log_prob + 0.02
+        if self.mistake == "far from normalised in many dimensions":
+            log_prob = log_prob + 0.2
         if self.mistake == "noisy":
             log_prob = log_prob + 1e-9 * torch.randn(())
         if self.mistake == "another law":
@@ -93,6 +95,7 @@ def test_a_correct_distribution_passes():
         ("detached scale", {"pathwise_gradients"}),
         ("sample keeps a graph", {"shapes"}),
         ("not normalised", {"normalized"}),
+        ("far from normalised in many dimensions", {"normalized_in_expectation"}),
         ("noisy", {"deterministic"}),
         ("another law", {"normalized", "goodness_of_fit", "stein_identity"}),
         ("detached density", {"log_prob_gradients"}),
@@ -104,7 +107,8 @@ def test_a_correct_distribution_passes():
     ],
 )
 def test_mistakes_are_caught(mistake, caught_by):
-    assert caught_by <= failures(lambda: Sample(mistake=mistake))
+    dim = 12 if "many dimensions" in mistake else 2
+    assert caught_by <= failures(lambda: Sample(dim, mistake=mistake))
 
 
 def test_batch_and_plain_distributions_can_be_checked():
