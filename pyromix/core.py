@@ -27,7 +27,9 @@ class DistributionModule(nn.Module, TorchDistribution):
 
     Calling the object draws a sample, as in Pyro, and runs forward hooks, as in PyTorch:
     `pyro.sample`, `pyro.module`, plates and `torch.compile` work on it directly. `expand`,
-    `mask` and `to_event` return plain distributions that share the parameters.
+    `mask` and `to_event` return plain distributions that share the parameters. A `PyroModule`
+    holds one as an attribute; ``PyroModule[Model]`` is not possible, as Pyro's distributions and
+    modules have different metaclasses.
 
     Args:
         batch_shape: Shape of independent, differently parameterised distributions.
