@@ -38,7 +38,7 @@ BAD = [
     (lambda: mixture(scale=ones(3, 2).float()), "scale to have dtype torch.float64"),
     (lambda: mixture(scale=ones(3, 2, device="meta")), "scale on device cpu, got meta"),
     (lambda: mixture(logits=zeros(3, device="meta")), "logits on device cpu, got meta"),
-    (lambda: mixture(logits=zeros(4)), "with the same K and D"),
+    (lambda: mixture(logits=zeros(4)), "with the same K"),
     (lambda: mixture(scale=ones(3, 1)), "must be expanded to loc's shape"),
     (lambda: mixture(loc=zeros(3), scale=ones(3)), r"loc.unsqueeze\(-1\)"),
     (lambda: mixture(zeros(0), zeros(0, 2), ones(0, 2)), "at least one component"),

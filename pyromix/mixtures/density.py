@@ -23,6 +23,7 @@ remaining pairs of point and component.
 __all__ = ["component_log_prob", "log_sum_exp"]
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,9 @@ SMALL_SCORES = 2**14
 CHUNK_NUMBERS = 2**23
 
 
-def component_log_prob(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+def component_log_prob(
+    x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor, observed: Tensor | None = None
+) -> Tensor:
     r"""Offset plus log-density of every diagonal normal at every point.
 
     The result is accurate where it matters for the mixture: at every point, for all components
@@ -65,6 +68,8 @@ def component_log_prob(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) ->
         loc: Means, shape (\*L, K, D).
         scale: Standard deviations, shape (\*L, K, D).
         offset: Log-weights that are added, shape broadcastable to (\*L, N, K).
+        observed: One for the coordinates that count, zero for those to be left out of the
+            density, shape (\*L, N, D) and the points' dtype; by default all count.
 
     Returns:
         Tensor of shape (\*L, N, K).
@@ -72,18 +77,23 @@ def component_log_prob(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) ->
     n, k, dim = x.shape[-2], loc.shape[-2], x.shape[-1]
     size = x.shape[:-2].numel() * n * k * dim
     if n == 1 or size <= DIRECT_SIZE or is_traced():
-        return _direct(x, loc, scale, offset)
+        return _direct(x, loc, scale, offset, observed)
     if n > BLOCK_POINTS:
         offset = offset.expand(*x.shape[:-1], k)
-        blocks = zip(x.split(BLOCK_POINTS, -2), offset.split(BLOCK_POINTS, -2), strict=True)
-        return torch.cat([component_log_prob(b, loc, scale, o) for b, o in blocks], -2)
+        parts = []
+        for start in range(0, n, BLOCK_POINTS):
+            rows = slice(start, start + BLOCK_POINTS)
+            seen = None if observed is None else observed[..., rows, :]
+            part = x[..., rows, :], loc, scale, offset[..., rows, :], seen
+            parts.append(component_log_prob(*part))
+        return torch.cat(parts, -2)
     with torch.autocast(x.device.type, enabled=False):
-        operands = (x, loc, scale, offset)
+        operands: Any = (x, loc, scale, offset, observed)
         tolerance = TOLERANCE[x.dtype]
         scores, magnitude = _products(*operands)
         trouble = _trouble(scores, magnitude, tolerance)
         if trouble is not None and x.dtype != torch.float64:
-            operands = (x.double(), loc.double(), scale.double(), offset.double())
+            operands = tuple(None if t is None else t.double() for t in operands)
             scores, magnitude = _products(*operands)
             trouble = _trouble(scores, magnitude, tolerance)
         if trouble is not None:
@@ -105,32 +115,45 @@ def log_sum_exp(scores: Tensor) -> Tensor:
     return torch.logsumexp(scores.masked_fill(detached < floor, -math.inf), -1)
 
 
-def _direct(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+def _direct(
+    x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor, observed: Tensor | None = None
+) -> Tensor:
     standardized = (x.unsqueeze(-2) - loc.unsqueeze(-3)) / scale.unsqueeze(-3)  # (*L, N, K, D)
-    constant = _log_normalizer(scale).unsqueeze(-2) + offset
+    if observed is not None:
+        standardized = standardized * observed.unsqueeze(-2)
+    constant = _log_normalizer(scale, observed) + offset
     return torch.add(constant, standardized.square().sum(-1), alpha=-0.5)
 
 
-def _log_normalizer(scale: Tensor) -> Tensor:
-    return -scale.log().sum(-1) - 0.5 * LOG_2PI * scale.shape[-1]  # (*L, K)
+def _log_normalizer(scale: Tensor, observed: Tensor | None = None) -> Tensor:
+    """The part of the scores that no difference enters, shape (*L, 1 or N, K)."""
+    return -_total(scale.log() + 0.5 * LOG_2PI, observed)
 
 
-def _products(x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+def _total(per_dim: Tensor, observed: Tensor | None) -> Tensor:
+    """Sums (*L, K, D) over the dimensions that were observed: shape (*L, 1 or N, K)."""
+    return per_dim.sum(-1).unsqueeze(-2) if observed is None else observed @ per_dim.mT
+
+
+def _products(
+    x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor, observed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scores by two matrix products, and a bound of the rounding error of each."""
     centre = loc.detach().mean(-2, keepdim=True)
     x, loc = x - centre, loc - centre
+    if observed is not None:
+        x = x * observed
     precision = scale.square().reciprocal()
     weighted = loc * precision
-    loc_norm = (loc * weighted).sum(-1)  # (*L, K)
-    log_scale = scale.log()
     x_norm = x.square() @ precision.mT  # (*L, N, K)
-    constant = -log_scale.sum(-1) - 0.5 * LOG_2PI * scale.shape[-1] - 0.5 * loc_norm
-    scores = constant.unsqueeze(-2) + offset + x @ weighted.mT - 0.5 * x_norm
+    loc_norm = _total(loc * weighted, observed)
+    constant = _log_normalizer(scale, observed) - 0.5 * loc_norm
+    scores = constant + offset + x @ weighted.mT - 0.5 * x_norm
     with torch.no_grad():
         # |x m / s^2| <= (x^2 + m^2) / 2 s^2 bounds the cross term by the other two. The errors of
         # the D additions are taken as independent.
         growth = 2.0 + math.sqrt(x.shape[-1])
-        magnitude = x_norm + (loc_norm + log_scale.abs().sum(-1)).unsqueeze(-2)
+        magnitude = x_norm + loc_norm + scale.log().abs().sum(-1).unsqueeze(-2)
         error = magnitude * (growth * _unit_roundoff(x))
     return scores, error
 
@@ -152,20 +175,28 @@ def _trouble(scores: Tensor, error: Tensor, tolerance: float) -> Tensor | None:
 
 
 def _refine(
-    scores: Tensor, pairs: Tensor, x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor
+    scores: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    observed: Tensor | None = None,
 ) -> Tensor:
     """Replaces the scores of some pairs by direct differences."""
     index = pairs.nonzero(as_tuple=True)  # (*L, N, K) indices
     batch, n, k = index[:-2], index[-2], index[-1]
     count = n.shape[0]
     rows = max(1, CHUNK_NUMBERS // x.shape[-1])
-    constant = _log_normalizer(scale).unsqueeze(-2) + offset
+    constant = _log_normalizer(scale, observed) + offset
 
     def direct(start: int) -> Tensor:
         part = slice(start, start + rows)
         at = tuple(i[part] for i in batch)
         component = (*at, k[part])
         difference = (x[(*at, n[part])] - loc[component]) / scale[component]
+        if observed is not None:
+            difference = difference * observed[(*at, n[part])]
         return -0.5 * difference.square().sum(-1)
 
     # Checkpointing keeps the memory of the backward pass at one chunk.

@@ -3,23 +3,29 @@
 __all__ = ["MixtureOfNormals"]
 
 import math
-import numbers
-from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, Distribution, constraints
+from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..registry import register
-from ..validation import as_int, check_tensor, check_value, is_expandable, is_traced
-from .density import LOG_2PI, component_log_prob, log_sum_exp
+from ..validation import check_tensor, is_traced
+from .density import LOG_2PI, component_log_prob
+from .finite import FiniteMixture
 from .implicit import reparameterize
+from .layout import (
+    RowLayout,
+    check_weight_and_mean_values,
+    check_weights_and_means,
+    common_batch_shape,
+    pick,
+)
 
 
-class MixtureOfNormals(TorchDistribution):
+class MixtureOfNormals(FiniteMixture):
     r"""Finite mixture of normals with diagonal covariances.
 
     .. math:: p(x) = \sum_{k=1}^K w_k \prod_{d=1}^D N(x_d; m_{kd}, s_{kd}^2),
@@ -62,8 +68,8 @@ class MixtureOfNormals(TorchDistribution):
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
     }
-    support = constraints.real_vector
     has_rsample = True
+    _tensors = ("_loc", "_scale")
 
     def __init__(
         self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None
@@ -75,23 +81,8 @@ class MixtureOfNormals(TorchDistribution):
             _check_values(logits, loc, scale)
         self._logits, self._loc, self._scale = logits, loc, scale
         # Checked above without expanding the batch, and with errors that name a remedy.
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=False)
+        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
         self._validate_args = validate_args
-
-    @property
-    def num_components(self) -> int:
-        """Number of components K."""
-        return self._logits.shape[-1]
-
-    @property
-    def logits(self) -> Tensor:
-        r"""Normalised log-weights, shape (\*B, K)."""
-        return self._logits.log_softmax(-1).expand(*self.batch_shape, -1)
-
-    @property
-    def loc(self) -> Tensor:
-        r"""Means, shape (\*B, K, D)."""
-        return self._loc.expand(*self.batch_shape, -1, -1)
 
     @property
     def scale(self) -> Tensor:
@@ -99,133 +90,38 @@ class MixtureOfNormals(TorchDistribution):
         return self._scale.expand(*self.batch_shape, -1, -1)
 
     @property
-    def mean(self) -> Tensor:
-        r"""Mean of the mixture, shape (\*B, D)."""
-        # Not a matrix product, which autocasting would round.
-        return (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
-
-    @property
-    def variance(self) -> Tensor:
-        r"""Variance of every coordinate, shape (\*B, D)."""
-        deviation = self.loc - self.mean.unsqueeze(-2)
-        spread = self.scale.square() + deviation.square()
-        return (self.logits.exp().unsqueeze(-1) * spread).sum(-2)
-
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> "MixtureOfNormals":
-        """Returns the same mixture with a larger batch shape; nothing is copied."""
-        batch_shape = Size(batch_shape)
-        if not is_expandable(self.batch_shape, batch_shape):
-            raise ValueError(
-                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, "
-                f"got {tuple(batch_shape)}."
-            )
-        new = self._get_checked_instance(MixtureOfNormals, _instance)
-        new._logits, new._loc, new._scale = self._logits, self._loc, self._scale
-        super(MixtureOfNormals, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of the mixture.
-
-        Args:
-            value: Points, shape (\*S, \*B, D).
-
-        Returns:
-            Tensor of shape (\*S, \*B).
-
-        Raises:
-            ValueError: If the value's shape, dtype or device does not match, or if it holds NaN
-                under validation.
-        """
-        return log_sum_exp(self._joint_log_prob(value))
-
-    def responsibilities(self, value: Tensor) -> Tensor:
-        r"""Probability of every component given a point, :math:`p(k \mid x)`.
-
-        Args:
-            value: Points, shape (\*S, \*B, D).
-
-        Returns:
-            Tensor of shape (\*S, \*B, K) that sums to one over the last dimension.
-        """
-        return self._joint_log_prob(value).softmax(-1)
-
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws from the mixture without a graph; shape (\*S, \*B, D)."""
-        with torch.no_grad():
-            component = Categorical(logits=self.logits, validate_args=False).sample(
-                Size(sample_shape)
-            )  # (*S, *B)
-            loc, scale = _pick(self._loc, component), _pick(self._scale, component)
-            return loc + scale * torch.randn_like(loc.expand(self._extended_shape(sample_shape)))
+    def component_variance(self) -> Tensor:
+        r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
+        return self.scale.square()
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws from the mixture with pathwise gradients; shape (\*S, \*B, D)."""
         return reparameterize(self.sample(sample_shape), self._logits, self._loc, self._scale)
 
-    def marginal(self, dims: int | Sequence[int] | Tensor) -> "MixtureOfNormals":
-        """Law of some of the coordinates.
+    def rsample_straight_through(
+        self, sample_shape: _size = Size(), temperature: float = 0.5
+    ) -> Tensor:
+        r"""Draws with the straight-through Gumbel-softmax gradient (Jang, Gu, Poole 2017): biased.
+
+        The draws are exact. Gradients pass through the choice of a component as if it had been
+        a softmax of Gumbel noise at the given temperature. Their bias does not vanish with more
+        draws (12% in the mean of two components, at any distance); use `rsample` or
+        `rsample_weighted` unless a baseline is wanted.
 
         Args:
-            dims: The coordinates to keep, in the order of the result.
-
-        Raises:
-            ValueError: If a coordinate is out of range, named twice, or none is given.
-        """
-        single = as_int(dims)
-        kept = self._check_dims(dims if isinstance(dims, Iterable) and single is None else [dims])
-        if not kept:
-            raise ValueError("Expected at least one coordinate to keep, got none.")
-        return self._restrict(self._logits, kept).expand(self.batch_shape)
-
-    def condition(self, observed: Mapping[int, float | Tensor]) -> "MixtureOfNormals":
-        r"""Law of the other coordinates, given the values of some.
-
-        Components are diagonal, so that only their weights change: by the density that each
-        assigns to the observed values.
-
-        Args:
-            observed: Coordinate -> its value: a number, or a tensor whose shape broadcasts with
-                the batch shape. A tensor of shape (N,) gives N conditional laws.
+            sample_shape: Shape S of the draws.
+            temperature: Of the softmax; lower is less biased, and has more variance.
 
         Returns:
-            A mixture over the coordinates that are not observed, in ascending order.
-
-        Raises:
-            ValueError: If a coordinate is out of range, or if none or all are observed.
+            Tensor of shape (\*S, \*B, D).
         """
-        if not isinstance(observed, Mapping):
-            raise ValueError(
-                f"Expected a mapping from coordinates to values, such as {{0: 1.5}}, got "
-                f"{type(observed).__name__}. (In training, a batch that is a pair is read as "
-                f"values and context. A mixture takes no context: leave labels out.)"
-            )
-        given = self._check_dims(list(observed))
-        free = [d for d in range(self.event_shape[0]) if d not in given]
-        if not given or not free:
-            raise ValueError(
-                f"Expected between 1 and {self.event_shape[0] - 1} observed coordinates of "
-                f"{self.event_shape[0]}, got {len(given)}. With all observed, call log_prob."
-            )
-        values = [
-            torch.as_tensor(v, dtype=self._loc.dtype, device=self._loc.device)
-            if isinstance(v, numbers.Real)
-            else check_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
-            for d, v in observed.items()
-        ]
-        try:
-            value = torch.stack(torch.broadcast_tensors(*values), -1)  # (*N, D observed)
-        except RuntimeError:
-            raise ValueError(
-                f"Expected observed values whose shapes broadcast, got "
-                f"{[tuple(v.shape) for v in values]}."
-            ) from None
-        if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
-            raise ValueError("Expected finite observed values without NaN.")
-        return self._restrict(self.marginal(given)._joint_log_prob(value), free)
+        logits = self.logits.expand(*Size(sample_shape), *self.logits.shape)
+        noise = -torch.empty_like(logits).exponential_().log()
+        soft = ((logits + noise) / temperature).softmax(-1)
+        hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+        weights = (hard + soft - soft.detach()).unsqueeze(-2)  # (*S, *B, 1, K)
+        loc, scale = ((weights @ t).squeeze(-2) for t in (self._loc, self._scale))
+        return loc + scale * torch.randn_like(loc)
 
     def entropy_bounds(self) -> tuple[Tensor, Tensor]:
         r"""Lower and upper bound of the differential entropy, which has no closed form.
@@ -257,120 +153,61 @@ class MixtureOfNormals(TorchDistribution):
         )
         return lower, upper
 
-    def _joint_log_prob(self, value: Tensor) -> Tensor:
-        """Log w_k + log N(x; m_k, s_k^2), shape (*S, *B, K)."""
-        value = check_value(self, value, like=self._loc)
+    def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
         if not self.batch_shape:  # nearly always, and worth a short cut
             points = value.reshape(-1, value.shape[-1])
-            scores = component_log_prob(points, self._loc, self._scale, log_weights)
-            return scores.reshape(*value.shape[:-1], -1)
-        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        # Only batch dimensions in which components differ are kept apart; all others, and the
-        # samples, become the rows of one matrix product.
-        own = torch.broadcast_shapes(self._loc.shape[:-2], self._scale.shape[:-2])
-        own = (1,) * (len(leading) - len(own)) + own
-        kept = [i for i, size in enumerate(own) if size > 1]
-        rows = [i for i, size in enumerate(own) if size == 1]
-        batch = Size(own[i] for i in kept)
+            seen = None if observed is None else observed.reshape(points.shape)
+            scores = component_log_prob(points, self._loc, self._scale, log_weights, seen)
+            return scores.reshape(*value.shape[:-1], self.num_components)
+        layout = RowLayout(
+            torch.broadcast_shapes(value.shape[:-1], self.batch_shape),
+            torch.broadcast_shapes(self._loc.shape[:-2], self._scale.shape[:-2]),
+        )
+        offset = log_weights if log_weights.dim() == 1 else layout.rows(log_weights)
+        loc, scale = layout.components(self._loc), layout.components(self._scale)
+        seen = None if observed is None else layout.rows(observed)
+        return layout.restore(component_log_prob(layout.rows(value), loc, scale, offset, seen))
 
-        def to_rows(t: Tensor) -> Tensor:
-            t = t.expand(*leading, -1).permute(*kept, *rows, -1)
-            return t.reshape(*batch, -1, t.shape[-1])
+    def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
+        return self._joint_log_prob(value, observed.to(value.dtype))
 
-        def to_batch(t: Tensor) -> Tensor:
-            return t.expand(*own, -1, -1).reshape(*batch, *t.shape[-2:])
+    def _draw(self, component: Tensor) -> Tensor:
+        loc, scale = pick(self._loc, component, 1), pick(self._scale, component, 1)
+        return loc + scale * torch.randn_like(loc)
 
-        offset = log_weights if log_weights.dim() == 1 else to_rows(log_weights)
-        scores = component_log_prob(
-            to_rows(value), to_batch(self._loc), to_batch(self._scale), offset
-        )  # (*batch, rows, K)
-        scores = scores.reshape(*batch, *(leading[i] for i in rows), -1)
-        order = [*kept, *rows]
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return scores.permute(*inverse, -1)
+    def _marginal(self, kept: list[int]) -> "MixtureOfNormals":
+        return self._restrict(self._logits, kept)
+
+    def _condition(self, given: list[int], free: list[int], value: Tensor) -> "MixtureOfNormals":
+        # Coordinates are independent within a component, so that only the weights change.
+        return self._restrict(self._marginal(given)._joint_log_prob(value), free)
 
     def _restrict(self, logits: Tensor, dims: list[int]) -> "MixtureOfNormals":
         """Components of some of the coordinates, with other weights."""
         loc, scale = self._loc[..., dims], self._scale[..., dims]
-        result = MixtureOfNormals(logits, loc, scale, validate_args=False)
-        result._validate_args = self._validate_args
-        return result
-
-    def _check_dims(self, dims: Iterable[object]) -> list[int]:
-        """Normalises negative coordinates, and rejects those out of range or named twice."""
-        size = self.event_shape[0]
-        positive = []
-        for given in dims:
-            d = as_int(given)
-            if d is None or not -size <= d < size:
-                raise ValueError(
-                    f"Expected coordinates to be integers from {-size} to {size - 1}, got "
-                    f"{given!r}."
-                )
-            positive.append(d % size)
-        if len(set(positive)) < len(positive):
-            raise ValueError(f"Expected each coordinate once, got {list(dims)}.")
-        return positive
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(num_components={self.num_components}, "
-            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
-        )
+        return MixtureOfNormals(logits, loc, scale, validate_args=False)
 
 
 register(MixtureOfNormals)
 
 
-def _pick(parameter: Tensor, component: Tensor) -> Tensor:
-    """Selects parameters (*B, K, D) by components (*S, *B): shape (*S, *B, D)."""
-    if parameter.dim() == 2:
-        return parameter[component]
-    index = component[..., None, None]
-    parameter = parameter[(None,) * (index.dim() - parameter.dim())]
-    return torch.take_along_dim(parameter, index, dim=-2).squeeze(-2)
-
-
 def _check_shapes(logits: Tensor, loc: Tensor, scale: Tensor) -> Size:
     """Checks everything about the parameters but their values; returns the batch shape."""
-    check_tensor("loc", loc)
-    check_tensor("logits", logits, like=loc)
+    got = f"{check_weights_and_means(logits, loc)}, "
     check_tensor("scale", scale, like=loc)
-    got = f"logits {tuple(logits.shape)}, loc {tuple(loc.shape)}, scale {tuple(scale.shape)}"
-    if logits.dim() < 1 or loc.dim() < 2 or scale.dim() < 2:
+    got += f"scale {tuple(scale.shape)}"
+    if scale.dim() < 2 or loc.shape[-2:] != scale.shape[-2:]:
         raise ValueError(
-            f"Expected logits of shape (*B, K), loc and scale of shape (*B, K, D), got {got}. "
-            f"For one dimension, use loc.unsqueeze(-1)."
+            f"Expected loc and scale of shape (*B, K, D) with the same K and D, got {got}. Scales "
+            f"that components share must be expanded to loc's shape."
         )
-    if not (logits.shape[-1:] == loc.shape[-2:-1] and loc.shape[-2:] == scale.shape[-2:]):
-        raise ValueError(
-            f"Expected logits (*B, K), loc (*B, K, D) and scale (*B, K, D) with the same K and D, "
-            f"got {got}. Scales that components share must be expanded to loc's shape."
-        )
-    if logits.shape[-1] == 0 or loc.shape[-1] == 0:
-        raise ValueError(
-            f"Expected at least one component and one dimension, got {got}. "
-            f"An empty mixture has no density."
-        )
-    if logits.dim() == 1 and loc.dim() == scale.dim() == 2:
-        return Size()
-    try:
-        return torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])
-    except RuntimeError:
-        raise ValueError(f"Expected batch shapes that broadcast, got {got}.") from None
+    return common_batch_shape(got, logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])
 
 
 def _check_values(logits: Tensor, loc: Tensor, scale: Tensor) -> None:
     """Checks the values of the parameters."""
-    # Sums and extremes are not finite if an entry is not: one pass over good values each.
-    lowest, highest = (t.item() for t in logits.amax(-1).aminmax())
-    if not highest < math.inf:  # also if it is NaN
-        raise ValueError("Expected logits without NaN and plus infinity.")
-    if lowest == -math.inf:
-        raise ValueError("Expected at least one logit above minus infinity in every mixture.")
-    if not math.isfinite(loc.sum().item()) and not loc.isfinite().all():
-        raise ValueError("Expected finite values of loc, got NaN or infinity.")
+    check_weight_and_mean_values(logits, loc)
     smallest, largest = (t.item() for t in scale.aminmax())
     if not (smallest > 0 and largest < math.inf):
         raise ValueError(

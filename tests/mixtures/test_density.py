@@ -81,7 +81,8 @@ def test_gradients_in_float32(regime):
         a, b = a.double(), b
         if unit is not None:
             a, b = a * unit, b * unit
-        assert (a - b).norm() <= 1e-4 * b.norm().clamp(min=1.0)
+        # Rounding errors of the points add up at random, also where gradients cancel.
+        assert (a - b).norm() <= 1e-4 * b.norm().clamp(min=math.sqrt(len(x)))
 
 
 @pytest.mark.parametrize(("k", "dim", "spread"), [(2, 1, 10.0), (4, 8, 3.0), (10, 1, 1e3)])

@@ -177,3 +177,24 @@ def test_validation_can_be_switched_off():
         torch.zeros(2), torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]]), validate_args=False
     )
     assert mixture.log_prob(torch.tensor([math.nan])).isnan()
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize(("n", "dim"), [(50, 4), (600, 60)])
+def test_observed_log_prob_is_that_of_the_marginal(batch, n, dim):
+    """Also by products, which the larger case takes."""
+    mixture = MixtureOfNormals(
+        torch.randn(*batch, 6), torch.randn(*batch, 6, dim), 0.3 + torch.rand(*batch, 6, dim)
+    )
+    x = mixture.sample((n,))
+    pattern = torch.rand(dim) < 0.6
+    observed = pattern.expand(x.shape).clone()
+    observed[0], observed[1] = True, False
+    got = mixture.observed_log_prob(x.masked_fill(~observed, math.nan), observed)
+    kept = pattern.nonzero().flatten()
+    torch.testing.assert_close(got[2:], mixture.marginal(kept).log_prob(x[2:][..., kept]))
+    torch.testing.assert_close(got[0], mixture.log_prob(x[0]))
+    torch.testing.assert_close(got[1], torch.zeros(batch), atol=1e-12, rtol=0)
+    single = MixtureOfNormals(mixture.logits.float(), mixture.loc.float(), mixture.scale.float())
+    error = single.observed_log_prob(x.float(), observed).double() - got
+    assert (error.abs() / got.abs().clamp(min=1)).max() < 1e-4

@@ -1,0 +1,287 @@
+"""What all finite mixtures have in common, whatever their components are."""
+
+__all__ = ["FiniteMixture"]
+
+import numbers
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Categorical, Distribution, constraints
+from torch.types import _size
+
+from ..validation import (
+    as_int,
+    check_positive_int,
+    check_tensor,
+    check_value,
+    is_expandable,
+    is_traced,
+)
+from .density import log_sum_exp
+
+
+class FiniteMixture(TorchDistribution):
+    r"""A mixture :math:`p(x) = \sum_k w_k p_k(x)` of K laws over D real numbers.
+
+    Subclasses say what a component is: its density, draws, moments, and its law when some
+    coordinates are known or left out. Weights, and everything that follows from Bayes' rule, are
+    here.
+    """
+
+    support = constraints.real_vector
+    # The tensors of the components; their batch shapes broadcast with each other's.
+    _tensors: tuple[str, ...]
+    _logits: Tensor
+    _loc: Tensor
+
+    # ---- what a component is --------------------------------------------------------------
+
+    @abstractmethod
+    def _joint_log_prob(self, value: Tensor) -> Tensor:
+        """Log w_k + log p_k(x) of checked values, shape (*S, *B, K)."""
+
+    @abstractmethod
+    def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
+        """The same for the observed coordinates alone; where not observed, values are zero."""
+
+    @abstractmethod
+    def _draw(self, component: Tensor) -> Tensor:
+        """Draws of the components (*S, *B), with a graph: shape (*S, *B, D)."""
+
+    @property
+    @abstractmethod
+    def component_variance(self) -> Tensor:
+        r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
+
+    @abstractmethod
+    def _marginal(self, kept: list[int]) -> "FiniteMixture":
+        """The law of some coordinates, with the same weights."""
+
+    @abstractmethod
+    def _condition(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
+        """The law of the free coordinates, the given ones having the values (*N, D given)."""
+
+    # ---- what follows ---------------------------------------------------------------------
+
+    @property
+    def num_components(self) -> int:
+        """Number of components K."""
+        return self._logits.shape[-1]
+
+    @property
+    def logits(self) -> Tensor:
+        r"""Normalised log-weights, shape (\*B, K)."""
+        return self._logits.log_softmax(-1).expand(*self.batch_shape, -1)
+
+    @property
+    def loc(self) -> Tensor:
+        r"""Means, shape (\*B, K, D)."""
+        return self._loc.expand(*self.batch_shape, -1, -1)
+
+    @property
+    def mean(self) -> Tensor:
+        r"""Mean of the mixture, shape (\*B, D)."""
+        # Not a matrix product, which autocasting would round.
+        return (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Variance of every coordinate, shape (\*B, D)."""
+        deviation = self.loc - self.mean.unsqueeze(-2)
+        spread = self.component_variance + deviation.square()
+        return (self.logits.exp().unsqueeze(-1) * spread).sum(-2)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
+        """Returns the same mixture with a larger batch shape; nothing is copied."""
+        batch_shape = Size(batch_shape)
+        if not is_expandable(self.batch_shape, batch_shape):
+            raise ValueError(
+                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, "
+                f"got {tuple(batch_shape)}."
+            )
+        new = self._get_checked_instance(type(self), _instance)
+        for name in ("_logits", *self._tensors):
+            setattr(new, name, getattr(self, name))
+        TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of the mixture.
+
+        Args:
+            value: Points, shape (\*S, \*B, D).
+
+        Returns:
+            Tensor of shape (\*S, \*B).
+
+        Raises:
+            ValueError: If the value's shape, dtype or device does not match, or if it holds NaN
+                under validation.
+        """
+        return log_sum_exp(self._joint_log_prob(check_value(self, value, like=self._loc)))
+
+    def responsibilities(self, value: Tensor) -> Tensor:
+        r"""Probability of every component given a point, :math:`p(k \mid x)`.
+
+        Args:
+            value: Points, shape (\*S, \*B, D).
+
+        Returns:
+            Tensor of shape (\*S, \*B, K) that sums to one over the last dimension.
+        """
+        return self._joint_log_prob(check_value(self, value, like=self._loc)).softmax(-1)
+
+    def observed_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+        r"""Log-density of the observed coordinates, the others integrated out.
+
+        Args:
+            value: Points, shape (\*S, \*B, D). What they hold where nothing was observed does not
+                matter; it may be NaN.
+            observed: True for the observed entries, of the value's shape.
+
+        Returns:
+            Tensor of shape (\*S, \*B); zero where nothing was observed.
+        """
+        return log_sum_exp(self._observed_scores(value, observed))
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws from the mixture without a graph; shape (\*S, \*B, D)."""
+        with torch.no_grad():
+            component = Categorical(logits=self.logits, validate_args=False).sample(
+                Size(sample_shape)
+            )  # (*S, *B)
+            return self._draw(component)
+
+    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        r"""Draws with weights, and gradients that are exact however far components lie apart.
+
+        Every component gives (nearly) the same number of draws, weighted by its probability, so
+        that
+
+        .. math:: E[f(x)] = E\Big[\sum_{i=1}^n e^{\ell_i} f(x_i)\Big]
+
+        with :math:`x_i` differentiable in the components' parameters and :math:`\ell_i` in
+        `logits`: no gradient passes through the choice of a component. Fewer draws than
+        components use a random subset of them.
+
+        Args:
+            num_samples: Number of draws n.
+
+        Returns:
+            Draws of shape (n, \*B, D), and their log-weights :math:`\ell` of shape (n, \*B), whose
+            exponentials sum to one over the draws if n is at least K.
+        """
+        num_samples = check_positive_int("num_samples", num_samples)
+        k = self.num_components
+        each, rest = divmod(num_samples, k)
+        chosen = torch.randperm(k, device=self._loc.device)[:rest]
+        component = torch.arange(k, device=chosen.device).repeat_interleave(each)
+        component = torch.cat([component, chosen])
+        count = torch.bincount(component, minlength=k)[component] if each else num_samples / k
+        index = component.reshape(-1, *[1] * len(self.batch_shape))
+        index = index.expand(num_samples, *self.batch_shape)
+        log_weight = self.logits[..., component].movedim(-1, 0)
+        log_count = torch.as_tensor(count, dtype=log_weight.dtype, device=log_weight.device).log()
+        log_count = log_count.reshape(-1, *[1] * len(self.batch_shape))
+        return self._draw(index), log_weight - log_count
+
+    def marginal(self, dims: int | Iterable[object]) -> "FiniteMixture":
+        """Law of some of the coordinates.
+
+        Args:
+            dims: The coordinates to keep, in the order of the result.
+
+        Raises:
+            ValueError: If a coordinate is out of range, named twice, or none is given.
+        """
+        single = as_int(dims)
+        kept = self._check_dims(dims if isinstance(dims, Iterable) and single is None else [dims])
+        if not kept:
+            raise ValueError("Expected at least one coordinate to keep, got none.")
+        return self._inherit(self._marginal(kept)).expand(self.batch_shape)
+
+    def condition(self, observed: Mapping[int, float | Tensor]) -> "FiniteMixture":
+        r"""Law of the other coordinates, given the values of some, in closed form.
+
+        Args:
+            observed: Coordinate -> its value: a number, or a tensor whose shape broadcasts with
+                the batch shape. A tensor of shape (N,) gives N conditional laws.
+
+        Returns:
+            A mixture over the coordinates that are not observed, in ascending order.
+
+        Raises:
+            ValueError: If a coordinate is out of range, or if none or all are observed.
+        """
+        if not isinstance(observed, Mapping):
+            raise ValueError(
+                f"Expected a mapping from coordinates to values, such as {{0: 1.5}}, got "
+                f"{type(observed).__name__}. (In training, a batch that is a pair is read as "
+                f"values and context. A mixture takes no context: leave labels out.)"
+            )
+        given = self._check_dims(list(observed))
+        free = [d for d in range(self.event_shape[0]) if d not in given]
+        if not given or not free:
+            raise ValueError(
+                f"Expected between 1 and {self.event_shape[0] - 1} observed coordinates of "
+                f"{self.event_shape[0]}, got {len(given)}. With all observed, call log_prob."
+            )
+        values = [
+            torch.as_tensor(v, dtype=self._loc.dtype, device=self._loc.device)
+            if isinstance(v, numbers.Real)
+            else check_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
+            for d, v in observed.items()
+        ]
+        try:
+            value = torch.stack(torch.broadcast_tensors(*values), -1)  # (*N, D observed)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected observed values whose shapes broadcast, got "
+                f"{[tuple(v.shape) for v in values]}."
+            ) from None
+        if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
+            raise ValueError("Expected finite observed values without NaN.")
+        return self._inherit(self._condition(given, free, value))
+
+    def _observed_scores(self, value: Tensor, observed: Tensor) -> Tensor:
+        """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K)."""
+        if observed.dtype != torch.bool or observed.shape != value.shape:
+            raise ValueError(
+                f"Expected observed to be a boolean tensor of shape {tuple(value.shape)}, got "
+                f"{observed.dtype} of shape {tuple(observed.shape)}."
+            )
+        value = check_value(self, torch.where(observed, value, 0.0), like=self._loc)
+        if bool(observed.all()):
+            return self._joint_log_prob(value)
+        return self._joint_log_prob_observed(value, observed)
+
+    def _inherit(self, other: "FiniteMixture") -> "FiniteMixture":
+        other._validate_args = self._validate_args
+        return other
+
+    def _check_dims(self, dims: Iterable[object]) -> list[int]:
+        """Normalises negative coordinates, and rejects those out of range or named twice."""
+        size = self.event_shape[0]
+        positive = []
+        for given in dims:
+            d = as_int(given)
+            if d is None or not -size <= d < size:
+                raise ValueError(
+                    f"Expected coordinates to be integers from {-size} to {size - 1}, got "
+                    f"{given!r}."
+                )
+            positive.append(d % size)
+        if len(set(positive)) < len(positive):
+            raise ValueError(f"Expected each coordinate once, got {list(dims)}.")
+        return positive
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(num_components={self.num_components}, "
+            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        )
