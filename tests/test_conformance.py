@@ -7,6 +7,11 @@ import pyro.distributions.transforms as transforms
 import torch
 
 from pyromix import Flow, GaussianMixture, MixtureOfNormals
+from pyromix.mixtures import (
+    LowRankPrecisionNormal,
+    MixtureOfLowRankPrecisionNormals,
+    MixtureOfMultivariateNormals,
+)
 from pyromix.testing import Case, parametrize
 
 
@@ -16,12 +21,41 @@ def _mixture(batch=(), k=3, dim=2):
     )
 
 
+def _dense(batch=(), k=3, dim=2, tied=False):
+    tril = 0.4 * torch.randn(*batch, 1 if tied else k, dim, dim).tril(-1)
+    tril = tril + torch.diag_embed(0.5 + torch.rand(*tril.shape[:-1]))
+    return MixtureOfMultivariateNormals(torch.randn(*batch, k), torch.randn(*batch, k, dim), tril)
+
+
+def _low_rank(batch=(), k=3, dim=2, rank=1):
+    return MixtureOfLowRankPrecisionNormals(
+        torch.randn(*batch, k),
+        torch.randn(*batch, k, dim),
+        0.5 + torch.rand(*batch, k, dim),
+        torch.randn(*batch, k, dim, rank),
+    )
+
+
+def _low_rank_normal(batch=(), dim=2, rank=1):
+    parameters = torch.randn(*batch, dim), 0.5 + torch.rand(*batch, dim)
+    return LowRankPrecisionNormal(*parameters, torch.randn(*batch, dim, rank))
+
+
 CASES = {
     "mixture-1d": Case(lambda: _mixture(dim=1)),
     "mixture-2d": Case(_mixture),
     "mixture-8d": Case(lambda: _mixture(dim=8)),
     "mixture-batch": Case(lambda: _mixture((2, 3))),
     "mixture-many": Case(lambda: _mixture(k=20, dim=40)),
+    "full": Case(_dense),
+    "full-batch": Case(lambda: _dense((2,))),
+    "full-many": Case(lambda: _dense(k=6, dim=12)),
+    "tied": Case(lambda: _dense(tied=True)),
+    "low-rank": Case(_low_rank),
+    "low-rank-batch": Case(lambda: _low_rank((2,))),
+    "low-rank-many": Case(lambda: _low_rank(k=6, dim=12, rank=3)),
+    "low-rank-normal": Case(_low_rank_normal),
+    "low-rank-normal-batch": Case(lambda: _low_rank_normal((2, 2), dim=1, rank=0)),
     "learnable-diagonal": Case(lambda: GaussianMixture(2, 3)),
     "learnable-spherical": Case(lambda: GaussianMixture(3, 4, "spherical")),
     "learnable-shared": Case(lambda: GaussianMixture(3, 4, "shared")),

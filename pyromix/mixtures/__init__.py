@@ -1,6 +1,14 @@
 """Finite mixtures of normals, the building block of every model in this library."""
 
-__all__ = ["GaussianMixture", "MixtureOfNormals"]
+__all__ = [
+    "GaussianMixture",
+    "LowRankPrecisionNormal",
+    "MixtureOfLowRankPrecisionNormals",
+    "MixtureOfMultivariateNormals",
+    "MixtureOfNormals",
+]
 
+from .dense import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
 from .normal import MixtureOfNormals
+from .precision import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals

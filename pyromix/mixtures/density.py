@@ -20,7 +20,7 @@ before: products in the given precision, products in float64, and direct differe
 remaining pairs of point and component.
 """
 
-__all__ = ["component_log_prob", "log_sum_exp"]
+__all__ = ["component_log_prob", "log_sum_exp", "unit_roundoff"]
 
 import math
 from typing import Any
@@ -154,7 +154,7 @@ def _products(
         # the D additions are taken as independent.
         growth = 2.0 + math.sqrt(x.shape[-1])
         magnitude = x_norm + loc_norm + scale.log().abs().sum(-1).unsqueeze(-2)
-        error = magnitude * (growth * _unit_roundoff(x))
+        error = magnitude * (growth * unit_roundoff(x))
     return scores, error
 
 
@@ -206,7 +206,7 @@ def _refine(
     return scores.index_put(index, quadratic + constant.expand_as(scores)[index])
 
 
-def _unit_roundoff(x: Tensor) -> float:
+def unit_roundoff(x: Tensor) -> float:
     """Relative error of one product in a matrix product of this device and dtype."""
     if x.dtype == torch.float32:
         precision = torch.get_float32_matmul_precision()

@@ -1,0 +1,264 @@
+"""A finite mixture of normals with full covariance matrices, of their own or tied."""
+
+__all__ = ["MixtureOfMultivariateNormals"]
+
+import math
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.utils.checkpoint import checkpoint
+
+from ..registry import register
+from ..validation import check_tensor, is_traced
+from .density import LOG_2PI, component_log_prob
+from .finite import FiniteMixture
+from .layout import (
+    RowLayout,
+    check_weight_and_mean_values,
+    check_weights_and_means,
+    common_batch_shape,
+    pick,
+)
+
+# Differences x - m are whitened for this many numbers at once (128 MiB of float64); where there
+# are more, the backward pass computes them again instead of keeping all.
+BLOCK_NUMBERS = 2**24
+
+# With more numbers than this in the draws' covariance factors, draws are grouped by component.
+GATHERED_NUMBERS = 2**22
+
+
+class MixtureOfMultivariateNormals(FiniteMixture):
+    r"""Finite mixture of normals with full covariance matrices.
+
+    .. math:: p(x) = \sum_{k=1}^K w_k \, N(x; m_k, L_k L_k^\top),
+              \qquad w = \operatorname{softmax}(\text{logits})
+
+    `log_prob` costs O(N K D^2); with a covariance that all components share, O(N D^2 + N K D).
+    Draws have no pathwise gradients (``has_rsample`` is False): use `rsample_weighted`, or
+    `sample` and the score function.
+
+    Args:
+        logits: Unnormalised log-weights, shape (\*B, K). Minus infinity removes a component.
+        loc: Means, shape (\*B, K, D).
+        scale_tril: Lower Cholesky factors L of the covariances, shape (\*B, K, D, D), or
+            (\*B, 1, D, D) for one that is tied between components. Entries above the diagonal are
+            not looked at.
+        validate_args: Whether to check the values of parameters and of scored samples.
+
+    The three may have batch shapes of their own that broadcast to B.
+
+    Raises:
+        ValueError: For shapes, dtypes or devices that do not match, K = 0 or D = 0 and, under
+            validation, NaN or a diagonal that is not positive.
+
+    Example:
+        >>> scale_tril = torch.tensor([[[1.0, 0.0], [0.8, 0.6]]])
+        >>> mixture = MixtureOfMultivariateNormals(torch.zeros(2), torch.zeros(2, 2), scale_tril)
+        >>> mixture.condition({0: 2.0}).mean
+        tensor([1.6000])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "logits": constraints.real_vector,
+        "loc": constraints.independent(constraints.real, 2),
+        "scale_tril": constraints.independent(constraints.lower_cholesky, 1),
+    }
+    has_rsample = False
+    _tensors = ("_loc", "_scale_tril")
+
+    def __init__(
+        self, logits: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None
+    ) -> None:
+        batch_shape = _check_shapes(logits, loc, scale_tril)
+        if validate_args is None:
+            validate_args = Distribution._validate_args
+        if validate_args and not is_traced():
+            _check_values(logits, loc, scale_tril)
+        self._logits, self._loc, self._scale_tril = logits, loc, scale_tril
+        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
+        self._validate_args = validate_args
+
+    @property
+    def tied(self) -> bool:
+        """Whether the components share one covariance matrix."""
+        return self._scale_tril.shape[-3] == 1
+
+    @property
+    def scale_tril(self) -> Tensor:
+        r"""Cholesky factors of the covariances, shape (\*B, K, D, D)."""
+        return self._tril.expand(*self.batch_shape, self.num_components, -1, -1)
+
+    @property
+    def _tril(self) -> Tensor:
+        """The factors as given, with zeros above the diagonal, which solvers do without."""
+        return self._scale_tril.tril()
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        r"""Covariances of the components, shape (\*B, K, D, D)."""
+        return self.scale_tril @ self.scale_tril.mT
+
+    @property
+    def component_variance(self) -> Tensor:
+        r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
+        return self._tril.square().sum(-1).expand(self.loc.shape)
+
+    def _joint_log_prob(self, value: Tensor) -> Tensor:
+        log_weights = self._logits.log_softmax(-1)
+        offset = log_weights - _half_log_det(self._scale_tril)
+        if self.tied and self._scale_tril.dim() == 3 and self._loc.dim() == 2:
+            # Whitened once, points and means are those of spherical components.
+            centre = self._loc.detach().mean(-2)
+            x, loc = (whiten(self._scale_tril[0], t - centre) for t in (value, self._loc))
+            points, ones = x.reshape(-1, x.shape[-1]), torch.ones_like(loc)
+            if offset.dim() > 1:
+                offset = offset.expand(*value.shape[:-1], -1).reshape(len(points), -1)
+            scores = component_log_prob(points, loc, ones, offset)
+            leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            return scores.reshape(*leading, self.num_components)
+        if self.batch_shape:
+            return offset + self._quadratic(value)
+        points = value.reshape(-1, value.shape[-1])
+        per_point = self._loc.numel()
+        blocks = points.split(max(1, BLOCK_NUMBERS // per_point))
+        if len(blocks) == 1 or is_traced():
+            scores = self._quadratic(points)
+        elif torch.is_grad_enabled():
+            scores = torch.cat(
+                [checkpoint(self._quadratic, b, use_reentrant=False) for b in blocks]
+            )
+        else:
+            scores = torch.cat([self._quadratic(b) for b in blocks])
+        return offset + scores.reshape(*value.shape[:-1], self.num_components)
+
+    def _quadratic(self, value: Tensor) -> Tensor:
+        """Log-density of the components less the log-determinant, shape (*S, *B, K)."""
+        z = _whiten_all(self._scale_tril, value.unsqueeze(-2) - self._loc)
+        return -0.5 * (z.square().sum(-1) + LOG_2PI * z.shape[-1])
+
+    def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
+        if self.batch_shape:
+            raise NotImplementedError(
+                "Missing entries under full covariances need a mixture without batch. Score the "
+                "mixtures of the batch one by one, or use diagonal or low-rank components."
+            )
+        points, seen = (t.reshape(-1, t.shape[-1]) for t in (value, observed))
+        patterns, label = seen.unique(dim=0, return_inverse=True)
+        order = label.argsort()
+        groups = order.split(torch.bincount(label).tolist())
+        scores = []
+        for pattern, rows in zip(patterns, groups, strict=True):
+            kept = pattern.nonzero().flatten()
+            if len(kept):
+                marginal = self._marginal(kept.tolist())
+                scores.append(marginal._joint_log_prob(points[rows][:, kept]))
+            else:
+                scores.append(self._logits.log_softmax(-1).expand(len(rows), -1))
+        result = torch.cat(scores)[order.argsort()]
+        return result.reshape(*value.shape[:-1], self.num_components)
+
+    def _draw(self, component: Tensor) -> Tensor:
+        loc = pick(self._loc, component, 1)
+        noise = torch.randn_like(loc)
+        gathered = noise.numel() * noise.shape[-1]
+        if self._scale_tril.dim() > 3 or (not self.tied and gathered <= GATHERED_NUMBERS):
+            tril = pick(self._tril, component, 2)
+            return loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
+        if self.tied:
+            return loc + noise @ self._tril[0].mT
+        rows, label = noise.reshape(-1, noise.shape[-1]), component.flatten()
+        order = label.argsort()
+        counts = torch.bincount(label, minlength=self.num_components).tolist()
+        parts = rows[order].split(counts)
+        scaled = [z @ tril.mT for z, tril in zip(parts, self._tril, strict=True)]
+        return loc + torch.cat(scaled)[order.argsort()].reshape(loc.shape)
+
+    def _marginal(self, kept: list[int]) -> "MixtureOfMultivariateNormals":
+        tril = cholesky_of_rows(self._tril[..., kept, :])
+        return MixtureOfMultivariateNormals(
+            self._logits, self._loc[..., kept], tril, validate_args=False
+        )
+
+    def _condition(
+        self, given: list[int], free: list[int], value: Tensor
+    ) -> "MixtureOfMultivariateNormals":
+        # With the given coordinates first, the Cholesky factor holds all that is needed.
+        tril = cholesky_of_rows(self._tril[..., [*given, *free], :])
+        count = len(given)
+        tril_given, tril_free = tril[..., :count, :count], tril[..., count:, count:]
+        cross = tril[..., count:, :count]
+        z = _whiten_all(tril_given, value.unsqueeze(-2) - self._loc[..., given])  # (*N, K, given)
+        shift = (cross @ z.unsqueeze(-1)).squeeze(-1)
+        logits = self._logits.log_softmax(-1) - _half_log_det(tril_given)
+        return MixtureOfMultivariateNormals(
+            logits - 0.5 * z.square().sum(-1),
+            self._loc[..., free] + shift,
+            tril_free,
+            validate_args=False,
+        )
+
+
+register(MixtureOfMultivariateNormals)
+
+
+def whiten(tril: Tensor, x: Tensor) -> Tensor:
+    """Solves L z = x for rows x of shape (*S, D) and one factor (D, D)."""
+    rows = x.reshape(-1, x.shape[-1])
+    return torch.linalg.solve_triangular(tril, rows.mT, upper=False).mT.reshape(x.shape)
+
+
+def cholesky_of_rows(rows: Tensor) -> Tensor:
+    """The Cholesky factor of R R^T for R of shape (*B, d, D), d <= D, without squaring it."""
+    upper = torch.linalg.qr(rows.mT).R
+    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return (upper * sign.unsqueeze(-1)).mT
+
+
+def _whiten_all(tril: Tensor, difference: Tensor) -> Tensor:
+    """Solves L_k z = x for x of shape (*S, *B, K, D) and L of shape (*B, K or 1, D, D)."""
+    layout = RowLayout(difference.shape[:-2], tril.shape[:-3])
+    rows = layout.rows(difference, tail=2)  # (*batch, N, K, D)
+    factor = layout.components(tril, tail=3)
+    if factor.shape[-3] == 1:
+        flat = rows.flatten(-3, -2)
+        z = torch.linalg.solve_triangular(factor.squeeze(-3), flat.mT, upper=False).mT
+        z = z.reshape(rows.shape)
+    else:
+        z = torch.linalg.solve_triangular(factor, rows.movedim(-3, -1), upper=False)
+        z = z.movedim(-1, -3)
+    return layout.restore(z, tail=2)
+
+
+def _half_log_det(tril: Tensor) -> Tensor:
+    return tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _check_shapes(logits: Tensor, loc: Tensor, scale_tril: Tensor) -> Size:
+    """Checks everything about the parameters but their values; returns the batch shape."""
+    got = f"{check_weights_and_means(logits, loc)}, "
+    check_tensor("scale_tril", scale_tril, like=loc)
+    got += f"scale_tril {tuple(scale_tril.shape)}"
+    k, dim = loc.shape[-2:]
+    fits = scale_tril.dim() >= 3 and scale_tril.shape[-2:] == (dim, dim)
+    if not fits or scale_tril.shape[-3] not in (1, k):
+        raise ValueError(
+            f"Expected loc of shape (*B, K, D) and scale_tril of shape (*B, K, D, D), or "
+            f"(*B, 1, D, D) if it is tied, got {got}."
+        )
+    return common_batch_shape(got, logits.shape[:-1], loc.shape[:-2], scale_tril.shape[:-3])
+
+
+def _check_values(logits: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
+    """Checks the values of the parameters."""
+    check_weight_and_mean_values(logits, loc)
+    diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
+    if not (diagonal.min() > 0 and math.isfinite(scale_tril.tril().sum().item())):
+        raise ValueError(
+            f"Expected finite Cholesky factors with a positive diagonal, got a diagonal from "
+            f"{diagonal.min().item()} to {diagonal.max().item()}. Make them of covariances with "
+            f"torch.linalg.cholesky."
+        )
