@@ -7,6 +7,7 @@ __all__ = [
     "History",
     "MixtureOfNormals",
     "fit",
+    "fit_em",
     "load",
     "near_identity",
     "register",
@@ -16,7 +17,7 @@ __all__ = [
 from .checkpoints import load, save
 from .core import DistributionModule
 from .flow import Flow
-from .mixtures import GaussianMixture, MixtureOfNormals
+from .mixtures import GaussianMixture, MixtureOfNormals, fit_em
 from .near_identity import near_identity
 from .registry import register
 from .training import History, fit

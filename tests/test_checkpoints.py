@@ -63,7 +63,11 @@ def test_nothing_is_pickled(path):
             "dim": 2,
             "num_components": 2,
             "covariance": "diagonal",
+            "rank": 1,
             "variance_floor": 1e-6,
+            "missing": "error",
+            "context_dim": 0,
+            "hidden_dims": {"tuple": [64, 64]},
         },
     }
 

@@ -56,6 +56,12 @@ CASES = {
     "low-rank-many": Case(lambda: _low_rank(k=6, dim=12, rank=3)),
     "low-rank-normal": Case(_low_rank_normal),
     "low-rank-normal-batch": Case(lambda: _low_rank_normal((2, 2), dim=1, rank=0)),
+    "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
+    "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
+    "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),
+    "learnable-missing": Case(
+        lambda: GaussianMixture(2, 3, missing="marginalize"), rejects_nan=False, traceable=False
+    ),
     "learnable-diagonal": Case(lambda: GaussianMixture(2, 3)),
     "learnable-spherical": Case(lambda: GaussianMixture(3, 4, "spherical")),
     "learnable-shared": Case(lambda: GaussianMixture(3, 4, "shared")),

@@ -6,9 +6,11 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "fit_em",
 ]
 
 from .dense import MixtureOfMultivariateNormals
+from .em import fit_em
 from .learnable import GaussianMixture
 from .normal import MixtureOfNormals
 from .precision import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals

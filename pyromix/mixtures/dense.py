@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..registry import register
 from ..validation import check_tensor, is_traced
 from .density import LOG_2PI, component_log_prob
-from .finite import FiniteMixture
+from .finite import FiniteMixture, by_pattern
 from .layout import (
     RowLayout,
     check_weight_and_mean_values,
@@ -68,7 +68,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         "scale_tril": constraints.independent(constraints.lower_cholesky, 1),
     }
     has_rsample = False
-    _tensors = ("_loc", "_scale_tril")
+    _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_scale_tril": 3}
 
     def __init__(
         self, logits: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None
@@ -100,7 +100,14 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     @property
     def covariance_matrix(self) -> Tensor:
         r"""Covariances of the components, shape (\*B, K, D, D)."""
-        return self.scale_tril @ self.scale_tril.mT
+        covariance = self.component_covariance
+        return covariance.expand(*self.batch_shape, self.num_components, -1, -1)
+
+    @property
+    def component_covariance(self) -> Tensor:
+        """Covariances with no more batch dimensions than the factors have: (*, K, D, D)."""
+        tril = self._tril
+        return (tril @ tril.mT).expand(*tril.shape[:-3], self.num_components, -1, -1)
 
     @property
     def component_variance(self) -> Tensor:
@@ -147,18 +154,15 @@ class MixtureOfMultivariateNormals(FiniteMixture):
                 "mixtures of the batch one by one, or use diagonal or low-rank components."
             )
         points, seen = (t.reshape(-1, t.shape[-1]) for t in (value, observed))
-        patterns, label = seen.unique(dim=0, return_inverse=True)
-        order = label.argsort()
-        groups = order.split(torch.bincount(label).tolist())
-        scores = []
-        for pattern, rows in zip(patterns, groups, strict=True):
-            kept = pattern.nonzero().flatten()
-            if len(kept):
-                marginal = self._marginal(kept.tolist())
+        scores, order = [], []
+        for kept, _, rows in by_pattern(seen):
+            if kept:
+                marginal = self._marginal(kept)
                 scores.append(marginal._joint_log_prob(points[rows][:, kept]))
             else:
                 scores.append(self._logits.log_softmax(-1).expand(len(rows), -1))
-        result = torch.cat(scores)[order.argsort()]
+            order.append(rows)
+        result = torch.cat(scores)[torch.cat(order).argsort()]
         return result.reshape(*value.shape[:-1], self.num_components)
 
     def _draw(self, component: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """What all finite mixtures have in common, whatever their components are."""
 
-__all__ = ["FiniteMixture"]
+__all__ = ["FiniteMixture", "by_pattern"]
 
 import numbers
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -34,7 +34,8 @@ class FiniteMixture(TorchDistribution):
 
     support = constraints.real_vector
     # The tensors of the components; their batch shapes broadcast with each other's.
-    _tensors: tuple[str, ...]
+    # With the number of dimensions that follow the batch.
+    _tensors: ClassVar[dict[str, int]]
     _logits: Tensor
     _loc: Tensor
 
@@ -56,6 +57,11 @@ class FiniteMixture(TorchDistribution):
     @abstractmethod
     def component_variance(self) -> Tensor:
         r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
+
+    @property
+    @abstractmethod
+    def component_covariance(self) -> Tensor:
+        """Covariances, with no more batch dimensions than their parameters: (*, K, D, D)."""
 
     @abstractmethod
     def _marginal(self, kept: list[int]) -> "FiniteMixture":
@@ -218,6 +224,43 @@ class FiniteMixture(TorchDistribution):
         Raises:
             ValueError: If a coordinate is out of range, or if none or all are observed.
         """
+        return self._conditioned(observed, missing=False)
+
+    def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
+        r"""Fills missing entries in from those that were observed.
+
+        Args:
+            value: Points of shape (N, D), NaN where an entry is missing.
+            num_samples: How many draws of the missing entries to return; by default one value is
+                filled in, their mean given the others.
+
+        Returns:
+            Tensor of shape (N, D), or (num_samples, N, D). Observed entries are as they were.
+        """
+        if self.batch_shape or value.dim() != 2:
+            raise ValueError(
+                f"Expected points of shape (N, D) and a mixture without batch, got "
+                f"{tuple(value.shape)} and batch shape {tuple(self.batch_shape)}."
+            )
+        observed = ~value.isnan()
+        check_value(self, torch.where(observed, value, 0.0), like=self._loc)
+        shape = Size() if num_samples is None else Size((num_samples,))
+        filled = value.expand(*shape, *value.shape).clone()
+        for given, free, rows in by_pattern(observed):
+            if not free:
+                continue
+            law = self
+            if given:
+                law = self._inherit(self._condition(given, free, value[rows][:, given]))
+            size = shape if given else Size((*shape, len(rows)))
+            draws = law.mean if num_samples is None else law.sample(size)
+            filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
+        return filled
+
+    def _conditioned(
+        self, observed: Mapping[int, float | Tensor], *, missing: bool
+    ) -> "FiniteMixture":
+        """The conditional law; NaN is bad input, or marks values that are unknown after all."""
         if not isinstance(observed, Mapping):
             raise ValueError(
                 f"Expected a mapping from coordinates to values, such as {{0: 1.5}}, got "
@@ -244,9 +287,43 @@ class FiniteMixture(TorchDistribution):
                 f"Expected observed values whose shapes broadcast, got "
                 f"{[tuple(v.shape) for v in values]}."
             ) from None
+        unknown = value.isnan() if missing else None
+        if unknown is not None and bool(unknown.any()):
+            return self._inherit(self._condition_partly(given, free, value, ~unknown))
         if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
             raise ValueError("Expected finite observed values without NaN.")
         return self._inherit(self._condition(given, free, value))
+
+    def _condition_partly(
+        self, given: list[int], free: list[int], value: Tensor, observed: Tensor
+    ) -> "FiniteMixture":
+        """The law of the free coordinates where some of the given ones are missing."""
+        if self.batch_shape:
+            raise NotImplementedError(
+                "Missing values among the observed ones need a mixture without batch."
+            )
+        points, leading = value.reshape(-1, len(given)), value.shape[:-1]
+        laws, order = [], []
+        for seen, _, rows in by_pattern(observed.reshape(points.shape)):
+            kept = [given[i] for i in seen]
+            law = self._marginal([*free, *kept])
+            count = len(free)
+            if kept:
+                at = list(range(count, count + len(kept)))
+                law = law._condition(at, list(range(count)), points[rows][:, seen])
+            laws.append(law.expand((len(rows),)))
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        # Every row has components of its own now, as its pattern of missing values has.
+        tensors = []
+        for name, tail in (("_logits", 1), *self._tensors.items()):
+            parts = []
+            for law in laws:
+                part = getattr(law, name)
+                parts.append(part.expand(*law.batch_shape, *part.shape[part.dim() - tail :]))
+            tensors.append(torch.cat(parts)[back].reshape(*leading, *parts[0].shape[1:]))
+        make: Any = type(self)
+        return make(*tensors, validate_args=False)
 
     def _observed_scores(self, value: Tensor, observed: Tensor) -> Tensor:
         """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K)."""
@@ -285,3 +362,15 @@ class FiniteMixture(TorchDistribution):
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
+
+
+def by_pattern(observed: Tensor) -> Iterator[tuple[list[int], list[int], Tensor]]:
+    """Groups rows by which of their entries were observed.
+
+    Yields:
+        Coordinates that were, coordinates that were not, and the indices of such rows.
+    """
+    patterns, label = observed.unique(dim=0, return_inverse=True)
+    groups = label.argsort().split(torch.bincount(label).tolist())
+    for pattern, rows in zip(patterns, groups, strict=True):
+        yield pattern.nonzero().flatten().tolist(), (~pattern).nonzero().flatten().tolist(), rows

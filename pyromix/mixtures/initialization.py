@@ -14,18 +14,18 @@ LLOYD_STEPS = 10
 
 
 class Clusters(NamedTuple):
-    """Groups of points: their share of the data, means and variances."""
+    """Groups of points: their share of the data, means and second moments."""
 
     weights: Tensor
     """Shares, shape (K,), positive and summing to one."""
     loc: Tensor
     """Means, shape (K, D)."""
-    variance: Tensor
-    """Variances, shape (K, D), shrunk towards those of all clusters together."""
+    second: Tensor
+    """Variances (K, D) or covariances (K, D, D), shrunk towards those of all clusters together."""
 
 
 @torch.no_grad()
-def find_clusters(x: Tensor, num_clusters: int) -> Clusters:
+def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) -> Clusters:
     """Clusters points by a few steps of k-means from greedy k-means++ seeds.
 
     Uses PyTorch's global random numbers. Of more than 10,000 points, that many are drawn.
@@ -33,9 +33,10 @@ def find_clusters(x: Tensor, num_clusters: int) -> Clusters:
     Args:
         x: Points, shape (N, D).
         num_clusters: K. May exceed N: seeds are then repeated.
+        covariances: Whether to return covariance matrices instead of variances.
 
     Returns:
-        Weights, means and variances.
+        Weights, means and second moments.
     """
     if len(x) > MAX_POINTS:
         x = x[torch.randperm(len(x), device=x.device)[:MAX_POINTS]]
@@ -50,12 +51,17 @@ def find_clusters(x: Tensor, num_clusters: int) -> Clusters:
         if torch.equal(moved, loc):
             break
         loc = moved
-    within = torch.zeros_like(loc).index_add_(0, label, (x - loc[label]).square())
+    difference = x - loc[label]
+    if covariances:
+        groups = difference[label.argsort()].split(counts.squeeze(-1).long().tolist())
+        within = torch.stack([group.mT @ group for group in groups])
+    else:
+        within = torch.zeros_like(loc).index_add_(0, label, difference.square())
     pooled = within.sum(0) / len(x)
     # A cluster of one or two points says little about its variance: add one pseudo-point.
-    variance = (within + pooled) / (counts + 1)
+    size = (counts + 1).reshape(-1, *[1] * (within.dim() - 1))
     weights = ((counts + 1) / (counts + 1).sum()).squeeze(-1)
-    return Clusters(weights, loc + centre, variance)
+    return Clusters(weights, loc + centre, (within + pooled) / size)
 
 
 def _seed(x: Tensor, num_clusters: int) -> Tensor:

@@ -69,7 +69,7 @@ class MixtureOfNormals(FiniteMixture):
         "scale": constraints.independent(constraints.positive, 2),
     }
     has_rsample = True
-    _tensors = ("_loc", "_scale")
+    _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_scale": 2}
 
     def __init__(
         self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None
@@ -93,6 +93,11 @@ class MixtureOfNormals(FiniteMixture):
     def component_variance(self) -> Tensor:
         r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
         return self.scale.square()
+
+    @property
+    def component_covariance(self) -> Tensor:
+        """Covariances with no more batch dimensions than the scales have: (*, K, D, D)."""
+        return torch.diag_embed(self._scale.square())
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws from the mixture with pathwise gradients; shape (\*S, \*B, D)."""

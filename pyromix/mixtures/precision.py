@@ -230,7 +230,7 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
         "precision_factor": constraints.independent(constraints.real, 3),
     }
     has_rsample = False
-    _tensors = ("_loc", "_diag", "_factor")
+    _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_diag": 2, "_factor": 3}
 
     def __init__(
         self,
@@ -277,8 +277,13 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
     @property
     def covariance_matrix(self) -> Tensor:
         r"""Covariance matrices of the components, shape (\*B, K, D, D)."""
-        matrix = _covariance(self._diag, self._factor)
+        matrix = self.component_covariance
         return matrix.expand(*self.batch_shape, *matrix.shape[-3:])
+
+    @property
+    def component_covariance(self) -> Tensor:
+        """Covariances with no more batch dimensions than the precisions have: (*, K, D, D)."""
+        return _covariance(self._diag, self._factor)
 
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         own = common_batch_shape(

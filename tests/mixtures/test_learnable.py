@@ -2,10 +2,12 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 
-from pyromix import GaussianMixture, MixtureOfNormals, fit
+from pyromix import GaussianMixture, MixtureOfNormals, fit, load, save
+from pyromix.mixtures.covariance import STRUCTURES, Moments
 from pyromix.mixtures.initialization import find_clusters
 
 
@@ -50,7 +52,7 @@ def test_clusters_are_found():
     distance, match = torch.cdist(centres, clusters.loc).min(1)
     assert sorted(match.tolist()) == [0, 1, 2, 3, 4]
     assert distance.max() < 0.3
-    torch.testing.assert_close(clusters.variance, torch.ones(5, 2), atol=0.2, rtol=0)
+    torch.testing.assert_close(clusters.second, torch.ones(5, 2), atol=0.2, rtol=0)
     torch.testing.assert_close(clusters.weights, torch.full((5,), 0.2), atol=0.03, rtol=0)
 
 
@@ -69,7 +71,7 @@ def test_clusters_of_odd_data_are_finite(x):
     assert all(part.isfinite().all() for part in clusters)
     assert clusters.weights.min() > 0
     torch.testing.assert_close(clusters.weights.sum(), torch.tensor(1.0))
-    assert (clusters.variance >= 0).all()
+    assert (clusters.second >= 0).all()
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "spherical", "shared"])
@@ -80,6 +82,116 @@ def test_initialisation_is_a_good_start(covariance):
     # Clusters this far apart leave no doubt: the likelihood is nearly that of the truth.
     entropy = math.log(5) + 2 * (0.5 + 0.5 * math.log(2 * math.pi))
     assert abs(-model.log_prob(x).mean().item() - entropy) < 0.1
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "low_rank_precision"])
+def test_covariances_stay_above_the_floor(covariance):
+    """In every direction, wherever training goes, for low-rank precisions; else coordinates."""
+    model = GaussianMixture(4, 3, covariance, rank=2, variance_floor=0.1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=5.0)
+    law = model.distribution
+    if covariance == "low_rank_precision":
+        assert torch.linalg.eigvalsh(law.component_covariance).min() > 0.1 * (1 - 1e-6)
+        assert torch.linalg.eigvalsh(law.precision_matrix).max() < 10 * (1 + 1e-6)
+    else:
+        assert (law.scale_tril.diagonal(dim1=-2, dim2=-1) >= 0.1**0.5).all()
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_estimates_give_back_the_moments_of_their_own_law(covariance):
+    model = GaussianMixture(4, 3, covariance, rank=2, variance_floor=1e-3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.7)
+    before = model.distribution.component_covariance.detach()
+    full = model.structure.full_moments
+    second = before if full else before.diagonal(dim1=-2, dim2=-1)
+    raw = {name: p.detach() for name, p in model._raw().items()}
+    moments = Moments(torch.ones(3), second)
+    model._assign(model.logits, model.loc, model.structure.estimate(moments, raw))
+    after = model.distribution.component_covariance.detach()
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_missing_entries(covariance):
+    model = GaussianMixture(4, 3, covariance, rank=2, missing="marginalize")
+    plain = GaussianMixture(4, 3, covariance, rank=2)
+    plain.load_state_dict(model.state_dict())
+    x = plain.sample((8,))
+    torch.testing.assert_close(model.log_prob(x), plain.log_prob(x))
+    gaps = x.clone()
+    gaps[:4, 1], gaps[4:, 2:] = math.nan, math.nan
+    expected = torch.cat(
+        [
+            plain.marginal([0, 2, 3]).log_prob(x[:4][:, [0, 2, 3]]),
+            plain.marginal([0, 1]).log_prob(x[4:][:, [0, 1]]),
+        ]
+    )
+    torch.testing.assert_close(model.log_prob(gaps), expected)
+    torch.testing.assert_close(model.loss(gaps), -expected.mean())
+    assert model.responsibilities(gaps).shape == (8, 3)
+    assert model.support.check(gaps).all()
+    with pytest.raises(ValueError, match="without NaN"):
+        plain.log_prob(gaps)
+    # A value that is missing after all tells nothing.
+    given = {0: gaps[:, 0], 1: gaps[:, 1]}
+    conditional = model.condition(given)
+    torch.testing.assert_close(conditional.mean[:4], plain.condition({0: x[:4, 0]}).mean[:, 1:])
+    expected = plain.condition({0: x[4:, 0], 1: x[4:, 1]}).mean
+    torch.testing.assert_close(conditional.mean[4:], expected)
+    assert conditional.sample().shape == (8, 2)
+    trace = pyro.poutine.trace(lambda: pyro.sample("x", model.expand((8,)), obs=gaps)).get_trace()
+    torch.testing.assert_close(trace.log_prob_sum(), model.log_prob(gaps).sum())
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_imputation(covariance):
+    model = GaussianMixture(4, 3, covariance, rank=2)
+    x = model.sample((6,))
+    gaps = x.clone()
+    gaps[:3, 1], gaps[3, :], gaps[5, [0, 3]] = math.nan, math.nan, math.nan
+    filled = model.impute(gaps)
+    torch.testing.assert_close(filled[~gaps.isnan()], x[~gaps.isnan()])
+    given = {0: x[:3, 0], 2: x[:3, 2], 3: x[:3, 3]}
+    torch.testing.assert_close(filled[:3, 1:2], model.condition(given).mean)
+    torch.testing.assert_close(filled[3], model.mean)
+    draws = model.impute(gaps, num_samples=20_000)
+    assert draws.shape == (20_000, 6, 4)
+    error = draws.std(0) / math.sqrt(20_000)
+    assert ((draws.mean(0) - filled).abs() <= 5 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_mixture_density_network(covariance, tmp_path):
+    """Two branches y = +-x, which a regression would average to zero."""
+    x = torch.rand(2000, 1)
+    sign = torch.where(torch.rand(2000, 1) < 0.3, -1.0, 1.0)
+    y = torch.cat([sign * x, sign * x], 1) + 0.05 * torch.randn(2000, 2)
+    options = {"context_dim": 1, "hidden_dims": [32], "variance_floor": 1e-4}
+    model = GaussianMixture(2, 2, covariance, **options)
+    with pytest.raises(ValueError, match="needs a context"):
+        model.log_prob(y)
+    fit(model, (y, x), steps=400, batch_size=200, lr=5e-3, seed=0, progress_bar=False)
+    law = model.condition(torch.tensor([[0.3], [0.9]]))
+    assert law.batch_shape == (2,)
+    assert law.sample((5,)).shape == (5, 2, 2)
+    for i, at in enumerate((0.3, 0.9)):
+        order = law.loc[i, :, 0].argsort()
+        expected = torch.tensor([[-at, -at], [at, at]])
+        torch.testing.assert_close(law.loc[i, order], expected, atol=0.1, rtol=0)
+        weights = law.logits[i, order].exp()
+        torch.testing.assert_close(weights, torch.tensor([0.3, 0.7]), atol=0.1, rtol=0)
+    # Coordinates can be conditioned on in turn.
+    assert law.condition({0: torch.tensor([0.3, -0.9])}).mean[1] < -0.7
+    save(model, tmp_path / "model.safetensors")
+    other = load(tmp_path / "model.safetensors")
+    assert torch.equal(other.condition(x).log_prob(y), model.condition(x).log_prob(y))
+    for bad in (torch.zeros(3, 2), torch.zeros(3, 1).float(), 1.0):
+        with pytest.raises(ValueError, match="context"):
+            model.condition(bad)
 
 
 def test_constant_coordinates_stop_at_the_floor():
