@@ -17,7 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.types import _size
 
 from .core import Batch, DistributionModule, split_batch
-from .plain import as_distribution_module, as_transform_module, flatten_transforms
+from .plain import (
+    PlainDistribution,
+    as_distribution_module,
+    as_transform_module,
+    flatten_transforms,
+)
 from .registry import decode, encode
 from .validation import check_tensor, check_value, is_expandable, is_traced
 
@@ -100,15 +105,42 @@ class FlowLaw(dist.TransformedDistribution):
                 return self.rsample_and_log_prob(sample_shape)
         self._check_ready()
         self.clear_cache()
-        x, log_prob = _draw_and_score(self.base_dist, Size(sample_shape), self.has_rsample)
-        log_prob = _sum_rightmost(log_prob, self._surplus[0])
-        for transform, surplus in zip(self.transforms, self._surplus[1:], strict=True):
-            y = transform(x)
-            jacobian = transform.log_abs_det_jacobian(x, y)
-            log_prob = log_prob - _sum_rightmost(jacobian, surplus)
-            x = y
+        draw = _draw_and_score(self.base_dist, Size(sample_shape), self.has_rsample)
+        result = self._push_and_score(*draw)
         self.clear_cache()
-        return x, log_prob
+        return result
+
+    def rsample_weighted_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted draws of a flow on a mixture, and their log-densities, in one forward pass.
+
+        Expectations are sums over the draws, weighted by the exponentials of the log-weights;
+        gradients are exact however far the mixture's components lie apart. See
+        `MixtureOfNormals.rsample_weighted`.
+
+        Args:
+            num_samples: Number of draws n.
+
+        Returns:
+            Samples of shape ``(n,) + batch_shape + event_shape``, log-weights and log-densities,
+            both of shape ``(n,) + batch_shape``.
+
+        Raises:
+            NotImplementedError: If the base is not a mixture with weighted draws.
+        """
+        self._check_ready()
+        base: Any = self.base_dist
+        if isinstance(base, PlainDistribution):
+            base = base.build()
+        if not hasattr(base, "rsample_weighted"):
+            raise NotImplementedError(
+                f"Expected a mixture such as pyromix.GaussianMixture as base, got "
+                f"{type(base).__name__}. Other laws have no weighted draws."
+            )
+        self.clear_cache()
+        z, log_weight = base.rsample_weighted(num_samples)
+        x, log_prob = self._push_and_score(z, base.log_prob(z))
+        self.clear_cache()
+        return x, log_weight, log_prob
 
     def score_parts(self, x: Tensor) -> ScoreParts:
         """The parts of an ELBO's gradient; a fresh draw is scored without the inverse pass."""
@@ -135,6 +167,16 @@ class FlowLaw(dist.TransformedDistribution):
         for transform in self.transforms:
             x = transform(x)
         return x
+
+    def _push_and_score(self, x: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes draws of the base and their log-densities through the transforms."""
+        log_prob = _sum_rightmost(log_prob, self._surplus[0])
+        for transform, surplus in zip(self.transforms, self._surplus[1:], strict=True):
+            y = transform(x)
+            jacobian = transform.log_abs_det_jacobian(x, y)
+            log_prob = log_prob - _sum_rightmost(jacobian, surplus)
+            x = y
+        return x, log_prob
 
     def _score(self, y: Tensor) -> Tensor:
         log_prob: Tensor | float = 0.0

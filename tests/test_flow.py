@@ -1,6 +1,7 @@
 """Flows: owned parts, honest caches, one pass for draw and density."""
 
 import copy
+import math
 import pickle
 
 import pyro
@@ -199,6 +200,34 @@ def test_no_inverse_in_closed_form():
         flow.log_prob(x.detach())
     with pytest.raises(NotImplementedError, match="rsample_and_log_prob"):
         fit(Flow(GaussianMixture(DIM, 2), transforms.planar(DIM)), torch.randn(9, DIM), steps=1)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_weighted_draws_pass_through(learnable):
+    """The entropy of a flow on far components, and its gradient, against quadrature."""
+    loc = torch.tensor([[-20.0], [20.0]])
+    base = GaussianMixture(1, 2) if learnable else MixtureOfNormals(torch.zeros(2), loc, loc**0)
+    if learnable:
+        with torch.no_grad():
+            base.loc.copy_(loc)
+    flow = Flow(base, transforms.AffineTransform(torch.ones(1), torch.full((1,), 2.0)))
+    x, log_weight, log_prob = flow.rsample_weighted_and_log_prob(4000)
+    assert x.shape == (4000, 1)
+    torch.testing.assert_close(log_prob, flow.log_prob(x))
+    entropy = -(log_weight.exp() * log_prob).sum()
+    expected = math.log(2) + math.log(2) + 0.5 + 0.5 * math.log(2 * math.pi)
+    assert abs(entropy.item() - expected) < 4.5 * log_prob.std() / math.sqrt(4000)
+    if learnable:
+        (log_weight.exp() * x[:, 0]).sum().backward()
+        # d E[x] / d logit = 2 w (1 - w) (m_2 - m_1) / 2: no path between the modes has it.
+        torch.testing.assert_close(
+            base.logits.grad, torch.tensor([-20.0, 20.0]), rtol=0.01, atol=0
+        )
+
+
+def test_weighted_draws_need_a_mixture():
+    with pytest.raises(NotImplementedError, match="GaussianMixture as base"):
+        Flow(normal(DIM), transforms.affine_coupling(DIM)).rsample_weighted_and_log_prob(3)
 
 
 @pytest.mark.parametrize("conditional", [False, True])

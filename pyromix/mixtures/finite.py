@@ -327,6 +327,7 @@ class FiniteMixture(TorchDistribution):
 
     def _observed_scores(self, value: Tensor, observed: Tensor) -> Tensor:
         """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K)."""
+        check_tensor("value", value, like=self._loc)
         if observed.dtype != torch.bool or observed.shape != value.shape:
             raise ValueError(
                 f"Expected observed to be a boolean tensor of shape {tuple(value.shape)}, got "
