@@ -22,7 +22,7 @@ from torch import Tensor
 
 PILOT_SIZE = 512
 NUM_GROUPS = 10
-GROUP_SIZE = 200
+MIN_GROUP_SIZE = 100
 MOVES_PER_STAGE = 2
 MAX_STAGES = 2000
 # A move that meets more walls than this is taken back, which keeps the law: its reverse meets as
@@ -107,26 +107,26 @@ def move(
     return torch.where(inside, moved, z), bounces / len(z)
 
 
-def anneal(rows: Tensor, bounds: Tensor, centre: Tensor) -> Population:
+def anneal(rows: Tensor, bounds: Tensor, centre: Tensor, num_points: int) -> Population:
     """Draws a population from N(0, I) within rows z <= bounds, and estimates its normaliser.
 
     Args:
         rows: Of unit length, shape (c, T), float64.
         bounds: Finite, shape (c,).
         centre: A point well inside, shape (T,).
+        num_points: Size of the population.
 
     Raises:
         ValueError: If the stages do not come to an end.
     """
     stages = _plan(rows, bounds, centre)
-    z = centre + torch.randn(
-        NUM_GROUPS, GROUP_SIZE, len(centre), dtype=rows.dtype, device=rows.device
-    )
+    size = max(MIN_GROUP_SIZE, num_points // NUM_GROUPS)
+    z = centre + torch.randn(NUM_GROUPS, size, len(centre), dtype=rows.dtype, device=rows.device)
     log_z = z.new_zeros(NUM_GROUPS)
     previous = _Stage(math.inf, 1.0, math.pi / 2)
     for stage in stages:
         log_weight = _log_weights(z, previous, stage, rows, bounds, centre)
-        log_z = log_z + torch.logsumexp(log_weight, -1) - math.log(GROUP_SIZE)
+        log_z = log_z + torch.logsumexp(log_weight, -1) - math.log(size)
         z = _resample(z, log_weight)
         for _ in range(MOVES_PER_STAGE):
             flat, _ = move(
@@ -140,7 +140,7 @@ def anneal(rows: Tensor, bounds: Tensor, centre: Tensor) -> Population:
     alive = log_z > -math.inf  # a group may have died out; its estimate of zero counts
     return Population(
         z[alive].flatten(0, 1),
-        log_z[alive].repeat_interleave(GROUP_SIZE),
+        log_z[alive].repeat_interleave(size),
         log_normalizer,
         error,
         previous.time,

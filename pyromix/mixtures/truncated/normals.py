@@ -43,7 +43,7 @@ class TruncatedNormals:
     "hamiltonian" start from a population that was annealed towards the law, and follow
     `num_moves` exact Hamiltonian moves each (Pakman and Paninski 2014): they have the law up to
     what the moves leave of the start, and a weak dependence through common ancestors in a
-    population of 2000 points.
+    population of `num_points`.
 
     Coordinates that only a box restricts never enter any of this: they are drawn on their own.
 
@@ -55,7 +55,8 @@ class TruncatedNormals:
         low: Lower bounds l, shape (p,) or (\*K, p), may be minus infinity.
         high: Upper bounds u, shape (p,) or (\*K, p), may be plus infinity.
         num_points: Points of a first estimate of a normaliser; up to 64 times as many are used
-            until its standard error is below 0.01.
+            until its standard error is below 0.01. Also the size of the population of the route
+            "hamiltonian".
         min_acceptance: The route "hamiltonian" is taken where fewer proposals are accepted.
         num_moves: Moves that make a draw of the route "hamiltonian".
 

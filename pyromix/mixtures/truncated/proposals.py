@@ -23,6 +23,7 @@ __all__ = ["Proposal", "TiltedBox", "TiltedSequence", "central_point"]
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,11 +49,13 @@ class Proposal:
     """What the proposals share.
 
     Attributes:
+        name: Of the route that draws from it.
         log_bound: Upper bounds of the logarithms of weights, shape (k,); infinite where no tilt
             was found.
         num_uniforms: How many uniform numbers make a draw.
     """
 
+    name: ClassVar[str]
     log_bound: Tensor
     num_uniforms: int
 
@@ -79,6 +82,8 @@ class TiltedBox(Proposal):
         rows: H of the constraints H z <= h, shape (k, c, T).
         bounds: h, shape (k, c).
     """
+
+    name = "box"
 
     def __init__(self, low: Tensor, high: Tensor, rows: Tensor, bounds: Tensor) -> None:
         self._low, self._high, self._rows, self._bounds = low, high, rows, bounds
@@ -140,6 +145,8 @@ class TiltedSequence(Proposal):
         interior: A point strictly inside, shape (k, T); needed if rank < p.
     """
 
+    name = "sequential"
+
     def __init__(
         self, rows: Tensor, low: Tensor, high: Tensor, rank: int, interior: Tensor | None = None
     ) -> None:
@@ -172,6 +179,8 @@ class TiltedSequence(Proposal):
             mean = tilt[:, c]
             shift = mean + (self._below[index, c, :c] * y[:, :c]).sum(-1)
             a, b = low[:, c] - shift, high[:, c] - shift
+            if c == self.num_uniforms - 1:
+                a, b = self._narrow(a, b, y, mean, index)
             y[:, c] = mean + draw_from_interval(a, b, uniform[:, c])
             log_weight += log_interval_probability(a, b) + mean * (0.5 * mean - y[:, c])
         log_weight = _keep_inside(log_weight, y, self._rows, self._bounds, index)
@@ -181,6 +190,25 @@ class TiltedSequence(Proposal):
             noise = torch.randn_like(z)
             z = z + noise - _apply(basis.mT, _apply(basis, noise))
         return z, log_weight
+
+    def _narrow(
+        self, low: Tensor, high: Tensor, y: Tensor, mean: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the dependent rows leave of the last coordinate's interval (n,), given the others.
+
+        They are then met by chance in all coordinates but one. The weight becomes smaller, so
+        that its bound holds still, and varies less.
+        """
+        if self._rows.shape[1] == 0:
+            return low, high
+        rest = self._bounds[index]
+        rest = rest - (_apply(self._rows[index, :, :-1], y[:, :-1]) if y.shape[1] > 1 else 0.0)
+        slope = self._rows[index, :, -1]
+        end = rest / slope - mean.unsqueeze(-1)
+        high = torch.minimum(high, torch.where(slope > 0, end, math.inf).amin(-1))
+        low = torch.maximum(low, torch.where(slope < 0, end, -math.inf).amax(-1))
+        # A draw from nothing has no weight; any number will do.
+        return low, torch.maximum(high, low)
 
     def two_row_log_probability(self) -> Tensor:
         """Normaliser of two rows without tilt or chance, by quadrature; shape (k,)."""

@@ -89,11 +89,11 @@ class Group:
             self.log_normalizer = self._proposals[0].log_bound
             return
         all_rows = torch.cat([axes.expand(num, -1, -1), rows], 1)
-        rank = dim
+        rank = 0
         if count <= MAX_SEQUENCE_ROWS:
             # The caller keeps components of different ranks apart.
             rank = int(torch.linalg.matrix_rank(all_rows[0], atol=RANK_TOLERANCE, rtol=0.0))
-        dependent = rank < count
+        dependent = rank < count  # or too many to tell
         inside: Tensor | None = None
         if dependent:
             inside, found = interior()
@@ -119,22 +119,25 @@ class Group:
         if dependent and bool(active.any()):
             self._proposals.append(TiltedBox(box_low, box_high, *_one_sided(rows, low, high)))
         self._inside = inside
-        bounds = torch.stack([p.log_bound for p in self._proposals], -1)  # (k, proposals)
-        bounds = torch.where(self.empty.unsqueeze(-1), math.inf, bounds)
-        # The acceptance is the normaliser over the bound.
-        best, self._choice = bounds.min(-1)
-        first = self._proposals[0]
-        if isinstance(first, TiltedSequence) and not dependent and first.is_product:
+        # The acceptance is the normaliser over the bound: the least bound accepts most.
+        best = torch.full_like(self.error, math.inf)
+        for number, proposal in enumerate(self._proposals):
+            better = (proposal.log_bound < best) & ~self.empty
+            best = torch.where(better, proposal.log_bound, best)
+            self._choice[better] = number
+            for k in better.nonzero().squeeze(-1).tolist():
+                self.routes[k] = proposal.name
+        first = self._proposals[0] if self._proposals else None
+        if isinstance(first, TiltedSequence) and first.is_product:
+            self.routes = ["independent"] * num
             self.log_normalizer = first.log_bound
             return
-        names = {TiltedSequence: "sequential", TiltedBox: "box"}
-        self.routes = [names[type(self._proposals[int(c)])] for c in self._choice]
-        self._estimate(best)
-        if count == 2 and not dependent and isinstance(first, TiltedSequence):
+        if isinstance(first, TiltedSequence) and count == rank == 2:
             self.routes = ["quadrature"] * num
             self.log_normalizer = first.two_row_log_probability()
-            self.error = torch.zeros_like(self.error)
             self.acceptance = (self.log_normalizer - best).exp()
+        else:
+            self._estimate(best)
         for k in range(num):
             if not self.empty[k] and not self.acceptance[k] >= settings.min_acceptance:
                 self._anneal(k)
@@ -248,7 +251,7 @@ class Group:
         assert self._sided is not None
         rows, bounds = (t[k] for t in self._sided)
         centre = self._centre(k)
-        population = anneal(rows, bounds, centre)
+        population = anneal(rows, bounds, centre, self._settings.num_points)
         self._populations[k] = population
         self.routes[k] = "hamiltonian"
         self.log_normalizer[k], self.error[k] = population.log_normalizer, population.error
