@@ -331,6 +331,19 @@ def test_parallel_rows_are_merged():
     torch.testing.assert_close(normals.log_normalizer, once.log_normalizer)
 
 
+def test_more_rows_than_any_proposal_takes():
+    matrix = torch.nn.functional.normalize(torch.randn(300, 3), dim=-1)
+    low, high = torch.full((300,), -INF), torch.ones(300)
+    normals = TruncatedNormals(torch.zeros(3), torch.eye(3), matrix, low, high)
+    assert normals.route == ("hamiltonian",)
+    draws = normals.sample(torch.zeros(4000, dtype=torch.long))
+    assert violations(draws, matrix, low, high) == 0
+    others, expected, error = naive(torch.zeros(3), torch.eye(3), matrix, low, high)
+    assert_same_law(draws, others)
+    error = math.hypot(error, normals.log_normalizer_error.item())
+    assert abs(normals.log_normalizer.item() - expected) < STANDARD_ERRORS * error
+
+
 def test_order_and_scale_of_rows_do_not_matter():
     loc, factor = torch.randn(5), well_conditioned(5)
     matrix, low, high = torch.randn(2, 5), bounds(0.1, -INF), bounds(2.0, 0.5)
@@ -481,9 +494,24 @@ def test_standard_errors_are_honest(name):
     estimates = torch.stack([r.log_normalizer.exp() for r in runs]).squeeze(-1)
     errors = torch.stack([r.log_normalizer_error for r in runs]).squeeze(-1) * estimates
     ratio = estimates.std() / errors.square().mean().sqrt()
-    # A sample deviation of 40 is off by a tenth, and errors come from ten groups.
+    # A sample deviation of 40 is off by a tenth, and errors come from twenty groups.
     assert 0.5 < ratio < 1.5
     _, expected, error = naive(args[0][0], covariance_factor(args[1])[0], *args[2:], wanted=40_000)
     expected = math.exp(expected)
     error = math.hypot(error * expected, float(estimates.std() / math.sqrt(len(runs))))
     assert abs(estimates.mean() - expected) < STANDARD_ERRORS * error
+
+
+@pytest.mark.slow
+def test_markov_chain_agrees_with_exact_draws_in_thirty_dimensions():
+    dim = 30
+    constraints = stack(box(dim, -1.0, 1.0), oblique(dim, 3, 3.0))
+    args = (torch.zeros(dim), torch.ones(dim), *constraints)
+    exact = TruncatedNormals.diagonal(*args, min_acceptance=0.0)
+    chain = TruncatedNormals.diagonal(*args, min_acceptance=1.0)
+    assert exact.route != chain.route == ("hamiltonian",)
+    error = math.hypot(exact.log_normalizer_error.item(), chain.log_normalizer_error.item())
+    distance = (exact.log_normalizer - chain.log_normalizer).abs().item()
+    assert distance < STANDARD_ERRORS * error
+    index = torch.zeros(2000, dtype=torch.long)
+    assert_same_law(chain.sample(index), exact.sample(index))

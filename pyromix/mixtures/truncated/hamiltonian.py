@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 PILOT_SIZE = 512
-NUM_GROUPS = 10
+NUM_GROUPS = 20
 MIN_GROUP_SIZE = 100
 MOVES_PER_STAGE = 2
 MAX_STAGES = 2000

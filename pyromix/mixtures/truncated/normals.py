@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ...validation import check_positive_int, check_tensor, is_expandable
+from ...validation import check_positive_int, check_tensor
 from .feasibility import ConflictError, feasible_point
 from .interval import draw_from_interval, log_interval_probability
-from .reduction import ZERO, Reduced, reduce_constraints
+from .problem import InteriorSearch, Problem, check_constraints
+from .reduction import Reduced, reduce_constraints
 from .rounding import Rounding
 from .routes import MAX_SEQUENCE_ROWS, RANK_TOLERANCE, Group, Settings
 
@@ -166,7 +167,7 @@ class TruncatedNormals:
         min_acceptance: float,
         num_moves: int,
     ) -> None:
-        _check_constraints(loc, factor, matrix, low, high)
+        check_constraints(loc, factor, matrix, low, high)
         if not 0 <= min_acceptance <= 1:
             raise ValueError(f"Expected min_acceptance from 0 to 1, got {min_acceptance!r}.")
         settings = Settings(
@@ -182,11 +183,11 @@ class TruncatedNormals:
         self._matrix = matrix.detach()
         self._loc = loc.detach().reshape(num, dim).double()
         self._factor = factor.detach().reshape(num, *factor.shape[loc.dim() - 1 :]).double()
-        reduced = reduce_constraints(
-            self._loc, self._factor, matrix.double(), *(t.double() for t in bounds)
+        problem = Problem(
+            self._loc, self._factor, matrix.detach().double(), *(t.double() for t in bounds)
         )
         self._rounding = Rounding(self._matrix, self._low, self._high)
-        self._build_groups(reduced, settings)
+        self._build_groups(problem, settings)
 
     def sample(self, index: Tensor) -> Tensor:
         """Draws, each from a component of its own.
@@ -280,9 +281,10 @@ class TruncatedNormals:
             x[chosen] += z[chosen] @ self._factor[k].mT
         return x
 
-    def _build_groups(self, reduced: Reduced, settings: Settings) -> None:
+    def _build_groups(self, problem: Problem, settings: Settings) -> None:
         """Sorts components by which bounds are finite, and prepares each group."""
         num, device = len(self._loc), self._loc.device
+        reduced = reduce_constraints(*problem)
         # Coordinates that rows couple, and others.
         coupled = (reduced.rows != 0).any(1).any(0)
         self._coupled = coupled.nonzero().squeeze(-1)
@@ -313,7 +315,7 @@ class TruncatedNormals:
             for number in range(int(label.max()) + 1):
                 members = live[label == number]
                 used = ((reduced.low > -math.inf) | (reduced.high < math.inf))[members[0]]
-                search = _InteriorSearch(self, members, self._coupled)
+                search = InteriorSearch(problem, members, self._coupled)
                 group = Group(
                     box_low[members],
                     box_high[members],
@@ -333,7 +335,7 @@ class TruncatedNormals:
                 for k, route in zip(members.tolist(), group.routes, strict=True):
                     routes[k] = route
         if bool(self._empty.all()):
-            raise ValueError(self._explain(conflict))
+            raise ValueError(self._explain(problem, conflict))
         for k in self._empty.nonzero().squeeze(-1).tolist():
             routes[k] = "empty"
         log_normalizer = torch.where(self._empty, -math.inf, log_normalizer)
@@ -355,27 +357,11 @@ class TruncatedNormals:
         rank = torch.linalg.matrix_rank(hidden, atol=RANK_TOLERANCE, rtol=0.0)
         return (rank + active.sum(-1)).int().unsqueeze(-1)
 
-    def _spread(self, members: Tensor) -> Tensor:
-        """Standard deviations of all rows, shape (k, p)."""
-        matrix, factor = self._matrix.double(), self._factor[members]
-        if factor.dim() == 2:
-            return (factor.square() @ matrix.square().mT).sqrt()
-        return (matrix @ factor).norm(dim=-1)
-
-    def _whitened(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """All constraints on the standard normal of a component."""
-        factor = self._factor[k].diag() if self._factor.dim() == 2 else self._factor[k]
-        matrix = self._matrix.double()
-        rows, reach = matrix @ factor, matrix.abs() @ factor.abs()
-        rows = torch.where(rows.abs() > ZERO * reach.amax(-1, keepdim=True), rows, 0.0)
-        offset = matrix @ self._loc[k]
-        return rows, self._low[k].double() - offset, self._high[k].double() - offset
-
-    def _explain(self, conflict: ConflictError | None) -> str:
+    def _explain(self, problem: Problem, conflict: ConflictError | None) -> str:
         """Why there is no room, in the user's own rows."""
         if conflict is None:
             try:
-                feasible_point(*self._whitened(0))
+                feasible_point(*problem.whitened(0))
             except ConflictError as error:
                 conflict = error
         if conflict is None:
@@ -393,91 +379,4 @@ class TruncatedNormals:
             f"{where} (low {low}, high {high}). Relax one of them; for an exact equality, "
             f"condition the normals on it and pass a singular factor, instead of two equal "
             f"bounds."
-        )
-
-
-class _InteriorSearch:
-    """Finds a point strictly inside for every component: one linear program often serves all."""
-
-    def __init__(self, normals: TruncatedNormals, members: Tensor, coupled: Tensor) -> None:
-        self._normals, self._members, self._coupled = normals, members, coupled
-        self.conflict: ConflictError | None = None
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        """Points (k, T) in whitened coordinates, and which components have one, (k,)."""
-        members, factor = self._members, self._normals._factor[self._members]
-        loc = self._normals._loc[members]
-        points = torch.zeros(len(members), factor.shape[-1], dtype=loc.dtype, device=loc.device)
-        found = torch.zeros(len(members), dtype=torch.bool, device=loc.device)
-        inverse = None if factor.dim() == 2 else torch.linalg.pinv(factor)
-        for position, k in enumerate(members.tolist()):
-            if found[position]:
-                continue
-            try:
-                z = feasible_point(*self._normals._whitened(k))
-            except ConflictError as error:
-                self.conflict = self.conflict or error
-                continue
-            points[position], found[position] = z, True
-            # The same point of space may do for the others.
-            if inverse is None:
-                shared = loc[position] + factor[position] * z
-                others = (shared - loc) / factor
-                miss = torch.zeros_like(loc[:, 0])
-            else:
-                shared = loc[position] + factor[position] @ z
-                others = (inverse @ (shared - loc).unsqueeze(-1)).squeeze(-1)
-                back = loc + (factor @ others.unsqueeze(-1)).squeeze(-1)
-                miss = (back - shared).norm(dim=-1)
-            value = self._normals._matrix.double() @ shared
-            low, high = (t[members].double() for t in (self._normals._low, self._normals._high))
-            slack = torch.minimum(value - low, high - value)
-            spread = self._normals._spread(members)
-            deep = (slack > 1e-6 * spread).all(-1) & (miss <= 1e-9 * (1 + shared.norm()))
-            points = torch.where((deep & ~found).unsqueeze(-1), others, points)
-            found |= deep
-        return points[:, self._coupled], found
-
-
-def _check_constraints(
-    loc: Tensor, factor: Tensor, matrix: Tensor, low: Tensor, high: Tensor
-) -> None:
-    """Checks shapes and values of everything that a constructor takes."""
-    check_tensor("matrix", matrix, like=loc)
-    check_tensor("low", low, like=loc)
-    check_tensor("high", high, like=loc)
-    batch, dim = loc.shape[:-1], loc.shape[-1]
-    if matrix.dim() != 2 or matrix.shape[1] != dim:
-        raise ValueError(
-            f"Expected matrix of shape (p, D = {dim}), got {tuple(matrix.shape)}. One row needs "
-            f"a first dimension of size one."
-        )
-    for name, bound in (("low", low), ("high", high)):
-        wanted = (*batch, len(matrix))
-        if (
-            bound.dim() < 1
-            or bound.shape[-1] != len(matrix)
-            or not is_expandable(bound.shape, wanted)
-        ):
-            raise ValueError(
-                f"Expected {name} of shape (p,) or (*K, p), with p = {len(matrix)} rows and "
-                f"K = {tuple(batch)}, got {tuple(bound.shape)}. Use infinities for rows without "
-                f"a bound."
-            )
-        if bool(bound.isnan().any()):
-            raise ValueError(
-                f"Expected {name} without NaN. Use infinities for rows without a bound."
-            )
-    if not batch.numel() or not dim or not factor.shape[-1]:
-        raise ValueError(
-            f"Expected at least one component and one dimension, got loc {tuple(loc.shape)} and "
-            f"factor {tuple(factor.shape)}."
-        )
-    for name, value in (("loc", loc), ("factor", factor), ("matrix", matrix)):
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"Expected finite values of {name}, got NaN or infinity.")
-    if bool((low == math.inf).any()) or bool((high == -math.inf).any()):
-        raise ValueError(
-            "Expected low below plus infinity and high above minus infinity: no point lies "
-            "beyond. Were the two exchanged?"
         )

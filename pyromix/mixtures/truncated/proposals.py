@@ -18,7 +18,7 @@ supremum is a close bound of all weights, and accepting with probability
 All tensors are float64; k counts components, T coordinates.
 """
 
-__all__ = ["Proposal", "TiltedBox", "TiltedSequence", "central_point"]
+__all__ = ["Proposal", "TiltedBox", "TiltedSequence"]
 
 import math
 from collections.abc import Callable
@@ -34,10 +34,10 @@ from .interval import (
     legendre,
     log_interval_probability,
 )
+from .newton import NEWTON_STEPS, apply, line_search, newton_step
 
 # The barrier's last weight: it costs the bound, and so the acceptance, this much a constraint.
 BARRIER_WEIGHTS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-NEWTON_STEPS = 60
 # Newton's method stops at a squared decrement (error of the objective) of this size.
 DECREMENT = 1e-14
 # Added to bounds, far above the error that Newton's method leaves.
@@ -89,7 +89,7 @@ class TiltedBox(Proposal):
         self._low, self._high, self._rows, self._bounds = low, high, rows, bounds
         self.num_uniforms = low.shape[-1]
         multipliers = self._solve()
-        self._tilt = -_apply(rows.mT, multipliers)
+        self._tilt = -apply(rows.mT, multipliers)
         self._log_mass = self._log_partition(self._tilt)
         bound = self._log_mass + (multipliers * bounds).sum(-1)
         self.log_bound = torch.where(bound.isfinite(), bound, math.inf)
@@ -114,20 +114,20 @@ class TiltedBox(Proposal):
             return x
 
         def objective(x: Tensor, weight: float) -> Tensor:
-            value = self._log_partition(-_apply(rows.mT, x)) + (x * bounds).sum(-1)
+            value = self._log_partition(-apply(rows.mT, x)) + (x * bounds).sum(-1)
             return torch.where((x > 0).all(-1), value - weight * x.log().sum(-1), math.inf)
 
         for weight in BARRIER_WEIGHTS:
             for _ in range(NEWTON_STEPS):
-                tilt = -_apply(rows.mT, x)
+                tilt = -apply(rows.mT, x)
                 mean, variance = interval_moments(self._low - tilt, self._high - tilt)
-                gradient = bounds - _apply(rows, tilt + mean) - weight / x
+                gradient = bounds - apply(rows, tilt + mean) - weight / x
                 hessian = (rows * variance.unsqueeze(-2)) @ rows.mT
                 hessian = hessian + torch.diag_embed(weight / x.square())
-                step, decrement = _newton_step(hessian, gradient)
+                step, decrement = newton_step(hessian, gradient)
                 if bool((decrement < 1e-8).all()):
                     break
-                x = _search(x, step, decrement, partial(objective, weight=weight))
+                x = line_search(x, step, decrement, partial(objective, weight=weight))
         return x
 
 
@@ -167,7 +167,7 @@ class TiltedSequence(Proposal):
         if self.is_product:
             self.log_bound = log_interval_probability(self._low, self._high).sum(-1)
             return
-        start = None if interior is None else _apply(basis, interior)
+        start = None if interior is None else apply(basis, interior)
         self.log_bound = self._solve(start) + BOUND_ALLOWANCE
 
     def propose(self, index: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,10 +185,10 @@ class TiltedSequence(Proposal):
             log_weight += log_interval_probability(a, b) + mean * (0.5 * mean - y[:, c])
         log_weight = _keep_inside(log_weight, y, self._rows, self._bounds, index)
         basis = self._basis[index]
-        z = _apply(basis.mT, y)
+        z = apply(basis.mT, y)
         if basis.shape[-2] < basis.shape[-1]:  # nothing restricts the orthogonal complement
             noise = torch.randn_like(z)
-            z = z + noise - _apply(basis.mT, _apply(basis, noise))
+            z = z + noise - apply(basis.mT, apply(basis, noise))
         return z, log_weight
 
     def _narrow(
@@ -202,7 +202,7 @@ class TiltedSequence(Proposal):
         if self._rows.shape[1] == 0:
             return low, high
         rest = self._bounds[index]
-        rest = rest - (_apply(self._rows[index, :, :-1], y[:, :-1]) if y.shape[1] > 1 else 0.0)
+        rest = rest - (apply(self._rows[index, :, :-1], y[:, :-1]) if y.shape[1] > 1 else 0.0)
         slope = self._rows[index, :, -1]
         end = rest / slope - mean.unsqueeze(-1)
         high = torch.minimum(high, torch.where(slope > 0, end, math.inf).amin(-1))
@@ -225,7 +225,7 @@ class TiltedSequence(Proposal):
 
     def inner_points(self) -> Tensor:
         """Points strictly between independent rows, shape (k, T)."""
-        return _apply(self._basis.mT, self._sequential_means())
+        return apply(self._basis.mT, self._sequential_means())
 
     def _solve(self, start: Tensor | None) -> Tensor:
         """Sets the tilt; returns the bound.
@@ -240,8 +240,8 @@ class TiltedSequence(Proposal):
         tilt = self._best_tilt(z, torch.zeros_like(z), 100)
 
         def objective(z: Tensor, weight: float, current: Tensor) -> Tensor:
-            slack = torch.where(finite, bounds - _apply(rows, z), 1.0)
-            shift = _apply(below, z)
+            slack = torch.where(finite, bounds - apply(rows, z), 1.0)
+            shift = apply(below, z)
             inside = ((z > self._low - shift) & (z < self._high - shift)).all(-1)
             inside &= (slack > 0).all(-1)
             safe = torch.where(inside.unsqueeze(-1), z, current)
@@ -252,32 +252,32 @@ class TiltedSequence(Proposal):
         bound = torch.full_like(z[:, 0], math.inf)
         for weight in BARRIER_WEIGHTS if rows.shape[1] else BARRIER_WEIGHTS[-1:]:
             for _ in range(NEWTON_STEPS):
-                shift = _apply(below, z) + tilt
+                shift = apply(below, z) + tilt
                 mean, variance = interval_moments(self._low - shift, self._high - shift)
-                pull = finite / torch.where(finite, bounds - _apply(rows, z), 1.0)
-                gradient = tilt - _apply(below.mT, mean) + weight * _apply(rows.mT, pull)
+                pull = finite / torch.where(finite, bounds - apply(rows, z), 1.0)
+                gradient = tilt - apply(below.mT, mean) + weight * apply(rows.mT, pull)
                 cross = below.mT * (variance - 1).unsqueeze(-2) - eye
                 hessian = (below.mT * (1 - variance).unsqueeze(-2)) @ below
                 hessian = hessian + (cross / variance.unsqueeze(-2)) @ cross.mT
                 pulled = rows * pull.unsqueeze(-1)
                 hessian = hessian + weight * pulled.mT @ pulled
-                step, decrement = _newton_step(hessian, gradient)
+                step, decrement = newton_step(hessian, gradient)
                 if bool((decrement < DECREMENT).all()):
                     break
-                z = _search(z, step, decrement, partial(objective, weight=weight, current=z))
+                z = line_search(z, step, decrement, partial(objective, weight=weight, current=z))
                 tilt = self._best_tilt(z, tilt, 30)
             bound = self._psi(z, tilt) + weight * finite.sum(-1)
         self._tilt = tilt
         return torch.where((decrement < 1e-8) & bound.isfinite(), bound, math.inf)
 
     def _psi(self, z: Tensor, tilt: Tensor) -> Tensor:
-        shift = _apply(self._below, z) + tilt
+        shift = apply(self._below, z) + tilt
         mass = log_interval_probability(self._low - shift, self._high - shift)
         return (mass + tilt * (0.5 * tilt - z)).sum(-1)
 
     def _best_tilt(self, z: Tensor, tilt: Tensor, steps: int) -> Tensor:
         """The tilt that moves the mean of every interval to z, by damped Newton's method."""
-        shift = _apply(self._below, z)
+        shift = apply(self._below, z)
         low, high = self._low - shift, self._high - shift
         for _ in range(steps):
             mean, variance = interval_moments(low - tilt, high - tilt)
@@ -299,40 +299,6 @@ class TiltedSequence(Proposal):
         return z
 
 
-def central_point(rows: Tensor, bounds: Tensor, start: Tensor, weight: float = 1.0) -> Tensor:
-    r"""Minimises :math:`|z|^2 / 2 - w \sum \log(h - H z)`: likely, and well inside.
-
-    Args:
-        rows: H, shape (k, c, T).
-        bounds: h, shape (k, c), may be infinite.
-        start: Points strictly inside, shape (k, T).
-        weight: The weight w.
-    """
-    finite = bounds < math.inf
-    eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
-
-    def objective(z: Tensor) -> Tensor:
-        slack = torch.where(finite, bounds - _apply(rows, z), 1.0)
-        value = 0.5 * z.square().sum(-1) - weight * slack.clamp(min=1e-300).log().sum(-1)
-        return torch.where((slack > 0).all(-1), value, math.inf)
-
-    z = start
-    for _ in range(2 * NEWTON_STEPS):
-        pull = finite / torch.where(finite, bounds - _apply(rows, z), 1.0)
-        pulled = rows * pull.unsqueeze(-1)
-        gradient = z + weight * _apply(rows.mT, pull)
-        step, decrement = _newton_step(eye + weight * pulled.mT @ pulled, gradient)
-        if bool((decrement < 1e-6).all()):
-            break
-        z = _search(z, step, decrement, objective)
-    return z
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Batched product of matrix (k, i, j) and vector (k, j)."""
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
 def _gather_rows(matrix: Tensor, index: Tensor) -> Tensor:
     """Rows (k, i) of matrices (k, p, j)."""
     return matrix.gather(1, index.unsqueeze(-1).expand(-1, -1, matrix.shape[-1]))
@@ -344,34 +310,8 @@ def _keep_inside(
     """Minus infinity where a point (n, T) breaks a constraint of its component."""
     if rows.shape[1] == 0:
         return log_weight
-    value = z @ rows[0].mT if len(rows) == 1 else _apply(rows[index], z)
+    value = z @ rows[0].mT if len(rows) == 1 else apply(rows[index], z)
     return torch.where((value <= bounds[index]).all(-1), log_weight, -math.inf)
-
-
-def _newton_step(hessian: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Newton's step and its squared decrement; symmetric scaling tames far-apart units."""
-    scale = hessian.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
-    scaled = hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    step = -scale * torch.linalg.solve_ex(scaled, (scale * gradient).unsqueeze(-1))[0].squeeze(-1)
-    decrement = -(gradient * step).sum(-1)
-    lost = ~decrement.isfinite()  # this component has failed, the others go on
-    return torch.where(lost.unsqueeze(-1), 0.0, step), torch.where(lost, 0.0, decrement)
-
-
-def _search(
-    x: Tensor, step: Tensor, decrement: Tensor, objective: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Halves the steps that do not decrease the objective; every component on its own."""
-    value = objective(x)
-    size = torch.ones_like(decrement)
-    for _ in range(40):
-        moved = x + size.unsqueeze(-1) * step
-        allowance = 1e-12 * (1 + value.abs())
-        good = objective(moved) <= value - 0.1 * size * decrement + allowance
-        if bool(good.all()):
-            return moved
-        size = torch.where(good, size, 0.5 * size)
-    return torch.where(good.unsqueeze(-1), moved, x)
 
 
 def _order_rows(

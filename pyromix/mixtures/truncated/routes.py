@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from .hamiltonian import Population, anneal, move
-from .proposals import Proposal, TiltedBox, TiltedSequence, central_point
+from .newton import central_point
+from .proposals import Proposal, TiltedBox, TiltedSequence
 
 # Proposals with more rows than this are not worth their tables of size rows x coordinates.
 MAX_SEQUENCE_ROWS = 256
