@@ -35,7 +35,7 @@ def covariance_factor(factor):
     return factor.diag_embed() if factor.dim() == 2 else factor
 
 
-def naive(loc, factor, matrix, low, high, wanted=4000, most=4_000_000):
+def naive(loc, factor, matrix, low, high, wanted=2500, most=4_000_000):
     """Draws of the whole normal that happen to be inside, and the share that does."""
     kept, tried, inside = [], 0, 0
     while inside < wanted and tried < most:
@@ -269,6 +269,19 @@ def test_no_draw_of_100_000_leaves_far_constraints(name, dtype):
     for d in range(dim):
         value = value + draws[:, d, None] * args[2][:, d]
     assert ((value >= args[3]) & (value <= args[4])).all()
+
+
+@pytest.mark.parametrize("name", ["quadrature", "sequential", "sequential, dependent"])
+def test_markov_chain_agrees_with_exact_draws_far_out(name):
+    dim, factor, constraints = FAR[name]
+    args = (torch.zeros(dim), factor(dim), *constraints(dim))
+    exact, chain = build(*args), build(*args, min_acceptance=1.0)
+    assert chain.route == ("hamiltonian",)
+    index = torch.zeros(2000, dtype=torch.long)
+    assert_same_law(chain.sample(index), exact.sample(index))
+    error = math.hypot(exact.log_normalizer_error.item(), chain.log_normalizer_error.item())
+    distance = (exact.log_normalizer - chain.log_normalizer).abs().item()
+    assert distance < STANDARD_ERRORS * error
 
 
 def test_observed_plane_within_a_box():

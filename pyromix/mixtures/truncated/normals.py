@@ -48,6 +48,10 @@ class TruncatedNormals:
 
     Coordinates that only a box restricts never enter any of this: they are drawn on their own.
 
+    A proposal costs about a microsecond per coordinate. Solving for tilts takes matrices of
+    rows x coordinates for every component; those of the route "hamiltonian" are annealed one
+    after the other, in about a second each, and up to ten times that in thirty dimensions.
+
     Args:
         loc: Means m, shape (\*K, D).
         factor: F, shape (\*K, D, Q). With fewer columns than rows the normal is singular, as it

@@ -140,7 +140,8 @@ class Group:
         else:
             self._estimate(best)
         for k in range(num):
-            if not self.empty[k] and not self.acceptance[k] >= settings.min_acceptance:
+            enough = self.acceptance[k] > 0 and self.acceptance[k] >= settings.min_acceptance
+            if not self.empty[k] and not enough:
                 self._anneal(k)
         self.log_normalizer = torch.where(self.empty, -math.inf, self.log_normalizer)
 
