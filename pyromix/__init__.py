@@ -1,11 +1,20 @@
 """Deep mixture distributions for Pyro and PyTorch."""
 
 __all__ = [
+    "Box",
     "DistributionModule",
     "Flow",
     "GaussianMixture",
+    "GaussianPrior",
     "History",
+    "LinearEquality",
+    "LinearGaussian",
+    "LinearInequality",
+    "LowRankPrecisionNormal",
+    "MixtureOfLowRankPrecisionNormals",
+    "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "Observed",
     "fit",
     "fit_em",
     "load",
@@ -16,8 +25,23 @@ __all__ = [
 
 from .checkpoints import load, save
 from .core import DistributionModule
+from .evidence import (
+    Box,
+    GaussianPrior,
+    LinearEquality,
+    LinearGaussian,
+    LinearInequality,
+    Observed,
+)
 from .flow import Flow
-from .mixtures import GaussianMixture, MixtureOfNormals, fit_em
+from .mixtures import (
+    GaussianMixture,
+    LowRankPrecisionNormal,
+    MixtureOfLowRankPrecisionNormals,
+    MixtureOfMultivariateNormals,
+    MixtureOfNormals,
+    fit_em,
+)
 from .near_identity import near_identity
 from .registry import register
 from .training import History, fit

@@ -1,7 +1,8 @@
-"""A constraint for values that may be missing."""
+"""Constraints for values that may be missing, boxes with open sides, and half-spaces."""
 
-__all__ = ["real_or_missing", "real_or_missing_vector"]
+__all__ = ["box", "half_space", "real_or_missing", "real_or_missing_vector"]
 
+import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
@@ -23,5 +24,115 @@ def _unconstrained(constraint: constraints.Constraint) -> Transform:  # noqa: AR
     return identity_transform
 
 
+class box(constraints.Constraint):  # noqa: N801 - as in torch.distributions.constraints
+    """Vectors between bounds that may be infinite.
+
+    Args:
+        low: Lower bounds, shape (D,).
+        high: Upper bounds, shape (D,).
+    """
+
+    event_dim = 1
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        self.low, self.high = low, high
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each vector lies within the bounds."""
+        return ((value >= self.low) & (value <= self.high)).all(-1)
+
+
+class half_space(constraints.Constraint):  # noqa: N801
+    """Vectors with a.x + b > 0.
+
+    Args:
+        a: Shape (D,).
+        b: Scalar.
+    """
+
+    event_dim = 1
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each vector lies on the positive side."""
+        return value @ self.a + self.b >= 0
+
+
+class _OntoBox(Transform):
+    """Sigmoid between two bounds, exponential next to one, identity without."""
+
+    bijective = True
+    domain = constraints.real_vector
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        bounded = low.isfinite(), high.isfinite()
+        self._both = bounded[0] & bounded[1]
+        self._lower, self._upper = bounded[0] & ~bounded[1], bounded[1] & ~bounded[0]
+        # Stand-ins where a bound is infinite, whose results are not used.
+        self._low = torch.where(bounded[0], low, 0.0)
+        self._high = torch.where(bounded[1], high, self._low + 1)
+        self._width = torch.where(self._both, self._high - self._low, 1.0)
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return box(self.low, self.high)
+
+    def _call(self, x: Tensor) -> Tensor:
+        y = torch.where(self._both, self._low + self._width * x.sigmoid(), x)
+        y = torch.where(self._lower, self._low + self._safe_exp(x, self._lower), y)
+        return torch.where(self._upper, self._high - self._safe_exp(-x, self._upper), y)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        share = torch.where(self._both, (y - self._low) / self._width, 0.5)
+        x = torch.where(self._both, share.logit(), y)
+        x = torch.where(self._lower, torch.where(self._lower, y - self._low, 1.0).log(), x)
+        return torch.where(self._upper, -torch.where(self._upper, self._high - y, 1.0).log(), x)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        both = self._width.log() - torch.nn.functional.softplus(x)
+        both = both - torch.nn.functional.softplus(-x)
+        slope = torch.where(self._both, both, 0.0)
+        return torch.where(self._lower, x, torch.where(self._upper, -x, slope)).sum(-1)
+
+    @staticmethod
+    def _safe_exp(x: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, x, 0.0).exp()
+
+
+class _OntoHalfSpace(Transform):
+    """The distance from the plane becomes an exponential; all else stays."""
+
+    bijective = True
+    domain = constraints.real_vector
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+        self._normal, self._offset = a / a.norm(), b / a.norm()
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return half_space(self.a, self.b)
+
+    def _call(self, x: Tensor) -> Tensor:
+        along = x @ self._normal
+        return x + (along.exp() - self._offset - along).unsqueeze(-1) * self._normal
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        along = y @ self._normal
+        return y + ((along + self._offset).log() - along).unsqueeze(-1) * self._normal
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        return x @ self._normal
+
+
 for _registry in (biject_to, transform_to):
     _registry.register(_RealOrMissing, _unconstrained)
+    _registry.register(box, lambda c: _OntoBox(c.low, c.high))
+    _registry.register(half_space, lambda c: _OntoHalfSpace(c.a, c.b))

@@ -659,9 +659,11 @@ def _differentiable(d: Distribution) -> tuple[Any, list[Tensor]]:
         return leaves[-1]
 
     try:
-        return _map_tensors(d, require_grad), leaves
+        copied: Any = _map_tensors(d, require_grad)
     except UnknownArgumentsError:
         return d, []
+    # A law may say that it tracks no gradients in its parameters.
+    return copied, leaves if copied.log_prob(copied.sample()).requires_grad else []
 
 
 def _cast(d: Distribution, dtype: torch.dtype) -> Distribution:

@@ -7,6 +7,7 @@ import pyro.distributions.transforms as transforms
 import torch
 
 from pyromix import Flow, GaussianMixture, MixtureOfNormals
+from pyromix.evidence import Box, LinearGaussian
 from pyromix.mixtures import (
     LowRankPrecisionNormal,
     MixtureOfLowRankPrecisionNormals,
@@ -56,6 +57,15 @@ CASES = {
     "low-rank-many": Case(lambda: _low_rank(k=6, dim=12, rank=3)),
     "low-rank-normal": Case(_low_rank_normal),
     "low-rank-normal-batch": Case(lambda: _low_rank_normal((2, 2), dim=1, rank=0)),
+    "conditioned-box": Case(
+        lambda: _dense().condition(Box(torch.tensor([-1.0, -1.5]), torch.tensor([1.0, 0.8]))),
+        smooth=False,
+        traceable=False,
+    ),
+    "conditioned-observation": Case(
+        lambda: _dense().condition(LinearGaussian(torch.ones(1, 2), torch.zeros(1), 0.5)),
+        traceable=False,
+    ),
     "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
     "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
     "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),

@@ -197,7 +197,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         cross = tril[..., count:, :count]
         z = _whiten_all(tril_given, value.unsqueeze(-2) - self._loc[..., given])  # (*N, K, given)
         shift = (cross @ z.unsqueeze(-1)).squeeze(-1)
-        logits = self._logits.log_softmax(-1) - _half_log_det(tril_given)
+        logits = self._logits.log_softmax(-1) - _half_log_det(tril_given) - 0.5 * LOG_2PI * count
         return MixtureOfMultivariateNormals(
             logits - 0.5 * z.square().sum(-1),
             self._loc[..., free] + shift,

@@ -13,6 +13,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
+from ..evidence import Evidence
 from ..validation import (
     as_int,
     check_positive_int,
@@ -211,20 +212,32 @@ class FiniteMixture(TorchDistribution):
             raise ValueError("Expected at least one coordinate to keep, got none.")
         return self._inherit(self._marginal(kept)).expand(self.batch_shape)
 
-    def condition(self, observed: Mapping[int, float | Tensor]) -> "FiniteMixture":
-        r"""Law of the other coordinates, given the values of some, in closed form.
+    def condition(self, *given: Any) -> Any:
+        r"""The law given what is known.
 
         Args:
-            observed: Coordinate -> its value: a number, or a tensor whose shape broadcasts with
-                the batch shape. A tensor of shape (N,) gives N conditional laws.
+            given: Either the values of some coordinates: a mapping from coordinate to value, a
+                number or a tensor whose shape broadcasts with the batch shape (one of shape (N,)
+                gives N conditional laws). Or pieces of evidence, see `pyromix.evidence`.
 
         Returns:
-            A mixture over the coordinates that are not observed, in ascending order.
+            Given values, the mixture over the coordinates that are not observed, in ascending
+            order, in closed form. Given evidence, a `ConditionedMixture` over all coordinates.
 
         Raises:
-            ValueError: If a coordinate is out of range, or if none or all are observed.
+            ValueError: If a coordinate is out of range, if none or all are observed, or if the
+                evidence contradicts itself.
         """
-        return self._conditioned(observed, missing=False)
+        if given and all(isinstance(piece, Evidence) for piece in given):
+            from .conditioned import condition_on
+
+            return condition_on(self, given)
+        if len(given) != 1:
+            raise ValueError(
+                f"Expected a mapping from coordinates to values, or pieces of evidence, got "
+                f"{[type(piece).__name__ for piece in given]}."
+            )
+        return self._conditioned(given[0], missing=False)
 
     def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
         r"""Fills missing entries in from those that were observed.

@@ -187,11 +187,11 @@ class GaussianMixture(DistributionModule):
         """Law of some of the coordinates; see `MixtureOfNormals.marginal`."""
         return self.distribution.marginal(dims)
 
-    def condition(self, given: Mapping[int, float | Tensor] | Tensor) -> FiniteMixture:
+    def condition(self, *given: Any) -> Any:
         r"""The law given what is known.
 
         Args:
-            given: Coordinate -> its value, a number or a tensor; see
+            given: Coordinate -> its value, a number or a tensor; or pieces of evidence: see
                 `MixtureOfNormals.condition`. Or, if the model has a context, its value of shape
                 (\*B, context_dim): the mixture of batch shape B that it gives can be conditioned
                 on coordinates in turn.
@@ -199,9 +199,12 @@ class GaussianMixture(DistributionModule):
         Raises:
             ValueError: If it does not fit.
         """
-        if self.network is not None:
-            return self._given_context(given)
-        return self.distribution._conditioned(given, missing=self.missing == "marginalize")  # type: ignore[arg-type]
+        if self.network is not None and len(given) == 1:
+            return self._given_context(given[0])
+        if len(given) == 1 and isinstance(given[0], Mapping):
+            missing = self.missing == "marginalize"
+            return self.distribution._conditioned(given[0], missing=missing)
+        return self.distribution.condition(*given)
 
     def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
         """Fills in NaN from the other entries of points (N, D); see `MixtureOfNormals.impute`."""

@@ -1,0 +1,405 @@
+r"""A mixture of normals, given linear evidence.
+
+Within a component everything is a normal under linear statements. Exact values and noisy
+observations are absorbed in closed form; what remains is a normal restricted to a polytope.
+Bayes' rule then weighs the components by how well each predicted the evidence.
+"""
+
+__all__ = ["ConditionedMixture", "condition_on"]
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Categorical, constraints
+from torch.types import _size
+
+from ..evidence import Evidence, LinearEvidence, collect
+from ..support import box, half_space
+from ..validation import check_value
+from .density import LOG_2PI
+from .finite import FiniteMixture
+from .normal import MixtureOfNormals
+from .truncated import TruncatedNormals
+
+# Equations hold for values that miss them by no more than this share of their terms.
+EQUATION_TOLERANCE = 1e-5
+
+MAX_REDRAWS = 100
+
+
+class ConditionedMixture(TorchDistribution):
+    r"""The law of all coordinates of a mixture, given evidence: :math:`p(x) q(x) / Z`.
+
+    It is exact, in draws and density. Draws keep observed coordinates at their values, and meet
+    every inequality in the dtype that they are returned in. `log_prob` is the density with
+    respect to Lebesgue measure on the coordinates that are free, and, with linear equations, to
+    the surface measure on the plane that they leave; values that break the evidence have minus
+    infinity. Made by `GaussianMixture.condition`; gradients are not tracked.
+
+    Attributes:
+        route: How components under inequalities are drawn and normalised, flattened over the
+            batch and K; see `TruncatedNormals`. None without inequalities.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = False
+
+    @torch.no_grad()
+    def __init__(self, mixture: FiniteMixture, known: LinearEvidence) -> None:
+        if mixture.batch_shape:
+            raise NotImplementedError(
+                "Expected a mixture without batch. Evidence may be batched; condition the "
+                "mixtures of a batch one by one."
+            )
+        make: Any = type(mixture)
+        tensors = [getattr(mixture, name).detach() for name in ("_logits", *mixture._tensors)]
+        self._mixture: FiniteMixture = make(*tensors, validate_args=False)
+        self._mixture._validate_args = mixture._validate_args
+        self._known = known
+        dim = mixture.event_shape[0]
+        self._given = sorted(known.observed)
+        self._free = [d for d in range(dim) if d not in known.observed]
+        if not self._free:
+            raise ValueError("Expected coordinates that are not observed, got none.")
+        self._value = self._stack(known)
+        parts = [self._value.shape[:-1], *(y.shape[:-1] for _, y, _ in known.gaussian)]
+        parts += [t.shape[:-1] for t in (*known.low, *known.high)]
+        try:
+            batch_shape = torch.broadcast_shapes(*parts)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected evidence whose batch shapes broadcast, got {[tuple(p) for p in parts]}."
+            ) from None
+        super().__init__(batch_shape, mixture.event_shape, validate_args=False)
+        self._validate_args = mixture._validate_args
+        self._absorb()
+        self._truncate()
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive, as NUTS and guides need it.
+
+        All of space without hard evidence, a box, or a half-space.
+
+        Raises:
+            NotImplementedError: For other evidence, under which no bijection is known: draw with
+                `sample` instead.
+        """
+        known = self._known
+        hard = known.observed or any(bool((noise == 0).all()) for *_, noise in known.gaussian)
+        if not hard and not known.matrix:
+            return constraints.real_vector
+        if not hard and not self.batch_shape:
+            matrix, low, high = (torch.cat(t) for t in (known.matrix, known.low, known.high))
+            if bool(((matrix != 0).sum(-1) == 1).all()) and bool((matrix.sum(-1) == 1).all()):
+                bounds = []
+                for value, start in ((low, -math.inf), (high, math.inf)):
+                    index = matrix.argmax(-1)
+                    kind = "amax" if start < 0 else "amin"
+                    bound = torch.full((known.dim,), start, dtype=low.dtype, device=low.device)
+                    bounds.append(bound.scatter_reduce(0, index, value, kind).to(self._dtype))
+                return box(*bounds)
+            if len(matrix) == 1 and bool(high.isinf().all()):
+                return half_space(matrix[0].to(self._dtype), -low[0].to(self._dtype))
+        raise NotImplementedError(
+            "No bijection onto the support of this evidence is known. Draw with sample()."
+        )
+
+    @property
+    def logits(self) -> Tensor:
+        r"""Log-probabilities of the components given the evidence, shape (\*B, K)."""
+        return (self._joint - self._joint.logsumexp(-1, keepdim=True)).to(self._dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        r"""Mean, shape (\*B, D).
+
+        Raises:
+            NotImplementedError: Under inequalities, where it has no closed form: average draws.
+        """
+        if self._truncated is not None:
+            raise NotImplementedError(
+                "Under inequalities the mean has no closed form. Use sample((n,)).mean(0)."
+            )
+        weights = self.logits.double().exp().unsqueeze(-1)
+        return self._fill((weights * self._loc).sum(-2))
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Variance of every coordinate, shape (\*B, D); zero for observed ones.
+
+        Raises:
+            NotImplementedError: Under inequalities, where it has no closed form.
+        """
+        mean = self.mean[..., self._free].double().unsqueeze(-2)
+        weights = self.logits.double().exp().unsqueeze(-1)
+        within = self._factor.square().sum(-1) if self._scale is None else self._scale.square()
+        spread = within + (self._loc - mean).square()
+        full = torch.zeros(*self.batch_shape, self.event_shape[0], dtype=torch.float64)
+        full = full.to(mean.device)
+        full[..., self._free] = (weights * spread).sum(-2)
+        return full.to(self._dtype)
+
+    def log_evidence(self) -> tuple[Tensor, Tensor]:
+        r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
+
+        Returns:
+            Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
+        """
+        posterior = self._joint.softmax(-1)
+        error = (posterior * self._error).square().sum(-1).sqrt()
+        return self._joint.logsumexp(-1).to(self._dtype), error.to(self._dtype)
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws, shape (\*S, \*B, D)."""
+        shape = Size(sample_shape)
+        with torch.no_grad():
+            component = Categorical(logits=self._joint, validate_args=False).sample(shape)
+            entries = torch.arange(self.batch_shape.numel(), device=component.device)
+            offset = entries.reshape(self.batch_shape) * self._joint.shape[-1]
+            index = (component + offset).flatten()
+            entry = entries.reshape(self.batch_shape).expand(component.shape).flatten()
+            x = self._draw(index, entry)
+            for _ in range(MAX_REDRAWS):  # rounding may break what held before
+                broken = (~self._safely_inside(x, entry)).nonzero().flatten()
+                if len(broken) == 0:
+                    break
+                x[broken] = self._draw(index[broken], entry[broken])
+            return x.reshape(*component.shape, -1)
+
+    def _draw(self, index: Tensor, entry: Tensor) -> Tensor:
+        """Draws of components, counted through the batch and K, at entries of the batch."""
+        if self._truncated is not None:
+            x = self._truncated.sample(index).double()
+        else:
+            loc = self._loc.reshape(-1, self._loc.shape[-1])[index]
+            k = index % self._joint.shape[-1]
+            if self._scale is not None:
+                x = loc + self._scale[k] * torch.randn_like(loc)
+            else:
+                noise = loc.new_empty(len(loc), self._factor.shape[-1], 1).normal_()
+                x = loc + (self._factor[k] @ noise).squeeze(-1)
+        return self._fill(x, entry)
+
+    def _safely_inside(self, x: Tensor, entry: Tensor) -> Tensor:
+        """Whether points hold every inequality, in whatever order its terms are added up."""
+        inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        known, eps = self._known, torch.finfo(x.dtype).eps
+        for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
+            rows, matrix = x @ matrix.to(x.dtype).mT, matrix.to(x.dtype)
+            low, high = (
+                t.expand(*self.batch_shape, -1).reshape(-1, t.shape[-1])[entry].to(x.dtype)
+                for t in (low, high)
+            )
+            terms = (matrix != 0).sum(-1)
+            size = x.abs() @ matrix.abs().mT + low.abs().nan_to_num(posinf=0.0)
+            margin = torch.where(terms > 1, eps * terms * size, 0.0)
+            inside &= ((rows - margin >= low) & (rows + margin <= high)).all(-1)
+        return inside
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
+        value = check_value(self, value, like=self._mixture._loc)
+        known, x = self._known, value.double()
+        log_prob = self._mixture.log_prob(value).double()
+        log_prob = log_prob - self._joint.logsumexp(-1) - self._log_plane
+        fits = torch.ones_like(log_prob, dtype=torch.bool)
+        for d, expected in known.observed.items():
+            fits &= value[..., d] == expected.to(self._dtype)
+        for matrix, y, noise in known.gaussian:
+            residual = y - x @ matrix.mT
+            if bool((noise == 0).all()):
+                size = x.abs() @ matrix.abs().mT + y.abs() + 1e-12
+                fits &= (residual.abs() <= EQUATION_TOLERANCE * size).all(-1)
+            else:
+                tril = torch.linalg.cholesky(noise)
+                z = torch.linalg.solve_triangular(tril, residual.unsqueeze(-1), upper=False)
+                log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
+        for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
+            rows = value @ matrix.to(self._dtype).mT
+            low, high = low.to(self._dtype), high.to(self._dtype)
+            fits &= ((rows >= low) & (rows <= high)).all(-1)
+        return torch.where(fits, log_prob, -math.inf).to(self._dtype)
+
+    # ---- building -----------------------------------------------------------------------------
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._mixture._loc.dtype
+
+    def _stack(self, known: LinearEvidence) -> Tensor:
+        """The observed values (*N, given), in the mixture's dtype, as float64."""
+        if not known.observed:
+            return torch.zeros(0, dtype=torch.float64, device=known.device)
+        values = [known.observed[d] for d in self._given]
+        try:
+            value = torch.stack(torch.broadcast_tensors(*values), -1)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected observed values whose shapes broadcast, got "
+                f"{[tuple(v.shape) for v in values]}."
+            ) from None
+        return value.to(self._dtype).double()
+
+    def _absorb(self) -> None:
+        """Takes in values and observations: what is left is N(loc, F F^T) for every component."""
+        law, free = self._mixture, self._free
+        joint = law._logits.double().log_softmax(-1)
+        if self._given:
+            # The weights it leaves are not normalised: their sum is the density of the values.
+            law = law._condition(self._given, free, self._value.to(self._dtype))
+            joint = law._logits.double()
+        k = law.num_components
+        loc = law._loc.double().expand(*self.batch_shape, k, len(free))
+        joint = joint.expand(*self.batch_shape, k)
+        self._error = torch.zeros_like(joint)
+        self._log_plane = torch.zeros((), dtype=torch.float64, device=loc.device)
+        self._scale: Tensor | None = None
+        if isinstance(law, MixtureOfNormals) and not self._known.gaussian:
+            self._loc, self._joint, self._scale = loc, joint, law._scale.double()
+            return
+        factor = torch.linalg.cholesky(law.component_covariance.double())  # (K, free, free)
+        noisy = []
+        exact: list[tuple[Tensor, Tensor]] = []
+        for matrix, y, noise in self._known.gaussian:
+            rest = y - self._value @ matrix[:, self._given].mT if self._given else y
+            if bool((noise != 0).any()):
+                noisy.append((matrix[:, free], rest, noise))
+            else:
+                exact.append((matrix[:, free], rest.expand(*self.batch_shape, -1)))
+        # Equations first, all at once: they leave fewer directions to the rest.
+        if exact:
+            matrix = torch.cat([a for a, _ in exact])
+            loc, factor, gain = _solve(loc, factor, matrix, torch.cat([y for _, y in exact], -1))
+            joint = joint + gain
+            self._log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
+        for part in noisy:
+            loc, factor, gain = _observe(loc, factor, *part)
+            joint = joint + gain
+        self._loc, self._factor, self._joint = loc, factor, joint
+
+    def _truncate(self) -> None:
+        """Restricts the components to the inequalities."""
+        self._truncated, self.route = None, None
+        known, free = self._known, self._free
+        if not known.matrix:
+            return
+        matrix = torch.cat(known.matrix)
+        low, high = (
+            torch.cat([t.expand(*self.batch_shape, t.shape[-1]) for t in parts], -1)
+            for parts in (known.low, known.high)
+        )
+        if self._given:
+            shift = self._value @ matrix[:, self._given].mT
+            low, high = low - shift, high - shift
+        rows = matrix[:, free]
+        kept = (rows != 0).any(-1)
+        bad = ((low > 0) | (high < 0))[..., ~kept]
+        if bool(bad.any()):
+            raise ValueError("Expected evidence that can hold, but observed values break it.")
+        rows, low, high = rows[kept], low[..., kept], high[..., kept]
+        if len(rows) == 0:
+            return
+        k = self._joint.shape[-1]
+        bounds = [
+            t.unsqueeze(-2).expand(*self.batch_shape, k, -1).to(self._dtype) for t in (low, high)
+        ]
+        loc = self._loc.to(self._dtype)
+        if self._scale is not None:
+            scale = self._scale.expand(loc.shape).to(self._dtype)
+            law = TruncatedNormals.diagonal(loc, scale, rows.to(self._dtype), *bounds)
+        else:
+            factor = self._factor.expand(*loc.shape, -1).to(self._dtype)
+            law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds)
+        self._truncated, self.route = law, law.route
+        self._joint = self._joint + law.log_normalizer.double()
+        self._error = law.log_normalizer_error.double()
+        impossible = self._joint.logsumexp(-1).isneginf()
+        if bool(impossible.any()):
+            raise ValueError(
+                f"Expected evidence that can hold, but {int(impossible.sum())} of "
+                f"{impossible.numel()} entries of its batch contradict themselves."
+            )
+
+    def _fill(self, free: Tensor, entry: Tensor | None = None) -> Tensor:
+        """Puts observed values back among the free coordinates, in the mixture's dtype."""
+        full = free.new_empty(*free.shape[:-1], self.event_shape[0])
+        full[..., self._free] = free
+        if self._given:
+            value = self._value.expand(*self.batch_shape, -1)
+            full[..., self._given] = (
+                value if entry is None else value.reshape(-1, value.shape[-1])[entry]
+            )
+        return full.to(self._dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(num_components={self._joint.shape[-1]}, "
+            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        )
+
+
+def condition_on(mixture: FiniteMixture, evidence: Sequence[Evidence]) -> ConditionedMixture:
+    """The law of a mixture without batch, given evidence."""
+    known = collect(evidence, mixture.event_shape[0], mixture._loc.device)
+    return ConditionedMixture(mixture, known)
+
+
+def _solve(
+    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normals N(loc, F F^T) given y = A x exactly.
+
+    Args:
+        loc: Means, shape (*B, K, D).
+        factor: Factors, shape (K, D, Q).
+        matrix: A, shape (m, D).
+        y: Shape (*B, m).
+
+    Returns:
+        Means and factors given y, of Q - m columns, and the log-density of y, shape (*B, K).
+    """
+    # The sources are rotated such that y determines the first m, and the rest are free.
+    seen = matrix @ factor  # (K, m, Q)
+    count = len(matrix)
+    q, r = torch.linalg.qr(seen.mT, mode="complete")  # (K, Q, Q), (K, Q, m)
+    tril = r[..., :count, :].mT
+    if count > seen.shape[-1] or bool(
+        (tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()
+    ):
+        raise ValueError(
+            "Expected equations that are independent of each other and of observed values."
+        )
+    rotated = factor @ q
+    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
+    z = torch.linalg.solve_triangular(tril, residual, upper=False)
+    log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
+    return loc + (rotated[..., :count] @ z).squeeze(-1), rotated[..., count:], log_prob
+
+
+def _observe(
+    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same given y = A x + noise, of covariance (m, m); factors keep Q columns."""
+    seen = matrix @ factor  # (K, m, Q)
+    tril = torch.linalg.cholesky(seen @ seen.mT + noise)
+    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
+    z = torch.linalg.solve_triangular(tril, residual, upper=False)
+    log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
+    gain = torch.linalg.solve_triangular(tril.mT, z, upper=True)
+    loc = loc + (factor @ (seen.mT @ gain)).squeeze(-1)
+    # In terms of the sources the posterior precision is I + G^T R^-1 G.
+    scaled = torch.linalg.solve_triangular(torch.linalg.cholesky(noise), seen, upper=False)
+    identity = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device)
+    inner = torch.linalg.cholesky(identity + scaled.mT @ scaled)
+    return loc, torch.linalg.solve_triangular(inner.mT, factor, upper=True, left=False), log_prob
+
+
+def _log_normalizer(tril: Tensor) -> Tensor:
+    """Log of sqrt(|2 pi L L^T|)."""
+    log_det = tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return log_det + 0.5 * LOG_2PI * tril.shape[-1]

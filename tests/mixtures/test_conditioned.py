@@ -1,0 +1,265 @@
+"""Mixtures given evidence: exact laws, against quadrature and closed forms."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS
+from torch.distributions import MultivariateNormal
+
+from pyromix import GaussianMixture
+from pyromix.evidence import (
+    Box,
+    GaussianPrior,
+    LinearEquality,
+    LinearGaussian,
+    LinearInequality,
+    Observed,
+)
+from pyromix.mixtures.covariance import STRUCTURES
+
+every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
+
+
+def build(covariance="full", dim=2, k=3):
+    model = GaussianMixture(dim, k, covariance, rank=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.4 if name.startswith("raw") else 1.0)
+    return model.requires_grad_(False)
+
+
+PLANE = {
+    "prior": lambda: [
+        GaussianPrior(torch.tensor([0.5, -1.0]), torch.tensor([0.7, math.inf])),
+    ],
+    "observation": lambda: [
+        LinearGaussian(torch.tensor([[1.0, 2.0]]), torch.tensor([0.4]), 0.5),
+    ],
+    "box": lambda: [Box(torch.tensor([-0.5, -math.inf]), torch.tensor([1.0, 0.8]))],
+    "inequality": lambda: [LinearInequality(torch.tensor([1.0, -2.0]), 0.3)],
+    "two inequalities": lambda: [
+        LinearInequality(torch.tensor([[1.0, 1.0], [-1.0, 2.0]]), 0.5),
+    ],
+    "box and inequality": lambda: [Box(-1.0, 1.5), LinearInequality(torch.tensor([1.0, 1.0]))],
+    "prior and box": lambda: [GaussianPrior(0.3, 0.9), Box(0.0, 2.0)],
+    "observation and inequality": lambda: [
+        LinearGaussian(torch.tensor([[1.0, 2.0]]), torch.tensor([0.4]), 0.5),
+        LinearInequality(torch.tensor([1.0, -1.0])),
+    ],
+}
+
+
+def grid(low=-7.0, high=7.0, size=1400):
+    step = (high - low) / size
+    axis = low + step * (torch.arange(size) + 0.5)
+    return torch.cartesian_prod(axis, axis), step * step
+
+
+def factor(evidence, x):
+    """q(x), the slow obvious way."""
+    q = torch.ones(len(x))
+    for piece in evidence:
+        match piece:
+            case GaussianPrior(loc=loc, scale=scale):
+                loc, scale = (torch.as_tensor(t).expand(2) for t in (loc, scale))
+                kept = scale.isfinite()
+                normal = torch.distributions.Normal(loc[kept], scale[kept])
+                q = q * normal.log_prob(x[:, kept]).sum(-1).exp()
+            case LinearGaussian(matrix=a, y=y, noise=noise):
+                normal = torch.distributions.Normal(x @ a.mT, noise)
+                q = q * normal.log_prob(y).sum(-1).exp()
+            case Box(low=low, high=high):
+                q = q * ((x >= low) & (x <= high)).all(-1)
+            case LinearInequality(a=a, b=b):
+                q = q * (x @ torch.atleast_2d(a).mT + b > 0).all(-1)
+    return q
+
+
+@every_covariance
+@pytest.mark.parametrize("name", PLANE)
+def test_density_and_evidence_against_quadrature(covariance, name):
+    model, evidence = build(covariance), PLANE[name]()
+    x, cell = grid()
+    joint = model.log_prob(x).exp() * factor(evidence, x)
+    evidence_expected = joint.sum() * cell
+    law = model.condition(*evidence)
+    value, error = law.log_evidence()
+    assert (value - evidence_expected.log()).abs() < 3 * error + 5e-3
+    density = law.log_prob(x).exp()
+    assert abs(float(density.sum() * cell) - 1) < 3 * float(error) + 5e-3
+    inside = joint > 0
+    expected = joint[inside] / joint.sum() / cell
+    torch.testing.assert_close(density[inside], expected, rtol=3 * float(error) + 5e-3, atol=1e-12)
+
+
+@every_covariance
+@pytest.mark.parametrize("name", PLANE)
+def test_draws_follow_the_density(covariance, name):
+    model, evidence = build(covariance), PLANE[name]()
+    law = model.condition(*evidence)
+    n = 20_000
+    draws = law.sample((n,))
+    assert law.log_prob(draws).isfinite().all()
+    x, cell = grid(size=700)
+    weight = law.log_prob(x).exp() * cell
+    weight = weight / weight.sum()
+    for f in (lambda t: t[:, 0], lambda t: t[:, 1], lambda t: (2 * t).sin().sum(-1)):
+        expected = (weight * f(x)).sum()
+        error = f(draws).std() / math.sqrt(n)
+        assert (f(draws).mean() - expected).abs() < 5 * error + 5e-3
+
+
+@every_covariance
+def test_observed_values_as_by_condition(covariance):
+    model = build(covariance, dim=4)
+    x = model.sample((6,))
+    law = model.condition(Observed({0: x[:, 0], -1: x[:, 3]}))
+    expected = model.condition({0: x[:, 0], 3: x[:, 3]})
+    torch.testing.assert_close(law.log_prob(x), expected.log_prob(x[:, 1:3]))
+    torch.testing.assert_close(law.mean[:, 1:3], expected.mean)
+    torch.testing.assert_close(law.variance[:, 1:3], expected.variance)
+    torch.testing.assert_close(
+        law.log_evidence()[0], model.marginal([0, 3]).log_prob(x[:, [0, 3]])
+    )
+    draws = law.sample((5,))
+    assert draws.shape == (5, 6, 4)
+    assert torch.equal(draws[..., 0], x[:, 0].expand(5, 6))
+    assert torch.equal(draws[..., 3], x[:, 3].expand(5, 6))
+    assert law.log_prob(x + torch.tensor([0.0, 0, 0, 1e-9])).isneginf().all()
+
+
+@pytest.mark.parametrize("noise", ["number", "vector", "matrix"])
+def test_linear_inverse_problem_of_one_normal(noise):
+    """The posterior equals the textbook's."""
+    model = build(dim=5, k=1)
+    a, y = torch.randn(3, 5), torch.randn(4, 3)
+    root = 0.5 * torch.randn(3, 3).tril() + torch.eye(3)
+    given = {"number": 0.3, "vector": torch.tensor([0.2, 0.5, 1.0]), "matrix": root @ root.mT}[
+        noise
+    ]
+    covariance = given if noise == "matrix" else torch.diag(torch.as_tensor(given).expand(3) ** 2)
+    law = model.condition(LinearGaussian(a, y, given))
+    prior = model.distribution
+    s, m = prior.component_covariance[0].detach(), prior.loc[0].detach()
+    total = a @ s @ a.mT + covariance
+    gain = s @ a.mT @ torch.linalg.inv(total)
+    torch.testing.assert_close(law.mean, m + (y - m @ a.mT) @ gain.mT)
+    torch.testing.assert_close(law.variance, (s - gain @ a @ s).diagonal().expand(4, 5))
+    expected = MultivariateNormal(m @ a.mT, total).log_prob(y)
+    torch.testing.assert_close(law.log_evidence()[0], expected)
+
+
+@every_covariance
+def test_equations_leave_a_line(covariance):
+    model = build(covariance)
+    a, b = torch.tensor([3.0, -1.0]), 0.7
+    law = model.condition(LinearEquality(a, b))
+    draws = law.sample((5000,))
+    assert (draws @ a + b).abs().max() < 1e-6
+    # Along the line the density integrates to one.
+    start, direction = -b * a / (a @ a), torch.tensor([1.0, 3.0]) / math.sqrt(10)
+    t = torch.linspace(-9, 9, 20_001)
+    density = law.log_prob(start + t.unsqueeze(-1) * direction).exp()
+    assert abs(torch.trapezoid(density, t).item() - 1) < 1e-4
+    mean = torch.trapezoid(density * t, t)
+    along = draws @ direction
+    assert (along.mean() - mean).abs() < 5 * along.std() / math.sqrt(5000)
+    torch.testing.assert_close(law.mean @ direction, mean, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank_precision"])
+def test_everything_at_once_is_met_exactly(covariance, dtype):
+    model = build(covariance, dim=8, k=4).to(dtype)
+    a = torch.randn(2, 8, dtype=dtype)
+    value = torch.tensor([0.3, -0.4, 1.0], dtype=dtype)
+    low = torch.full((8,), -2.0, dtype=dtype)
+    equation = torch.zeros(8, dtype=dtype)
+    equation[4:6] = torch.tensor([1.0, -1.0])
+    law = model.condition(
+        Observed({1: value}),
+        Box(low, 3.0),
+        LinearInequality(a, 1.0),
+        LinearEquality(equation),
+        LinearGaussian(torch.eye(8, dtype=dtype)[6:], torch.zeros(2, dtype=dtype), 0.5),
+    )
+    x = law.sample((3000,))
+    assert x.shape == (3000, 3, 8)
+    assert x.dtype == dtype
+    assert torch.equal(x[..., 1], value.expand(3000, 3))
+    free = [0, *range(2, 8)]
+    assert (x[..., free] >= -2).all()
+    assert (x[..., free] <= 3).all()
+    assert (x @ a.mT + 1 > 0).all()
+    assert ((x.unsqueeze(-2) * a).sum(-1) + 1 > 0).all()
+    assert (x[..., 4] - x[..., 5]).abs().max() < (1e-5 if dtype == torch.float32 else 1e-12)
+    assert law.log_prob(x).isfinite().all()
+    value, error = law.log_evidence()
+    assert value.isfinite().all()
+    assert (error < 0.1).all()
+
+
+def test_far_constraints():
+    """Sixty deviations out, without a single violation."""
+    model = build("diagonal", k=1)
+    scale, loc = model.scale[0].detach(), model.loc[0].detach()
+    for dtype in (torch.float32, torch.float64):
+        law = model.to(dtype).condition(
+            Box(low=(loc + 60 * scale).to(dtype)), LinearInequality(torch.ones(2, dtype=dtype))
+        )
+        x = law.sample((20_000,))
+        assert (x >= (loc + 60 * scale).to(dtype)).all()
+
+
+@pytest.mark.parametrize("name", ["box", "inequality", "prior"])
+def test_nuts_finds_the_same_law(name):
+    law = build().condition(*PLANE[name]())
+    kernel = NUTS(lambda: pyro.sample("x", law))
+    mcmc = MCMC(kernel, num_samples=600, warmup_steps=300, disable_progbar=True)
+    mcmc.run()
+    x, draws = mcmc.get_samples()["x"], law.sample((5000,))
+    assert law.support.check(x).all()
+    error = draws.std(0) * math.sqrt(1 / 5000 + 1 / 100)  # of at least 100 effective draws
+    assert ((x.mean(0) - draws.mean(0)).abs() < 4.5 * error).all()
+
+
+def test_support_without_a_bijection():
+    law = build().condition(*PLANE["box and inequality"]())
+    with pytest.raises(NotImplementedError, match="Draw with sample"):
+        _ = law.support
+
+
+def test_plain_mixtures_take_evidence_too():
+    mixture = build().distribution
+    assert (mixture.condition(Box(low=0.0)).sample((100,)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("evidence", "message"),
+    [
+        (lambda: [Observed({0: 0.0, 1: 1.0})], "not observed"),
+        (lambda: [Observed({5: 0.0})], "integers from -2 to 1"),
+        (lambda: [Observed({0: 0.0}), Observed({-2: 1.0})], "observed once"),
+        (lambda: [Observed({0: math.nan})], "without NaN"),
+        (lambda: [Observed({0: 3.0}), Box(high=1.0)], "observed values break it"),
+        (lambda: [Box(1.0, 0.0)], "low < high"),
+        (lambda: [Box(torch.zeros(3), 1.0)], r"shape \(\*N, 2\)"),
+        (lambda: [LinearInequality(torch.zeros(2))], "not all zero"),
+        (lambda: [LinearInequality(torch.ones(3))], r"shape \(2,\)"),
+        (
+            lambda: [LinearEquality(torch.ones(2)), LinearEquality(torch.ones(2), 1.0)],
+            "independent",
+        ),
+        (lambda: [LinearGaussian(torch.ones(1, 2), torch.zeros(1), 0.0)], "positive noise"),
+        (lambda: [LinearGaussian(torch.ones(1, 2), torch.zeros(2), 1.0)], r"shape \(\*N, 1\)"),
+        (lambda: [GaussianPrior(0.0, -1.0)], "positive scales"),
+        (lambda: ["box"], "Expected a mapping"),
+        (lambda: [{0: 1.0}, Box()], "pieces of evidence"),
+        (lambda: [Box(high=-1.0), LinearInequality(torch.ones(2))], "."),
+    ],
+)
+def test_bad_evidence(evidence, message):
+    with pytest.raises(ValueError, match=message):
+        build().condition(*evidence())
