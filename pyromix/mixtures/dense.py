@@ -165,9 +165,8 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         result = torch.cat(scores)[torch.cat(order).argsort()]
         return result.reshape(*value.shape[:-1], self.num_components)
 
-    def _draw(self, component: Tensor) -> Tensor:
+    def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc = pick(self._loc, component, 1)
-        noise = torch.randn_like(loc)
         gathered = noise.numel() * noise.shape[-1]
         if self._scale_tril.dim() > 3 or (not self.tied and gathered <= GATHERED_NUMBERS):
             tril = pick(self._tril, component, 2)

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution, constraints
+from torch.quasirandom import SobolEngine
 from torch.types import _size
 
 from ..evidence import Evidence
@@ -51,8 +52,21 @@ class FiniteMixture(TorchDistribution):
         """The same for the observed coordinates alone; where not observed, values are zero."""
 
     @abstractmethod
-    def _draw(self, component: Tensor) -> Tensor:
-        """Draws of the components (*S, *B), with a graph: shape (*S, *B, D)."""
+    def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
+        """Draws of the components (*S, *B), with a graph, from standard normal noise.
+
+        Args:
+            component: Indices, shape (*S, *B).
+            noise: Shape (*S, *B, num_noise).
+
+        Returns:
+            Tensor of shape (*S, *B, D).
+        """
+
+    @property
+    def _num_noise(self) -> int:
+        """Number of standard normal numbers that a draw takes."""
+        return self.event_shape[0]
 
     @property
     @abstractmethod
@@ -162,7 +176,8 @@ class FiniteMixture(TorchDistribution):
             component = Categorical(logits=self.logits, validate_args=False).sample(
                 Size(sample_shape)
             )  # (*S, *B)
-            return self._draw(component)
+            noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
+            return self._draw(component, noise)
 
     def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
         r"""Draws with weights, and gradients that are exact however far components lie apart.
@@ -174,7 +189,8 @@ class FiniteMixture(TorchDistribution):
 
         with :math:`x_i` differentiable in the components' parameters and :math:`\ell_i` in
         `logits`: no gradient passes through the choice of a component. Fewer draws than
-        components use a random subset of them.
+        components use a random subset of them. The draws of a component are spread evenly, by a
+        scrambled Sobol sequence: each has the component's law, but they are not independent.
 
         Args:
             num_samples: Number of draws n.
@@ -195,7 +211,8 @@ class FiniteMixture(TorchDistribution):
         log_weight = self.logits[..., component].movedim(-1, 0)
         log_count = torch.as_tensor(count, dtype=log_weight.dtype, device=log_weight.device).log()
         log_count = log_count.reshape(-1, *[1] * len(self.batch_shape))
-        return self._draw(index), log_weight - log_count
+        noise = _spread_noise(num_samples, Size((*self.batch_shape, self._num_noise)), self._loc)
+        return self._draw(index, noise), log_weight - log_count
 
     def marginal(self, dims: int | Iterable[object]) -> "FiniteMixture":
         """Law of some of the coordinates.
@@ -376,6 +393,16 @@ class FiniteMixture(TorchDistribution):
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
+
+
+def _spread_noise(count: int, shape: Size, like: Tensor) -> Tensor:
+    """Standard normal numbers (count, *shape) that fill space evenly, where there are not many."""
+    if shape.numel() > SobolEngine.MAXDIM or is_traced():
+        return torch.randn(count, *shape, dtype=like.dtype, device=like.device)
+    points = SobolEngine(shape.numel(), scramble=True).draw(count, dtype=torch.float64)
+    # Multiples of 2^-30, moved to the middle of their cells: never zero or one.
+    noise = torch.special.ndtri(points + 2.0**-31)
+    return noise.reshape(count, *shape).to(like)
 
 
 def by_pattern(observed: Tensor) -> Iterator[tuple[list[int], list[int], Tensor]]:

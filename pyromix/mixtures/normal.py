@@ -177,9 +177,8 @@ class MixtureOfNormals(FiniteMixture):
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
         return self._joint_log_prob(value, observed.to(value.dtype))
 
-    def _draw(self, component: Tensor) -> Tensor:
-        loc, scale = pick(self._loc, component, 1), pick(self._scale, component, 1)
-        return loc + scale * torch.randn_like(loc)
+    def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
+        return pick(self._loc, component, 1) + pick(self._scale, component, 1) * noise
 
     def _marginal(self, kept: list[int]) -> "MixtureOfNormals":
         return self._restrict(self._logits, kept)

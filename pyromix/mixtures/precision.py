@@ -167,8 +167,9 @@ class LowRankPrecisionNormal(TorchDistribution):
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws with pathwise gradients; shape (\*S, \*B, D)."""
-        shape = self._extended_shape(sample_shape)
-        return self._loc + _noise(self._diag, self._factor, shape)
+        dim, rank = self._factor.shape[-2:]
+        noise = self._loc.new_empty(*sample_shape, *self.batch_shape, dim + rank).normal_()
+        return self._loc + _coloured(self._diag, self._factor, noise)
 
     def marginal(self, dims: int | Iterable[object]) -> "LowRankPrecisionNormal":
         """Law of some of the coordinates; see `MixtureOfLowRankPrecisionNormals.marginal`."""
@@ -315,9 +316,13 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
         return self._joint_log_prob(value, observed.to(value.dtype))
 
-    def _draw(self, component: Tensor) -> Tensor:
+    def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc, diag = pick(self._loc, component, 1), pick(self._diag, component, 1)
-        return loc + _noise(diag, pick(self._factor, component, 2), loc.shape)
+        return loc + _coloured(diag, pick(self._factor, component, 2), noise)
+
+    @property
+    def _num_noise(self) -> int:
+        return self.event_shape[0] + self._factor.shape[-1]
 
     def _marginal(self, kept: list[int]) -> "MixtureOfLowRankPrecisionNormals":
         out = [d for d in range(self.event_shape[0]) if d not in kept]
@@ -505,16 +510,16 @@ def _solve_right(tril: Tensor, factor: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(tril.mT, factor, upper=True, left=False)
 
 
-def _noise(diag: Tensor, factor: Tensor, shape: Sequence[int]) -> Tensor:
+def _coloured(diag: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
     """Draws of the centred law: D^(-1/2) [e1 + W C^-1 (e2 - W^T e1)], W = D^(-1/2) U.
 
-    Applying the covariance to D^(1/2) e1 + U e2 would draw from the same law, but cancels.
+    Applying the covariance to D^(1/2) e1 + U e2 would draw from the same law, but cancels. The
+    noise (*S, *B, D + r) holds e1 and e2.
     """
     scale = diag.rsqrt()
-    first = torch.randn(shape, dtype=diag.dtype, device=diag.device)
+    first, second = noise.split([factor.shape[-2], factor.shape[-1]], -1)
     if factor.shape[-1] == 0:
         return scale * first
-    second = torch.randn(*shape[:-1], factor.shape[-1], dtype=diag.dtype, device=diag.device)
     scaled = factor * scale.unsqueeze(-1)
     rest = second - _project(first, scaled)
     return scale * (first + _spread(scaled, rest))

@@ -106,8 +106,7 @@ def test_float32_draws_are_stable(spread):
     x = single.sample((1000,))
     # The same noise in float64 arithmetic.
     torch.manual_seed(1)
-    first = torch.randn(1000, 32, dtype=torch.float32).double()
-    second = torch.randn(1000, 8, dtype=torch.float32).double()
+    first, second = torch.randn(1000, 40, dtype=torch.float32).double().split([32, 8], -1)
     diag, factor = single.precision_diag.double(), single.precision_factor.double()
     scaled = factor / diag.sqrt().unsqueeze(-1)
     capacitance = torch.eye(8) + scaled.mT @ scaled
