@@ -118,7 +118,7 @@ def describe(result: dict, part: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    repeats = 100 if parser.parse_args().quick else 1000
+    repeats = 100 if parser.parse_args().quick else 400
     torch.set_default_dtype(torch.float64)
     print(f"{DRAWS} draws, {repeats} repetitions; bias (* beyond 4 standard errors), deviation,")
     print("both relative to the norm of the true gradient\n")

@@ -91,10 +91,10 @@ class LinearEvidence:
 
 
 class Observed(Evidence):
-    """Coordinates whose values are known exactly.
+    r"""Coordinates whose values are known exactly.
 
     Args:
-        values: Coordinate -> its value, a number or a tensor of shape (*N,) for N conditional
+        values: Coordinate -> its value, a number or a tensor of shape (\*N,) for N conditional
             laws at once.
     """
 

@@ -19,6 +19,13 @@ def test_example_runs(capsys):
     assert "tensor(" in printed
 
 
+def test_examples_of_the_pages_run():
+    torch.set_default_dtype(torch.float32)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(example, {})
+
+
 def test_links_and_pictures_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

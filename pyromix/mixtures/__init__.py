@@ -1,6 +1,7 @@
 """Finite mixtures of normals, the building block of every model in this library."""
 
 __all__ = [
+    "ConditionedMixture",
     "GaussianMixture",
     "LowRankPrecisionNormal",
     "MixtureOfLowRankPrecisionNormals",
@@ -9,6 +10,7 @@ __all__ = [
     "fit_em",
 ]
 
+from .conditioned import ConditionedMixture
 from .dense import MixtureOfMultivariateNormals
 from .em import fit_em
 from .learnable import GaussianMixture

@@ -105,7 +105,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
 
     @property
     def component_covariance(self) -> Tensor:
-        """Covariances with no more batch dimensions than the factors have: (*, K, D, D)."""
+        r"""Covariances with no more batch dimensions than the factors have: (\*, K, D, D)."""
         tril = self._tril
         return (tril @ tril.mT).expand(*tril.shape[:-3], self.num_components, -1, -1)
 

@@ -76,7 +76,7 @@ class FiniteMixture(TorchDistribution):
     @property
     @abstractmethod
     def component_covariance(self) -> Tensor:
-        """Covariances, with no more batch dimensions than their parameters: (*, K, D, D)."""
+        r"""Covariances, with no more batch dimensions than their parameters: (\*, K, D, D)."""
 
     @abstractmethod
     def _marginal(self, kept: list[int]) -> "FiniteMixture":

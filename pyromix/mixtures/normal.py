@@ -96,7 +96,7 @@ class MixtureOfNormals(FiniteMixture):
 
     @property
     def component_covariance(self) -> Tensor:
-        """Covariances with no more batch dimensions than the scales have: (*, K, D, D)."""
+        r"""Covariances with no more batch dimensions than the scales have: (\*, K, D, D)."""
         return torch.diag_embed(self._scale.square())
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:

@@ -283,7 +283,7 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
 
     @property
     def component_covariance(self) -> Tensor:
-        """Covariances with no more batch dimensions than the precisions have: (*, K, D, D)."""
+        r"""Covariances with no more batch dimensions than the precisions have: (\*, K, D, D)."""
         return _covariance(self._diag, self._factor)
 
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
