@@ -93,13 +93,22 @@ def peak_memory(task: str, method: str, n: int, dim: int, k: int) -> float:
     return float(result.stdout)
 
 
-def measure_in_this_process(task: str, method: str, n: int, dim: int, k: int) -> float:
+def peak_of(job: Callable[[], None]) -> float:
+    """Mebibytes that a job takes at its peak, in a process that has run a small one before."""
+
     def resident(field: str) -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(field):
                 return int(line.split()[1]) / 1024
         raise RuntimeError(f"no {field} in /proc/self/status")
 
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = resident("VmRSS")
+    job()
+    return resident("VmHWM") - before
+
+
+def measure_in_this_process(task: str, method: str, n: int, dim: int, k: int) -> float:
     def job(n: int, parameters: Parameters) -> None:
         if task == "density":
             x = build_pyromix(*parameters).sample((n,))
@@ -109,10 +118,7 @@ def measure_in_this_process(task: str, method: str, n: int, dim: int, k: int) ->
 
     job(8, inputs(2, 2))  # loads what is loaded lazily
     parameters = inputs(dim, k)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    job(n, parameters)
-    return resident("VmHWM") - before
+    return peak_of(lambda: job(n, parameters))
 
 
 def density_table(sizes: list[tuple[int, int, int]], seconds: float) -> None:

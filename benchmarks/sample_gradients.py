@@ -157,7 +157,7 @@ def plot(curves: dict) -> None:
         ax.set(xlabel="separation, standard deviations", xticks=SEPARATIONS)
         ax.set_xticklabels([f"{s:g}" for s in SEPARATIONS])
         ax.minorticks_off()
-    axes[0].set_ylim(-0.05, 1.2)
+    axes[0].set_ylim(-0.05, 1.3)
     axes[0].legend(frameon=False)
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
