@@ -65,7 +65,9 @@ def fit_em(
 ) -> History:
     """Fits a mixture by expectation maximisation, in float64.
 
-    On all data the likelihood rises with every step until it is stationary. A component that has
+    On all data the likelihood rises with every step until it is stationary. (With low-rank
+    precisions whose variances are at their floor it may stop before: an estimate that would lower
+    the likelihood is not taken.) A component that has
     lost its points takes over half of another one's, if that raises the likelihood.
     With ``missing="marginalize"`` the missing entries are integrated out, for every covariance.
 
