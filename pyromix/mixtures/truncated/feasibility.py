@@ -4,7 +4,6 @@ __all__ = ["ConflictError", "feasible_point"]
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 from ...validation import check_tensor
@@ -67,6 +66,9 @@ def feasible_point(
         >>> bool(((A.double() @ point >= low) & (A.double() @ point <= high)).all())
         True
     """
+    # Imported here: SciPy changes the filters for warnings.
+    from scipy.optimize import linprog
+
     _check_shapes(matrix, low, high, equality_matrix, equality_value)
     a, lo, hi = (t.detach().cpu().double().numpy() for t in (matrix, low, high))
     dim = a.shape[1]
