@@ -24,7 +24,7 @@ from .plain import (
     flatten_transforms,
 )
 from .registry import decode, encode
-from .validation import check_tensor, check_value, is_expandable, is_traced
+from .validation import check_expandable, check_tensor, check_value, is_traced
 
 
 class FlowLaw(dist.TransformedDistribution):
@@ -51,12 +51,7 @@ class FlowLaw(dist.TransformedDistribution):
         caches do not hold, and every draw in a plate would be scored by the inverse pass.
         """
         self._check_ready()
-        batch_shape = Size(batch_shape)
-        if not is_expandable(self.batch_shape, batch_shape):
-            raise ValueError(
-                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, "
-                f"got {tuple(batch_shape)}."
-            )
+        batch_shape = check_expandable(self, batch_shape)
         return self._with(self.base_dist.expand(batch_shape), list(self.transforms))
 
     def _with(self, base: Distribution, transforms: list[Any]) -> "FlowLaw":

@@ -3,6 +3,7 @@
 __all__ = [
     "as_int",
     "broadcastable",
+    "check_expandable",
     "check_positive_int",
     "check_tensor",
     "check_value",
@@ -15,7 +16,7 @@ import operator
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import Distribution
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
@@ -157,6 +158,20 @@ def is_expandable(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(
         a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
     )
+
+
+def check_expandable(distribution: Distribution, batch_shape: Sequence[int]) -> Size:
+    """Checks that a distribution can be expanded to a batch shape, and returns it as a `Size`.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if not is_expandable(distribution.batch_shape, batch_shape):
+        raise ValueError(
+            f"Expected a batch shape that {tuple(distribution.batch_shape)} expands to, "
+            f"got {tuple(batch_shape)}."
+        )
+    return Size(batch_shape)
 
 
 def is_traced() -> bool:

@@ -21,7 +21,7 @@ from ..evidence import Evidence, LinearEvidence, collect
 from ..support import box, half_space
 from ..validation import check_value
 from .density import LOG_2PI
-from .finite import FiniteMixture
+from .finite import FiniteMixture, stack_observed
 from .normal import MixtureOfNormals
 from .truncated import TruncatedNormals
 
@@ -235,14 +235,7 @@ class ConditionedMixture(TorchDistribution):
         """The observed values (*N, given), in the mixture's dtype, as float64."""
         if not known.observed:
             return torch.zeros(0, dtype=torch.float64, device=known.device)
-        values = [known.observed[d] for d in self._given]
-        try:
-            value = torch.stack(torch.broadcast_tensors(*values), -1)
-        except RuntimeError:
-            raise ValueError(
-                f"Expected observed values whose shapes broadcast, got "
-                f"{[tuple(v.shape) for v in values]}."
-            ) from None
+        value = stack_observed([known.observed[d] for d in self._given])
         return value.to(self._dtype).double()
 
     def _absorb(self) -> None:

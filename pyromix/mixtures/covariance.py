@@ -241,7 +241,7 @@ class LowRankPrecision(CovarianceStructure):
             variance.new_zeros(self.num_components), torch.zeros_like(variance), current
         )
         assert isinstance(mixture, MixtureOfLowRankPrecisionNormals)
-        diag, factor = mixture.precision_diag, mixture.precision_factor
+        diag = mixture.precision_diag
         for _ in range(LOW_RANK_ROUNDS):
             root = diag.sqrt().unsqueeze(-1)
             values, vectors = torch.linalg.eigh(root * second * root.mT)

@@ -122,9 +122,8 @@ def fit_em(
                 copied.initialize(data)
             run = _Run(copied.double(), x, batch_size, bar)
             history = run.train(steps, tolerance)
-            final = run.log_likelihood()
-            if best is None or final > best[0]:
-                best = final, copied, history
+            if best is None or run.log_likelihood > best[0]:
+                best = run.log_likelihood, copied, history
     assert best is not None
     for name, parameter in best[1]._parameters_of_law().items():
         getattr(model, name).data.copy_(parameter)
@@ -145,6 +144,7 @@ class _Run:
         self.x = x - self.centre
         self.model.loc.sub_(self.centre)
         self.history = History()
+        self.log_likelihood = -math.inf  # of all data, at the end
 
     def train(self, steps: int, tolerance: float) -> History:
         """Iterates, and leaves the model with the best parameters."""
@@ -154,13 +154,9 @@ class _Run:
         else:
             self._stepwise(steps, start)
         self.history.outcome = "finished"
-        self.log_likelihood_value = self._total()
+        self.log_likelihood = self._total()
         self.model.loc.add_(self.centre)
         return self.history
-
-    def log_likelihood(self) -> float:
-        """Log-likelihood of all data at the end."""
-        return self.log_likelihood_value
 
     def _full(self, steps: int, tolerance: float, start: float) -> None:
         previous, saved, may_revive = -math.inf, self._state(), True

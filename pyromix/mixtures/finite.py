@@ -1,6 +1,6 @@
 """What all finite mixtures have in common, whatever their components are."""
 
-__all__ = ["FiniteMixture", "by_pattern"]
+__all__ = ["FiniteMixture", "by_pattern", "stack_observed"]
 
 import numbers
 from abc import abstractmethod
@@ -17,10 +17,10 @@ from torch.types import _size
 from ..evidence import Evidence
 from ..validation import (
     as_int,
+    check_expandable,
     check_positive_int,
     check_tensor,
     check_value,
-    is_expandable,
     is_traced,
 )
 from .density import log_sum_exp
@@ -118,12 +118,7 @@ class FiniteMixture(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
         """Returns the same mixture with a larger batch shape; nothing is copied."""
-        batch_shape = Size(batch_shape)
-        if not is_expandable(self.batch_shape, batch_shape):
-            raise ValueError(
-                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, "
-                f"got {tuple(batch_shape)}."
-            )
+        batch_shape = check_expandable(self, batch_shape)
         new = self._get_checked_instance(type(self), _instance)
         for name in ("_logits", *self._tensors):
             setattr(new, name, getattr(self, name))
@@ -310,13 +305,7 @@ class FiniteMixture(TorchDistribution):
             else check_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
             for d, v in observed.items()
         ]
-        try:
-            value = torch.stack(torch.broadcast_tensors(*values), -1)  # (*N, D observed)
-        except RuntimeError:
-            raise ValueError(
-                f"Expected observed values whose shapes broadcast, got "
-                f"{[tuple(v.shape) for v in values]}."
-            ) from None
+        value = stack_observed(values)  # (*N, D observed)
         unknown = value.isnan() if missing else None
         if unknown is not None and bool(unknown.any()):
             return self._inherit(self._condition_partly(given, free, value, ~unknown))
@@ -393,6 +382,21 @@ class FiniteMixture(TorchDistribution):
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
+
+
+def stack_observed(values: Sequence[Tensor]) -> Tensor:
+    """Stacks observed values, one tensor per coordinate: shape (*N, number of coordinates).
+
+    Raises:
+        ValueError: If their shapes do not broadcast.
+    """
+    try:
+        return torch.stack(torch.broadcast_tensors(*values), -1)
+    except RuntimeError:
+        raise ValueError(
+            f"Expected observed values whose shapes broadcast, got "
+            f"{[tuple(v.shape) for v in values]}."
+        ) from None
 
 
 def _spread_noise(count: int, shape: Size, like: Tensor) -> Tensor:

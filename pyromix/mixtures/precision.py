@@ -25,7 +25,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..registry import register
-from ..validation import check_tensor, check_value, is_expandable, is_traced
+from ..validation import check_expandable, check_tensor, check_value, is_traced
 from .density import DIRECT_SIZE, LOG_2PI, TOLERANCE, component_log_prob, unit_roundoff
 from .finite import FiniteMixture
 from .layout import (
@@ -137,12 +137,7 @@ class LowRankPrecisionNormal(TorchDistribution):
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> "LowRankPrecisionNormal":
         """Returns the same law with a larger batch shape; nothing is copied."""
-        batch_shape = Size(batch_shape)
-        if not is_expandable(self.batch_shape, batch_shape):
-            raise ValueError(
-                f"Expected a batch shape that {tuple(self.batch_shape)} expands to, "
-                f"got {tuple(batch_shape)}."
-            )
+        batch_shape = check_expandable(self, batch_shape)
         new = self._get_checked_instance(LowRankPrecisionNormal, _instance)
         new._loc, new._diag, new._factor = self._loc, self._diag, self._factor
         super(LowRankPrecisionNormal, new).__init__(batch_shape, self.event_shape, False)
