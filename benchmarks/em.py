@@ -21,10 +21,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from mixture import peak_of
 from pomegranate.distributions import Normal
 from pomegranate.gmm import GeneralMixtureModel
 from sklearn.datasets import load_digits
@@ -217,12 +217,6 @@ def peak_memory(library: str, covariance: str, n: int) -> float:
 
 
 def measure_in_this_process(library: str, covariance: str, n: int) -> float:
-    def resident(field: str) -> float:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) / 1024
-        raise RuntimeError(f"no {field} in /proc/self/status")
-
     def start_for(data: Data) -> GaussianMixture:
         return initialised(covariance, data.train[:2000], NO_REGULARISATION)
 
@@ -230,10 +224,7 @@ def measure_in_this_process(library: str, covariance: str, n: int) -> float:
     RUNS[library](start_for(small), small, 2)  # loads what is loaded lazily
     data = synthetic(n, 10)
     start = start_for(data)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    RUNS[library](start, data, 2)
-    return resident("VmHWM") - before
+    return peak_of(lambda: RUNS[library](start, data, 2))
 
 
 def memory_table(n: int) -> None:
