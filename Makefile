@@ -32,7 +32,7 @@ benchmark: $(VENV)/.benchmarks
 	for script in benchmarks/*.py; do MPLBACKEND=Agg $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) out docs/_build docs/api
+	rm -rf $(VENV) out docs/_build docs/api docs/tutorials
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
