@@ -72,7 +72,7 @@ class TruncatedNormals:
     if singular, though others meet them).
 
     Attributes:
-        batch_shape: K.
+        batch_shape: The shape K.
         log_normalizer: Logarithms of :math:`P(l \le A x \le u)`, shape (\*K,).
         log_normalizer_error: Their standard errors, shape (\*K,); zero for closed forms and
             quadrature.
