@@ -17,13 +17,13 @@ from torch import Size, Tensor
 from .dense import MixtureOfMultivariateNormals
 from .finite import FiniteMixture
 from .normal import MixtureOfNormals
-from .precision import MixtureOfLowRankPrecisionNormals, capacitance_tril
+from .precision import MixtureOfLowRankPrecisionNormals, capacitance_tril, marginal_variance
 
 # Estimates are kept above the floor by at least this share of it: at the floor itself the
 # unconstrained parameter would be minus infinity.
 EXCESS = 1e-3
 
-# Rounds of the two alternating updates of a low-rank precision in one M-step.
+# Rounds of updates of a low-rank precision in one M-step.
 LOW_RANK_ROUNDS = 5
 
 # Least share of a coordinate's inverse variance that is left to the diagonal of its precision.
@@ -31,12 +31,13 @@ DIAGONAL_SHARE = 1e-3
 
 
 class Moments(NamedTuple):
-    """Weighted second moments of data around the means of K components."""
+    """Weighted sums over data around the means of K components."""
 
     weight: Tensor
-    """Total weight of every component, shape (K,)."""
+    """Sum of weights of every component, shape (K,)."""
     second: Tensor
-    """Second central moments: (K, D, D), or their diagonals (K, D) where those are enough."""
+    """Weighted sums of outer products (K, D, D), or of squares (K, D) where those are enough; or
+    their sums over what the structure shares, see `CovarianceStructure.pool`."""
 
 
 class CovarianceStructure(ABC):
@@ -57,6 +58,14 @@ class CovarianceStructure(ABC):
     @abstractmethod
     def shapes(self) -> dict[str, Size]:
         """Names and shapes of the parameters."""
+
+    def pool(self, second: Tensor) -> Tensor:
+        """Adds the components' second moments up over what they share; again changes nothing."""
+        return second
+
+    @abstractmethod
+    def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """Pooled second moments of components (K,) whose points all lie at shifts (K, D)."""
 
     @abstractmethod
     def mixture(self, logits: Tensor, loc: Tensor, raw: Mapping[str, Tensor]) -> FiniteMixture:
@@ -103,11 +112,16 @@ class Diagonal(CovarianceStructure):
         moments: Moments,
         current: Mapping[str, Tensor],  # noqa: ARG002
     ) -> dict[str, Tensor]:
-        """The second moments, pooled over what is shared."""
-        return {"raw_scale": self._raw_scale(self._pool(moments))}
+        """The mean squares."""
+        return {"raw_scale": self._raw_scale(self.pool(moments.second) / self._count(moments))}
 
-    def _pool(self, moments: Moments) -> Tensor:
-        return moments.second
+    def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """Weighted squares."""
+        return self.pool(weight.unsqueeze(-1) * shift.square())
+
+    def _count(self, moments: Moments) -> Tensor:
+        """The weight of what the pooled second moments are sums of."""
+        return moments.weight.unsqueeze(-1)
 
 
 class Spherical(Diagonal):
@@ -118,8 +132,12 @@ class Spherical(Diagonal):
         """Names and shapes of the parameters."""
         return {"raw_scale": Size((self.num_components, 1))}
 
-    def _pool(self, moments: Moments) -> Tensor:
-        return moments.second.mean(-1, keepdim=True)
+    def pool(self, second: Tensor) -> Tensor:
+        """Adds up over coordinates."""
+        return second.sum(-1, keepdim=True)
+
+    def _count(self, moments: Moments) -> Tensor:
+        return self.dim * moments.weight.unsqueeze(-1)
 
 
 class Shared(Diagonal):
@@ -130,8 +148,12 @@ class Shared(Diagonal):
         """Names and shapes of the parameters."""
         return {"raw_scale": Size((1, self.dim))}
 
-    def _pool(self, moments: Moments) -> Tensor:
-        return _pooled(moments)
+    def pool(self, second: Tensor) -> Tensor:
+        """Adds up over components."""
+        return second.sum(0, keepdim=True)
+
+    def _count(self, moments: Moments) -> Tensor:
+        return moments.weight.sum()
 
 
 class Full(CovarianceStructure):
@@ -166,15 +188,20 @@ class Full(CovarianceStructure):
         moments: Moments,
         current: Mapping[str, Tensor],  # noqa: ARG002
     ) -> dict[str, Tensor]:
-        """The second moments, with no direction's variance below the floor."""
-        matrix = _floored(self._pool(moments), self.floor * (1 + EXCESS))
+        """The mean outer products, with no direction's variance below the floor."""
+        mean = self.pool(moments.second) / self._count(moments)
+        matrix = _floored(mean, self.floor * (1 + EXCESS))
         tril = torch.linalg.cholesky(matrix)
         i, j = torch.tril_indices(self.dim, self.dim, -1, device=tril.device)
         diagonal = tril.diagonal(dim1=-2, dim2=-1)
         return {"raw_scale": self._raw_scale(diagonal.square()), "raw_lower": tril[..., i, j]}
 
-    def _pool(self, moments: Moments) -> Tensor:
-        return moments.second
+    def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """Weighted outer products."""
+        return _outer(weight, shift)
+
+    def _count(self, moments: Moments) -> Tensor:
+        return moments.weight[:, None, None]
 
 
 class Tied(Full):
@@ -184,8 +211,16 @@ class Tied(Full):
     def _rows(self) -> int:
         return 1
 
-    def _pool(self, moments: Moments) -> Tensor:
-        return _pooled(moments)
+    def pool(self, second: Tensor) -> Tensor:
+        """Adds up over components."""
+        return second.sum(0, keepdim=True)
+
+    def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """The same, without a matrix for every component."""
+        return (shift.mT @ (weight.unsqueeze(-1) * shift)).unsqueeze(0)
+
+    def _count(self, moments: Moments) -> Tensor:
+        return moments.weight.sum()
 
 
 class LowRankPrecision(CovarianceStructure):
@@ -219,40 +254,62 @@ class LowRankPrecision(CovarianceStructure):
 
     def mixture(self, logits: Tensor, loc: Tensor, raw: Mapping[str, Tensor]) -> FiniteMixture:
         """The mixture of normals with low-rank precisions."""
-        variance, factor = (2 * raw["raw_scale"]).exp(), raw["raw_factor"]
-        total = variance + self.floor
-        diag = 1 / total
-        tril = capacitance_tril(total / self.floor, factor)
-        factor = torch.linalg.solve_triangular(tril.mT, factor, upper=True, left=False)
-        factor = (variance.sqrt() / total).unsqueeze(-1) * factor
+        diag, factor = self._precision(raw)
         return MixtureOfLowRankPrecisionNormals(logits, loc, diag, factor, validate_args=False)
 
-    def estimate(self, moments: Moments, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        r"""Alternates two updates of P = diag(d) + U U^T that both raise the likelihood.
+    def _precision(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Diagonal and factor of the inverse of Sigma."""
+        variance, factor = (2 * raw["raw_scale"]).exp(), raw["raw_factor"]
+        total = variance + self.floor
+        tril = capacitance_tril(total / self.floor, factor)
+        factor = torch.linalg.solve_triangular(tril.mT, factor, upper=True, left=False)
+        return 1 / total, (variance.sqrt() / total).unsqueeze(-1) * factor
 
-        Given d, the best U lies in the r smallest eigenvectors of :math:`d^{1/2} S d^{1/2}`: with
-        eigenvalue :math:`\lambda < 1`, its column has squared length :math:`1/\lambda - 1`. Given
-        U, log |P| is convex in log d and lies above its tangent: :math:`d_i \leftarrow d_i
-        (P^{-1})_{ii} / S_{ii}`.
+    def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """Weighted outer products."""
+        return _outer(weight, shift)
+
+    def estimate(self, moments: Moments, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Improves the precisions, or leaves them as they are: the likelihood never falls.
+
+        First they are improved as if there were no floor, and brought back to it. Then the floor
+        is seen as noise, x = y + e with e of variance f, and the law of y improved given what x
+        is expected to say of y, some rounds. Every component takes each step that is one up.
         """
-        second = _floored(moments.second, self.floor * (1 + 0.1))
-        variance = second.diagonal(dim1=-2, dim2=-1)
-        mixture = self.mixture(
-            variance.new_zeros(self.num_components), torch.zeros_like(variance), current
-        )
-        assert isinstance(mixture, MixtureOfLowRankPrecisionNormals)
-        diag = mixture.precision_diag
+        second = moments.second / moments.weight[:, None, None]
+        free = _improve(*self._precision(current), _floored(second, 1.1 * self.floor))
+        best = self._better(current, self._without_floor(*free), second)
         for _ in range(LOW_RANK_ROUNDS):
-            root = diag.sqrt().unsqueeze(-1)
-            values, vectors = torch.linalg.eigh(root * second * root.mT)
-            length = (1 / values[..., : self.rank] - 1).clamp(min=0).sqrt()
-            factor = root * vectors[..., : self.rank] * length.unsqueeze(-2)
-            covariance = MixtureOfLowRankPrecisionNormals(
-                mixture.logits, mixture.loc, diag, factor, validate_args=False
-            ).component_variance
-            # At zero, which it may tend to, the other parameters would be unbounded.
-            diag = torch.maximum(diag * covariance, variance.new_tensor(DIAGONAL_SHARE)) / variance
-        return self._without_floor(diag, factor)
+            best = self._better(best, self._denoised(best, second), second)
+        return best
+
+    def _better(
+        self, first: Mapping[str, Tensor], other: Mapping[str, Tensor], second: Tensor
+    ) -> dict[str, Tensor]:
+        """Of two precisions every component's better one: that of higher log |P| - tr(P S)."""
+        up = self._score(other, second) > self._score(first, second)
+        return {
+            name: torch.where(up.reshape(-1, *[1] * (value.dim() - 1)), other[name], value)
+            for name, value in first.items()
+        }
+
+    def _score(self, raw: Mapping[str, Tensor], second: Tensor) -> Tensor:
+        diag, factor = self._precision(raw)
+        trace = (diag * second.diagonal(dim1=-2, dim2=-1)).sum(-1)
+        trace = trace + ((second @ factor) * factor).sum((-2, -1))
+        half_log_det = capacitance_tril(diag, factor).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return diag.log().sum(-1) + 2 * half_log_det - trace
+
+    def _denoised(self, current: Mapping[str, Tensor], second: Tensor) -> dict[str, Tensor]:
+        """Improved by the second moments that y = x - e is expected to have, given x."""
+        variance, factor = (2 * current["raw_scale"]).exp(), current["raw_factor"]
+        diag, factor = 1 / variance, variance.rsqrt().unsqueeze(-1) * factor
+        # E[y | x] = G x and Var[y | x] = f G, with G = (I + f (diag(1/v) + U U^T))^-1.
+        matrix = torch.diag_embed(1 + self.floor * diag) + self.floor * (factor @ factor.mT)
+        gain = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        diag, factor = _improve(diag, factor, gain @ second @ gain + self.floor * gain)
+        root = diag.rsqrt()
+        return {"raw_scale": root.log(), "raw_factor": root.unsqueeze(-1) * factor}
 
     def _without_floor(self, diag: Tensor, factor: Tensor) -> dict[str, Tensor]:
         """The parameters whose precision is diag(d) + U U^T, or as near as the floor allows."""
@@ -294,10 +351,26 @@ def make_structure(
     return STRUCTURES[name](dim, num_components, floor)
 
 
-def _pooled(moments: Moments) -> Tensor:
-    """Second moments of all components together, with one component: (1, ...)."""
-    share = moments.weight / moments.weight.sum()
-    return torch.tensordot(share, moments.second, 1).unsqueeze(0)
+def _improve(diag: Tensor, factor: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Raises log |P| - tr(P S) over P = diag(d) + U U^T by two updates.
+
+    Given d, the best U lies in the r smallest eigenvectors of :math:`d^{1/2} S d^{1/2}`: with
+    eigenvalue :math:`\lambda < 1`, its column has squared length :math:`1/\lambda - 1`. Given U,
+    log |P| is convex in log d and lies above its tangent: :math:`d_i \leftarrow d_i
+    (P^{-1})_{ii} / S_{ii}`.
+    """
+    rank, variance = factor.shape[-1], second.diagonal(dim1=-2, dim2=-1)
+    root = diag.sqrt().unsqueeze(-1)
+    values, vectors = torch.linalg.eigh(root * second * root.mT)
+    length = (1 / values[..., :rank].clamp(min=1e-12) - 1).clamp(min=0).sqrt()
+    factor = root * vectors[..., :rank] * length.unsqueeze(-2)
+    share = diag * marginal_variance(diag, factor)
+    # At zero, which it may tend to, the other parameters would be unbounded.
+    return share.clamp(min=DIAGONAL_SHARE) / variance, factor
+
+
+def _outer(weight: Tensor, shift: Tensor) -> Tensor:
+    return weight[:, None, None] * shift.unsqueeze(-1) * shift.unsqueeze(-2)
 
 
 def _floored(matrix: Tensor, floor: float) -> Tensor:

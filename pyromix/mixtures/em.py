@@ -11,7 +11,6 @@ __all__ = ["fit_em"]
 import copy
 import math
 import time
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +20,10 @@ from ..history import History
 from ..validation import as_int, check_positive_int
 from .covariance import Moments
 from .density import log_sum_exp
-from .finite import FiniteMixture, by_pattern
 from .learnable import GaussianMixture
+from .sufficient import Expectation, Statistics, joint_log_prob
 
-# The statistics are computed for this many numbers (points x components) at once.
+# Scores are computed for this many numbers (points x components) at once.
 BLOCK_SCORES = 2**20
 
 # Weight of the t-th minibatch in the running averages: (t + 2)^-0.6.
@@ -36,19 +35,6 @@ DEAD_POINTS = 0.5
 # Put elsewhere, it has this many iterations to raise the likelihood, at so many places.
 TRIAL_STEPS = 10
 TRIAL_DONORS = 5
-
-
-class _Statistics(NamedTuple):
-    """Sums over points, around reference points c that are given with them."""
-
-    log_prob: Tensor
-    """Log-likelihood, scalar."""
-    weight: Tensor
-    """Sum of responsibilities, (K,)."""
-    first: Tensor
-    """Sum of r (x - c), (K, D)."""
-    second: Tensor
-    """Sum of r (x - c)^2, (K, D), or of outer products, (K, D, D)."""
 
 
 def fit_em(
@@ -65,9 +51,7 @@ def fit_em(
 ) -> History:
     """Fits a mixture by expectation maximisation, in float64.
 
-    On all data the likelihood rises with every step until it is stationary. (With low-rank
-    precisions whose variances are at their floor it may stop before: an estimate that would lower
-    the likelihood is not taken.) A component that has
+    On all data the likelihood rises with every step until it is stationary. A component that has
     lost its points takes over half of another one's, if that raises the likelihood.
     With ``missing="marginalize"`` the missing entries are integrated out, for every covariance.
 
@@ -160,25 +144,25 @@ class _Run:
 
     def _full(self, steps: int, tolerance: float, start: float) -> None:
         previous, saved, may_revive = -math.inf, self._state(), True
+        expectation = Expectation(self.model.structure, self.x)
         for _ in range(steps):
-            reference = self.model.loc.clone()
-            statistics = self._statistics(self.x, reference)
+            statistics = expectation(self.model.distribution)
             mean = float(statistics.log_prob) / len(self.x)
-            if mean < previous:  # by rounding, or with an estimate at its floor
+            if mean < previous:  # by rounding
                 self._restore(saved)
                 break
             self._record(-mean, 1.0, start)
             if mean - previous < tolerance:
                 break
             previous, saved = mean, self._state()
-            self._maximize(statistics, reference)
+            self._maximize(statistics)
             if may_revive and bool((statistics.weight < DEAD_POINTS).any()):
-                may_revive = self._revive(statistics.weight, mean)
+                may_revive = self._revive(expectation, statistics.weight, mean)
 
     def _stepwise(self, steps: int, start: float) -> None:
         assert self.batch_size is not None
-        reference = torch.zeros_like(self.model.loc)
-        average: _Statistics | None = None
+        average: Statistics | None = None
+        origin = torch.zeros_like(self.model.loc)
         count = len(self.x)
         order = torch.randperm(count, device=self.x.device)
         position = 0
@@ -187,16 +171,15 @@ class _Run:
                 order, position = torch.randperm(count, device=self.x.device), 0
             rows = order[position : position + self.batch_size]
             position += self.batch_size
-            statistics = self._statistics(self.x[rows], reference)
-            statistics = _Statistics(*(t / len(rows) for t in statistics))
+            expectation = Expectation(self.model.structure, self.x[rows])
+            statistics = expectation.around(self.model.distribution, origin)
+            statistics = statistics.times(count / len(rows))
             rate = 1.0 if average is None else (step + 2) ** -STEP_POWER
             if average is not None:
-                pairs = zip(average, statistics, strict=True)
-                statistics = _Statistics(*(a + rate * (b - a) for a, b in pairs))
+                statistics = average.times(1 - rate).plus(statistics.times(rate))
             average = statistics
-            self._record(-float(average.log_prob), rate, start)
-            scaled = _Statistics(*(t * count for t in average))
-            self._maximize(scaled, reference)
+            self._record(-float(average.log_prob) / count, rate, start)
+            self._maximize(average)
 
     def _record(self, loss: float, rate: float, start: float) -> None:
         self.history.losses.append(loss)
@@ -205,26 +188,33 @@ class _Run:
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
 
-    def _maximize(self, statistics: _Statistics, reference: Tensor) -> None:
-        """The M-step. Dead components keep their means, and take the covariance of all."""
+    def _maximize(self, statistics: Statistics) -> None:
+        """The M-step. Dead components keep their means and, where it is theirs, covariance."""
         model, weight = self.model, statistics.weight
+        tiny = torch.finfo(weight.dtype).tiny
+        mean = statistics.first / weight.clamp(min=tiny).unsqueeze(-1)
+        second = statistics.second - model.structure.outer(weight, mean)
+        logits = (weight / weight.sum()).clamp(min=tiny).log()
+        current = model._raw()
         alive = weight >= DEAD_POINTS
-        share = weight.clamp(min=torch.finfo(weight.dtype).tiny).unsqueeze(-1)
-        shift = torch.where(alive.unsqueeze(-1), statistics.first / share, 0.0)
-        tail = [1] * (statistics.second.dim() - 1)
-        second = statistics.second / share.reshape(-1, *tail)
-        second = second - (
-            shift.unsqueeze(-1) * shift.unsqueeze(-2) if second.dim() == 3 else shift.square()
-        )
-        pooled = torch.tensordot(torch.where(alive, weight, 0.0), second.nan_to_num(), 1)
-        pooled = pooled / weight[alive].sum()
-        second = torch.where(alive.reshape(-1, *tail), second, pooled)
-        raw = model.structure.estimate(Moments(weight, second), model._raw())
-        loc = torch.where(alive.unsqueeze(-1), reference + shift, model.loc)
-        logits = (weight / weight.sum()).clamp(min=torch.finfo(weight.dtype).tiny).log()
-        model._assign(logits, loc, raw)
+        if bool(alive.all()):
+            raw = model.structure.estimate(Moments(weight, second), current)
+            model._assign(logits, statistics.reference + mean, raw)
+            return
+        kept = torch.where(alive.unsqueeze(-1), mean, model.loc - statistics.reference)
+        second = second + model.structure.outer(weight, mean - kept)
+        counts = weight
+        if len(second) == len(weight):
+            # Any moments do where the estimate is not used, so long as it exists.
+            counts = torch.where(alive, weight, 1.0)
+            second[~alive] = second[alive].sum(0) / weight[alive].sum()
+        raw = model.structure.estimate(Moments(counts, second), current)
+        for name, value in raw.items():
+            if len(value) == len(weight):
+                value[~alive] = current[name][~alive]
+        model._assign(logits, statistics.reference + kept, raw)
 
-    def _revive(self, weight: Tensor, mean: float) -> bool:
+    def _revive(self, expectation: Expectation, weight: Tensor, mean: float) -> bool:
         """Lets a dead component take half of another one's points, on trial.
 
         It is put at the point that the other explains worst. The heaviest components are tried
@@ -234,7 +224,7 @@ class _Run:
             Whether any raised the likelihood; otherwise all is as it was.
         """
         saved, law = self._state(), self.model.distribution
-        scores = torch.cat([_scores(law, b) for b in self._blocks(self.x)])
+        scores = torch.cat([joint_log_prob(law, b) for b in self._blocks()])
         label = scores.argmax(-1)
         dead = int(weight.argmin())
         best, best_state = mean, None
@@ -251,8 +241,7 @@ class _Run:
                 if len(parameter) == len(weight):
                     parameter[dead] = parameter[donor]
             for _ in range(TRIAL_STEPS):
-                reference = self.model.loc.clone()
-                self._maximize(self._statistics(self.x, reference), reference)
+                self._maximize(expectation(self.model.distribution))
             total = self._total() / len(self.x)
             if total > best:
                 best, best_state = total, self._state()
@@ -261,30 +250,13 @@ class _Run:
             self._restore(best_state)
         return best_state is not None
 
-    def _statistics(self, x: Tensor, reference: Tensor) -> _Statistics:
-        """The E-step."""
-        law = self.model.distribution
-        full = self.model.structure.full_moments
-        total: _Statistics | None = None
-        for block in self._blocks(x):
-            if bool(block.isnan().any()):
-                part = _with_missing(law, block, reference, full)
-            else:
-                part = _complete(law, block, reference, full)
-            total = (
-                part
-                if total is None
-                else _Statistics(*(a + b for a, b in zip(total, part, strict=True)))
-            )
-        assert total is not None
-        return total
-
-    def _blocks(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.split(max(1, BLOCK_SCORES // self.model.num_components))
+    def _blocks(self) -> tuple[Tensor, ...]:
+        return self.x.split(max(1, BLOCK_SCORES // self.model.num_components))
 
     def _total(self) -> float:
         law = self.model.distribution
-        return sum(float(log_sum_exp(_scores(law, b)).sum()) for b in self._blocks(self.x))
+        scores = (joint_log_prob(law, block) for block in self._blocks())
+        return sum(float(log_sum_exp(s).sum()) for s in scores)
 
     def _state(self) -> dict[str, Tensor]:
         return {k: v.clone() for k, v in self.model._parameters_of_law().items()}
@@ -292,77 +264,6 @@ class _Run:
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
             getattr(self.model, name).copy_(value)
-
-
-def _scores(law: FiniteMixture, x: Tensor) -> Tensor:
-    """Log w_k + log p_k of the observed entries, (N, K)."""
-    missing = x.isnan()
-    if not bool(missing.any()):
-        return law._joint_log_prob(x)
-    return law._joint_log_prob_observed(x.masked_fill(missing, 0.0), ~missing)
-
-
-def _complete(law: FiniteMixture, x: Tensor, reference: Tensor, full: bool) -> _Statistics:
-    scores = law._joint_log_prob(x)
-    log_prob = log_sum_exp(scores)
-    responsibility = (scores - log_prob.unsqueeze(-1)).exp()  # (N, K)
-    weight = responsibility.sum(0)
-    first = responsibility.mT @ x - weight.unsqueeze(-1) * reference
-    if not full:
-        second = responsibility.mT @ x.square()
-        second = second - reference * (2 * first + weight.unsqueeze(-1) * reference)
-        return _Statistics(log_prob.sum(), weight, first, second.clamp(min=0))
-    second = torch.stack(
-        [
-            (r.unsqueeze(-1) * difference).mT @ difference
-            for r, difference in (
-                (r, x - c) for r, c in zip(responsibility.mT, reference, strict=True)
-            )
-        ]
-    )
-    return _Statistics(log_prob.sum(), weight, first, second)
-
-
-def _with_missing(law: FiniteMixture, x: Tensor, reference: Tensor, full: bool) -> _Statistics:
-    """Missing entries have the moments they are expected to have, given the observed ones."""
-    scores = _scores(law, x)
-    log_prob = log_sum_exp(scores)
-    responsibility = (scores - log_prob.unsqueeze(-1)).exp()
-    weight = responsibility.sum(0)
-    observed = ~x.isnan()
-    if not full:  # within a component coordinates are independent
-        seen, value = observed.to(x.dtype), x.nan_to_num(0.0)
-        weight_seen = responsibility.mT @ seen
-        weight_missing = weight.unsqueeze(-1) - weight_seen
-        shift = law.loc - reference
-        first = responsibility.mT @ value - weight_seen * reference
-        second = responsibility.mT @ value.square() - reference * (
-            2 * first + weight_seen * reference
-        )
-        expected = law.component_variance + shift.square()
-        return _Statistics(
-            log_prob.sum(),
-            weight,
-            first + weight_missing * shift,
-            second.clamp(min=0) + weight_missing * expected,
-        )
-    k, dim = reference.shape
-    second = x.new_zeros(k, dim, dim)
-    filled = x.unsqueeze(-2).repeat(1, k, 1)  # (N, K, D)
-    for given, free, rows in by_pattern(observed):
-        if not free:
-            continue
-        at = torch.tensor(free, device=x.device)
-        part = law if not given else law._condition(given, free, x[rows][:, given])
-        filled[rows.unsqueeze(-1), :, at] = part.loc.expand(len(rows), k, len(free)).movedim(-1, 1)
-        covariance = part.component_covariance
-        weighted = responsibility[rows].sum(0)[:, None, None] * covariance
-        second[:, at.unsqueeze(-1), at] += weighted
-    difference = filled - reference
-    weighted = responsibility.unsqueeze(-1) * difference
-    first = weighted.sum(0)
-    second = second + torch.einsum("nki,nkj->kij", weighted, difference)
-    return _Statistics(log_prob.sum(), weight, first, second)
 
 
 def _check_data(model: GaussianMixture, data: Tensor) -> Tensor:

@@ -242,7 +242,8 @@ class GaussianMixture(DistributionModule):
                 f"{len(x)} points of which {int((~x.isfinite()).any(-1).sum())} are not finite."
             )
         clusters = find_clusters(x, self.num_components, covariances=self.structure.full_moments)
-        moments = Moments(clusters.weights.double(), clusters.second.double())
+        weight, second = clusters.weights.double(), clusters.second.double()
+        moments = Moments(weight, weight.reshape(-1, *[1] * (second.dim() - 1)) * second)
         raw = {name: p.detach().double() for name, p in self._raw().items()}
         self._assign(clusters.weights.log(), clusters.loc, self.structure.estimate(moments, raw))
         super().initialize(data)

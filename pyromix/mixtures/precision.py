@@ -119,7 +119,7 @@ class LowRankPrecisionNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         r"""Variance of every coordinate, shape (\*B, D)."""
-        return _variance(self._diag, self._factor).expand(self.loc.shape)
+        return marginal_variance(self._diag, self._factor).expand(self.loc.shape)
 
     @property
     def precision_matrix(self) -> Tensor:
@@ -262,7 +262,7 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
     @property
     def component_variance(self) -> Tensor:
         r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
-        return _variance(self._diag, self._factor).expand(self.loc.shape)
+        return marginal_variance(self._diag, self._factor).expand(self.loc.shape)
 
     @property
     def precision_matrix(self) -> Tensor:
@@ -520,7 +520,7 @@ def _coloured(diag: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
     return scale * (first + _spread(scaled, rest))
 
 
-def _variance(diag: Tensor, factor: Tensor) -> Tensor:
+def marginal_variance(diag: Tensor, factor: Tensor) -> Tensor:
     """Diagonal of the covariance, which cancels where U dominates: in float64."""
     diag64, factor64 = diag.double(), factor.double()
     half = _solve_right(capacitance_tril(diag64, factor64), factor64 / diag64.unsqueeze(-1))

@@ -51,6 +51,17 @@ def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
     assert model.initialized
 
 
+@pytest.mark.parametrize("floor", [1e-2, 0.3, 3.0])
+def test_low_rank_likelihoods_rise_at_the_floor(floor):
+    model = GaussianMixture(6, 3, "low_rank_precision", rank=2, variance_floor=floor)
+    x = data(dim=6)
+    history = fit_em(model, x, steps=60, tolerance=0.0, seed=0, progress_bar=False)
+    assert len(history.losses) == 60
+    assert (torch.tensor(history.losses).diff() <= 0).all()
+    gain = fit(model, x, steps=300, batch_size=len(x), lr=1e-2, seed=0, progress_bar=False)
+    assert history.losses[-1] - min(gain.losses) < 2e-2
+
+
 @every_covariance
 def test_agrees_with_gradient_training(covariance):
     x = data()
