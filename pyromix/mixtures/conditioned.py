@@ -155,7 +155,11 @@ class ConditionedMixture(TorchDistribution):
         return self._joint.logsumexp(-1).to(self._dtype), error.to(self._dtype)
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws, shape (\*S, \*B, D)."""
+        r"""Draws, shape (\*S, \*B, D).
+
+        Raises:
+            RuntimeError: If inequalities leave no room for numbers of the dtype.
+        """
         shape = Size(sample_shape)
         with torch.no_grad():
             component = Categorical(logits=self._joint, validate_args=False).sample(shape)
@@ -164,12 +168,20 @@ class ConditionedMixture(TorchDistribution):
             index = (component + offset).flatten()
             entry = entries.reshape(self.batch_shape).expand(component.shape).flatten()
             x = self._draw(index, entry)
+            broken = torch.arange(len(x), device=x.device)
             for _ in range(MAX_REDRAWS):  # rounding may break what held before
-                broken = (~self._safely_inside(x, entry)).nonzero().flatten()
+                broken = broken[~self._safely_inside(x[broken], entry[broken])]
                 if len(broken) == 0:
-                    break
+                    return x.reshape(*component.shape, -1)
                 x[broken] = self._draw(index[broken], entry[broken])
-            return x.reshape(*component.shape, -1)
+            raise RuntimeError(
+                f"Expected inequalities with room for numbers of {self._dtype}, but {len(broken)} "
+                f"of {len(x)} draws broke one in each of {MAX_REDRAWS} attempts, by rounding "
+                f"alone. "
+                + ("Use float64, or relax" if self._dtype == torch.float32 else "Relax")
+                + " the inequalities that lie close together. For equality use LinearEquality or "
+                "Observed."
+            )
 
     def _draw(self, index: Tensor, entry: Tensor) -> Tensor:
         """Draws of components, counted through the batch and K, at entries of the batch."""

@@ -213,6 +213,19 @@ def test_far_constraints():
         assert (x >= (loc + 60 * scale).to(dtype)).all()
 
 
+@pytest.mark.parametrize("ulps", [1, 4])
+def test_slivers_thinner_than_the_numbers(ulps):
+    """A draw that breaks a constraint is never returned."""
+    low = torch.tensor(1.0, dtype=torch.float32)
+    high = low + ulps * torch.finfo(torch.float32).eps
+    a = torch.tensor([1.0, 1.0], dtype=torch.float32)
+    evidence = LinearInequality(a, -low), LinearInequality(-a, high)
+    with pytest.raises(RuntimeError, match="Use float64"):
+        build("diagonal").float().condition(*evidence).sample((100,))
+    x = build("diagonal").condition(*evidence).sample((100,))
+    assert ((x.sum(-1) >= low) & (x.sum(-1) <= high)).all()
+
+
 @pytest.mark.parametrize("name", ["box", "inequality", "prior"])
 def test_nuts_finds_the_same_law(name):
     law = build().condition(*PLANE[name]())
