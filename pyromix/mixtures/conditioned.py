@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, constraints
+from torch.distributions import constraints
 from torch.types import _size
 
-from ..evidence import Evidence, LinearEvidence, collect
+from ..evidence import Evidence, LinearEvidence, collect_branches
 from ..support import box, half_space
 from ..validation import check_value
 from .density import LOG_2PI
 from .finite import FiniteMixture, stack_observed
+from .layout import choose
 from .normal import MixtureOfNormals
-from .truncated import TruncatedNormals
+from .truncated import ConflictError, TruncatedNormals
+from .union import UnionOfConditioned, condition_on_branches
 
 # Equations hold for values that miss them by no more than this share of their terms.
 EQUATION_TOLERANCE = 1e-5
@@ -49,7 +51,9 @@ class ConditionedMixture(TorchDistribution):
     has_rsample = False
 
     @torch.no_grad()
-    def __init__(self, mixture: FiniteMixture, known: LinearEvidence) -> None:
+    def __init__(
+        self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
+    ) -> None:
         if mixture.batch_shape:
             raise NotImplementedError(
                 "Expected a mixture without batch. Evidence may be batched; condition the "
@@ -66,18 +70,17 @@ class ConditionedMixture(TorchDistribution):
         if not self._free:
             raise ValueError("Expected coordinates that are not observed, got none.")
         self._value = self._stack(known)
-        parts = [self._value.shape[:-1], *(y.shape[:-1] for _, y, _ in known.gaussian)]
-        parts += [t.shape[:-1] for t in (*known.low, *known.high)]
-        try:
-            batch_shape = torch.broadcast_shapes(*parts)
-        except RuntimeError:
-            raise ValueError(
-                f"Expected evidence whose batch shapes broadcast, got {[tuple(p) for p in parts]}."
-            ) from None
+        batch_shape = known.batch_shape
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
         self._validate_args = mixture._validate_args
         self._absorb()
-        self._truncate()
+        self._truncate(partly)
+        impossible = self._joint.logsumexp(-1).isneginf()
+        if bool(impossible.all() if partly else impossible.any()):
+            raise ConflictError(
+                f"Expected evidence that can hold, but {int(impossible.sum())} of "
+                f"{impossible.numel()} entries of its batch contradict themselves."
+            )
 
     @property
     def support(self) -> constraints.Constraint:
@@ -150,9 +153,14 @@ class ConditionedMixture(TorchDistribution):
         Returns:
             Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
         """
-        posterior = self._joint.softmax(-1)
+        log_normalizer, error = self.log_normalizer()
+        return log_normalizer.to(self._dtype), error.to(self._dtype)
+
+    def log_normalizer(self) -> tuple[Tensor, Tensor]:
+        """The same in float64, whatever the dtype of the mixture."""
+        posterior = self._joint.softmax(-1).nan_to_num(0.0)
         error = (posterior * self._error).square().sum(-1).sqrt()
-        return self._joint.logsumexp(-1).to(self._dtype), error.to(self._dtype)
+        return self._joint.logsumexp(-1), error
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws, shape (\*S, \*B, D).
@@ -160,28 +168,31 @@ class ConditionedMixture(TorchDistribution):
         Raises:
             RuntimeError: If inequalities leave no room for numbers of the dtype.
         """
-        shape = Size(sample_shape)
         with torch.no_grad():
-            component = Categorical(logits=self._joint, validate_args=False).sample(shape)
-            entries = torch.arange(self.batch_shape.numel(), device=component.device)
-            offset = entries.reshape(self.batch_shape) * self._joint.shape[-1]
-            index = (component + offset).flatten()
-            entry = entries.reshape(self.batch_shape).expand(component.shape).flatten()
-            x = self._draw(index, entry)
-            broken = torch.arange(len(x), device=x.device)
-            for _ in range(MAX_REDRAWS):  # rounding may break what held before
-                broken = broken[~self._safely_inside(x[broken], entry[broken])]
-                if len(broken) == 0:
-                    return x.reshape(*component.shape, -1)
-                x[broken] = self._draw(index[broken], entry[broken])
-            raise RuntimeError(
-                f"Expected inequalities with room for numbers of {self._dtype}, but {len(broken)} "
-                f"of {len(x)} draws broke one in each of {MAX_REDRAWS} attempts, by rounding "
-                f"alone. "
-                + ("Use float64, or relax" if self._dtype == torch.float32 else "Relax")
-                + " the inequalities that lie close together. For equality use LinearEquality or "
-                "Observed."
-            )
+            shape = Size((*sample_shape, *self.batch_shape))
+            entry = torch.arange(self.batch_shape.numel(), device=self._joint.device)
+            entry = entry.reshape(self.batch_shape).expand(shape).flatten()
+            return self.draw(entry).reshape(*shape, -1)
+
+    @torch.no_grad()
+    def draw(self, entry: Tensor) -> Tensor:
+        """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
+        k = self._joint.shape[-1]
+        index = choose(self._joint.reshape(-1, k), entry) + k * entry
+        x = self._draw(index, entry)
+        broken = torch.arange(len(x), device=x.device)
+        for _ in range(MAX_REDRAWS):  # rounding may break what held before
+            broken = broken[~self._safely_inside(x[broken], entry[broken])]
+            if len(broken) == 0:
+                return x
+            x[broken] = self._draw(index[broken], entry[broken])
+        raise RuntimeError(
+            f"Expected inequalities with room for numbers of {self._dtype}, but {len(broken)} of "
+            f"{len(x)} draws broke one in each of {MAX_REDRAWS} attempts, by rounding alone. "
+            + ("Use float64, or relax" if self._dtype == torch.float32 else "Relax")
+            + " the inequalities that lie close together. For equality use LinearEquality or "
+            "Observed."
+        )
 
     def _draw(self, index: Tensor, entry: Tensor) -> Tensor:
         """Draws of components, counted through the batch and K, at entries of the batch."""
@@ -215,10 +226,24 @@ class ConditionedMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
+        log_prob = self.log_joint(value) - self._joint.logsumexp(-1)
+        known = self._known
+        fits = torch.ones_like(log_prob, dtype=torch.bool)
+        for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
+            rows = value @ matrix.to(self._dtype).mT
+            low, high = low.to(self._dtype), high.to(self._dtype)
+            fits &= ((rows >= low) & (rows <= high)).all(-1)
+        return torch.where(fits, log_prob, -math.inf).to(self._dtype)
+
+    def log_joint(self, value: Tensor) -> Tensor:
+        r"""Log p(x) q(x) of points, in float64, as if there were no inequalities.
+
+        Minus infinity for points that miss observed values or equations.
+        """
         value = check_value(self, value, like=self._mixture._loc)
         known, x = self._known, value.double()
-        log_prob = self._mixture.log_prob(value).double()
-        log_prob = log_prob - self._joint.logsumexp(-1) - self._log_plane
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        log_prob = (self._mixture.log_prob(value).double() - self._log_plane).expand(leading)
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for d, expected in known.observed.items():
             fits &= value[..., d] == expected.to(self._dtype)
@@ -231,11 +256,7 @@ class ConditionedMixture(TorchDistribution):
                 tril = torch.linalg.cholesky(noise)
                 z = torch.linalg.solve_triangular(tril, residual.unsqueeze(-1), upper=False)
                 log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-        for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
-            rows = value @ matrix.to(self._dtype).mT
-            low, high = low.to(self._dtype), high.to(self._dtype)
-            fits &= ((rows >= low) & (rows <= high)).all(-1)
-        return torch.where(fits, log_prob, -math.inf).to(self._dtype)
+        return torch.where(fits, log_prob, -math.inf)
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -287,25 +308,22 @@ class ConditionedMixture(TorchDistribution):
             joint = joint + gain
         self._loc, self._factor, self._joint = loc, factor, joint
 
-    def _truncate(self) -> None:
+    def _truncate(self, partly: bool) -> None:
         """Restricts the components to the inequalities."""
         self._truncated, self.route = None, None
         known, free = self._known, self._free
         if not known.matrix:
             return
-        matrix = torch.cat(known.matrix)
-        low, high = (
-            torch.cat([t.expand(*self.batch_shape, t.shape[-1]) for t in parts], -1)
-            for parts in (known.low, known.high)
-        )
+        matrix, low, high = known.inequalities(self.batch_shape)
         if self._given:
             shift = self._value @ matrix[:, self._given].mT
             low, high = low - shift, high - shift
         rows = matrix[:, free]
         kept = (rows != 0).any(-1)
-        bad = ((low > 0) | (high < 0))[..., ~kept]
-        if bool(bad.any()):
-            raise ValueError("Expected evidence that can hold, but observed values break it.")
+        broken = ((low > 0) | (high < 0))[..., ~kept].any(-1)
+        if bool(broken.all()) or bool(broken.any() and not partly):
+            raise ConflictError("Expected evidence that can hold, but observed values break it.")
+        self._joint = torch.where(broken.unsqueeze(-1), -math.inf, self._joint)
         rows, low, high = rows[kept], low[..., kept], high[..., kept]
         if len(rows) == 0:
             return
@@ -323,12 +341,6 @@ class ConditionedMixture(TorchDistribution):
         self._truncated, self.route = law, law.route
         self._joint = self._joint + law.log_normalizer.double()
         self._error = law.log_normalizer_error.double()
-        impossible = self._joint.logsumexp(-1).isneginf()
-        if bool(impossible.any()):
-            raise ValueError(
-                f"Expected evidence that can hold, but {int(impossible.sum())} of "
-                f"{impossible.numel()} entries of its batch contradict themselves."
-            )
 
     def _fill(self, free: Tensor, entry: Tensor | None = None) -> Tensor:
         """Puts observed values back among the free coordinates, in the mixture's dtype."""
@@ -348,10 +360,18 @@ class ConditionedMixture(TorchDistribution):
         )
 
 
-def condition_on(mixture: FiniteMixture, evidence: Sequence[Evidence]) -> ConditionedMixture:
+def condition_on(
+    mixture: FiniteMixture, evidence: Sequence[Evidence]
+) -> "ConditionedMixture | UnionOfConditioned":
     """The law of a mixture without batch, given evidence."""
-    known = collect(evidence, mixture.event_shape[0], mixture._loc.device)
-    return ConditionedMixture(mixture, known)
+
+    def make(known: LinearEvidence, partly: bool) -> ConditionedMixture:
+        return ConditionedMixture(mixture, known, partly=partly)
+
+    branches = collect_branches(evidence, mixture.event_shape[0], mixture._loc.device)
+    law: Any = condition_on_branches(make, branches, mixture._loc.dtype)
+    law._validate_args = mixture._validate_args
+    return law
 
 
 def _solve(

@@ -339,7 +339,7 @@ class TruncatedNormals:
                 for k, route in zip(members.tolist(), group.routes, strict=True):
                     routes[k] = route
         if bool(self._empty.all()):
-            raise ValueError(self._explain(problem, conflict))
+            raise ConflictError(self._explain(problem, conflict))
         for k in self._empty.nonzero().squeeze(-1).tolist():
             routes[k] = "empty"
         log_normalizer = torch.where(self._empty, -math.inf, log_normalizer)
