@@ -7,7 +7,7 @@ import pyro.distributions.transforms as transforms
 import torch
 
 from pyromix import Flow, GaussianMixture, MixtureOfNormals
-from pyromix.evidence import AnyOf, Box, LinearGaussian
+from pyromix.evidence import Box, LinearGaussian
 from pyromix.mixtures import (
     LowRankPrecisionNormal,
     MixtureOfLowRankPrecisionNormals,
@@ -60,12 +60,6 @@ CASES = {
     "conditioned-box": Case(
         lambda: _dense().condition(Box(torch.tensor([-1.0, -1.5]), torch.tensor([1.0, 0.8]))),
         smooth=False,
-        traceable=False,
-    ),
-    "conditioned-union": Case(
-        lambda: _dense().condition(AnyOf(Box(-1.0, 0.5), Box(torch.tensor([0.0, -0.5]), 2.0))),
-        smooth=False,
-        nuts=False,
         traceable=False,
     ),
     "conditioned-observation": Case(
