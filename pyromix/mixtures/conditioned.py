@@ -54,11 +54,6 @@ class ConditionedMixture(TorchDistribution):
     def __init__(
         self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
     ) -> None:
-        if mixture.batch_shape:
-            raise NotImplementedError(
-                "Expected a mixture without batch. Evidence may be batched; condition the "
-                "mixtures of a batch one by one."
-            )
         make: Any = type(mixture)
         tensors = [getattr(mixture, name).detach() for name in ("_logits", *mixture._tensors)]
         self._mixture: FiniteMixture = make(*tensors, validate_args=False)
@@ -70,7 +65,13 @@ class ConditionedMixture(TorchDistribution):
         if not self._free:
             raise ValueError("Expected coordinates that are not observed, got none.")
         self._value = self._stack(known)
-        batch_shape = known.batch_shape
+        try:
+            batch_shape = torch.broadcast_shapes(mixture.batch_shape, known.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected evidence whose batch shape broadcasts with the mixture's, "
+                f"{tuple(mixture.batch_shape)}, got {tuple(known.batch_shape)}."
+            ) from None
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
         self._validate_args = mixture._validate_args
         self._absorb()
@@ -96,7 +97,7 @@ class ConditionedMixture(TorchDistribution):
         hard = known.observed or any(bool((noise == 0).all()) for *_, noise in known.gaussian)
         if not hard and not known.matrix:
             return constraints.real_vector
-        if not hard and not self.batch_shape:
+        if not hard and not known.batch_shape:
             matrix, low, high = (torch.cat(t) for t in (known.matrix, known.low, known.high))
             if bool(((matrix != 0).sum(-1) == 1).all()) and bool((matrix.sum(-1) == 1).all()):
                 bounds = []
@@ -202,11 +203,18 @@ class ConditionedMixture(TorchDistribution):
             loc = self._loc.reshape(-1, self._loc.shape[-1])[index]
             k = index % self._joint.shape[-1]
             if self._scale is not None:
-                x = loc + self._scale[k] * torch.randn_like(loc)
+                x = loc + self._of_component(self._scale, 1, entry, k) * torch.randn_like(loc)
             else:
                 noise = loc.new_empty(len(loc), self._factor.shape[-1], 1).normal_()
-                x = loc + (self._factor[k] @ noise).squeeze(-1)
+                x = loc + (self._of_component(self._factor, 2, entry, k) @ noise).squeeze(-1)
         return self._fill(x, entry)
+
+    def _of_component(self, spread: Tensor, tail: int, entry: Tensor, k: Tensor) -> Tensor:
+        """Selects scales or factors (*own, K, *T), whose batch expands to B: (n, *T)."""
+        own, shape = spread.shape[: spread.dim() - tail - 1], spread.shape[spread.dim() - tail :]
+        row = torch.arange(own.numel(), device=entry.device).reshape(own)
+        row = row.expand(self.batch_shape).flatten()[entry]
+        return spread.reshape(-1, *shape)[row * self._joint.shape[-1] + k]
 
     def _safely_inside(self, x: Tensor, entry: Tensor) -> Tensor:
         """Whether points hold every inequality, in whatever order its terms are added up."""
@@ -288,7 +296,7 @@ class ConditionedMixture(TorchDistribution):
         if isinstance(law, MixtureOfNormals) and not self._known.gaussian:
             self._loc, self._joint, self._scale = loc, joint, law._scale.double()
             return
-        factor = torch.linalg.cholesky(law.component_covariance.double())  # (K, free, free)
+        factor = torch.linalg.cholesky(law.component_covariance.double())  # (*own, K, free, free)
         noisy = []
         exact: list[tuple[Tensor, Tensor]] = []
         for matrix, y, noise in self._known.gaussian:
@@ -363,7 +371,7 @@ class ConditionedMixture(TorchDistribution):
 def condition_on(
     mixture: FiniteMixture, evidence: Sequence[Evidence]
 ) -> "ConditionedMixture | UnionOfConditioned":
-    """The law of a mixture without batch, given evidence."""
+    """The law of a mixture, given evidence; their batch shapes broadcast."""
 
     def make(known: LinearEvidence, partly: bool) -> ConditionedMixture:
         return ConditionedMixture(mixture, known, partly=partly)
@@ -381,7 +389,7 @@ def _solve(
 
     Args:
         loc: Means, shape (*B, K, D).
-        factor: Factors, shape (K, D, Q).
+        factor: Factors, shape (*own, K, D, Q), whose batch shape expands to B.
         matrix: A, shape (m, D).
         y: Shape (*B, m).
 
@@ -389,9 +397,9 @@ def _solve(
         Means and factors given y, of Q - m columns, and the log-density of y, shape (*B, K).
     """
     # The sources are rotated such that y determines the first m, and the rest are free.
-    seen = matrix @ factor  # (K, m, Q)
+    seen = matrix @ factor  # (*own, K, m, Q)
     count = len(matrix)
-    q, r = torch.linalg.qr(seen.mT, mode="complete")  # (K, Q, Q), (K, Q, m)
+    q, r = torch.linalg.qr(seen.mT, mode="complete")  # (*own, K, Q, Q), (*own, K, Q, m)
     tril = r[..., :count, :].mT
     if count > seen.shape[-1] or bool(
         (tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()
@@ -410,7 +418,7 @@ def _observe(
     loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same given y = A x + noise, of covariance (m, m); factors keep Q columns."""
-    seen = matrix @ factor  # (K, m, Q)
+    seen = matrix @ factor  # (*own, K, m, Q)
     tril = torch.linalg.cholesky(seen @ seen.mT + noise)
     residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
     z = torch.linalg.solve_triangular(tril, residual, upper=False)
