@@ -662,8 +662,15 @@ def _differentiable(d: Distribution) -> tuple[Any, list[Tensor]]:
         copied: Any = _map_tensors(d, require_grad)
     except UnknownArgumentsError:
         return d, []
-    # A law may say that it tracks no gradients in its parameters.
-    return copied, leaves if copied.log_prob(copied.sample()).requires_grad else []
+    # A law may say that it tracks no gradients in its parameters, or that they are not known.
+    log_prob = copied.log_prob(copied.sample()).sum()
+    if not leaves or not log_prob.requires_grad:
+        return copied, []
+    try:
+        torch.autograd.grad(log_prob, leaves, retain_graph=True, allow_unused=True)
+    except NotImplementedError:
+        return d, []
+    return copied, leaves
 
 
 def _cast(d: Distribution, dtype: torch.dtype) -> Distribution:

@@ -25,12 +25,19 @@ from .finite import FiniteMixture, stack_observed
 from .layout import choose
 from .normal import MixtureOfNormals
 from .truncated import ConflictError, TruncatedNormals
+from .truncated.interval import log_interval_probability
 from .union import UnionOfConditioned, condition_on_branches
+from .unknown_gradient import without_gradient
 
 # Equations hold for values that miss them by no more than this share of their terms.
 EQUATION_TOLERANCE = 1e-5
 
 MAX_REDRAWS = 100
+
+# A row has no spread if it has less than this share of its length.
+ZERO = 1e-12
+
+DEPENDENT = "Expected equations that are independent of each other and of observed values."
 
 
 class ConditionedMixture(TorchDistribution):
@@ -40,7 +47,15 @@ class ConditionedMixture(TorchDistribution):
     every inequality in the dtype that they are returned in. `log_prob` is the density with
     respect to Lebesgue measure on the coordinates that are free, and, with linear equations, to
     the surface measure on the plane that they leave; values that break the evidence have minus
-    infinity. Made by `GaussianMixture.condition`; gradients are not tracked.
+    infinity. Made by `GaussianMixture.condition`.
+
+    `log_prob`, `log_evidence`, `mean` and `variance` are differentiable in the parameters of the
+    mixture and in the tensors of the evidence, as long as inequalities are a box on diagonal
+    components, or a single one. Under others, the gradient of log Z is not known: the backward
+    pass raises `NotImplementedError` if it meets parameters that require one; gradients in points
+    are always there. Observed values and equations enter `log_prob` through log Z alone: pass
+    points that are made of the same tensors. The graph of log Z is made at construction; condition
+    within `torch.no_grad()` if it is not wanted.
 
     Attributes:
         route: How components under inequalities are drawn and normalised, flattened over the
@@ -50,12 +65,11 @@ class ConditionedMixture(TorchDistribution):
     arg_constraints = {}  # noqa: RUF012
     has_rsample = False
 
-    @torch.no_grad()
     def __init__(
         self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
     ) -> None:
         make: Any = type(mixture)
-        tensors = [getattr(mixture, name).detach() for name in ("_logits", *mixture._tensors)]
+        tensors = [getattr(mixture, name) for name in ("_logits", *mixture._tensors)]
         self._mixture: FiniteMixture = make(*tensors, validate_args=False)
         self._mixture._validate_args = mixture._validate_args
         self._known = known
@@ -159,9 +173,10 @@ class ConditionedMixture(TorchDistribution):
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
         """The same in float64, whatever the dtype of the mixture."""
-        posterior = self._joint.softmax(-1).nan_to_num(0.0)
-        error = (posterior * self._error).square().sum(-1).sqrt()
-        return self._joint.logsumexp(-1), error
+        possible = (self._joint > -math.inf).any(-1)
+        joint = torch.where(possible.unsqueeze(-1), self._joint, 0.0)  # no NaN in gradients
+        error = (joint.detach().softmax(-1) * self._error).square().sum(-1).sqrt()
+        return torch.where(possible, joint.logsumexp(-1), -math.inf), error
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws, shape (\*S, \*B, D).
@@ -234,7 +249,7 @@ class ConditionedMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
-        log_prob = self.log_joint(value) - self._joint.logsumexp(-1)
+        log_prob = self.log_joint(value) - self.log_normalizer()[0]
         known = self._known
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
@@ -347,8 +362,51 @@ class ConditionedMixture(TorchDistribution):
             factor = self._factor.expand(*loc.shape, -1).to(self._dtype)
             law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds)
         self._truncated, self.route = law, law.route
-        self._joint = self._joint + law.log_normalizer.double()
         self._error = law.log_normalizer_error.double()
+        log_normalizer = self._log_probability(rows, *bounds)
+        if log_normalizer is None:
+            depends_on = self._joint, self._loc, rows, low, high
+            spread = self._factor if self._scale is None else self._scale
+            known_joint = self._joint + law.log_normalizer.double()
+            self._joint = without_gradient(known_joint, *depends_on, spread)
+        else:
+            empty = law.log_normalizer.isneginf()
+            self._joint = self._joint + torch.where(empty, -math.inf, log_normalizer)
+
+    def _log_probability(self, rows: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
+        """Log-probabilities (*B, K) of inequalities, with a graph; None if there is no such form.
+
+        Args:
+            rows: Shape (p, free).
+            low: Shape (*B, K, p), in the dtype of draws.
+            high: Shape (*B, K, p).
+        """
+        low, high = low.double(), high.double()
+        if self._scale is not None and bool(((rows != 0).sum(-1) == 1).all()):
+            column = (rows != 0).int().argmax(-1)
+            entry = rows.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+            low, high = low / entry, high / entry
+            low, high = torch.where(entry < 0, high, low), torch.where(entry < 0, low, high)
+            unbounded = low.new_full((*low.shape[:-1], rows.shape[-1]), math.inf)
+            column = column.expand(low.shape)
+            low = (-unbounded).scatter_reduce(-1, column, low, "amax")
+            high = unbounded.scatter_reduce(-1, column, high, "amin")
+            loc, scale = self._loc, self._scale
+        elif len(rows) == 1:
+            loc = self._loc @ rows.mT  # (*B, K, 1)
+            seen = (
+                rows * self._scale if self._scale is not None else (rows @ self._factor)[..., 0, :]
+            )
+            scale = seen.norm(dim=-1, keepdim=True)
+        else:
+            return None
+        if not bool((scale > ZERO * rows.norm(dim=-1).amax()).all()):
+            return None  # a row that equations fix
+        low, high = (
+            torch.where(t.isinf(), t, (torch.where(t.isinf(), 0.0, t) - loc) / scale)
+            for t in (low, high)
+        )
+        return log_interval_probability(low, high).sum(-1)
 
     def _fill(self, free: Tensor, entry: Tensor | None = None) -> Tensor:
         """Puts observed values back among the free coordinates, in the mixture's dtype."""
@@ -399,19 +457,21 @@ def _solve(
     # The sources are rotated such that y determines the first m, and the rest are free.
     seen = matrix @ factor  # (*own, K, m, Q)
     count = len(matrix)
-    q, r = torch.linalg.qr(seen.mT, mode="complete")  # (*own, K, Q, Q), (*own, K, Q, m)
-    tril = r[..., :count, :].mT
-    if count > seen.shape[-1] or bool(
-        (tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()
-    ):
-        raise ValueError(
-            "Expected equations that are independent of each other and of observed values."
-        )
-    rotated = factor @ q
+    if count > seen.shape[-1]:
+        raise ValueError(DEPENDENT)
+    first, r = torch.linalg.qr(seen.mT)  # (*own, K, Q, m), (*own, K, m, m)
+    tril = r.mT
+    if bool((tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()):
+        raise ValueError(DEPENDENT)
+    # A complete decomposition has no gradient; any basis of the rest, projected, has one.
+    rest = torch.linalg.qr(first.detach(), mode="complete").Q[..., count:]
+    rest = rest - first @ (first.mT @ rest)
+    gram = torch.linalg.cholesky(rest.mT @ rest)
+    rest = torch.linalg.solve_triangular(gram.mT, rest, upper=True, left=False)
     residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
     z = torch.linalg.solve_triangular(tril, residual, upper=False)
     log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-    return loc + (rotated[..., :count] @ z).squeeze(-1), rotated[..., count:], log_prob
+    return loc + (factor @ (first @ z)).squeeze(-1), factor @ rest, log_prob
 
 
 def _observe(

@@ -15,6 +15,7 @@ from torch.types import _size
 from ..evidence import LinearEvidence
 from .layout import choose
 from .truncated import ConflictError
+from .unknown_gradient import without_gradient
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
 MAX_INTERSECTIONS = 64
@@ -64,7 +65,7 @@ class UnionOfConditioned(TorchDistribution):
     where those are. Where more than 64 intersections are not empty, or their errors add up to
     more than 0.01, it is also estimated, as :math:`\sum_b Z_b E_b[1 / \text{count}(x)]`, once, at
     construction, with PyTorch's global random state; the smaller error decides. `log_prob` is
-    deterministic.
+    deterministic, and differentiable as those of the branches are, unless log Z was estimated.
 
     Args:
         make: Builds the law given a branch of the evidence; raises `ConflictError` if it cannot
@@ -208,16 +209,14 @@ class UnionOfConditioned(TorchDistribution):
     ) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error, the best that can be had."""
         summed = self._include_and_exclude(make, evidence)
-        if summed is None:
-            return self._estimate()
-        if bool((summed[1] <= 0.01).all()):
+        if summed is not None and bool((summed[1] <= 0.01).all()):
             return summed
-        estimated = self._estimate()
-        better = estimated[1] < summed[1]
-        log_total, error = (
-            torch.where(better, a, b) for a, b in zip(estimated, summed, strict=True)
-        )
-        return log_total, error
+        log_total, error = self._estimate()
+        if summed is not None:
+            better = error < summed[1]
+            log_total = torch.where(better, log_total, summed[0])
+            error = torch.where(better, error, summed[1])
+        return without_gradient(log_total, self._log_weight), error
 
     def _include_and_exclude(
         self, make: Callable[[LinearEvidence], Branch], evidence: Sequence[LinearEvidence]
@@ -225,17 +224,17 @@ class UnionOfConditioned(TorchDistribution):
         """Sums over intersections; None if there are too many."""
         bound = self._log_weight.logsumexp(-1)  # all terms are measured by it
         share = (self._log_weight - bound.unsqueeze(-1)).exp()
-        total, square = share.sum(-1), (share * self._weight_error).square().sum(-1)
+        total, square = share.sum(-1), (share.detach() * self._weight_error).square().sum(-1)
         for number, (chosen, law) in enumerate(_intersections(make, evidence)):
             if number == MAX_INTERSECTIONS:
                 return None
             log_weight, error = law.log_normalizer()
             term = (log_weight - bound).exp()
             total = total + (term if len(chosen) % 2 else -term)
-            square = square + (term * error).square()
+            square = square + (term.detach() * error).square()
         # Estimates may stray: the union is at least as likely as any branch.
         total = torch.maximum(total, share.amax(-1)).clamp(max=1.0)
-        return bound + total.log(), square.sqrt() / total
+        return bound + total.log(), square.sqrt() / total.detach()
 
     @torch.no_grad()
     def _estimate(self) -> tuple[Tensor, Tensor]:
