@@ -417,10 +417,9 @@ def collect_branches(
 def _lies_within(inner: LinearEvidence, outer: LinearEvidence) -> bool:
     """Whether the bounds of one branch imply those of another, row by row, in all the batch."""
     both = inner.intersect(outer)
-    mine = inner.intersect()
-    if both.matrix[0].shape != mine.matrix[0].shape:
+    if both.matrix[0].shape != inner.matrix[0].shape:
         return False  # the other one has rows of its own
-    return torch.equal(both.low[0], mine.low[0]) and torch.equal(both.high[0], mine.high[0])
+    return torch.equal(both.low[0], inner.low[0]) and torch.equal(both.high[0], inner.high[0])
 
 
 def _as_pieces(alternative: object) -> tuple[Evidence, ...]:

@@ -20,9 +20,9 @@ from torch.types import _size
 from ..evidence import Evidence, LinearEvidence, collect_branches
 from ..support import box, half_space
 from ..validation import check_value
-from .density import LOG_2PI
 from .finite import FiniteMixture, stack_observed
 from .layout import choose
+from .linear import log_scale, observe, solve
 from .normal import MixtureOfNormals
 from .truncated import ConflictError, TruncatedNormals
 from .truncated.interval import log_interval_probability
@@ -36,8 +36,6 @@ MAX_REDRAWS = 100
 
 # A row has no spread if it has less than this share of its length.
 ZERO = 1e-12
-
-DEPENDENT = "Expected equations that are independent of each other and of observed values."
 
 
 class ConditionedMixture(TorchDistribution):
@@ -278,7 +276,7 @@ class ConditionedMixture(TorchDistribution):
             else:
                 tril = torch.linalg.cholesky(noise)
                 z = torch.linalg.solve_triangular(tril, residual.unsqueeze(-1), upper=False)
-                log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
+                log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - log_scale(tril)
         return torch.where(fits, log_prob, -math.inf)
 
     # ---- building -----------------------------------------------------------------------------
@@ -323,11 +321,11 @@ class ConditionedMixture(TorchDistribution):
         # Equations first, all at once: they leave fewer directions to the rest.
         if exact:
             matrix = torch.cat([a for a, _ in exact])
-            loc, factor, gain = _solve(loc, factor, matrix, torch.cat([y for _, y in exact], -1))
+            loc, factor, gain = solve(loc, factor, matrix, torch.cat([y for _, y in exact], -1))
             joint = joint + gain
             self._log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
         for part in noisy:
-            loc, factor, gain = _observe(loc, factor, *part)
+            loc, factor, gain = observe(loc, factor, *part)
             joint = joint + gain
         self._loc, self._factor, self._joint = loc, factor, joint
 
@@ -438,61 +436,3 @@ def condition_on(
     law: Any = condition_on_branches(make, branches, mixture._loc.dtype)
     law._validate_args = mixture._validate_args
     return law
-
-
-def _solve(
-    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normals N(loc, F F^T) given y = A x exactly.
-
-    Args:
-        loc: Means, shape (*B, K, D).
-        factor: Factors, shape (*own, K, D, Q), whose batch shape expands to B.
-        matrix: A, shape (m, D).
-        y: Shape (*B, m).
-
-    Returns:
-        Means and factors given y, of Q - m columns, and the log-density of y, shape (*B, K).
-    """
-    # The sources are rotated such that y determines the first m, and the rest are free.
-    seen = matrix @ factor  # (*own, K, m, Q)
-    count = len(matrix)
-    if count > seen.shape[-1]:
-        raise ValueError(DEPENDENT)
-    first, r = torch.linalg.qr(seen.mT)  # (*own, K, Q, m), (*own, K, m, m)
-    tril = r.mT
-    if bool((tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()):
-        raise ValueError(DEPENDENT)
-    # A complete decomposition has no gradient; any basis of the rest, projected, has one.
-    rest = torch.linalg.qr(first.detach(), mode="complete").Q[..., count:]
-    rest = rest - first @ (first.mT @ rest)
-    gram = torch.linalg.cholesky(rest.mT @ rest)
-    rest = torch.linalg.solve_triangular(gram.mT, rest, upper=True, left=False)
-    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
-    z = torch.linalg.solve_triangular(tril, residual, upper=False)
-    log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-    return loc + (factor @ (first @ z)).squeeze(-1), factor @ rest, log_prob
-
-
-def _observe(
-    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same given y = A x + noise, of covariance (m, m); factors keep Q columns."""
-    seen = matrix @ factor  # (*own, K, m, Q)
-    tril = torch.linalg.cholesky(seen @ seen.mT + noise)
-    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
-    z = torch.linalg.solve_triangular(tril, residual, upper=False)
-    log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-    gain = torch.linalg.solve_triangular(tril.mT, z, upper=True)
-    loc = loc + (factor @ (seen.mT @ gain)).squeeze(-1)
-    # In terms of the sources the posterior precision is I + G^T R^-1 G.
-    scaled = torch.linalg.solve_triangular(torch.linalg.cholesky(noise), seen, upper=False)
-    identity = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device)
-    inner = torch.linalg.cholesky(identity + scaled.mT @ scaled)
-    return loc, torch.linalg.solve_triangular(inner.mT, factor, upper=True, left=False), log_prob
-
-
-def _log_normalizer(tril: Tensor) -> Tensor:
-    """Log of sqrt(|2 pi L L^T|)."""
-    log_det = tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    return log_det + 0.5 * LOG_2PI * tril.shape[-1]
