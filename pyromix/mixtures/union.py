@@ -22,6 +22,7 @@ MAX_INTERSECTIONS = 64
 # An estimate takes rounds of draws of every branch, until it reaches the error.
 WANTED_ERROR = 0.003
 ROUND_DRAWS = 4096
+MIN_DRAWS = 256
 MAX_ROUNDS = 32
 MAX_NUMBERS = 2**25
 CHUNK_NUMBERS = 2**22
@@ -244,21 +245,22 @@ class UnionOfConditioned(TorchDistribution):
         weight_error = self._weight_error.reshape(-1, num)
         total, squares = torch.zeros_like(share), torch.zeros_like(share)
         possible = share > 0
-        draws = 0
-        per_entry = self.event_shape.numel() * ROUND_DRAWS
-        chunk = max(1, CHUNK_NUMBERS // per_entry)
-        rounds = min(MAX_ROUNDS, max(1, MAX_NUMBERS // (per_entry * int(possible.sum()))))
-        for _ in range(rounds):
-            draws += ROUND_DRAWS
+        draws, dim = 0, self.event_shape.numel()
+        most = MAX_NUMBERS // (dim * int(possible.sum()))  # of every branch, in all rounds
+        size = max(MIN_DRAWS, min(ROUND_DRAWS, most))
+        chunk = max(1, CHUNK_NUMBERS // (dim * size))
+        for _ in range(max(1, min(MAX_ROUNDS, most // size))):
+            draws += size
             for number, law in enumerate(self.branches):
                 for entries in possible[:, number].nonzero().squeeze(-1).split(chunk):
-                    entry = entries.repeat_interleave(ROUND_DRAWS)
-                    inverse = 1.0 / self._count(law.draw(entry), entry).clamp(min=1)
-                    inverse = inverse.reshape(len(entries), ROUND_DRAWS)
+                    entry = entries.repeat_interleave(size)
+                    count = self._count(law.draw(entry), entry).clamp(min=1)
+                    inverse = count.double().reciprocal().reshape(len(entries), size)
                     total[entries, number] += inverse.sum(-1)
                     squares[entries, number] += inverse.square().sum(-1)
             mean = total / draws
-            spread = (squares / draws - mean.square()).clamp(min=0.0) / draws
+            # As if one more draw had met an overlap: none seen does not mean that there is none.
+            spread = ((squares / draws - mean.square()).clamp(min=0.0) + 0.25 / draws) / draws
             covered = (share * mean).sum(-1)
             error = (share.square() * (spread + (mean * weight_error).square())).sum(-1).sqrt()
             drawing_error = (share.square() * spread).sum(-1).sqrt() / covered
