@@ -117,8 +117,8 @@ class LinearEvidence:
         )
 
     def tensor(self, value: object, what: str) -> Tensor:
-        """A value as a finite float64 tensor on the right device; infinities are left in."""
-        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device)
+        """A value as a float64 tensor of its own on the right device; infinities are left in."""
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()
         if bool(tensor.isnan().any()):
             raise ValueError(f"Expected {what} without NaN, got {int(tensor.isnan().sum())}.")
         return tensor

@@ -45,7 +45,8 @@ class ConditionedMixture(TorchDistribution):
     every inequality in the dtype that they are returned in. `log_prob` is the density with
     respect to Lebesgue measure on the coordinates that are free, and, with linear equations, to
     the surface measure on the plane that they leave; values that break the evidence have minus
-    infinity. Made by `GaussianMixture.condition`.
+    infinity. Made by `GaussianMixture.condition`, for the parameters that the mixture has then:
+    later changes of them do not reach it.
 
     `log_prob`, `log_evidence`, `mean` and `variance` are differentiable in the parameters of the
     mixture and in the tensors of the evidence, as long as inequalities are a box on diagonal
@@ -67,7 +68,8 @@ class ConditionedMixture(TorchDistribution):
         self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
     ) -> None:
         make: Any = type(mixture)
-        tensors = [getattr(mixture, name) for name in ("_logits", *mixture._tensors)]
+        # Copies: log Z is that of these values, whatever becomes of the mixture's.
+        tensors = [getattr(mixture, name).clone() for name in ("_logits", *mixture._tensors)]
         self._mixture: FiniteMixture = make(*tensors, validate_args=False)
         self._mixture._validate_args = mixture._validate_args
         self._known = known

@@ -304,6 +304,19 @@ def test_batches_of_mixtures_as_one_by_one(covariance, name, share_covariance):
             torch.testing.assert_close(law.variance[i], one.variance)
 
 
+def test_later_changes_do_not_reach_the_law():
+    """Neither of parameters, nor of evidence: log Z would not fit them."""
+    model, low = build("diagonal"), torch.tensor([0.0, -1.0])
+    law = model.condition(Box(low, 2.0))
+    x = law.sample((50,))
+    expected = law.log_prob(x)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    low += 1
+    assert torch.equal(law.log_prob(x), expected)
+
+
 def test_mixture_density_network_given_evidence():
     model = GaussianMixture(2, 3, context_dim=4).requires_grad_(False)
     context = torch.randn(5, 4)
