@@ -56,6 +56,16 @@ class ConditionedMixture(TorchDistribution):
     points that are made of the same tensors. The graph of log Z is made at construction; condition
     within `torch.no_grad()` if it is not wanted.
 
+    Args:
+        mixture: The mixture, of a batch shape that broadcasts with that of the evidence.
+        known: The evidence.
+        partly: Whether entries of the batch may contradict themselves, and have an evidence of
+            zero, as long as not all do.
+
+    Raises:
+        ValueError: If the evidence cannot hold, if its batch shape does not fit, or if all
+            coordinates are observed.
+
     Attributes:
         route: How components under inequalities are drawn and normalised, flattened over the
             batch and K; see `TruncatedNormals`. None without inequalities.
