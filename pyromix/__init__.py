@@ -1,6 +1,7 @@
 """Deep mixture distributions for Pyro and PyTorch."""
 
 __all__ = [
+    "AnyOf",
     "Box",
     "DistributionModule",
     "Flow",
@@ -26,6 +27,7 @@ __all__ = [
 from .checkpoints import load, save
 from .core import DistributionModule
 from .evidence import (
+    AnyOf,
     Box,
     GaussianPrior,
     LinearEquality,

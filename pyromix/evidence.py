@@ -5,6 +5,7 @@ combination. Each stands for a factor q(x); the conditional law is :math:`p(x) \
 """
 
 __all__ = [
+    "AnyOf",
     "Box",
     "Evidence",
     "GaussianPrior",
@@ -13,19 +14,24 @@ __all__ = [
     "LinearInequality",
     "Observed",
     "collect",
+    "collect_branches",
 ]
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from .validation import as_int
 
 Number = float | Tensor
+
+# Branches are conditioned on one by one.
+MAX_BRANCHES = 128
 
 
 class Evidence(ABC):
@@ -57,9 +63,62 @@ class LinearEvidence:
     high: list[Tensor] = field(default_factory=list)
     """Upper bounds, shape (*N, p)."""
 
+    @property
+    def batch_shape(self) -> Size:
+        """The shape N that all pieces have together.
+
+        Raises:
+            ValueError: If their shapes do not broadcast.
+        """
+        shapes = [value.shape for value in self.observed.values()]
+        shapes += [y.shape[:-1] for _, y, _ in self.gaussian]
+        shapes += [bound.shape[:-1] for bound in (*self.low, *self.high)]
+        try:
+            return torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected evidence whose batch shapes broadcast, got "
+                f"{[tuple(shape) for shape in shapes]}."
+            ) from None
+
+    def inequalities(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        r"""All rows (p, D), and their bounds expanded to a batch shape, (\*B, p)."""
+        low, high = (
+            torch.cat([bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds], -1)
+            for bounds in (self.low, self.high)
+        )
+        return torch.cat(self.matrix), low, high
+
+    def intersect(self, *others: "LinearEvidence") -> "LinearEvidence":
+        """The same evidence within the inequalities of others, too, every row once.
+
+        The others' values and observations must be the same as this one's. Bounds of equal or
+        opposite rows are compared, so that there, in the batch, no rounding comes in between.
+        """
+        all_ = [known for known in (self, *others) if known.matrix]
+        if not all_:
+            return self
+        batch_shape = torch.broadcast_shapes(*(known.batch_shape for known in all_))
+        parts = [known.inequalities(batch_shape) for known in all_]
+        matrix = torch.cat([matrix for matrix, _, _ in parts])
+        low, high = (torch.cat([part[i] for part in parts], -1) for i in (1, 2))
+        first = (matrix != 0).int().argmax(-1, keepdim=True)
+        flipped = matrix.gather(-1, first).squeeze(-1) < 0
+        low, high = torch.where(flipped, -high, low), torch.where(flipped, -low, high)
+        matrix = torch.where(flipped.unsqueeze(-1), -matrix, matrix) + 0.0  # no negative zeros
+        rows, index = matrix.unique(dim=0, return_inverse=True)
+        index = index.expand(low.shape)
+        unbounded = low.new_full((*batch_shape, len(rows)), math.inf)
+        return replace(
+            self,
+            matrix=[rows],
+            low=[(-unbounded).scatter_reduce(-1, index, low, "amax")],
+            high=[unbounded.scatter_reduce(-1, index, high, "amin")],
+        )
+
     def tensor(self, value: object, what: str) -> Tensor:
-        """A value as a finite float64 tensor on the right device; infinities are left in."""
-        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device)
+        """A value as a float64 tensor of its own on the right device; infinities are left in."""
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()
         if bool(tensor.isnan().any()):
             raise ValueError(f"Expected {what} without NaN, got {int(tensor.isnan().sum())}.")
         return tensor
@@ -240,6 +299,51 @@ class LinearGaussian(Evidence):
         known.gaussian.append((matrix, y, noise))
 
 
+class AnyOf(Evidence):
+    r"""At least one of several constraints holds; where several do, it counts once.
+
+    .. math:: q(x) = 1[x \in A_1 \cup A_2 \cup \dots]
+
+    Several of them may be given together, and with any other evidence. Every combination of their
+    alternatives is a branch, and a law is conditioned on each.
+
+    Args:
+        alternatives: Each a `Box` or a `LinearInequality`, or a sequence of such that hold
+            together.
+
+    Raises:
+        ValueError: If there is no alternative, or if one holds another kind of evidence.
+
+    Example:
+        >>> from pyromix import GaussianMixture
+        >>> outside = AnyOf(Box(high=-1.0), Box(low=1.0))
+        >>> law = GaussianMixture(dim=1, num_components=2).condition(outside)
+        >>> bool((law.sample((100,)).abs() >= 1).all())
+        True
+    """
+
+    def __init__(self, *alternatives: Evidence | Sequence[Evidence]) -> None:
+        self.alternatives = [
+            (pieces,) if isinstance(pieces, Evidence) else _as_pieces(pieces)
+            for pieces in alternatives
+        ]
+        if not self.alternatives:
+            raise ValueError("Expected at least one alternative, got none.")
+        for piece in itertools.chain(*self.alternatives):
+            _check_alternative(piece)
+
+    def add_to(self, known: LinearEvidence) -> None:  # noqa: ARG002
+        """Is not possible: a union is no linear statement.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Expected evidence that is linear, got AnyOf. Collect it with collect_branches, and "
+            "condition on every branch."
+        )
+
+
 def collect(evidence: Iterable[Evidence], dim: int, device: torch.device) -> LinearEvidence:
     """Puts all that is known together.
 
@@ -255,6 +359,96 @@ def collect(evidence: Iterable[Evidence], dim: int, device: torch.device) -> Lin
             )
         piece.add_to(known)
     return known
+
+
+def collect_branches(
+    evidence: Iterable[Evidence], dim: int, device: torch.device
+) -> list[LinearEvidence]:
+    """Puts all that is known together, once for every combination of alternatives.
+
+    Branches differ in their inequalities alone, and have the same batch shape. Those that lie
+    within another one, as their rows show, are left out, as the other one says the same.
+
+    Returns:
+        At least one branch; without `AnyOf` exactly one.
+
+    Raises:
+        ValueError: If a piece is no evidence or does not fit the dimension, or if there are too
+            many branches.
+    """
+    evidence = list(evidence)
+    unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
+    rest = collect((piece for piece in evidence if not isinstance(piece, AnyOf)), dim, device)
+    if not unions:
+        return [rest]
+    counts = [len(union.alternatives) for union in unions]
+    if math.prod(counts) > MAX_BRANCHES:
+        raise ValueError(
+            f"Expected at most {MAX_BRANCHES} combinations of alternatives, got "
+            f"{' x '.join(map(str, counts))} = {math.prod(counts)}. Join alternatives where one "
+            f"box or inequality covers several, or split the question."
+        )
+    collected = [
+        [collect(pieces, dim, device) for pieces in union.alternatives] for union in unions
+    ]
+    branches = [rest.intersect(*chosen) for chosen in itertools.product(*collected)]
+    shapes = [rest.batch_shape, *(branch.batch_shape for branch in branches)]
+    try:
+        batch_shape = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(
+            f"Expected alternatives whose batch shapes broadcast, got "
+            f"{[tuple(shape) for shape in shapes]}."
+        ) from None
+    for branch in branches:
+        branch.low, branch.high = (
+            [bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds]
+            for bounds in (branch.low, branch.high)
+        )
+    kept: list[LinearEvidence] = []
+    for branch in branches:
+        if any(_lies_within(branch, other) for other in kept):
+            continue
+        kept = [other for other in kept if not _lies_within(other, branch)]
+        kept.append(branch)
+    return kept
+
+
+def _lies_within(inner: LinearEvidence, outer: LinearEvidence) -> bool:
+    """Whether the bounds of one branch imply those of another, row by row, in all the batch."""
+    both = inner.intersect(outer)
+    if both.matrix[0].shape != inner.matrix[0].shape:
+        return False  # the other one has rows of its own
+    return torch.equal(both.low[0], inner.low[0]) and torch.equal(both.high[0], inner.high[0])
+
+
+def _as_pieces(alternative: object) -> tuple[Evidence, ...]:
+    if not isinstance(alternative, Sequence) or isinstance(alternative, str) or not alternative:
+        raise ValueError(
+            f"Expected alternatives such as pyromix.Box(low, high), or non-empty sequences of "
+            f"them, got {alternative!r}."
+        )
+    return tuple(alternative)
+
+
+def _check_alternative(piece: object) -> None:
+    """Checks that overlaps with a piece can be counted."""
+    if isinstance(piece, Box | LinearInequality):
+        return
+    got = f"Expected alternatives made of Box and LinearInequality, got {type(piece).__name__}"
+    if isinstance(piece, AnyOf):
+        raise ValueError(f"{got}. Give its alternatives one by one.")
+    if isinstance(piece, Observed | LinearEquality):
+        raise ValueError(
+            f"{got}: what holds with probability zero has no share in a union with inequalities. "
+            f"Give it next to AnyOf, or build a mixture of laws yourself."
+        )
+    if isinstance(piece, GaussianPrior | LinearGaussian):
+        raise ValueError(
+            f"{got}: no point is in or out of it, so that overlaps cannot be counted once. Give "
+            f"it next to AnyOf."
+        )
+    raise ValueError(f"{got}.")
 
 
 def _offsets(known: LinearEvidence, b: Number, count: int) -> Tensor:

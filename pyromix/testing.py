@@ -344,7 +344,16 @@ def check_moments(case: Case) -> None:
 @_check(lambda case, d: case.smooth)  # noqa: ARG005
 def check_log_prob_gradients(case: Case) -> None:
     """Gradients of log_prob in the value and the parameters match finite differences."""
-    d, leaves = _differentiable(case.build())
+    original = case.build()
+    d, leaves = _differentiable(original)
+
+    def log_prob() -> Tensor:
+        """With the present parameters, also of a law that made a part of it when it was built."""
+        present = iter(leaves)
+        module = isinstance(d, nn.Module)
+        law: Any = d if module else _map_tensors(original, lambda _: next(present))
+        return law.log_prob(x).sum()
+
     x = d.sample(torch.Size((3,)))
     # Along random directions: a model may have a million parameters.
     directions = [torch.randn_like(t) for t in (x, *leaves)]
@@ -360,7 +369,7 @@ def check_log_prob_gradients(case: Case) -> None:
                     values.append(d.log_prob(x + h * v).sum())
                 else:
                     leaves[i - 1].add_(h * v)
-                    values.append(d.log_prob(x).sum())
+                    values.append(log_prob())
                     leaves[i - 1].sub_(h * v)
         expected = (8 * (values[0] - values[1]) - (values[2] - values[3])) / (12 * scale)
         got = (g * v).sum()
@@ -662,8 +671,15 @@ def _differentiable(d: Distribution) -> tuple[Any, list[Tensor]]:
         copied: Any = _map_tensors(d, require_grad)
     except UnknownArgumentsError:
         return d, []
-    # A law may say that it tracks no gradients in its parameters.
-    return copied, leaves if copied.log_prob(copied.sample()).requires_grad else []
+    # A law may say that it tracks no gradients in its parameters, or that they are not known.
+    log_prob = copied.log_prob(copied.sample()).sum()
+    if not leaves or not log_prob.requires_grad:
+        return copied, []
+    try:
+        torch.autograd.grad(log_prob, leaves, retain_graph=True, allow_unused=True)
+    except NotImplementedError:
+        return d, []
+    return copied, leaves
 
 
 def _cast(d: Distribution, dtype: torch.dtype) -> Distribution:

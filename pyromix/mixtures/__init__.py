@@ -7,6 +7,7 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "UnionOfConditioned",
     "fit_em",
 ]
 
@@ -16,3 +17,4 @@ from .em import fit_em
 from .learnable import GaussianMixture
 from .normal import MixtureOfNormals
 from .precision import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
+from .union import UnionOfConditioned

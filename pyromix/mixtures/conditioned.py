@@ -14,21 +14,28 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, constraints
+from torch.distributions import constraints
 from torch.types import _size
 
-from ..evidence import Evidence, LinearEvidence, collect
+from ..evidence import Evidence, LinearEvidence, collect_branches
 from ..support import box, half_space
 from ..validation import check_value
-from .density import LOG_2PI
 from .finite import FiniteMixture, stack_observed
+from .layout import choose
+from .linear import log_scale, observe, solve
 from .normal import MixtureOfNormals
-from .truncated import TruncatedNormals
+from .truncated import ConflictError, TruncatedNormals
+from .truncated.interval import log_interval_probability
+from .union import UnionOfConditioned, condition_on_branches
+from .unknown_gradient import without_gradient
 
 # Equations hold for values that miss them by no more than this share of their terms.
 EQUATION_TOLERANCE = 1e-5
 
 MAX_REDRAWS = 100
+
+# A row has no spread if it has less than this share of its length.
+ZERO = 1e-12
 
 
 class ConditionedMixture(TorchDistribution):
@@ -38,7 +45,26 @@ class ConditionedMixture(TorchDistribution):
     every inequality in the dtype that they are returned in. `log_prob` is the density with
     respect to Lebesgue measure on the coordinates that are free, and, with linear equations, to
     the surface measure on the plane that they leave; values that break the evidence have minus
-    infinity. Made by `GaussianMixture.condition`; gradients are not tracked.
+    infinity. Made by `GaussianMixture.condition`, for the parameters that the mixture has then:
+    later changes of them do not reach it.
+
+    `log_prob`, `log_evidence`, `mean` and `variance` are differentiable in the parameters of the
+    mixture and in the tensors of the evidence, as long as inequalities are a box on diagonal
+    components, or a single one. Under others, the gradient of log Z is not known: the backward
+    pass raises `NotImplementedError` if it meets parameters that require one; gradients in points
+    are always there. Observed values and equations enter `log_prob` through log Z alone: pass
+    points that are made of the same tensors. The graph of log Z is made at construction; condition
+    within `torch.no_grad()` if it is not wanted.
+
+    Args:
+        mixture: The mixture, of a batch shape that broadcasts with that of the evidence.
+        known: The evidence.
+        partly: Whether entries of the batch may contradict themselves, and have an evidence of
+            zero, as long as not all do.
+
+    Raises:
+        ValueError: If the evidence cannot hold, if its batch shape does not fit, or if all
+            coordinates are observed.
 
     Attributes:
         route: How components under inequalities are drawn and normalised, flattened over the
@@ -48,15 +74,12 @@ class ConditionedMixture(TorchDistribution):
     arg_constraints = {}  # noqa: RUF012
     has_rsample = False
 
-    @torch.no_grad()
-    def __init__(self, mixture: FiniteMixture, known: LinearEvidence) -> None:
-        if mixture.batch_shape:
-            raise NotImplementedError(
-                "Expected a mixture without batch. Evidence may be batched; condition the "
-                "mixtures of a batch one by one."
-            )
+    def __init__(
+        self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
+    ) -> None:
         make: Any = type(mixture)
-        tensors = [getattr(mixture, name).detach() for name in ("_logits", *mixture._tensors)]
+        # Copies: log Z is that of these values, whatever becomes of the mixture's.
+        tensors = [getattr(mixture, name).clone() for name in ("_logits", *mixture._tensors)]
         self._mixture: FiniteMixture = make(*tensors, validate_args=False)
         self._mixture._validate_args = mixture._validate_args
         self._known = known
@@ -66,18 +89,23 @@ class ConditionedMixture(TorchDistribution):
         if not self._free:
             raise ValueError("Expected coordinates that are not observed, got none.")
         self._value = self._stack(known)
-        parts = [self._value.shape[:-1], *(y.shape[:-1] for _, y, _ in known.gaussian)]
-        parts += [t.shape[:-1] for t in (*known.low, *known.high)]
         try:
-            batch_shape = torch.broadcast_shapes(*parts)
+            batch_shape = torch.broadcast_shapes(mixture.batch_shape, known.batch_shape)
         except RuntimeError:
             raise ValueError(
-                f"Expected evidence whose batch shapes broadcast, got {[tuple(p) for p in parts]}."
+                f"Expected evidence whose batch shape broadcasts with the mixture's, "
+                f"{tuple(mixture.batch_shape)}, got {tuple(known.batch_shape)}."
             ) from None
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
         self._validate_args = mixture._validate_args
         self._absorb()
-        self._truncate()
+        self._truncate(partly)
+        impossible = self._joint.logsumexp(-1).isneginf()
+        if bool(impossible.all() if partly else impossible.any()):
+            raise ConflictError(
+                f"Expected evidence that can hold, but {int(impossible.sum())} of "
+                f"{impossible.numel()} entries of its batch contradict themselves."
+            )
 
     @property
     def support(self) -> constraints.Constraint:
@@ -93,7 +121,7 @@ class ConditionedMixture(TorchDistribution):
         hard = known.observed or any(bool((noise == 0).all()) for *_, noise in known.gaussian)
         if not hard and not known.matrix:
             return constraints.real_vector
-        if not hard and not self.batch_shape:
+        if not hard and not known.batch_shape:
             matrix, low, high = (torch.cat(t) for t in (known.matrix, known.low, known.high))
             if bool(((matrix != 0).sum(-1) == 1).all()) and bool((matrix.sum(-1) == 1).all()):
                 bounds = []
@@ -150,26 +178,47 @@ class ConditionedMixture(TorchDistribution):
         Returns:
             Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
         """
-        posterior = self._joint.softmax(-1)
-        error = (posterior * self._error).square().sum(-1).sqrt()
-        return self._joint.logsumexp(-1).to(self._dtype), error.to(self._dtype)
+        log_normalizer, error = self.log_normalizer()
+        return log_normalizer.to(self._dtype), error.to(self._dtype)
+
+    def log_normalizer(self) -> tuple[Tensor, Tensor]:
+        """The same in float64, whatever the dtype of the mixture."""
+        possible = (self._joint > -math.inf).any(-1)
+        joint = torch.where(possible.unsqueeze(-1), self._joint, 0.0)  # no NaN in gradients
+        error = (joint.detach().softmax(-1) * self._error).square().sum(-1).sqrt()
+        return torch.where(possible, joint.logsumexp(-1), -math.inf), error
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws, shape (\*S, \*B, D)."""
-        shape = Size(sample_shape)
+        r"""Draws, shape (\*S, \*B, D).
+
+        Raises:
+            RuntimeError: If inequalities leave no room for numbers of the dtype.
+        """
         with torch.no_grad():
-            component = Categorical(logits=self._joint, validate_args=False).sample(shape)
-            entries = torch.arange(self.batch_shape.numel(), device=component.device)
-            offset = entries.reshape(self.batch_shape) * self._joint.shape[-1]
-            index = (component + offset).flatten()
-            entry = entries.reshape(self.batch_shape).expand(component.shape).flatten()
-            x = self._draw(index, entry)
-            for _ in range(MAX_REDRAWS):  # rounding may break what held before
-                broken = (~self._safely_inside(x, entry)).nonzero().flatten()
-                if len(broken) == 0:
-                    break
-                x[broken] = self._draw(index[broken], entry[broken])
-            return x.reshape(*component.shape, -1)
+            shape = Size((*sample_shape, *self.batch_shape))
+            entry = torch.arange(self.batch_shape.numel(), device=self._joint.device)
+            entry = entry.reshape(self.batch_shape).expand(shape).flatten()
+            return self.draw(entry).reshape(*shape, -1)
+
+    @torch.no_grad()
+    def draw(self, entry: Tensor) -> Tensor:
+        """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
+        k = self._joint.shape[-1]
+        index = choose(self._joint.reshape(-1, k), entry) + k * entry
+        x = self._draw(index, entry)
+        broken = torch.arange(len(x), device=x.device)
+        for _ in range(MAX_REDRAWS):  # rounding may break what held before
+            broken = broken[~self._safely_inside(x[broken], entry[broken])]
+            if len(broken) == 0:
+                return x
+            x[broken] = self._draw(index[broken], entry[broken])
+        raise RuntimeError(
+            f"Expected inequalities with room for numbers of {self._dtype}, but {len(broken)} of "
+            f"{len(x)} draws broke one in each of {MAX_REDRAWS} attempts, by rounding alone. "
+            + ("Use float64, or relax" if self._dtype == torch.float32 else "Relax")
+            + " the inequalities that lie close together. For equality use LinearEquality or "
+            "Observed."
+        )
 
     def _draw(self, index: Tensor, entry: Tensor) -> Tensor:
         """Draws of components, counted through the batch and K, at entries of the batch."""
@@ -179,11 +228,18 @@ class ConditionedMixture(TorchDistribution):
             loc = self._loc.reshape(-1, self._loc.shape[-1])[index]
             k = index % self._joint.shape[-1]
             if self._scale is not None:
-                x = loc + self._scale[k] * torch.randn_like(loc)
+                x = loc + self._of_component(self._scale, 1, entry, k) * torch.randn_like(loc)
             else:
                 noise = loc.new_empty(len(loc), self._factor.shape[-1], 1).normal_()
-                x = loc + (self._factor[k] @ noise).squeeze(-1)
+                x = loc + (self._of_component(self._factor, 2, entry, k) @ noise).squeeze(-1)
         return self._fill(x, entry)
+
+    def _of_component(self, spread: Tensor, tail: int, entry: Tensor, k: Tensor) -> Tensor:
+        """Selects scales or factors (*own, K, *T), whose batch expands to B: (n, *T)."""
+        own, shape = spread.shape[: spread.dim() - tail - 1], spread.shape[spread.dim() - tail :]
+        row = torch.arange(own.numel(), device=entry.device).reshape(own)
+        row = row.expand(self.batch_shape).flatten()[entry]
+        return spread.reshape(-1, *shape)[row * self._joint.shape[-1] + k]
 
     def _safely_inside(self, x: Tensor, entry: Tensor) -> Tensor:
         """Whether points hold every inequality, in whatever order its terms are added up."""
@@ -203,10 +259,24 @@ class ConditionedMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
+        log_prob = self.log_joint(value) - self.log_normalizer()[0]
+        known = self._known
+        fits = torch.ones_like(log_prob, dtype=torch.bool)
+        for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
+            rows = value @ matrix.to(self._dtype).mT
+            low, high = low.to(self._dtype), high.to(self._dtype)
+            fits &= ((rows >= low) & (rows <= high)).all(-1)
+        return torch.where(fits, log_prob, -math.inf).to(self._dtype)
+
+    def log_joint(self, value: Tensor) -> Tensor:
+        r"""Log p(x) q(x) of points, in float64, as if there were no inequalities.
+
+        Minus infinity for points that miss observed values or equations.
+        """
         value = check_value(self, value, like=self._mixture._loc)
         known, x = self._known, value.double()
-        log_prob = self._mixture.log_prob(value).double()
-        log_prob = log_prob - self._joint.logsumexp(-1) - self._log_plane
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        log_prob = (self._mixture.log_prob(value).double() - self._log_plane).expand(leading)
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for d, expected in known.observed.items():
             fits &= value[..., d] == expected.to(self._dtype)
@@ -218,12 +288,8 @@ class ConditionedMixture(TorchDistribution):
             else:
                 tril = torch.linalg.cholesky(noise)
                 z = torch.linalg.solve_triangular(tril, residual.unsqueeze(-1), upper=False)
-                log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-        for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
-            rows = value @ matrix.to(self._dtype).mT
-            low, high = low.to(self._dtype), high.to(self._dtype)
-            fits &= ((rows >= low) & (rows <= high)).all(-1)
-        return torch.where(fits, log_prob, -math.inf).to(self._dtype)
+                log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - log_scale(tril)
+        return torch.where(fits, log_prob, -math.inf)
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -255,7 +321,7 @@ class ConditionedMixture(TorchDistribution):
         if isinstance(law, MixtureOfNormals) and not self._known.gaussian:
             self._loc, self._joint, self._scale = loc, joint, law._scale.double()
             return
-        factor = torch.linalg.cholesky(law.component_covariance.double())  # (K, free, free)
+        factor = torch.linalg.cholesky(law.component_covariance.double())  # (*own, K, free, free)
         noisy = []
         exact: list[tuple[Tensor, Tensor]] = []
         for matrix, y, noise in self._known.gaussian:
@@ -267,33 +333,30 @@ class ConditionedMixture(TorchDistribution):
         # Equations first, all at once: they leave fewer directions to the rest.
         if exact:
             matrix = torch.cat([a for a, _ in exact])
-            loc, factor, gain = _solve(loc, factor, matrix, torch.cat([y for _, y in exact], -1))
+            loc, factor, gain = solve(loc, factor, matrix, torch.cat([y for _, y in exact], -1))
             joint = joint + gain
             self._log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
         for part in noisy:
-            loc, factor, gain = _observe(loc, factor, *part)
+            loc, factor, gain = observe(loc, factor, *part)
             joint = joint + gain
         self._loc, self._factor, self._joint = loc, factor, joint
 
-    def _truncate(self) -> None:
+    def _truncate(self, partly: bool) -> None:
         """Restricts the components to the inequalities."""
         self._truncated, self.route = None, None
         known, free = self._known, self._free
         if not known.matrix:
             return
-        matrix = torch.cat(known.matrix)
-        low, high = (
-            torch.cat([t.expand(*self.batch_shape, t.shape[-1]) for t in parts], -1)
-            for parts in (known.low, known.high)
-        )
+        matrix, low, high = known.inequalities(self.batch_shape)
         if self._given:
             shift = self._value @ matrix[:, self._given].mT
             low, high = low - shift, high - shift
         rows = matrix[:, free]
         kept = (rows != 0).any(-1)
-        bad = ((low > 0) | (high < 0))[..., ~kept]
-        if bool(bad.any()):
-            raise ValueError("Expected evidence that can hold, but observed values break it.")
+        broken = ((low > 0) | (high < 0))[..., ~kept].any(-1)
+        if bool(broken.all()) or bool(broken.any() and not partly):
+            raise ConflictError("Expected evidence that can hold, but observed values break it.")
+        self._joint = torch.where(broken.unsqueeze(-1), -math.inf, self._joint)
         rows, low, high = rows[kept], low[..., kept], high[..., kept]
         if len(rows) == 0:
             return
@@ -309,14 +372,51 @@ class ConditionedMixture(TorchDistribution):
             factor = self._factor.expand(*loc.shape, -1).to(self._dtype)
             law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds)
         self._truncated, self.route = law, law.route
-        self._joint = self._joint + law.log_normalizer.double()
         self._error = law.log_normalizer_error.double()
-        impossible = self._joint.logsumexp(-1).isneginf()
-        if bool(impossible.any()):
-            raise ValueError(
-                f"Expected evidence that can hold, but {int(impossible.sum())} of "
-                f"{impossible.numel()} entries of its batch contradict themselves."
+        log_normalizer = self._log_probability(rows, *bounds)
+        if log_normalizer is None:
+            depends_on = self._joint, self._loc, rows, low, high
+            spread = self._factor if self._scale is None else self._scale
+            known_joint = self._joint + law.log_normalizer.double()
+            self._joint = without_gradient(known_joint, *depends_on, spread)
+        else:
+            empty = law.log_normalizer.isneginf()
+            self._joint = self._joint + torch.where(empty, -math.inf, log_normalizer)
+
+    def _log_probability(self, rows: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
+        """Log-probabilities (*B, K) of inequalities, with a graph; None if there is no such form.
+
+        Args:
+            rows: Shape (p, free).
+            low: Shape (*B, K, p), in the dtype of draws.
+            high: Shape (*B, K, p).
+        """
+        low, high = low.double(), high.double()
+        if self._scale is not None and bool(((rows != 0).sum(-1) == 1).all()):
+            column = (rows != 0).int().argmax(-1)
+            entry = rows.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+            low, high = low / entry, high / entry
+            low, high = torch.where(entry < 0, high, low), torch.where(entry < 0, low, high)
+            unbounded = low.new_full((*low.shape[:-1], rows.shape[-1]), math.inf)
+            column = column.expand(low.shape)
+            low = (-unbounded).scatter_reduce(-1, column, low, "amax")
+            high = unbounded.scatter_reduce(-1, column, high, "amin")
+            loc, scale = self._loc, self._scale
+        elif len(rows) == 1:
+            loc = self._loc @ rows.mT  # (*B, K, 1)
+            seen = (
+                rows * self._scale if self._scale is not None else (rows @ self._factor)[..., 0, :]
             )
+            scale = seen.norm(dim=-1, keepdim=True)
+        else:
+            return None
+        if not bool((scale > ZERO * rows.norm(dim=-1).amax()).all()):
+            return None  # a row that equations fix
+        low, high = (
+            torch.where(t.isinf(), t, (torch.where(t.isinf(), 0.0, t) - loc) / scale)
+            for t in (low, high)
+        )
+        return log_interval_probability(low, high).sum(-1)
 
     def _fill(self, free: Tensor, entry: Tensor | None = None) -> Tensor:
         """Puts observed values back among the free coordinates, in the mixture's dtype."""
@@ -336,63 +436,15 @@ class ConditionedMixture(TorchDistribution):
         )
 
 
-def condition_on(mixture: FiniteMixture, evidence: Sequence[Evidence]) -> ConditionedMixture:
-    """The law of a mixture without batch, given evidence."""
-    known = collect(evidence, mixture.event_shape[0], mixture._loc.device)
-    return ConditionedMixture(mixture, known)
+def condition_on(
+    mixture: FiniteMixture, evidence: Sequence[Evidence]
+) -> "ConditionedMixture | UnionOfConditioned":
+    """The law of a mixture, given evidence; their batch shapes broadcast."""
 
+    def make(known: LinearEvidence, partly: bool) -> ConditionedMixture:
+        return ConditionedMixture(mixture, known, partly=partly)
 
-def _solve(
-    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normals N(loc, F F^T) given y = A x exactly.
-
-    Args:
-        loc: Means, shape (*B, K, D).
-        factor: Factors, shape (K, D, Q).
-        matrix: A, shape (m, D).
-        y: Shape (*B, m).
-
-    Returns:
-        Means and factors given y, of Q - m columns, and the log-density of y, shape (*B, K).
-    """
-    # The sources are rotated such that y determines the first m, and the rest are free.
-    seen = matrix @ factor  # (K, m, Q)
-    count = len(matrix)
-    q, r = torch.linalg.qr(seen.mT, mode="complete")  # (K, Q, Q), (K, Q, m)
-    tril = r[..., :count, :].mT
-    if count > seen.shape[-1] or bool(
-        (tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()
-    ):
-        raise ValueError(
-            "Expected equations that are independent of each other and of observed values."
-        )
-    rotated = factor @ q
-    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
-    z = torch.linalg.solve_triangular(tril, residual, upper=False)
-    log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-    return loc + (rotated[..., :count] @ z).squeeze(-1), rotated[..., count:], log_prob
-
-
-def _observe(
-    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same given y = A x + noise, of covariance (m, m); factors keep Q columns."""
-    seen = matrix @ factor  # (K, m, Q)
-    tril = torch.linalg.cholesky(seen @ seen.mT + noise)
-    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
-    z = torch.linalg.solve_triangular(tril, residual, upper=False)
-    log_prob = -0.5 * z.square().sum((-2, -1)) - _log_normalizer(tril)
-    gain = torch.linalg.solve_triangular(tril.mT, z, upper=True)
-    loc = loc + (factor @ (seen.mT @ gain)).squeeze(-1)
-    # In terms of the sources the posterior precision is I + G^T R^-1 G.
-    scaled = torch.linalg.solve_triangular(torch.linalg.cholesky(noise), seen, upper=False)
-    identity = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device)
-    inner = torch.linalg.cholesky(identity + scaled.mT @ scaled)
-    return loc, torch.linalg.solve_triangular(inner.mT, factor, upper=True, left=False), log_prob
-
-
-def _log_normalizer(tril: Tensor) -> Tensor:
-    """Log of sqrt(|2 pi L L^T|)."""
-    log_det = tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    return log_det + 0.5 * LOG_2PI * tril.shape[-1]
+    branches = collect_branches(evidence, mixture.event_shape[0], mixture._loc.device)
+    law: Any = condition_on_branches(make, branches, mixture._loc.dtype)
+    law._validate_args = mixture._validate_args
+    return law

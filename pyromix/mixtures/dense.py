@@ -148,22 +148,23 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         return -0.5 * (z.square().sum(-1) + LOG_2PI * z.shape[-1])
 
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
-        if self.batch_shape:
-            raise NotImplementedError(
-                "Missing entries under full covariances need a mixture without batch. Score the "
-                "mixtures of the batch one by one, or use diagonal or low-rank components."
-            )
-        points, seen = (t.reshape(-1, t.shape[-1]) for t in (value, observed))
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        points, seen = (t.expand(*leading, -1).reshape(-1, t.shape[-1]) for t in (value, observed))
+        entry = self._entries(leading)
         scores, order = [], []
         for kept, _, rows in by_pattern(seen):
+            # Every mixture of the batch is integrated once, however many points it has.
+            entries, position = entry[rows].unique(return_inverse=True)
+            law = self._at(entries)
             if kept:
-                marginal = self._marginal(kept)
-                scores.append(marginal._joint_log_prob(points[rows][:, kept]))
+                law = law._marginal(kept)._at(position)
+                part = law._joint_log_prob(points[rows][:, kept])
             else:
-                scores.append(self._logits.log_softmax(-1).expand(len(rows), -1))
+                part = law.logits.expand(len(entries), -1)[position]
+            scores.append(part)
             order.append(rows)
         result = torch.cat(scores)[torch.cat(order).argsort()]
-        return result.reshape(*value.shape[:-1], self.num_components)
+        return result.reshape(*leading, self.num_components)
 
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc = pick(self._loc, component, 1)

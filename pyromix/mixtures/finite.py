@@ -317,15 +317,15 @@ class FiniteMixture(TorchDistribution):
         self, given: list[int], free: list[int], value: Tensor, observed: Tensor
     ) -> "FiniteMixture":
         """The law of the free coordinates where some of the given ones are missing."""
-        if self.batch_shape:
-            raise NotImplementedError(
-                "Missing values among the observed ones need a mixture without batch."
-            )
-        points, leading = value.reshape(-1, len(given)), value.shape[:-1]
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        points, seen_in = (
+            t.expand(*leading, -1).reshape(-1, len(given)) for t in (value, observed)
+        )
+        entry = self._entries(leading)
         laws, order = [], []
-        for seen, _, rows in by_pattern(observed.reshape(points.shape)):
+        for seen, _, rows in by_pattern(seen_in):
             kept = [given[i] for i in seen]
-            law = self._marginal([*free, *kept])
+            law = self._at(entry[rows])._marginal([*free, *kept])
             count = len(free)
             if kept:
                 at = list(range(count, count + len(kept)))
@@ -356,6 +356,27 @@ class FiniteMixture(TorchDistribution):
         if bool(observed.all()):
             return self._joint_log_prob(value)
         return self._joint_log_prob_observed(value, observed)
+
+    def _entries(self, leading: Sequence[int]) -> Tensor:
+        """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
+        entry = torch.arange(self.batch_shape.numel(), device=self._loc.device)
+        return entry.reshape(self.batch_shape).expand(*leading).flatten()
+
+    def _at(self, entry: Tensor) -> "FiniteMixture":
+        """The mixtures at entries (n,) of the flattened batch; one for all where none differ."""
+        tensors = []
+        for name, tail in (("_logits", 1), *self._tensors.items()):
+            part = getattr(self, name)
+            own, shape = part.shape[: part.dim() - tail], part.shape[part.dim() - tail :]
+            if own.numel() == 1:
+                tensors.append(part.reshape(shape))
+                continue
+            row = torch.arange(own.numel(), device=entry.device).reshape(own)
+            row = row.expand(self.batch_shape).flatten()[entry]
+            tensors.append(part.reshape(own.numel(), *shape)[row])
+        make: Any = type(self)
+        law: FiniteMixture = make(*tensors, validate_args=False)
+        return law
 
     def _inherit(self, other: "FiniteMixture") -> "FiniteMixture":
         other._validate_args = self._validate_args

@@ -1,6 +1,6 @@
 """Batches of points and of components, arranged for matrix products."""
 
-__all__ = ["RowLayout", "check_weights_and_means", "pick"]
+__all__ = ["RowLayout", "check_weights_and_means", "choose", "pick"]
 
 import math
 from collections.abc import Sequence
@@ -66,6 +66,26 @@ def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
     index = component.reshape(*component.shape, *[1] * (tail + 1))
     parameter = parameter[(None,) * (index.dim() - parameter.dim())]
     return torch.take_along_dim(parameter, index, dim=-tail - 1).squeeze(-tail - 1)
+
+
+def choose(log_weight: Tensor, entry: Tensor) -> Tensor:
+    """Draws components (n,) at entries (n,) of a batch, of unnormalised log-weights (E, K).
+
+    Entries that are not asked for may have weights of zero throughout.
+    """
+    if len(entry) == 0:
+        return entry
+    counts = torch.bincount(entry, minlength=len(log_weight))
+    asked = (counts > 0).nonzero().squeeze(-1)
+    drawn = torch.multinomial(log_weight[asked].softmax(-1), int(counts.max()), replacement=True)
+    # The i-th point of an entry takes its i-th draw.
+    order = entry.argsort()
+    first = (counts.cumsum(0) - counts)[entry[order]]
+    row = torch.zeros_like(counts).index_put((asked,), torch.arange(len(asked)).to(asked))
+    result = torch.empty_like(entry)
+    position = torch.arange(len(entry), device=entry.device) - first
+    result[order] = drawn[row[entry[order]], position]
+    return result
 
 
 def check_weights_and_means(logits: object, loc: object) -> str:

@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from pyromix import GaussianMixture
 from pyromix.evidence import (
+    AnyOf,
     Box,
     GaussianPrior,
     LinearEquality,
@@ -17,6 +18,7 @@ from pyromix.evidence import (
     LinearInequality,
     Observed,
 )
+from pyromix.mixtures import ConditionedMixture
 from pyromix.mixtures.covariance import STRUCTURES
 
 every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
@@ -213,6 +215,19 @@ def test_far_constraints():
         assert (x >= (loc + 60 * scale).to(dtype)).all()
 
 
+@pytest.mark.parametrize("ulps", [1, 4])
+def test_slivers_thinner_than_the_numbers(ulps):
+    """A draw that breaks a constraint is never returned."""
+    low = torch.tensor(1.0, dtype=torch.float32)
+    high = low + ulps * torch.finfo(torch.float32).eps
+    a = torch.tensor([1.0, 1.0], dtype=torch.float32)
+    evidence = LinearInequality(a, -low), LinearInequality(-a, high)
+    with pytest.raises(RuntimeError, match="Use float64"):
+        build("diagonal").float().condition(*evidence).sample((100,))
+    x = build("diagonal").condition(*evidence).sample((100,))
+    assert ((x.sum(-1) >= low) & (x.sum(-1) <= high)).all()
+
+
 @pytest.mark.parametrize("name", ["box", "inequality", "prior"])
 def test_nuts_finds_the_same_law(name):
     law = build().condition(*PLANE[name]())
@@ -229,6 +244,89 @@ def test_support_without_a_bijection():
     law = build().condition(*PLANE["box and inequality"]())
     with pytest.raises(NotImplementedError, match="Draw with sample"):
         _ = law.support
+
+
+def stacked(covariance, batch, share_covariance=False):
+    """A batch of mixtures, and each of them by itself."""
+    singles = [build(covariance).distribution for _ in range(math.prod(batch))]
+    tensors = []
+    for name, tail in (("_logits", 1), *singles[0]._tensors.items()):
+        parts = [getattr(single, name) for single in singles]
+        if share_covariance and name not in ("_logits", "_loc"):
+            for single in singles:
+                setattr(single, name, parts[0])
+            tensors.append(parts[0])
+        else:
+            tensors.append(torch.stack(parts).reshape(*batch, *parts[0].shape[-tail:]))
+    return type(singles[0])(*tensors), singles
+
+
+BATCHED = {
+    **PLANE,
+    "observed": lambda: [Observed({1: torch.tensor([0.3, -0.7])})],
+    "equation": lambda: [LinearEquality(torch.tensor([3.0, -1.0]), torch.tensor([[0.7], [0.1]]))],
+    "boxes": lambda: [Box(torch.tensor([[-0.5, -1.0], [0.0, 0.0]]), 1.0)],
+    "observed and box": lambda: [Observed({0: torch.tensor([0.3, -0.7])}), Box(low=-1.0)],
+    "union": lambda: [AnyOf(Box(-0.5, 0.5), LinearInequality(torch.tensor([1.0, 2.0]), -1.0))],
+}
+
+
+@pytest.mark.parametrize("share_covariance", [False, True])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank_precision"])
+@pytest.mark.parametrize("name", BATCHED)
+def test_batches_of_mixtures_as_one_by_one(covariance, name, share_covariance):
+    mixture, singles = stacked(covariance, (3, 1), share_covariance)
+    law = mixture.condition(*BATCHED[name]())
+    size = 1 if name in PLANE or name == "union" else 2
+    assert law.batch_shape == (3, size)
+    draws, x = law.sample((400,)), torch.randn(400, 2)
+    if name.startswith(("observed", "equation")):
+        x = draws[:, 0, 0]
+    x = x.unsqueeze(1).expand(-1, size, -1)
+    (value, error), got = law.log_evidence(), law.log_prob(x.unsqueeze(1).expand(-1, 3, -1, -1))
+    closed = isinstance(law, ConditionedMixture) and law.route is None
+    for i, single in enumerate(singles):
+        one = single.expand((size,)).condition(*BATCHED[name]())
+        expected, spread = one.log_evidence()
+        # Two estimates of the same normalisers.
+        close = 4.5 * (error[i].square() + spread.square()).sqrt() + 1e-9
+        assert ((value[i] - expected).abs() < close).all()
+        density = one.log_prob(x)
+        assert torch.equal(got[:, i].isfinite(), density.isfinite())
+        assert ((got[:, i] - density).nan_to_num(0.0).abs() < close).all()
+        assert one.log_prob(draws[:, i]).isfinite().all()
+        others = one.sample((400,))
+        both = draws[:, i].var(0) + others.var(0)
+        difference = (draws[:, i].mean(0) - others.mean(0)).abs()
+        assert (difference <= 5 * (both / 400).sqrt() + 1e-12).all()
+        if closed:
+            torch.testing.assert_close(law.mean[i], one.mean)
+            torch.testing.assert_close(law.variance[i], one.variance)
+
+
+def test_later_changes_do_not_reach_the_law():
+    """Neither of parameters, nor of evidence: log Z would not fit them."""
+    model, low = build("diagonal"), torch.tensor([0.0, -1.0])
+    law = model.condition(Box(low, 2.0))
+    x = law.sample((50,))
+    expected = law.log_prob(x)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    low += 1
+    assert torch.equal(law.log_prob(x), expected)
+
+
+def test_mixture_density_network_given_evidence():
+    model = GaussianMixture(2, 3, context_dim=4).requires_grad_(False)
+    context = torch.randn(5, 4)
+    law = model.condition(context).condition(Box(low=0.0), Observed({1: torch.tensor(0.5)}))
+    assert law.batch_shape == (5,)
+    x = law.sample((100,))
+    assert (x >= 0).all()
+    assert law.log_prob(x).isfinite().all()
+    with pytest.raises(ValueError, match=r"mixture's, \(5,\), got \(3,\)"):
+        model.condition(context).condition(Observed({1: torch.zeros(3)}))
 
 
 def test_plain_mixtures_take_evidence_too():

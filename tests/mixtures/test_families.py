@@ -1,5 +1,6 @@
 """Mixtures of full-covariance and low-rank-precision normals, against dense arithmetic."""
 
+import itertools
 import math
 
 import pytest
@@ -139,6 +140,59 @@ def test_observed_log_prob(make):
         kept = seen.nonzero().flatten()
         expected.append(mixture.marginal(kept).log_prob(row[kept]) if len(kept) else row.sum() * 0)
     torch.testing.assert_close(got, torch.stack(expected))
+
+
+@families
+@pytest.mark.parametrize(
+    ("batch", "own", "leading"),
+    [
+        ((3,), (3,), (40, 3)),
+        ((3,), (), (40, 3)),
+        ((2, 3), (2, 1), (5, 2, 3)),
+        ((3, 1), (), (3, 9)),
+    ],
+)
+def test_observed_log_prob_of_a_batch(make, batch, own, leading):
+    """Row by row, each with its own mixture and pattern."""
+    mixture = make(batch, own=own)
+    x = torch.randn(*leading, 4)
+    observed = torch.rand(*leading, 4) < 0.6
+    observed.view(-1, 4)[:2] = torch.tensor([True, False]).unsqueeze(-1)
+    got = mixture.observed_log_prob(x.masked_fill(~observed, math.nan), observed)
+    logits, loc = (
+        t.expand(*leading, *t.shape[len(batch) :]) for t in (mixture.logits, mixture.loc)
+    )
+    covariance = mixture.covariance_matrix.expand(*leading, -1, -1, -1)
+    assert got.shape == leading
+    for index in itertools.product(*map(range, leading)):
+        kept = observed[index].nonzero().flatten()
+        expected = logits[index]
+        if len(kept):
+            law = MultivariateNormal(loc[index][:, kept], covariance[index][:, kept][:, :, kept])
+            expected = expected + law.log_prob(x[index][kept])
+        torch.testing.assert_close(got[index], expected.logsumexp(-1))
+
+
+@families
+@pytest.mark.parametrize("own", [(), (3,)])
+def test_values_missing_after_all_in_a_batch(make, own):
+    """As for each mixture of the batch by itself."""
+    mixture = make((3,), own=own)
+    value = torch.randn(7, 3, 2)
+    value[torch.rand(7, 3, 2) < 0.4] = math.nan
+    value[0, 0] = math.nan
+    law = mixture._conditioned({3: value[..., 0], 1: value[..., 1]}, missing=True)
+    assert law.batch_shape == (7, 3)
+    x = torch.randn(5, 7, 3, 2)
+    got = law.log_prob(x)
+    for i in range(3):
+        tensors = [
+            getattr(mixture, n).expand(3, *getattr(mixture, n).shape[-tail:])[i]
+            for n, tail in (("_logits", 1), *mixture._tensors.items())
+        ]
+        one = type(mixture)(*tensors)
+        expected = one._conditioned({3: value[:, i, 0], 1: value[:, i, 1]}, missing=True)
+        torch.testing.assert_close(got[:, :, i], expected.log_prob(x[:, :, i]))
 
 
 @families

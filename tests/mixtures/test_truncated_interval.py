@@ -53,6 +53,23 @@ def test_log_probability(low, high):
     assert abs(got - expected) <= 1e-14 + 4e-16 * abs(expected)
 
 
+@pytest.mark.parametrize(("low", "high"), INTERVALS)
+def test_gradient_of_log_probability(low, high):
+    ends = [torch.tensor([end], requires_grad=True) for end in (low, high)]
+    got = torch.autograd.grad(log_interval_probability(*ends).sum(), ends)
+    for slope, end, sign in zip(got, (low, high), (-1, 1), strict=True):
+        expected = sign * mpmath.npdf(end) / probability(low, high) if math.isfinite(end) else 0
+        # Two logarithms of the size of half the end's square are subtracted.
+        assert abs(slope.item() - expected) <= (1e-12 + 1e-15 * min(end**2, 1e9)) * abs(expected)
+
+
+def test_gradient_of_the_log_probability_of_nothing():
+    low = torch.tensor([1.0, 2.0, math.inf], requires_grad=True)
+    high = torch.tensor([1.0, 1.0, math.inf], requires_grad=True)
+    got = torch.autograd.grad(log_interval_probability(low, high).sum(), (low, high))
+    assert all(torch.equal(slope, torch.zeros(3)) for slope in got)
+
+
 def test_log_probability_of_nothing():
     low = torch.tensor([1.0, 2.0, 60.0])
     assert (log_interval_probability(low, torch.tensor([1.0, 1.0, 60.0])) == -math.inf).all()

@@ -2,6 +2,8 @@
 
 __all__ = ["ConflictError", "feasible_point"]
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,14 +21,20 @@ class ConflictError(ValueError):
     """Constraints that leave no room.
 
     Attributes:
-        rows: The inequalities that conflict.
+        rows: The inequalities that conflict, as far as they are known.
         planes: The equalities that take part.
         depth: By how much they conflict (negative), or zero if only an interior is missing.
     """
 
-    def __init__(self, rows: list[int], planes: list[int], depth: float, message: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        rows: Sequence[int] = (),
+        planes: Sequence[int] = (),
+        depth: float = 0.0,
+    ) -> None:
         super().__init__(message)
-        self.rows, self.planes, self.depth = rows, planes, depth
+        self.rows, self.planes, self.depth = list(rows), list(planes), depth
 
 
 def feasible_point(
@@ -128,13 +136,13 @@ def feasible_point(
             what += f" and rows {planes} of the equalities"
         verb = "contradict each other" if depth < -TOLERANCE else "leave no interior"
         raise ConflictError(
-            conflict,
-            planes,
-            min(depth, 0.0),
             f"Expected constraints that leave room, but {what} {verb} "
             f"(low {low[conflict].tolist()}, high {high[conflict].tolist()}; they would have to "
             f"give way by more than {max(-depth, 0.0):.3g} standardised units). Relax one of "
             f"them; for an exact equality, condition on it instead of giving two equal bounds.",
+            conflict,
+            planes,
+            min(depth, 0.0),
         )
     return torch.as_tensor(result.x[:-1], device=matrix.device)
 
@@ -148,12 +156,11 @@ def _check_constant_rows(
     if broken.any():
         rows = np.flatnonzero(broken).tolist()
         raise ConflictError(
-            rows,
-            [],
-            -1.0,
             f"Expected constraints that leave room, but rows {rows} of the inequalities "
             f"contradict the equalities, which fix them at {value[rows].tolist()} (low "
             f"{low[rows].tolist()}, high {high[rows].tolist()}). Relax one of them.",
+            rows,
+            depth=-1.0,
         )
 
 

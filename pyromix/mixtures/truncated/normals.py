@@ -203,8 +203,8 @@ class TruncatedNormals:
             Tensor of shape (n, D). Every draw meets every constraint in its own dtype.
 
         Raises:
-            ValueError: For an index out of range or of a component that no point belongs to, and
-                if the polytope is too thin for the dtype.
+            ValueError: For an index out of range or of a component that no point belongs to.
+            RuntimeError: If the polytope is too thin for the dtype.
         """
         num = len(self._loc)
         if not isinstance(index, Tensor) or index.dim() != 1 or index.is_floating_point():
@@ -246,7 +246,7 @@ class TruncatedNormals:
             pending = torch.cat(left) if left else pending
             if not len(pending):
                 return result
-        raise ValueError(
+        raise RuntimeError(
             f"Expected a polytope with room for numbers of {self._dtype}, but {len(pending)} of "
             f"{len(index)} draws have no such neighbour inside. "
             + ("Use float64." if self._dtype == torch.float32 else "Relax a constraint.")
@@ -339,7 +339,7 @@ class TruncatedNormals:
                 for k, route in zip(members.tolist(), group.routes, strict=True):
                     routes[k] = route
         if bool(self._empty.all()):
-            raise ValueError(self._explain(problem, conflict))
+            raise ConflictError(self._explain(problem, conflict))
         for k in self._empty.nonzero().squeeze(-1).tolist():
             routes[k] = "empty"
         log_normalizer = torch.where(self._empty, -math.inf, log_normalizer)
