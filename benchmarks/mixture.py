@@ -324,6 +324,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of all libraries")
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    available(make_law("diagonal", 2, 2))  # imports all: limits are for pools that are there
     torch.set_num_threads(arguments.threads)
     threadpool_limits(arguments.threads)
     Distribution.set_default_validate_args(False)  # importing zuko does this for good
