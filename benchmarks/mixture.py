@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 from peers import (
+    BUDGET,
     DENSITY,
     DENSITY_GRADIENT,
     PEERS,
@@ -69,8 +70,7 @@ MEMORY_SIZES: dict[str, list[Size]] = {
 QUICK_MEMORY_SIZES: dict[str, list[Size]] = {"diagonal": [(512, 784, 128)]}
 
 TOLERANCE = 1e-5  # of a log-density, |a - b| / max(1, |b|), and of a gradient, by its norm
-BUDGET = 2**32  # bytes of the largest intermediate; a backward pass holds several
-CHUNK_NUMBERS = 2**20  # in the largest intermediate of a chunk
+CHUNK_NUMBERS = 2**20  # that an operation on a chunk works on: they fit the cache
 TIMED_CHUNKS = 16  # of those that all points make; the others take as long
 
 
@@ -81,7 +81,7 @@ class Job(NamedTuple):
     factor: float
     """By how much the whole takes longer than what is run."""
     chunk: int | None
-    """Number of points in a chunk, if all together do not fit."""
+    """Number of points in a chunk, if not all are given at once."""
 
 
 def whole(peer: Peer, task: str, x: Tensor) -> Callable[[], None]:
@@ -115,9 +115,9 @@ def fits(peer: Peer, task: str, n: int) -> bool:
 
 
 def make_job(peer: Peer, task: str, x: Tensor) -> Job:
-    if fits(peer, task, len(x)):
+    if len(x) <= peer.most_points(task):
         return Job(whole(peer, task, x), 1.0, None)
-    chunk = max(1, CHUNK_NUMBERS // peer.intermediate(task, 1))
+    chunk = max(1, CHUNK_NUMBERS // peer.per_operation(task))
     timed = x[: chunk * TIMED_CHUNKS]
     runs = [whole(peer, task, part) for part in timed.split(chunk)]
 
@@ -215,20 +215,20 @@ def print_block(title: str, cells: dict[str, dict[str, str]]) -> None:
     sys.stdout.flush()
 
 
+@torch.no_grad()
 def check_samples(covariance: str) -> None:
     """Says which libraries' draws have another mean or variance than the mixture."""
     n = 50_000
     law = make_law(covariance, 2, 16)
     truth = PEERS["pyromix"](law).prepared
-    expected_mean, expected_variance = truth.mean.detach(), truth.variance.detach()
     for name, peer in available(law).items():
         x = torch.as_tensor(peer.sample(n)).double()
-        mean = (x.mean(0) - expected_mean) / (expected_variance / n).sqrt()
-        square = (x - expected_mean).square()
-        variance = (square.mean(0) - expected_variance) / (square.var(0) / n).sqrt()
+        mean = (x.mean(0) - truth.mean) / (truth.variance / n).sqrt()
+        square = (x - truth.mean).square()
+        variance = (square.mean(0) - truth.variance) / (square.var(0) / n).sqrt()
         worst = float(torch.cat([mean, variance]).abs().max())
         if worst > 6:
-            ratio = float((square.mean(0) / expected_variance).mean())
+            ratio = float((square.mean(0) / truth.variance).mean())
             print(
                 f"  {name} draws from another law: its mean or variance is {worst:.0f} standard "
                 f"errors off, and the variance {ratio:.2f} of what it should be"
@@ -335,7 +335,8 @@ def main() -> None:
         return
     quick = arguments.quick
     print(f"PyTorch {torch.__version__}, {arguments.threads} threads")
-    print("~ [n]: does not fit in one piece; in chunks of n points, of which some were timed")
+    print("~ [n]: in chunks of n points, of which some were timed, as all at once do not fit")
+    print("(pomegranate's density would: it is faster so)")
     print("NaN: not all of the gradient is finite")
     print(
         "pomegranate has gradients in the points alone; normflows none in the weights by samples"

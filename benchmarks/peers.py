@@ -23,6 +23,7 @@ from pyromix import MixtureOfMultivariateNormals, MixtureOfNormals
 
 DENSITY, DENSITY_GRADIENT = "log_prob", "log_prob + gradient"
 SAMPLE, SAMPLE_GRADIENT = "sample", "sample + gradient"
+BUDGET = 2**32  # bytes of the largest intermediate; a backward pass holds several
 TASKS = (DENSITY, DENSITY_GRADIENT, SAMPLE, SAMPLE_GRADIENT)
 
 
@@ -102,6 +103,14 @@ class Peer:
         """Numbers in the largest tensor on the way: of points, components and dimensions."""
         k, dim = self.law.size
         return n * k * dim
+
+    def per_operation(self, task: str) -> int:
+        """Numbers for every point that one operation works on."""
+        return self.intermediate(task, 1)
+
+    def most_points(self, task: str) -> int:
+        """The number of points up to which it gets all at once."""
+        return BUDGET // (4 * self.intermediate(task, 1))
 
 
 class Pyromix(Peer):
@@ -262,6 +271,13 @@ class Pomegranate(Peer):
     def intermediate(self, task: str, n: int) -> int:
         k, dim = self.law.size
         return n * dim * (1 if task == DENSITY else k)
+
+    def per_operation(self, task: str) -> int:  # noqa: ARG002
+        return self.law.size[1]  # components come one after the other
+
+    def most_points(self, task: str) -> int:
+        # Ten times as slow where every component takes some 100 MiB from the system.
+        return min(super().most_points(task), 2**24 // self.law.size[1])
 
 
 class Sklearn(Peer):
