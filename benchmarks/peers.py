@@ -276,7 +276,7 @@ class Pomegranate(Peer):
         return self.law.size[1]  # components come one after the other
 
     def most_points(self, task: str) -> int:
-        # Ten times as slow where every component takes some 100 MiB from the system.
+        # Several times as slow where every component takes some 100 MiB from the system.
         return min(super().most_points(task), 2**24 // self.law.size[1])
 
 
