@@ -51,7 +51,8 @@ autodoc_default_options = {
             "object",
         ]
     ),
-    "exclude-members": "add_to",  # how evidence is collected, not for users
+    # What parts of the library ask of each other.
+    "exclude-members": "add_to, draw, log_joint, log_normalizer",
 }
 napoleon_use_rtype = False
 

@@ -81,17 +81,40 @@ def test_density_of_many_points(make, dtype):
 
 
 @families
-def test_blocks_do_not_show(make, monkeypatch):
+@pytest.mark.parametrize("kept", [0, 2**24])
+def test_blocks_do_not_show(make, kept, monkeypatch):
     mixture = make()
-    for name in ("_logits", *mixture._tensors):
-        getattr(mixture, name).requires_grad_()
+    tensors = [getattr(mixture, name) for name in ("_logits", *mixture._tensors)]
+    leaves = [t.requires_grad_() for t in tensors if t.numel()]
     x = torch.randn(50, 4)
-    leaves = [t for t in (getattr(mixture, n) for n in ("_logits", "_loc")) if t.is_leaf]
     whole = torch.autograd.grad(mixture.log_prob(x).sum(), leaves)
     monkeypatch.setattr("pyromix.mixtures.dense.BLOCK_NUMBERS", 100)
+    monkeypatch.setattr("pyromix.mixtures.dense.KEPT_NUMBERS", kept)
     parts = torch.autograd.grad(mixture.log_prob(x).sum(), leaves)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e6])
+def test_inverse_factors_are_as_good_as_solving(condition, monkeypatch):
+    """Density and gradients of nearly singular covariances, where there are many points."""
+    k, dim, n = 5, 32, 2000
+    basis = torch.linalg.qr(torch.randn(k, dim, dim)).Q
+    variance = torch.logspace(0, -math.log10(condition), dim)
+    tril = torch.linalg.cholesky(basis * variance.unsqueeze(-2) @ basis.mT)
+    parameters = [t.float() for t in (torch.randn(k), torch.randn(k, dim), tril)]
+    x = MixtureOfMultivariateNormals(*parameters).sample((n,))
+
+    def outcome(dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, *parameters)]
+        log_prob = MixtureOfMultivariateNormals(*leaves[1:]).log_prob(leaves[0])
+        return [log_prob.detach(), *torch.autograd.grad(log_prob.sum(), leaves)]
+
+    by_products = outcome(torch.float32)
+    monkeypatch.setattr("pyromix.mixtures.dense.POINTS_PER_DIM", math.inf)
+    by_solving, exact = outcome(torch.float32), outcome(torch.float64)
+    for product, solution, truth in zip(by_products, by_solving, exact, strict=True):
+        assert (product - truth).norm() < 3 * (solution - truth).norm() + 1e-6 * truth.norm()
 
 
 @families
