@@ -1,9 +1,14 @@
 """float64 by default, and a fresh state of everything global for every test."""
 
+import signal
+
 import pyro
 import pytest
 import torch
 from torch.distributions import Distribution
+
+# In the background, or under nohup, interrupts are ignored; tests of them send some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -15,6 +15,7 @@ from ..registry import register
 from ..validation import check_tensor, is_traced
 from .density import DIRECT_SIZE, LOG_2PI, component_log_prob, unit_roundoff
 from .finite import FiniteMixture, by_pattern
+from .implicit_correlated import reparameterize_full
 from .layout import (
     RowLayout,
     check_weight_and_mean_values,
@@ -46,8 +47,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
               \qquad w = \operatorname{softmax}(\text{logits})
 
     `log_prob` costs O(N K D^2); with a covariance that all components share, O(N D^2 + N K D).
-    Draws have no pathwise gradients (``has_rsample`` is False): use `rsample_weighted`, or
-    `sample` and the score function.
+    `rsample` has exact pathwise gradients, at a cost of O(N K D^2) in the backward pass.
 
     Args:
         logits: Unnormalised log-weights, shape (\*B, K). Minus infinity removes a component.
@@ -75,7 +75,6 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         "loc": constraints.independent(constraints.real, 2),
         "scale_tril": constraints.independent(constraints.lower_cholesky, 1),
     }
-    has_rsample = False
     _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_scale_tril": 3}
 
     def __init__(
@@ -206,6 +205,10 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         parts = rows[order].split(counts)
         scaled = [z @ tril.mT for z, tril in zip(parts, self._tril, strict=True)]
         return loc + torch.cat(scaled)[order.argsort()].reshape(loc.shape)
+
+    def _reparameterize(self, x: Tensor) -> Tensor:
+        batch_dim = len(self.batch_shape)
+        return reparameterize_full(x, batch_dim, self._logits, self._loc, self._scale_tril)
 
     def _marginal(self, kept: list[int]) -> "MixtureOfMultivariateNormals":
         tril = cholesky_of_rows(self._tril[..., kept, :])

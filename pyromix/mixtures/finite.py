@@ -35,6 +35,7 @@ class FiniteMixture(TorchDistribution):
     """
 
     support = constraints.real_vector
+    has_rsample = True
     # The tensors of the components; their batch shapes broadcast with each other's.
     # With the number of dimensions that follow the batch.
     _tensors: ClassVar[dict[str, int]]
@@ -62,6 +63,10 @@ class FiniteMixture(TorchDistribution):
         Returns:
             Tensor of shape (*S, *B, D).
         """
+
+    @abstractmethod
+    def _reparameterize(self, x: Tensor) -> Tensor:
+        """Draws (*S, *B, D) of the mixture with pathwise gradients, from draws without a graph."""
 
     @property
     def _num_noise(self) -> int:
@@ -173,6 +178,15 @@ class FiniteMixture(TorchDistribution):
             )  # (*S, *B)
             noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
             return self._draw(component, noise)
+
+    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws from the mixture with exact pathwise gradients; shape (\*S, \*B, D).
+
+        They are found by implicit differentiation, once: not twice. Their variance grows with
+        the separation of the components, as every pathwise gradient's of a mixture; see
+        `rsample_weighted`.
+        """
+        return self._reparameterize(self.sample(sample_shape))
 
     def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
         r"""Draws with weights, and gradients that are exact however far components lie apart.

@@ -20,7 +20,7 @@ for the incoming gradient g, and every parameter's gradient follows from v and A
 are O(N K D), and no D x D matrix is formed.
 """
 
-__all__ = ["reparameterize"]
+__all__ = ["mass_from_nearer_end", "reparameterize"]
 
 import math
 from typing import Any
@@ -104,7 +104,7 @@ def _backward_block(
         log_prob = _log_prob(z, inverse_scale)
         before = torch.cat([torch.zeros_like(log_prob[:1]), log_prob[:-1]]).cumsum(0)
         weights = (log_prefix.pop() + before).softmax(-1)  # r_dk
-        mass = _mass_from_nearer_end(z, weights)
+        mass = mass_from_nearer_end(z, weights)
         slope = weights * log_prob.exp() / math.sqrt(2 * math.pi)  # -dF_d/dm_kd, direct part
         excess = weights * (mass - (weights * mass).sum(-1, keepdim=True))  # q_dk
         rate = z * inverse_scale
@@ -144,13 +144,19 @@ def _log_prob(z: Tensor, inverse_scale: Tensor) -> Tensor:
     return inverse_scale.log() - 0.5 * z.square()
 
 
-def _mass_from_nearer_end(z: Tensor, weights: Tensor) -> Tensor:
+def mass_from_nearer_end(z: Tensor, weights: Tensor, components: int = -1) -> Tensor:
     """Phi(z), less one where most of the mixture's mass lies below the sample.
 
     Only differences between components matter, and in the upper tail they cancel unless the
     small upper masses are computed themselves.
+
+    Args:
+        z: Standardised samples.
+        weights: Weights of the components, of the same shape.
+        components: The dimension along which components lie.
     """
     tail = 0.5 * torch.erfc(z.abs() * math.sqrt(0.5))
     lower = torch.where(z < 0, tail, 1 - tail)
     negative_upper = torch.where(z < 0, tail - 1, -tail)
-    return torch.where((weights * lower).sum(-1, keepdim=True) > 0.5, negative_upper, lower)
+    above = (weights * lower).sum(components, keepdim=True) > 0.5
+    return torch.where(above, negative_upper, lower)

@@ -102,7 +102,7 @@ class GaussianMixture(DistributionModule):
         for name, shape in self.structure.shapes.items():
             noise = 0.1 * torch.randn(shape) if name == "raw_factor" else torch.zeros(shape)
             self.register_parameter(name, nn.Parameter(noise))
-        self.has_rsample = covariance in ("diagonal", "spherical", "shared")
+        self.has_rsample = True
         self.network: Any = None
         if context_dim:
             sizes = [p.numel() for p in self._parameters_of_law().values()]
@@ -166,11 +166,7 @@ class GaussianMixture(DistributionModule):
         return self.distribution.sample(sample_shape)
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with exact pathwise gradients, shape (\*S, D); see `MixtureOfNormals`.
-
-        Raises:
-            NotImplementedError: For covariances other than diagonal, spherical and shared.
-        """
+        r"""Draws with exact pathwise gradients, shape (\*S, D); see `MixtureOfNormals`."""
         return self.distribution.rsample(sample_shape)
 
     def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:

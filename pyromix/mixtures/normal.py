@@ -68,7 +68,6 @@ class MixtureOfNormals(FiniteMixture):
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
     }
-    has_rsample = True
     _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_scale": 2}
 
     def __init__(
@@ -98,10 +97,6 @@ class MixtureOfNormals(FiniteMixture):
     def component_covariance(self) -> Tensor:
         r"""Covariances with no more batch dimensions than the scales have: (\*, K, D, D)."""
         return torch.diag_embed(self._scale.square())
-
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws from the mixture with pathwise gradients; shape (\*S, \*B, D)."""
-        return reparameterize(self.sample(sample_shape), self._logits, self._loc, self._scale)
 
     def rsample_straight_through(
         self, sample_shape: _size = Size(), temperature: float = 0.5
@@ -179,6 +174,9 @@ class MixtureOfNormals(FiniteMixture):
 
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         return pick(self._loc, component, 1) + pick(self._scale, component, 1) * noise
+
+    def _reparameterize(self, x: Tensor) -> Tensor:
+        return reparameterize(x, self._logits, self._loc, self._scale)
 
     def _marginal(self, kept: list[int]) -> "MixtureOfNormals":
         return self._restrict(self._logits, kept)
