@@ -47,6 +47,7 @@ LEAST_ROWS = 256
 # of float64's sixteen digits are lost.
 NEAR = 1e5
 WELL_CONDITIONED = 1e6
+INVERTIBLE = 1e4  # if the factor's square is inverted
 
 # Triangles are worked on in at most so many column blocks, of at least so many columns.
 MOST_PARTS = 4
@@ -363,6 +364,10 @@ def _general(
     law: FiniteMixture, x: Tensor, reference: Tensor, structure: CovarianceStructure
 ) -> Statistics:
     """Statistics whatever the data: missing entries have the moments that are expected of them."""
+    if structure.full_moments and bool(x.isnan().any()):
+        precision = _precision(law)
+        if precision is not None:
+            return _with_gaps(law, precision, x, reference, structure)
     scores = joint_log_prob(law, x)
     log_prob = log_sum_exp(scores)
     responsibility = (scores - log_prob.unsqueeze(-1)).exp()  # (N, K)
@@ -408,6 +413,65 @@ def _matrix_moments(
     return first, second
 
 
+def _precision(law: FiniteMixture) -> Tensor | None:
+    """Precision matrices of the components, (K, D, D), or None if they lose too many digits."""
+    tril = torch.linalg.cholesky(law.component_covariance)
+    inverse = _inverse(tril)
+    if not _is_well_conditioned(tril, inverse, INVERTIBLE):
+        return None
+    return inverse.mT @ inverse
+
+
+def _with_gaps(
+    law: FiniteMixture,
+    precision: Tensor,
+    x: Tensor,
+    reference: Tensor,
+    structure: CovarianceStructure,
+) -> Statistics:
+    r"""Statistics of points with missing entries, row by row in batches.
+
+    With the precision matrix P, the missing entries have covariance :math:`C = P_{mm}^{-1}` and
+    mean :math:`m_m - C g`, where :math:`g = P_{mo} (x_o - m_o)`. In place of the observed
+    entries' density stands that of the completed point times :math:`|2 \pi C|^{1/2}`.
+    """
+    k, dim = reference.shape
+    log_prob, weight = x.new_zeros(()), x.new_zeros(k)
+    first, second = x.new_zeros(k, dim), x.new_zeros(k, dim, dim)
+    half_log_det = 0.5 * torch.linalg.slogdet(precision).logabsdet
+    gaps = x.isnan()
+    count = gaps.sum(-1)
+    for missing in count.unique().tolist():  # rows with as many gaps, wherever those are
+        rows = (count == missing).nonzero().flatten()
+        numbers = CACHED_NUMBERS if x.device.type == "cpu" else BLOCK_NUMBERS
+        for part in rows.split(max(1, numbers // (k * max(dim, missing**2)))):
+            at = gaps[part].nonzero()[:, 1].reshape(len(part), missing)
+            difference = (x[part] - law.loc.unsqueeze(1)).nan_to_num(0.0)  # (K, n, D)
+            pull = difference @ precision
+            scores = (half_log_det - 0.5 * LOG_2PI * (dim - missing)).unsqueeze(-1)
+            scores = scores - 0.5 * (pull * difference).sum(-1)
+            index = at.expand(k, -1, -1)
+            pull = pull.gather(-1, index).unsqueeze(-1)  # g
+            inner = precision[:, at.unsqueeze(-1), at.unsqueeze(-2)]  # (K, n, missing, missing)
+            tril = torch.linalg.cholesky(inner)
+            half = torch.linalg.solve_triangular(tril, pull, upper=False).squeeze(-1)
+            scores = scores + 0.5 * half.square().sum(-1)
+            scores = scores - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            scores = scores + law.logits.unsqueeze(-1)
+            log_prob = log_prob + _normalize(scores)
+            weight += scores.sum(1)
+            covariance = torch.cholesky_inverse(tril)
+            difference.scatter_(-1, index, -(covariance @ pull).squeeze(-1))
+            difference += (law.loc - reference).unsqueeze(1)
+            weighted = scores.unsqueeze(-1) * difference
+            first += weighted.sum(1)
+            second.baddbmm_(weighted.mT, difference)
+            flat = (at.unsqueeze(-1) * dim + at.unsqueeze(-2)).flatten()
+            spread = (scores[..., None, None] * covariance).flatten(1)
+            second.view(k, -1).index_add_(1, flat, spread)
+    return Statistics(log_prob, weight, first, structure.pool(second), reference)
+
+
 def _normalize(scores: Tensor) -> Tensor:
     """Turns scores (K, n) into responsibilities, in place.
 
@@ -441,6 +505,6 @@ def _is_near(whitened: Tensor) -> bool:
     return bool(whitened.square().sum(-1).max() <= NEAR)
 
 
-def _is_well_conditioned(tril: Tensor, inverse: Tensor) -> bool:
+def _is_well_conditioned(tril: Tensor, inverse: Tensor, limit: float = WELL_CONDITIONED) -> bool:
     size = torch.linalg.matrix_norm(tril) * torch.linalg.matrix_norm(inverse)
-    return bool(size.max() <= WELL_CONDITIONED)
+    return bool(size.max() <= limit)

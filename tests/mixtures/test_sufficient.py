@@ -94,6 +94,20 @@ def test_statistics(covariance, gaps, far):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, far) ** 2)
 
 
+@pytest.mark.parametrize("covariance", ["tied", "full", "low_rank_precision"])
+@pytest.mark.parametrize("invertible", [0.0, math.inf])
+def test_gaps_by_pattern_and_by_row(covariance, invertible, monkeypatch):
+    monkeypatch.setattr(sufficient, "INVERTIBLE", invertible)
+    monkeypatch.setattr(sufficient, "CACHED_NUMBERS", 2**10)  # several blocks
+    model = make(covariance)
+    x = draws(model, n=60, gaps=True)
+    x[0], x[1] = math.nan, torch.randn(5)
+    statistics = Expectation(model.structure, x).around(model.distribution, model.loc + 1.0)
+    got = around_the_origin(statistics, model.structure)
+    for a, b in zip(got, reference(model, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @every_covariance
 def test_products_are_taken_near_the_origin_only(covariance):
     for far, expected in ((0.0, True), (1e4, False)):
