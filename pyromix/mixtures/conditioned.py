@@ -41,20 +41,22 @@ ZERO = 1e-12
 class ConditionedMixture(TorchDistribution):
     r"""The law of all coordinates of a mixture, given evidence: :math:`p(x) q(x) / Z`.
 
-    It is exact, in draws and density. Draws keep observed coordinates at their values, and meet
+    It is exact, in draws and density, or, where `route` says ``"hamiltonian"``, has draws of a
+    Markov chain and an estimate of Z. Draws keep observed coordinates at their values, and meet
     every inequality in the dtype that they are returned in. `log_prob` is the density with
     respect to Lebesgue measure on the coordinates that are free, and, with linear equations, to
     the surface measure on the plane that they leave; values that break the evidence have minus
     infinity. Made by `GaussianMixture.condition`, for the parameters that the mixture has then:
     later changes of them do not reach it.
 
-    `log_prob`, `log_evidence`, `mean` and `variance` are differentiable in the parameters of the
-    mixture and in the tensors of the evidence, as long as inequalities are a box on diagonal
-    components, or a single one. Under others, the gradient of log Z is not known: the backward
-    pass raises `NotImplementedError` if it meets parameters that require one; gradients in points
-    are always there. Observed values and equations enter `log_prob` through log Z alone: pass
-    points that are made of the same tensors. The graph of log Z is made at construction; condition
-    within `torch.no_grad()` if it is not wanted.
+    `log_prob` and `log_evidence` are differentiable in the parameters of the mixture and in the
+    tensors of the evidence, as long as inequalities are a box on diagonal components, or a single
+    one; so are `mean` and `variance`, which there are without inequalities only. Under others, the
+    gradient of log Z is not known: the backward pass raises `NotImplementedError` if it meets
+    parameters that require one; gradients in points are always there. Observed values and
+    equations enter `log_prob` through log Z alone: pass points that are made of the same tensors.
+    The graph of log Z is made at construction; condition within `torch.no_grad()` if it is not
+    wanted.
 
     Args:
         mixture: The mixture, of a batch shape that broadcasts with that of the evidence.
@@ -73,6 +75,7 @@ class ConditionedMixture(TorchDistribution):
 
     arg_constraints = {}  # noqa: RUF012
     has_rsample = False
+    _evidence: tuple[Evidence, ...]
 
     def __init__(
         self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
@@ -171,6 +174,10 @@ class ConditionedMixture(TorchDistribution):
         full = full.to(mean.device)
         full[..., self._free] = (weights * spread).sum(-2)
         return full.to(self._dtype)
+
+    def condition(self, *evidence: Evidence) -> "ConditionedMixture | UnionOfConditioned":
+        """The law given further evidence, on top of what it was made with."""
+        return condition_on(self._mixture, (*self._evidence, *evidence))
 
     def log_evidence(self) -> tuple[Tensor, Tensor]:
         r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
@@ -365,12 +372,25 @@ class ConditionedMixture(TorchDistribution):
             t.unsqueeze(-2).expand(*self.batch_shape, k, -1).to(self._dtype) for t in (low, high)
         ]
         loc = self._loc.to(self._dtype)
-        if self._scale is not None:
-            scale = self._scale.expand(loc.shape).to(self._dtype)
-            law = TruncatedNormals.diagonal(loc, scale, rows.to(self._dtype), *bounds)
-        else:
-            factor = self._factor.expand(*loc.shape, -1).to(self._dtype)
-            law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds)
+        try:
+            if self._scale is not None:
+                scale = self._scale.expand(loc.shape).to(self._dtype)
+                law = TruncatedNormals.diagonal(loc, scale, rows.to(self._dtype), *bounds)
+            else:
+                factor = self._factor.expand(*loc.shape, -1).to(self._dtype)
+                law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds)
+        except ConflictError as error:
+            if not error.rows:
+                raise
+            named = [self._describe(rows[i], low[..., i], high[..., i]) for i in error.rows]
+            raise ConflictError(
+                f"Expected evidence that can hold, but these inequalities leave no room: "
+                f"{'; '.join(named)}. Relax one of them; give exact values by Observed or "
+                f"LinearEquality.",
+                error.rows,
+                error.planes,
+                error.depth,
+            ) from error
         self._truncated, self.route = law, law.route
         self._error = law.log_normalizer_error.double()
         log_normalizer = self._log_probability(rows, *bounds)
@@ -382,6 +402,17 @@ class ConditionedMixture(TorchDistribution):
         else:
             empty = law.log_normalizer.isneginf()
             self._joint = self._joint + torch.where(empty, -math.inf, log_normalizer)
+
+    def _describe(self, row: Tensor, low: Tensor, high: Tensor) -> str:
+        """An inequality on free coordinates, as a formula, at the first entry of the batch."""
+        terms = []
+        for d, value in zip(self._free, row.tolist(), strict=True):
+            if value:
+                terms.append(f"x[{d}]" if value == 1 else f"{value:g} x[{d}]")
+        formula = " + ".join(terms)
+        below, above = low.flatten()[0].item(), high.flatten()[0].item()
+        formula = formula if below == -math.inf else f"{below:g} <= {formula}"
+        return formula if above == math.inf else f"{formula} <= {above:g}"
 
     def _log_probability(self, rows: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
         """Log-probabilities (*B, K) of inequalities, with a graph; None if there is no such form.
@@ -447,4 +478,5 @@ def condition_on(
     branches = collect_branches(evidence, mixture.event_shape[0], mixture._loc.device)
     law: Any = condition_on_branches(make, branches, mixture._loc.dtype)
     law._validate_args = mixture._validate_args
+    law._evidence = tuple(evidence)
     return law

@@ -11,6 +11,7 @@ __all__ = ["fit_em"]
 import copy
 import math
 import time
+import warnings
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ BLOCK_SCORES = 2**20
 
 # Weight of the t-th minibatch in the running averages: (t + 2)^-0.6.
 STEP_POWER = 0.6
+
+# Variances up to this multiple of the floor are at it.
+AT_FLOOR = 1.01
 
 # A component that explains less than this many points is dead.
 DEAD_POINTS = 0.5
@@ -113,6 +117,13 @@ def fit_em(
         getattr(model, name).data.copy_(parameter)
     model.initialized.fill_(True)
     model.eval()
+    if bool((best[1].distribution.component_variance <= AT_FLOOR * model.variance_floor).all()):
+        warnings.warn(
+            f"Every variance is at variance_floor={model.variance_floor}. Either the data are in "
+            f"smaller units than it supposes: standardise them, or lower it. Or every component "
+            f"has collapsed onto a point: use fewer.",
+            stacklevel=2,
+        )
     return best[2]
 
 

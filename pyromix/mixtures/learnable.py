@@ -13,8 +13,9 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from ..core import Batch, DistributionModule, split_batch
+from ..evidence import Evidence
 from ..support import real_or_missing_vector
-from ..validation import as_int, check_positive_int, check_tensor, check_value
+from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
 from .covariance import Moments, make_structure
 from .finite import FiniteMixture
 from .initialization import find_clusters
@@ -41,8 +42,11 @@ class GaussianMixture(DistributionModule):
             ``"full"``: a covariance matrix of every component; ``"tied"``: one for all;
             ``"low_rank_precision"``: precision matrices that are a diagonal plus `rank` columns.
         rank: Columns of low-rank precisions.
-        variance_floor: Smallest variance, in squared units of the data. It bounds the likelihood
-            where a component could collapse onto a single point or a constant coordinate.
+        variance_floor: Smallest variance, in squared units of the data: standardise data, or set
+            it far below the variances that are expected. It bounds the likelihood where a
+            component could collapse onto a single point or a constant coordinate. For full and
+            tied covariances it bounds the variance of every coordinate given those before it, and
+            `pyromix.fit_em` that in any direction.
         missing: Whether NaN is an error, or marks entries that are integrated out in `log_prob`,
             `loss`, `condition`, `impute` and training.
         context_dim: Dimension of the context, zero for none.
@@ -129,7 +133,7 @@ class GaussianMixture(DistributionModule):
         if self.network is not None:
             raise ValueError(
                 "This mixture needs a context. Call condition(context), and use the distribution "
-                "that it returns."
+                "that it returns; train on pairs (values, context)."
             )
         return self._law(self._parameters_of_law())
 
@@ -195,7 +199,12 @@ class GaussianMixture(DistributionModule):
         Raises:
             ValueError: If it does not fit.
         """
-        if self.network is not None and len(given) == 1:
+        if self.network is not None:
+            if len(given) != 1 or isinstance(given[0], (Mapping, Evidence)):
+                raise ValueError(
+                    "This mixture needs a context: condition(context), or, with values or "
+                    "evidence, condition(context).condition(...)."
+                )
             return self._given_context(given[0])
         if len(given) == 1 and isinstance(given[0], Mapping):
             missing = self.missing == "marginalize"
@@ -269,6 +278,8 @@ class GaussianMixture(DistributionModule):
                 f"Expected a context of shape (*B, {self.context_dim}), got "
                 f"{tuple(context.shape)}."
             )
+        if self._validate_args and not is_traced() and not bool(context.isfinite().all()):
+            raise ValueError("Expected a finite context, got NaN or infinity.")
         own = self._parameters_of_law()
         added = self.network(context)
         added = added if isinstance(added, tuple) else (added,)

@@ -4,7 +4,7 @@ __all__ = ["Branch", "UnionOfConditioned", "condition_on_branches"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -139,6 +139,11 @@ class UnionOfConditioned(TorchDistribution):
         raise NotImplementedError(
             "Within a union the variance has no closed form. Use sample((n,)).var(0)."
         )
+
+    @property
+    def route(self) -> tuple[Any, ...]:
+        """How the law given each branch is drawn and normalised."""
+        return tuple(getattr(law, "route", None) for law in self.branches)
 
     @property
     def acceptance(self) -> Tensor:

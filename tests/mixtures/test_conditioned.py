@@ -361,3 +361,25 @@ def test_plain_mixtures_take_evidence_too():
 def test_bad_evidence(evidence, message):
     with pytest.raises(ValueError, match=message):
         build().condition(*evidence())
+
+
+def test_evidence_adds_up():
+    mixture = GaussianMixture(3, 2, "full")
+    prior, low = GaussianPrior(torch.zeros(3), torch.ones(3)), Box(low=torch.tensor([-1.0] * 3))
+    known = Observed({0: 1.0})
+    step_by_step = mixture.condition(prior).condition(known)
+    at_once = mixture.condition(prior, known)
+    torch.testing.assert_close(step_by_step.mean, at_once.mean)
+    torch.testing.assert_close(step_by_step.log_evidence(), at_once.log_evidence())
+    assert (step_by_step.condition(low).sample((100,)) >= -1).all()
+
+
+def test_contradictions_are_named_as_formulas():
+    mixture = GaussianMixture(3, 2, "full")
+    low, high = torch.full((3,), -9.0), torch.full((3,), 9.0)
+    low[2], high[2] = 0.0, -1.0
+    with pytest.raises(ValueError, match=r"0 <= x\[2\].*x\[2\] <= -1"):
+        mixture.condition(Box(low=low), Box(high=high))
+    plane = LinearInequality(torch.tensor([1.0, 2.0, 0.0]), 0.0)
+    with pytest.raises(ValueError, match=r"x\[0\] \+ 2 x\[1\]"):
+        mixture.condition(Box(high=-1.0), plane)

@@ -31,6 +31,8 @@ def with_gaps(x, share=0.3, seed=0):
 
 def train(covariance, x, k=3, **kwargs):
     options = {"rank": 2, "variance_floor": 1e-4} if "rank" in covariance else {}
+    if "variance_floor" in kwargs:
+        options["variance_floor"] = kwargs.pop("variance_floor")
     missing = "marginalize" if x.isnan().any() else "error"
     model = GaussianMixture(x.shape[-1], k, covariance, missing=missing, **options)
     return model, fit_em(model, x, **{"seed": 0, "progress_bar": False, **kwargs})
@@ -154,7 +156,9 @@ def test_dead_components_are_revived():
 def test_more_components_than_points():
     x = data(5)
     for covariance in STRUCTURES:
-        model, _ = train(covariance, x, k=8)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Every variance is at variance_floor")
+            model, _ = train(covariance, x, k=8)
         assert model.log_prob(x).isfinite().all()
 
 
@@ -166,6 +170,12 @@ def test_constant_and_empty_columns():
         model, history = train(covariance, x)
         assert math.isfinite(history.losses[-1])
         assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_data_in_units_too_small_for_the_floor():
+    for covariance in STRUCTURES:
+        with pytest.warns(UserWarning, match="Every variance is at variance_floor"):
+            train(covariance, 1e-7 * data(100), variance_floor=1e-6)
 
 
 def test_the_seed_decides():

@@ -339,7 +339,7 @@ class TruncatedNormals:
                 for k, route in zip(members.tolist(), group.routes, strict=True):
                     routes[k] = route
         if bool(self._empty.all()):
-            raise ConflictError(self._explain(problem, conflict))
+            raise self._explained(problem, conflict)
         for k in self._empty.nonzero().squeeze(-1).tolist():
             routes[k] = "empty"
         log_normalizer = torch.where(self._empty, -math.inf, log_normalizer)
@@ -361,7 +361,7 @@ class TruncatedNormals:
         rank = torch.linalg.matrix_rank(hidden, atol=RANK_TOLERANCE, rtol=0.0)
         return (rank + active.sum(-1)).int().unsqueeze(-1)
 
-    def _explain(self, problem: Problem, conflict: ConflictError | None) -> str:
+    def _explained(self, problem: Problem, conflict: ConflictError | None) -> ConflictError:
         """Why there is no room, in the user's own rows."""
         if conflict is None:
             try:
@@ -369,7 +369,7 @@ class TruncatedNormals:
             except ConflictError as error:
                 conflict = error
         if conflict is None:
-            return (
+            return ConflictError(
                 "Expected constraints that leave room, but every component's polytope is too "
                 "thin to tell from an empty one. Relax a constraint."
             )
@@ -378,9 +378,11 @@ class TruncatedNormals:
         singular = self._factor.dim() == 3 and self._factor.shape[-1] < self._factor.shape[-2]
         where = " on the plane of the (singular) normals" if singular else ""
         low, high = self._low[:, rows][0].tolist(), self._high[:, rows][0].tolist()
-        return (
+        return ConflictError(
             f"Expected constraints that a component can meet, but rows {rows} of matrix {verb}"
             f"{where} (low {low}, high {high}). Relax one of them; for an exact equality, "
             f"condition the normals on it and pass a singular factor, instead of two equal "
-            f"bounds."
+            f"bounds.",
+            rows,
+            depth=conflict.depth,
         )
