@@ -117,14 +117,14 @@ class _Full(_Whitening):
 class _LowRank(_Whitening):
     def __init__(self, x: Tensor, loc: Tensor, diag: Tensor, factor: Tensor) -> None:
         outer = factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)
-        after = outer.flip(-3).cumsum(-3).flip(-3) - outer  # sums over j > i, (*B, K, D, r, r)
+        after = _sums_before(outer.flip(-3), -3).flip(-3)  # sums over j > i, (*B, K, D, r, r)
         identity = torch.eye(factor.shape[-1], dtype=x.dtype, device=x.device)
         gain = torch.linalg.solve(identity + after, factor.unsqueeze(-1)).squeeze(-1)  # M_i U_i
         self.rate = (diag + (factor * gain).sum(-1)).sqrt()
         row = gain / self.rate.unsqueeze(-1)  # q
         difference = x.unsqueeze(-2) - loc
         terms = factor * difference.unsqueeze(-1)  # (N, *B, K, D, r)
-        before = terms.cumsum(-2) - terms
+        before = _sums_before(terms, -2)
         self.z = self.rate * difference + (row * before).sum(-1)
         self._row, self._factor = row.detach(), factor.detach()
         self._sum = torch.zeros_like(before[..., 0, :]).detach()
@@ -182,8 +182,8 @@ def _distribution(whitened: _Whitening, logits: Tensor) -> tuple[Tensor, Tensor,
     """F less a constant, (N, *B, D), and r and r (Phi - F), (N, *B, K, D)."""
     z = whitened.z
     log_prob = whitened.rate.log() - 0.5 * z.square()
-    before = log_prob.cumsum(-1) - log_prob
-    weights = (logits.log_softmax(-1).unsqueeze(-1) + before).softmax(-2)
+    before = logits.log_softmax(-1).unsqueeze(-1) + _sums_before(log_prob, -1)
+    weights = before.softmax(-2)
     mass = mass_from_nearer_end(z, weights, -2)
     cdf = (weights * mass).sum(-2)
     return cdf, weights, weights * (mass - cdf.unsqueeze(-2))
@@ -206,3 +206,11 @@ def _back_substitute(
         whitened.add(j, step * slope[..., j] - pull)
         later = later + step * excess[..., j]
     return v
+
+
+def _sums_before(terms: Tensor, dim: int) -> Tensor:
+    """Sums of all terms before each; taking a term off a sum with it would cancel."""
+    sums = terms.cumsum(dim)
+    return torch.cat(
+        [torch.zeros_like(sums.narrow(dim, 0, 1)), sums.narrow(dim, 0, sums.shape[dim] - 1)], dim
+    )
