@@ -173,7 +173,6 @@ class _Run:
     def _stepwise(self, steps: int, start: float) -> None:
         assert self.batch_size is not None
         average: Statistics | None = None
-        origin = torch.zeros_like(self.model.loc)
         count = len(self.x)
         order = torch.randperm(count, device=self.x.device)
         position = 0
@@ -183,7 +182,7 @@ class _Run:
             rows = order[position : position + self.batch_size]
             position += self.batch_size
             expectation = Expectation(self.model.structure, self.x[rows])
-            statistics = expectation.around(self.model.distribution, origin)
+            statistics = expectation.around_origin(self.model.distribution)
             statistics = statistics.times(count / len(rows))
             rate = 1.0 if average is None else (step + 2) ** -STEP_POWER
             if average is not None:

@@ -104,9 +104,17 @@ class Expectation:
             self._products = _PRODUCTS[type(structure)](structure, x)
 
     def __call__(self, law: FiniteMixture) -> Statistics:
-        """Statistics around reference points of its own choice."""
-        found = None if self._products is None else self._products(law)
+        """Statistics around the origin or, where that would cancel, around the means."""
+        found = self._by_products(law)
         return self.around(law, law.loc) if found is None else found
+
+    def around_origin(self, law: FiniteMixture) -> Statistics:
+        """Statistics that add up with those of other data."""
+        found = self._by_products(law)
+        return self.around(law, torch.zeros_like(law.loc)) if found is None else found
+
+    def _by_products(self, law: FiniteMixture) -> Statistics | None:
+        return None if self._products is None else self._products(law)
 
     def around(self, law: FiniteMixture, reference: Tensor) -> Statistics:
         """Statistics around given points, (K, D)."""
