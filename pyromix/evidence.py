@@ -15,6 +15,7 @@ __all__ = [
     "Observed",
     "collect",
     "collect_branches",
+    "tightest_bounds",
 ]
 
 import itertools
@@ -107,14 +108,8 @@ class LinearEvidence:
         low, high = torch.where(flipped, -high, low), torch.where(flipped, -low, high)
         matrix = torch.where(flipped.unsqueeze(-1), -matrix, matrix) + 0.0  # no negative zeros
         rows, index = matrix.unique(dim=0, return_inverse=True)
-        index = index.expand(low.shape)
-        unbounded = low.new_full((*batch_shape, len(rows)), math.inf)
-        return replace(
-            self,
-            matrix=[rows],
-            low=[(-unbounded).scatter_reduce(-1, index, low, "amax")],
-            high=[unbounded.scatter_reduce(-1, index, high, "amin")],
-        )
+        low, high = tightest_bounds(low, high, index, len(rows))
+        return replace(self, matrix=[rows], low=[low], high=[high])
 
     def tensor(self, value: object, what: str) -> Tensor:
         """A value as a float64 tensor of its own on the right device; infinities are left in."""
@@ -412,6 +407,26 @@ def collect_branches(
         kept = [other for other in kept if not _lies_within(other, branch)]
         kept.append(branch)
     return kept
+
+
+def tightest_bounds(low: Tensor, high: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    r"""The greatest lower and least upper bounds of what each of several bounds is about.
+
+    Args:
+        low: Lower bounds, shape (\*B, p).
+        high: Upper bounds, shape (\*B, p).
+        index: What they are about, of `count` things, shape (p,).
+        count: Number of things.
+
+    Returns:
+        Two tensors of shape (\*B, count), infinite where nothing is bounded.
+    """
+    index = index.expand(low.shape)
+    unbounded = low.new_full((*low.shape[:-1], count), math.inf)
+    return (
+        (-unbounded).scatter_reduce(-1, index, low, "amax"),
+        unbounded.scatter_reduce(-1, index, high, "amin"),
+    )
 
 
 def _lies_within(inner: LinearEvidence, outer: LinearEvidence) -> bool:

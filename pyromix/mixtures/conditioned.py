@@ -17,11 +17,11 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..evidence import Evidence, LinearEvidence, collect_branches
+from ..evidence import Evidence, LinearEvidence, collect_branches, tightest_bounds
 from ..support import box, half_space
 from ..validation import check_value
 from .finite import FiniteMixture, stack_observed
-from .layout import choose
+from .layout import choose, flat_index
 from .linear import log_scale, observe, solve
 from .normal import MixtureOfNormals
 from .truncated import ConflictError, TruncatedNormals
@@ -127,13 +127,8 @@ class ConditionedMixture(TorchDistribution):
         if not hard and not known.batch_shape:
             matrix, low, high = (torch.cat(t) for t in (known.matrix, known.low, known.high))
             if bool(((matrix != 0).sum(-1) == 1).all()) and bool((matrix.sum(-1) == 1).all()):
-                bounds = []
-                for value, start in ((low, -math.inf), (high, math.inf)):
-                    index = matrix.argmax(-1)
-                    kind = "amax" if start < 0 else "amin"
-                    bound = torch.full((known.dim,), start, dtype=low.dtype, device=low.device)
-                    bounds.append(bound.scatter_reduce(0, index, value, kind).to(self._dtype))
-                return box(*bounds)
+                bounds = tightest_bounds(low, high, matrix.argmax(-1), known.dim)
+                return box(*(bound.to(self._dtype) for bound in bounds))
             if len(matrix) == 1 and bool(high.isinf().all()):
                 return half_space(matrix[0].to(self._dtype), -low[0].to(self._dtype))
         raise NotImplementedError(
@@ -203,8 +198,7 @@ class ConditionedMixture(TorchDistribution):
         """
         with torch.no_grad():
             shape = Size((*sample_shape, *self.batch_shape))
-            entry = torch.arange(self.batch_shape.numel(), device=self._joint.device)
-            entry = entry.reshape(self.batch_shape).expand(shape).flatten()
+            entry = flat_index(self.batch_shape, shape, self._joint.device)
             return self.draw(entry).reshape(*shape, -1)
 
     @torch.no_grad()
@@ -244,8 +238,7 @@ class ConditionedMixture(TorchDistribution):
     def _of_component(self, spread: Tensor, tail: int, entry: Tensor, k: Tensor) -> Tensor:
         """Selects scales or factors (*own, K, *T), whose batch expands to B: (n, *T)."""
         own, shape = spread.shape[: spread.dim() - tail - 1], spread.shape[spread.dim() - tail :]
-        row = torch.arange(own.numel(), device=entry.device).reshape(own)
-        row = row.expand(self.batch_shape).flatten()[entry]
+        row = flat_index(own, self.batch_shape, entry.device)[entry]
         return spread.reshape(-1, *shape)[row * self._joint.shape[-1] + k]
 
     def _safely_inside(self, x: Tensor, entry: Tensor) -> Tensor:
@@ -428,10 +421,7 @@ class ConditionedMixture(TorchDistribution):
             entry = rows.gather(-1, column.unsqueeze(-1)).squeeze(-1)
             low, high = low / entry, high / entry
             low, high = torch.where(entry < 0, high, low), torch.where(entry < 0, low, high)
-            unbounded = low.new_full((*low.shape[:-1], rows.shape[-1]), math.inf)
-            column = column.expand(low.shape)
-            low = (-unbounded).scatter_reduce(-1, column, low, "amax")
-            high = unbounded.scatter_reduce(-1, column, high, "amin")
+            low, high = tightest_bounds(low, high, column, rows.shape[-1])
             loc, scale = self._loc, self._scale
         elif len(rows) == 1:
             loc = self._loc @ rows.mT  # (*B, K, 1)
@@ -478,5 +468,6 @@ def condition_on(
     branches = collect_branches(evidence, mixture.event_shape[0], mixture._loc.device)
     law: Any = condition_on_branches(make, branches, mixture._loc.dtype)
     law._validate_args = mixture._validate_args
-    law._evidence = tuple(evidence)
+    if isinstance(law, ConditionedMixture):
+        law._evidence = tuple(evidence)
     return law

@@ -23,6 +23,7 @@ from .layout import (
     common_batch_shape,
     pick,
 )
+from .linear import inverse_tril
 
 # Differences x - m are whitened for this many numbers at once, which fit the cache. Where that
 # would be fewer points than dimensions, for more (128 MiB of float64): reading the factors takes
@@ -167,10 +168,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
 
     def _inverse_tril(self) -> Tensor:
         """Inverse factors, shape (K, D, D), computed in float64 whatever the dtype."""
-        tril = self._scale_tril.double()
-        identity = torch.eye(tril.shape[-1], dtype=tril.dtype, device=tril.device)
-        inverse = torch.linalg.solve_triangular(tril, identity, upper=False)
-        return inverse.to(self._scale_tril.dtype)
+        return inverse_tril(self._scale_tril.double()).to(self._scale_tril.dtype)
 
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)

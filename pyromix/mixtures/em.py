@@ -20,7 +20,6 @@ from tqdm import tqdm
 from ..history import History
 from ..validation import as_int, check_positive_int
 from .covariance import Moments
-from .density import log_sum_exp
 from .learnable import GaussianMixture
 from .sufficient import Expectation, Statistics, joint_log_prob
 
@@ -138,6 +137,7 @@ class _Run:
         self.centre = x.nanmean(0).nan_to_num(0.0)
         self.x = x - self.centre
         self.model.loc.sub_(self.centre)
+        self.expectation = Expectation(model.structure, self.x)
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end
 
@@ -155,9 +155,8 @@ class _Run:
 
     def _full(self, steps: int, tolerance: float, start: float) -> None:
         previous, saved, may_revive = -math.inf, self._state(), True
-        expectation = Expectation(self.model.structure, self.x)
         for _ in range(steps):
-            statistics = expectation(self.model.distribution)
+            statistics = self.expectation(self.model.distribution)
             mean = float(statistics.log_prob) / len(self.x)
             if mean < previous:  # by rounding
                 self._restore(saved)
@@ -168,7 +167,7 @@ class _Run:
             previous, saved = mean, self._state()
             self._maximize(statistics)
             if may_revive and bool((statistics.weight < DEAD_POINTS).any()):
-                may_revive = self._revive(expectation, statistics.weight, mean)
+                may_revive = self._revive(statistics.weight, mean)
 
     def _stepwise(self, steps: int, start: float) -> None:
         assert self.batch_size is not None
@@ -224,7 +223,7 @@ class _Run:
                 value[~alive] = current[name][~alive]
         model._assign(logits, statistics.reference + kept, raw)
 
-    def _revive(self, expectation: Expectation, weight: Tensor, mean: float) -> bool:
+    def _revive(self, weight: Tensor, mean: float) -> bool:
         """Lets a dead component take half of another one's points, on trial.
 
         It is put at the point that the other explains worst. The heaviest components are tried
@@ -234,7 +233,8 @@ class _Run:
             Whether any raised the likelihood; otherwise all is as it was.
         """
         saved, law = self._state(), self.model.distribution
-        scores = torch.cat([joint_log_prob(law, b) for b in self._blocks()])
+        blocks = self.x.split(max(1, BLOCK_SCORES // len(weight)))
+        scores = torch.cat([joint_log_prob(law, block) for block in blocks])
         label = scores.argmax(-1)
         dead = int(weight.argmin())
         best, best_state = mean, None
@@ -251,7 +251,7 @@ class _Run:
                 if len(parameter) == len(weight):
                     parameter[dead] = parameter[donor]
             for _ in range(TRIAL_STEPS):
-                self._maximize(expectation(self.model.distribution))
+                self._maximize(self.expectation(self.model.distribution))
             total = self._total() / len(self.x)
             if total > best:
                 best, best_state = total, self._state()
@@ -260,13 +260,8 @@ class _Run:
             self._restore(best_state)
         return best_state is not None
 
-    def _blocks(self) -> tuple[Tensor, ...]:
-        return self.x.split(max(1, BLOCK_SCORES // self.model.num_components))
-
     def _total(self) -> float:
-        law = self.model.distribution
-        scores = (joint_log_prob(law, block) for block in self._blocks())
-        return sum(float(log_sum_exp(s).sum()) for s in scores)
+        return float(self.expectation(self.model.distribution).log_prob)
 
     def _state(self) -> dict[str, Tensor]:
         return {k: v.clone() for k, v in self.model._parameters_of_law().items()}

@@ -24,6 +24,7 @@ from ..validation import (
     is_traced,
 )
 from .density import log_sum_exp
+from .layout import flat_index
 
 
 class FiniteMixture(TorchDistribution):
@@ -373,8 +374,7 @@ class FiniteMixture(TorchDistribution):
 
     def _entries(self, leading: Sequence[int]) -> Tensor:
         """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
-        entry = torch.arange(self.batch_shape.numel(), device=self._loc.device)
-        return entry.reshape(self.batch_shape).expand(*leading).flatten()
+        return flat_index(self.batch_shape, leading, self._loc.device)
 
     def _at(self, entry: Tensor) -> "FiniteMixture":
         """The mixtures at entries (n,) of the flattened batch; one for all where none differ."""
@@ -385,8 +385,7 @@ class FiniteMixture(TorchDistribution):
             if own.numel() == 1:
                 tensors.append(part.reshape(shape))
                 continue
-            row = torch.arange(own.numel(), device=entry.device).reshape(own)
-            row = row.expand(self.batch_shape).flatten()[entry]
+            row = flat_index(own, self.batch_shape, entry.device)[entry]
             tensors.append(part.reshape(own.numel(), *shape)[row])
         make: Any = type(self)
         law: FiniteMixture = make(*tensors, validate_args=False)

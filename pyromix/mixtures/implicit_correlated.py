@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .implicit import mass_from_nearer_end
+from .linear import inverse_tril
 
 # Numbers z of samples that are worked on together.
 BLOCK_NUMBERS = 2**20
@@ -90,8 +91,7 @@ class _Whitening(ABC):
 
 class _Full(_Whitening):
     def __init__(self, x: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
-        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        matrix = torch.linalg.solve_triangular(scale_tril.tril(), identity, upper=False)
+        matrix = inverse_tril(scale_tril.tril())
         # A matrix product of a row per sample; a broadcast one would copy R for every sample.
         self.z = torch.einsum("...kij,n...kj->n...ki", matrix, x.unsqueeze(-2) - loc)
         self.rate = matrix.diagonal(dim1=-2, dim2=-1)

@@ -1,6 +1,6 @@
 """Batches of points and of components, arranged for matrix products."""
 
-__all__ = ["RowLayout", "check_weights_and_means", "choose", "pick"]
+__all__ = ["RowLayout", "check_weights_and_means", "choose", "flat_index", "pick"]
 
 import math
 from collections.abc import Sequence
@@ -66,6 +66,12 @@ def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
     index = component.reshape(*component.shape, *[1] * (tail + 1))
     parameter = parameter[(None,) * (index.dim() - parameter.dim())]
     return torch.take_along_dim(parameter, index, dim=-tail - 1).squeeze(-tail - 1)
+
+
+def flat_index(own: Sequence[int], leading: Sequence[int], device: torch.device) -> Tensor:
+    """Where each entry of a shape lies in the flattened batch `own`, which expands to it."""
+    own = Size(own)
+    return torch.arange(own.numel(), device=device).reshape(own).expand(Size(leading)).flatten()
 
 
 def choose(log_weight: Tensor, entry: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Normals given linear observations, exact and noisy, in terms of factors of covariances."""
 
-__all__ = ["log_scale", "observe", "solve"]
+__all__ = ["inverse_tril", "log_scale", "observe", "solve"]
 
 import torch
 from torch import Tensor
@@ -64,3 +64,9 @@ def log_scale(tril: Tensor) -> Tensor:
     """Log of sqrt(|2 pi L L^T|)."""
     log_det = tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     return log_det + 0.5 * LOG_2PI * tril.shape[-1]
+
+
+def inverse_tril(tril: Tensor) -> Tensor:
+    """Inverses of lower triangular matrices (*B, D, D)."""
+    identity = torch.eye(tril.shape[-1], dtype=tril.dtype, device=tril.device)
+    return torch.linalg.solve_triangular(tril, identity, upper=False)

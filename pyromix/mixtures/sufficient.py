@@ -33,7 +33,9 @@ from .covariance import (
 from .dense import MixtureOfMultivariateNormals
 from .density import LOG_2PI, log_sum_exp
 from .finite import FiniteMixture, by_pattern
+from .linear import inverse_tril, log_scale
 from .normal import MixtureOfNormals
+from .precision import MixtureOfLowRankPrecisionNormals
 
 # Numbers that are worked on together: 2 MiB of float64 on a CPU, 128 MiB elsewhere.
 CACHED_NUMBERS = 2**18
@@ -142,8 +144,7 @@ class _Products(ABC):
 
     def _blocks(self, width: int) -> tuple[Tensor, ...]:
         """Blocks of points, for so many numbers of scratch space per point."""
-        numbers = CACHED_NUMBERS if self.x.device.type == "cpu" else BLOCK_NUMBERS
-        return self.x.split(max(LEAST_ROWS, numbers // width))
+        return self.x.split(max(LEAST_ROWS, _block_numbers(self.x) // width))
 
 
 class _Linear(NamedTuple):
@@ -260,12 +261,12 @@ class _TiedScores(_SharedScores):
     def _linear(self, law: FiniteMixture) -> _Linear | None:
         assert isinstance(law, MixtureOfMultivariateNormals)
         tril = law._tril[0]
-        inverse = _inverse(tril)
+        inverse = inverse_tril(tril)
         whitened = law.loc @ inverse.mT
         if not (_is_near(whitened) and _is_well_conditioned(tril, inverse)):
             return None
         common = -0.5 * ((inverse @ self._second[0]) * inverse).sum()
-        constants = _constants(whitened, tril.diagonal())
+        constants = -0.5 * whitened.square().sum(-1) - log_scale(tril)
         return _Linear(whitened @ inverse, law.logits + constants, common)
 
 
@@ -315,13 +316,12 @@ class _FullScores(_MatrixMoments):
     ) -> Callable[[Tensor], Tensor] | None:
         assert isinstance(law, MixtureOfMultivariateNormals)
         tril = law._tril
-        inverse = _inverse(tril)
+        inverse = inverse_tril(tril)
         whitened = (inverse @ law.loc.unsqueeze(-1)).squeeze(-1)
         if not (_is_near(whitened) and _is_well_conditioned(tril, inverse)):
             return None
         k = len(whitened)
-        scales = tril.diagonal(dim1=-2, dim2=-1)
-        constants = law.logits + _constants(torch.zeros_like(whitened), scales)
+        constants = law.logits - log_scale(tril)
         # Rows c of the inverse factors, which are zero beyond c.stop, and of whitened means.
         rows = [inverse[:, c, : c.stop].flatten(0, 1) for c in columns]
         means = [whitened[:, c].reshape(-1, 1) for c in columns]
@@ -422,12 +422,20 @@ def _matrix_moments(
 
 
 def _precision(law: FiniteMixture) -> Tensor | None:
-    """Precision matrices of the components, (K, D, D), or None if they lose too many digits."""
-    tril = torch.linalg.cholesky(law.component_covariance)
-    inverse = _inverse(tril)
-    if not _is_well_conditioned(tril, inverse, INVERTIBLE):
-        return None
-    return inverse.mT @ inverse
+    """Precision matrices of the components, or None if they lose too many digits.
+
+    Their shape is (K, D, D), or (1, D, D) where they are tied.
+    """
+    if isinstance(law, MixtureOfLowRankPrecisionNormals):
+        precision = law.precision_matrix
+        tril = torch.linalg.cholesky(precision)
+        inverse = inverse_tril(tril)
+    else:
+        assert isinstance(law, MixtureOfMultivariateNormals)
+        tril = law._tril
+        inverse = inverse_tril(tril)
+        precision = inverse.mT @ inverse
+    return precision if _is_well_conditioned(tril, inverse, INVERTIBLE) else None
 
 
 def _with_gaps(
@@ -451,8 +459,7 @@ def _with_gaps(
     count = gaps.sum(-1)
     for missing in count.unique().tolist():  # rows with as many gaps, wherever those are
         rows = (count == missing).nonzero().flatten()
-        numbers = CACHED_NUMBERS if x.device.type == "cpu" else BLOCK_NUMBERS
-        for part in rows.split(max(1, numbers // (k * max(dim, missing**2)))):
+        for part in rows.split(max(1, _block_numbers(x) // (k * max(dim, missing**2)))):
             at = gaps[part].nonzero()[:, 1].reshape(len(part), missing)
             difference = (x[part] - law.loc.unsqueeze(1)).nan_to_num(0.0)  # (K, n, D)
             pull = difference @ precision
@@ -480,6 +487,10 @@ def _with_gaps(
     return Statistics(log_prob, weight, first, structure.pool(second), reference)
 
 
+def _block_numbers(x: Tensor) -> int:
+    return CACHED_NUMBERS if x.device.type == "cpu" else BLOCK_NUMBERS
+
+
 def _normalize(scores: Tensor) -> Tensor:
     """Turns scores (K, n) into responsibilities, in place.
 
@@ -501,11 +512,6 @@ def _constants(whitened: Tensor, scale: Tensor) -> Tensor:
     """
     log_normalizer = scale.log().sum(-1) + 0.5 * LOG_2PI * scale.shape[-1]
     return -0.5 * whitened.square().sum(-1) - log_normalizer
-
-
-def _inverse(tril: Tensor) -> Tensor:
-    identity = torch.eye(tril.shape[-1], dtype=tril.dtype, device=tril.device)
-    return torch.linalg.solve_triangular(tril, identity, upper=False)
 
 
 def _is_near(whitened: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from ..evidence import LinearEvidence
-from .layout import choose
+from .layout import choose, flat_index
 from .truncated import ConflictError
 from .unknown_gradient import without_gradient
 
@@ -194,8 +194,7 @@ class UnionOfConditioned(TorchDistribution):
 
     def _entries(self, leading: Size) -> Tensor:
         """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
-        entry = torch.arange(self.batch_shape.numel(), device=self._regions[0].matrix.device)
-        return entry.reshape(self.batch_shape).expand(leading).flatten()
+        return flat_index(self.batch_shape, leading, self._regions[0].matrix.device)
 
     def _region(self, known: LinearEvidence) -> "_Region":
         matrix, low, high = known.inequalities(self.batch_shape)
