@@ -1,0 +1,159 @@
+"""Small images of digits, as tensors."""
+
+__all__ = ["digits", "mnist"]
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_VARIABLE = "PYROMIX_DATA"
+_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_INSTALL = 'Install it with `pip install "pyromix[datasets]"`'
+
+# The files of each split with their SHA-256: images, then labels.
+_FILES = {
+    "train": {
+        "train-images-idx3-ubyte.gz": (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        ),
+    },
+    "test": {
+        "t10k-images-idx3-ubyte.gz": (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        ),
+    },
+}
+
+
+def mnist(split: str = "train", *, raw: bool = False) -> tuple[Tensor, Tensor]:
+    """The MNIST images of handwritten digits, 60,000 for training and 10,000 for tests.
+
+    The files, named such as ``t10k-images-idx3-ubyte.gz``, are looked for in the folder that the
+    environment variable ``PYROMIX_DATA`` names and in its subfolder ``mnist``, unpacked or not,
+    then in the user's cache. What is in neither is downloaded to the cache, for which pooch must
+    be installed.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        raw: Whether to return images as bytes, from 0 to 255, instead of numbers of torch's
+            default dtype from 0 to 1.
+
+    Returns:
+        Images of shape (N, 1, 28, 28), and labels from 0 to 9 of shape (N,) and dtype int64.
+
+    Raises:
+        ValueError: If there is no such split, or a file is not what its name says.
+        FileNotFoundError: If the files are nowhere, and cannot be downloaded.
+        ImportError: If they would have to be downloaded, and pooch is not installed.
+
+    Example:
+        >>> images, labels = mnist("test")  # doctest: +SKIP
+    """
+    if split not in _FILES:
+        raise ValueError(f"Expected split to be 'train' or 'test', got {split!r}.")
+    paths = [_find(name) or _download(name, sha256) for name, sha256 in _FILES[split].items()]
+    images, labels = _read_idx(paths[0], ndim=3), _read_idx(paths[1], ndim=1)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"Expected as many images as labels, got {len(images)} images in {paths[0]} and "
+            f"{len(labels)} labels in {paths[1]}. Replace both by files from {_MIRROR}."
+        )
+    images = images[:, None]
+    return images if raw else images.to(torch.get_default_dtype()) / 255, labels.long()
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """The 1,797 images of handwritten digits that come with scikit-learn, 8 pixels a side.
+
+    Returns:
+        Images from 0 to 1 in 16 steps, of shape (1797, 1, 8, 8) and torch's default dtype, and
+        labels from 0 to 9 of shape (1797,) and dtype int64.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+
+    Example:
+        >>> images, labels = digits()
+        >>> images.shape
+        torch.Size([1797, 1, 8, 8])
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(f"The digits come with scikit-learn. {_INSTALL}.") from error
+    images, labels = load_digits(return_X_y=True)
+    images = torch.as_tensor(images, dtype=torch.get_default_dtype()).reshape(-1, 1, 8, 8)
+    return images / 16, torch.as_tensor(labels, dtype=torch.int64)
+
+
+def _find(name: str) -> Path | None:
+    """A file in the user's own folder."""
+    folder = os.environ.get(_VARIABLE)
+    if not folder:
+        return None
+    for parent in (Path(folder) / "mnist", Path(folder)):
+        for candidate in (parent / name, (parent / name).with_suffix("")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _download(name: str, sha256: str) -> Path:
+    """A file in the cache, fetched from the mirror at the first call."""
+    folder = os.environ.get(_VARIABLE)
+    looked = (
+        f"{name} is not in the folder {folder} that {_VARIABLE} names"
+        if folder
+        else f"the environment variable {_VARIABLE} names no folder to look for {name} in"
+    )
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            f"To download MNIST takes pooch, and {looked}. {_INSTALL}, or set {_VARIABLE}."
+        ) from error
+    cache = Path(pooch.os_cache("pyromix")) / "mnist"
+    try:
+        found = pooch.retrieve(
+            _MIRROR + name, known_hash=f"sha256:{sha256}", fname=name, path=cache
+        )
+    except OSError as error:  # includes everything that can be wrong with a connection
+        raise FileNotFoundError(
+            f"Cannot download {_MIRROR + name} to the cache {cache} ({type(error).__name__}), and "
+            f"{looked}. Get the file some other way, put it into a folder, and set {_VARIABLE} "
+            f"to that folder."
+        ) from error
+    return Path(found)
+
+
+def _read_idx(path: Path, ndim: int) -> Tensor:
+    """Bytes in the IDX format: two zeros, the type 8, the number of dimensions, sizes, data."""
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"Cannot unpack {path} ({error}). Replace it by the file from {_MIRROR}."
+            ) from error
+    start = 4 + 4 * ndim
+    shape = np.frombuffer(content[4:start].ljust(4 * ndim, b"\0"), dtype=">i4").astype(np.int64)
+    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) != start + shape.prod():
+        raise ValueError(
+            f"Expected {path} to hold bytes in {ndim} dimension(s) in the IDX format, got "
+            f"{len(content)} bytes that begin with {content[:4].hex(' ')!r}. "
+            f"Replace it by the file from {_MIRROR}."
+        )
+    # A copy, since the bytes of a file are read-only.
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
