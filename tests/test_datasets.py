@@ -1,18 +1,24 @@
-"""Data: known moments and supports, and files found and missed."""
+"""Data: known moments and supports, files found and missed, and a body that holds together."""
 
 import gzip
 import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 from pyromix import datasets
-from pyromix.datasets import images, toy
+from pyromix.datasets import PlanarHumanoid, images, toy
 
 # --- toy laws ---
 
@@ -319,3 +325,234 @@ def test_libraries_are_loaded_only_when_needed():
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env=dict(os.environ))
+
+
+# --- the humanoid ---
+
+
+@pytest.fixture
+def humanoid():
+    return PlanarHumanoid()
+
+
+def at(humanoid, pose, point):
+    return humanoid.forward(pose)[..., humanoid.POINTS.index(point), :]
+
+
+def posed(humanoid, **degrees):
+    pose = torch.zeros(18)
+    for joint, angle in degrees.items():
+        pose[humanoid.COLUMNS.index(joint)] = math.radians(angle)
+    return pose
+
+
+def test_thirty_columns(humanoid):
+    assert len(humanoid.COLUMNS) == len(set(humanoid.COLUMNS)) == 30
+    assert len(humanoid.JOINTS) == 15
+    assert len(humanoid.POINTS) == 17
+    features = humanoid.features(humanoid.sample_poses(5))
+    assert features.shape == (5, 30)
+    # Every column belongs to one quantity, and is named after it.
+    index = {name: columns for name, columns in humanoid.INDEX.items() if name != "pose"}
+    assert sorted(c for columns in index.values() for c in columns) == list(range(30))
+    assert humanoid.INDEX["pose"] == tuple(range(18))
+    for name in humanoid.TRACKED:
+        assert [humanoid.COLUMNS[c] for c in index[name]] == [f"{name}_x", f"{name}_y"]
+
+
+def test_features_are_where_they_are_named(humanoid):
+    poses = humanoid.sample_poses(10)
+    features = humanoid.features(poses)
+    assert torch.equal(features[:, humanoid.INDEX["pose"]], poses)
+    for name in humanoid.TRACKED[:-1]:
+        assert torch.equal(features[:, humanoid.INDEX[name]], at(humanoid, poses, name))
+    center = features[:, humanoid.INDEX["center_of_mass"]]
+    assert torch.equal(center, humanoid.center_of_mass(poses))
+
+
+def test_standing_upright(humanoid):
+    pose = torch.zeros(18)
+    features = humanoid.features(pose)
+    feet = at(humanoid, pose, "left_foot")
+    head = at(humanoid, pose, "head")
+    assert head[0].abs() < 1e-6
+    assert abs(head[1] - feet[1] - 1.75) < 0.005
+    assert feet[0] > 0.1  # toes point to the right
+    hand = features[list(humanoid.INDEX["right_hand"])]
+    assert hand[0].abs() < 1e-6
+    assert at(humanoid, pose, "right_knee")[1] < hand[1] < 0  # hands reach down the thighs
+    center = features[list(humanoid.INDEX["center_of_mass"])] - feet
+    assert 0.53 < center[1] / 1.75 < 0.60  # as in humans, 55 to 57 hundredths of the height
+    for name in ("hand", "foot", "knee", "elbow"):
+        both = [at(humanoid, pose, f"{side}_{name}") for side in ("left", "right")]
+        assert torch.equal(*both)
+
+
+@pytest.mark.parametrize(
+    ("joint", "angle", "point", "where"),
+    [
+        ("right_shoulder", 90, "right_hand", (0.77, 0.504)),  # pointing forwards
+        ("left_shoulder", 180, "left_hand", (0.0, 0.504 + 0.77)),  # reaching up
+        ("right_elbow", 90, "right_hand", (0.445, 0.504 - 0.325)),
+        ("left_hip", 90, "left_knee", (0.43, 0.0)),
+        ("left_knee", -90, "left_ankle", (-0.43, -0.43)),
+        ("lumbar", -90, "head", (0.18 + 0.224 + 0.318, 0.1)),  # bowing
+        ("lumbar", -90, "left_foot", None),  # legs stay
+        ("neck", -90, "left_hand", None),
+        ("root_rotation", 90, "head", (-0.822, 0.0)),
+        ("root_rotation", 90, "right_ankle", (0.86, 0.0)),
+    ],
+)
+def test_joints_turn_what_is_beyond_them(humanoid, joint, angle, point, where):
+    if where is None:
+        where = at(humanoid, torch.zeros(18), point)
+    reached = at(humanoid, posed(humanoid, **{joint: angle}), point)
+    torch.testing.assert_close(reached, torch.as_tensor(where), atol=1e-5, rtol=0)
+
+
+def test_segments_keep_their_lengths(humanoid):
+    points = humanoid.forward(humanoid.sample_poses(100))
+    torso = ["root", "waist", "chest", "neck", "head"]
+    limbs = [
+        [start, *(f"{side}_{name}" for name in names)]
+        for side in ("left", "right")
+        for start, names in (
+            ("neck", ("elbow", "wrist", "hand")),
+            ("root", ("knee", "ankle", "foot")),
+        )
+    ]
+    lengths = dict(zip(humanoid.POINTS[1:], humanoid.lengths, strict=True))
+    seen = set()
+    for chain in (torso, *limbs):
+        for near, far in pairwise(chain):
+            bones = points[:, humanoid.POINTS.index(far)] - points[:, humanoid.POINTS.index(near)]
+            length = bones.norm(dim=-1)
+            torch.testing.assert_close(length, lengths[far].expand(100), rtol=1e-5, atol=0)
+            seen.add(far)
+    assert seen == set(humanoid.POINTS[1:])
+
+
+def test_centre_of_mass_is_the_mean_of_the_segments(humanoid):
+    from pyromix.datasets.humanoid import _SEGMENTS
+
+    poses = humanoid.sample_poses(10)
+    assert sum(segment.mass for segment in _SEGMENTS) == pytest.approx(1)
+    expected = sum(
+        segment.mass
+        * torch.lerp(
+            at(humanoid, poses, segment.parent), at(humanoid, poses, segment.end), segment.center
+        )
+        for segment in _SEGMENTS
+    )
+    torch.testing.assert_close(humanoid.center_of_mass(poses), expected)
+
+
+def test_height_scales_everything():
+    pose = PlanarHumanoid().sample_poses(1)[0]
+    pose[:2] = 0
+    small, tall = PlanarHumanoid(0.875), PlanarHumanoid(1.75)
+    torch.testing.assert_close(2 * small.forward(pose), tall.forward(pose))
+    torch.testing.assert_close(2 * small.center_of_mass(pose), tall.center_of_mass(pose))
+    torch.testing.assert_close(2 * small.lengths, tall.lengths)
+    assert repr(small) == "PlanarHumanoid(height=0.875)"
+
+
+def test_gradients(humanoid):
+    poses = humanoid.sample_poses(2).double().requires_grad_()
+    assert torch.autograd.gradcheck(humanoid.features, poses)
+    assert torch.autograd.gradcheck(humanoid.forward, poses)
+
+
+def test_consistency(humanoid):
+    poses = humanoid.sample_poses(20)
+    features = humanoid.features(poses)
+    assert torch.equal(humanoid.consistency(features), torch.zeros(20, 6))
+    moved = features.clone()
+    moved[:, humanoid.INDEX["head"]] += torch.tensor([0.3, -0.4])
+    expected = torch.zeros(20, 6)
+    expected[:, humanoid.TRACKED.index("head")] = 0.5
+    torch.testing.assert_close(humanoid.consistency(moved), expected)
+    bent = features.clone()
+    bent[:, humanoid.COLUMNS.index("left_knee")] += 0.1
+    off = humanoid.consistency(bent)
+    assert (off[:, humanoid.TRACKED.index("left_foot")] > 0.03).all()
+    assert (off[:, humanoid.TRACKED.index("right_foot")] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtypes_and_batches(humanoid, dtype):
+    poses = humanoid.sample_poses(6).to(dtype)
+    features = humanoid.features(poses.reshape(2, 3, 18))
+    assert features.dtype == dtype
+    assert features.shape == (2, 3, 30)
+    torch.testing.assert_close(features.reshape(6, 30), humanoid.features(poses))
+    assert humanoid.consistency(features).shape == (2, 3, 6)
+    torch.testing.assert_close(features[1, 2], humanoid.features(poses[5]))
+    # float64 is not built on constants rounded to float32.
+    with_double = humanoid.features(poses.double())
+    assert (humanoid.features(poses).double() - with_double).abs().max() < 1e-5
+
+
+def test_sampled_poses_fill_the_limits(humanoid):
+    poses = humanoid.sample_poses(20_000, window=(-2.0, 1.0, 0.5, 1.5), max_rotation=0.25)
+    assert poses.dtype == torch.get_default_dtype()
+    bounds = torch.cat([torch.tensor([(-2.0, 1.0), (0.5, 1.5), (-0.25, 0.25)]), humanoid.limits])
+    low, high = bounds.unbind(-1)
+    assert (low < high).all()
+    assert (poses >= low - 1e-6).all()
+    assert (poses <= high + 1e-6).all()
+    for column, middle in zip(poses.T, bounds.mean(-1), strict=True):
+        assert_mean(column, middle)
+    assert (poses.amax(0) - poses.amin(0) > 0.99 * (high - low)).all()
+    correlation = poses.T.corrcoef() - torch.eye(18)
+    assert correlation.abs().max() < 6 / 20_000**0.5
+    assert torch.equal(
+        humanoid.sample_poses(5, generator=generator()),
+        humanoid.sample_poses(5, generator=generator()),
+    )
+
+
+def test_skeleton_is_drawn_where_it_is(humanoid):
+    figure, ax = plt.subplots()
+    pose = humanoid.sample_poses(3)
+    assert humanoid.draw_skeleton(pose[0], ax, color="red", linewidth=3) is ax
+    drawn = np.concatenate([line.get_xydata() for line in ax.lines])
+    assert {line.get_color() for line in ax.lines} == {"red"}
+    assert {line.get_linewidth() for line in ax.lines} == {3}
+    for point in humanoid.forward(pose[0]).numpy():
+        assert np.abs(drawn - point).sum(1).min() < 1e-3
+    count = len(ax.lines)
+    humanoid.draw_skeleton(pose[1:], ax, alpha=0.5)
+    assert len(ax.lines) == 3 * count
+    assert ax.get_aspect() == 1
+    plt.close(figure)
+
+
+def test_drawn_soles_are_on_the_ground(humanoid):
+    figure, ax = plt.subplots()
+    humanoid.draw_skeleton(torch.zeros(18), ax)
+    drawn = np.concatenate([line.get_xydata() for line in ax.lines])
+    toes = float(at(humanoid, torch.zeros(18), "left_foot")[1])
+    assert abs(drawn[:, 1].min() - toes) < 1e-3
+    assert (np.abs(drawn[:, 1] - toes) < 1e-3).sum() == 4  # heels and toes
+    plt.close(figure)
+
+
+HUMANOID_ERRORS = [
+    (lambda h: h.features(torch.zeros(5, 17)), r"pose of shape \(..., 18\), got \(5, 17\)"),
+    (lambda h: h.forward(torch.zeros(5, 30)), r"pose of shape .*COLUMNS\[:18\]"),
+    (lambda h: h.center_of_mass(torch.tensor(0.0)), r"got \(\)"),
+    (lambda h: h.consistency(torch.zeros(18)), r"features of shape \(..., 30\), got \(18,\)"),
+    (lambda h: h.forward(torch.zeros(18, dtype=torch.int64)), "pose to have dtype torch.float32"),
+    (lambda h: h.forward([0.0] * 18), "pose to be a torch.Tensor"),
+    (lambda h: h.sample_poses(0), "num to be an integer of at least 1"),
+    (lambda h: h.sample_poses(5, window=(1.0, -1.0, 0.0, 1.0)), "left <= right"),
+    (lambda h: h.sample_poses(5, max_rotation=-1.0), "max_rotation of at least 0"),
+    (lambda h: PlanarHumanoid(0.0), "height to be a positive number of metres, got 0.0"),
+]
+
+
+@pytest.mark.parametrize(("call", "match"), HUMANOID_ERRORS)
+def test_humanoid_says_what_is_wrong(humanoid, call, match):
+    with pytest.raises(ValueError, match=match):
+        call(humanoid)

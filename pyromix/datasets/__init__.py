@@ -1,6 +1,7 @@
-"""Data to learn on: toy laws with known shapes, and images."""
+"""Data to learn on: toy laws with known shapes, images, and poses of a planar humanoid."""
 
 __all__ = [
+    "PlanarHumanoid",
     "digits",
     "gaussian_grid",
     "gaussian_ring",
@@ -15,6 +16,7 @@ __all__ = [
     "two_moons",
 ]
 
+from .humanoid import PlanarHumanoid
 from .images import digits, mnist
 from .toy import (
     gaussian_grid,
