@@ -99,6 +99,18 @@ class DistributionModule(nn.Module, TorchDistribution):
         law = self if context is None else self.condition(context)
         return -law.log_prob(value).mean()
 
+    def stage(self, progress: float) -> str | None:  # noqa: ARG002
+        """Name of the stage of training, for models with a curriculum; `History` records it."""
+        return None
+
+    def learning_rate_factor(self, progress: float) -> float:  # noqa: ARG002
+        """Factor of the learning rate, which `fit` follows unless it is given a scheduler.
+
+        Args:
+            progress: How far training has come, from 0 to 1.
+        """
+        return 1.0
+
     def initialize(self, data: Batch) -> None:  # noqa: ARG002
         """Sets parameters from data before training starts; by default none.
 

@@ -28,6 +28,8 @@ class History:
     """Number of steps that had been taken at each validation."""
     validation_losses: list[float] = field(default_factory=list)
     """Mean loss over the validation data at each validation."""
+    stages: dict[str, int] = field(default_factory=dict)
+    """Names of the stages of training, for models that have them, and the steps before each."""
     outcome: Outcome = "running"
     """How training ended: ``"finished"`` all steps, ``"early"`` as the validation loss rose, or
     ``"interrupted"`` from the keyboard."""
@@ -42,6 +44,8 @@ class History:
 
     def __repr__(self) -> str:
         parts = [f"{len(self.losses)} steps", self.outcome]
+        if self.stages:
+            parts.append(" > ".join(self.stages))
         if self.losses:
             parts.append(f"loss {self.losses[0]:.4g} -> {self.losses[-1]:.4g}")
             parts.append(f"{self.seconds[-1]:.1f} s")
@@ -73,13 +77,18 @@ class History:
         low, high = (values[0], values[int(0.97 * len(values))]) if values else (0.0, 0.0)
         if len(values) > 20 and high > low:  # the first few steps would flatten the rest
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        for name, step in self.stages.items():
+            ax.axvline(step, color="0.8", zorder=0)
+            ax.annotate(
+                name, (step, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small"
+            )
         ax.set(xlabel="step", ylabel="loss")
         ax.legend()
         return ax
 
     def state(self) -> dict[str, Any]:
         """The record as tensors and strings, for a checkpoint."""
-        state: dict[str, Any] = {"outcome": self.outcome}
+        state: dict[str, Any] = {"outcome": self.outcome, "stages": self.stages}
         for name in _LISTS:
             state[name] = torch.tensor(getattr(self, name), dtype=torch.float64)
         return state
@@ -90,7 +99,8 @@ class History:
         lists: dict[str, Tensor] = {name: state[name] for name in _LISTS}
         values: dict[str, Any] = {name: value.tolist() for name, value in lists.items()}
         values["validation_steps"] = [int(step) for step in values["validation_steps"]]
-        return cls(**values, outcome=state["outcome"])
+        stages = {name: int(step) for name, step in state["stages"].items()}
+        return cls(**values, stages=stages, outcome=state["outcome"])
 
 
 _LISTS = ("losses", "learning_rates", "seconds", "validation_steps", "validation_losses")

@@ -1,6 +1,8 @@
-"""Constraints for values that may be missing, boxes with open sides, and half-spaces."""
+"""Constraints for mixed and missing columns, boxes with open sides, and half-spaces."""
 
-__all__ = ["box", "half_space", "real_or_missing", "real_or_missing_vector"]
+__all__ = ["box", "half_space", "mixed_columns", "real_or_missing", "real_or_missing_vector"]
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +26,33 @@ def _unconstrained(constraint: constraints.Constraint) -> Transform:  # noqa: AR
     return identity_transform
 
 
-class box(constraints.Constraint):  # noqa: N801 - as in torch.distributions.constraints
+class mixed_columns(constraints.Constraint):  # noqa: N801 - as in torch.distributions.constraints
+    """Vectors of real columns followed by categorical ones, as codes from zero.
+
+    Args:
+        dim: Number of real columns.
+        categories: Numbers of categories of the columns that follow.
+        missing: Whether NaN marks missing entries.
+    """
+
+    event_dim = 1
+
+    def __init__(self, dim: int, categories: Sequence[int], missing: bool = False) -> None:
+        self.dim, self.categories, self.missing = dim, tuple(categories), missing
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether real columns are finite, and the others hold codes of a category."""
+        codes = value[..., self.dim :]
+        sizes = torch.tensor(self.categories, dtype=value.dtype, device=value.device)
+        good = torch.cat(
+            [value[..., : self.dim].isfinite(), (codes == codes.round()) & (codes >= 0)], -1
+        )
+        good[..., self.dim :] &= codes < sizes
+        return (good | value.isnan() if self.missing else good).all(-1)
+
+
+class box(constraints.Constraint):  # noqa: N801
     """Vectors between bounds that may be infinite.
 
     Args:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from .checkpoints import PathLike, read_tree, write_tree
@@ -80,7 +81,8 @@ def fit(
         lr: Learning rate.
         optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``.
         scheduler: Makes a PyTorch learning-rate scheduler from the optimizer. It is stepped after
-            every step; a `ReduceLROnPlateau` after every validation.
+            every step; a `ReduceLROnPlateau` after every validation. By default the rate follows
+            the model's own `learning_rate_factor`: it is constant for most.
         gradient_clip: Largest norm of the gradient; longer ones are shortened to it.
         validation: Data to validate on, in the forms of `data`, or the fraction of the data to
             hold out for it.
@@ -173,6 +175,8 @@ def fit(
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             torch.manual_seed(seed + fabric.global_rank)
         own = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr)
+        if scheduler is None and _has_learning_rates(model):
+            scheduler = partial(_follow_model, model=model, steps=steps)
         plan = None if scheduler is None else scheduler(own)
         if isinstance(own, torch.optim.LBFGS):
             raise ValueError("Expected an optimizer for minibatches, got LBFGS.")
@@ -207,6 +211,17 @@ def fit(
         with torch.enable_grad():
             trainer.train(progress_bar)
     return trainer.history
+
+
+def _has_learning_rates(model: nn.Module) -> bool:
+    """Whether a model changes the learning rate in the course of training."""
+    inherited = DistributionModule.learning_rate_factor
+    return getattr(type(model), "learning_rate_factor", inherited) is not inherited
+
+
+def _follow_model(optimizer: Optimizer, model: Any, steps: int) -> LRScheduler:
+    """Learning rates as the model wants them."""
+    return LambdaLR(optimizer, lambda step: model.learning_rate_factor(min(1.0, step / steps)))
 
 
 class _LossModule(nn.Module):
@@ -302,6 +317,10 @@ class _Trainer:
                 f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}. Take "
                 f"the mean over the batch, and detach nothing."
             )
+        if isinstance(self.model, DistributionModule):
+            stage = self.model.stage(self.step / self.steps)
+            if stage is not None:
+                self.history.stages.setdefault(stage, self.step)
         self.history.learning_rates.append(self.optimizer.param_groups[0]["lr"])
         value = self._mean_over_processes(loss.detach())
         if not math.isfinite(value):

@@ -1,0 +1,430 @@
+r"""The law of a deep residual mixture, for given tensors.
+
+Layer l has K components with means :math:`\mu_l[k]`, and draws a code from them given those of
+the layers before,
+
+.. math::
+    p(h_l = k \mid h_{<l}) = \operatorname{softmax}_k \Big(\log w_l[k]
+        + \sum_{c < l} \log p_{lc}[k, h_c]\Big), \qquad
+    x \mid h \sim N\Big(\sum_l \mu_l[h_l], s_L^2[h_L]\Big),
+
+which makes :math:`p(x)` a normalised mixture of :math:`K^L` normals. Its density is summed over
+all codes where they are few, and else over those that a beam search through the layers finds.
+Codes are indices: what they select is gathered, and sums of gathered rows are bags of an
+embedding.
+"""
+
+__all__ = ["Columns", "ResidualMixture", "Rows"]
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..mixtures.density import component_log_prob, log_sum_exp
+from ..mixtures.normal import MixtureOfNormals
+from .links import sum_rows, sum_rows_of_layers
+
+# Points are worked on in blocks with no more scores of components than this at once.
+BLOCK_SCORES = 2**22
+
+
+class Rows(NamedTuple):
+    """Points to be scored, N of them."""
+
+    real: Tensor
+    """Real columns, shape (N, D), with any finite number where missing."""
+    observed: Tensor | None
+    """One where a real column is known and zero where it is missing, (N, D); None if all are."""
+    columns: tuple[Tensor, ...]
+    """Categorical columns: codes (N,), minus one if missing; or distributions over the codes
+    (N, categories), all zero if missing."""
+
+    def split(self, size: int) -> "list[Rows]":
+        """Blocks of at most so many rows."""
+        real = self.real.split(size)
+        observed = [None] * len(real) if self.observed is None else self.observed.split(size)
+        columns = [column.split(size) for column in self.columns]
+        return [
+            Rows(part, seen, tuple(column[i] for column in columns))
+            for i, (part, seen) in enumerate(zip(real, observed, strict=True))
+        ]
+
+
+class Columns:
+    r"""Categorical columns: :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l t_{lj}[h_l])`.
+
+    Args:
+        tables: One tensor :math:`t_j` of shape (L, K, categories) for each column.
+        like: A tensor of the dtype and on the device of results.
+    """
+
+    def __init__(self, tables: tuple[Tensor, ...], like: Tensor) -> None:
+        self.tables = tables
+        self.zero = like.new_zeros(1, 1, 1)
+
+    def start(self, *shape: int) -> tuple[Tensor, ...]:
+        """Logits before the first layer, all zero, shape (*shape, categories)."""
+        return tuple(table.new_zeros(*shape, table.shape[-1]) for table in self.tables)
+
+    def logits(self, codes: Tensor) -> tuple[Tensor, ...]:
+        """Logits after the layers whose codes (n, l) are given: shape (n, categories)."""
+        return tuple(_sum_rows(table, codes) for table in self.tables)
+
+    def score(self, layer: int, logits: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+        """Log-probability of values under every component of a layer; zero if missing.
+
+        Args:
+            layer: The layer.
+            logits: What the layers before add up to, shape (N, B, categories).
+            columns: Values, see `Rows`.
+
+        Returns:
+            Tensor of shape (N, B, K); (1, 1, 1) without columns.
+        """
+        total = self.zero
+        for table, before, value in zip(self.tables, logits, columns, strict=True):
+            log_prob = (before.unsqueeze(-2) + table[layer]).log_softmax(-1)  # (N, B, K, n)
+            total = total + pick_value(log_prob, value)
+        return total
+
+
+def pick_value(log_prob: Tensor, value: Tensor) -> Tensor:
+    """Expected log-probability (N, *T) of values, from (N, *T, n); zero where they are missing.
+
+    Args:
+        log_prob: Log-probabilities of every category.
+        value: Codes (N,), minus one if missing, or distributions (N, n).
+    """
+    extra = [1] * (log_prob.dim() - 2)
+    if value.is_floating_point():
+        return (log_prob * value.reshape(len(value), *extra, -1)).sum(-1)
+    index = value.clamp(min=0).reshape(-1, *extra, 1)
+    chosen = torch.take_along_dim(log_prob, index, -1).squeeze(-1)
+    return torch.where(value.reshape(-1, *extra) < 0, 0.0, chosen)
+
+
+@dataclass
+class ResidualMixture:
+    """Tensors of a deep residual mixture with L layers of K components in D dimensions."""
+
+    log_weight: Tensor
+    """Log w_l[k], shape (L, K)."""
+    links: Tensor
+    """Log p_lc[k, j], shape (L (L - 1) / 2 K, K): row j, column k of the tables of the pairs
+    (1, 0), (2, 0), (2, 1), ... of layers (l, c), one below the other."""
+    loc: Tensor
+    """Means, shape (L, K, D)."""
+    inner_scale: Tensor
+    """Standard deviations of what the first L - 1 layers leave, shape (L - 1, D). They guide the
+    search for codes and the proposals, and are no part of the law."""
+    scale: Tensor
+    """Standard deviations in the last layer, shape (K, D)."""
+    columns: Columns
+    """Tables of categorical columns."""
+    log_truncation: float = -math.inf
+    """Codes less likely than the likeliest by more than this, given those before, do not occur."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers L."""
+        return self.loc.shape[0]
+
+    @property
+    def num_components(self) -> int:
+        """Number of components K of a layer."""
+        return self.loc.shape[1]
+
+    @property
+    def num_codes(self) -> int:
+        """Number of combinations of codes, K^L."""
+        return int(self.num_components**self.num_layers)
+
+    def frozen(self) -> "ResidualMixture":
+        """The same law, whatever becomes of the tensors it was made of."""
+        return replace(
+            self,
+            **{
+                name: getattr(self, name).clone()
+                for name in ("log_weight", "links", "loc", "inner_scale", "scale")
+            },
+            columns=Columns(tuple(table.clone() for table in self.columns.tables), self.loc),
+        )
+
+    def shallow(self, num_layers: int) -> "ResidualMixture":
+        """The law of the first layers, with what they leave as the noise."""
+        if num_layers == self.num_layers:
+            return self
+        return replace(
+            self,
+            log_weight=self.log_weight[:num_layers],
+            links=self.links[: num_layers * (num_layers - 1) // 2 * self.num_components],
+            loc=self.loc[:num_layers],
+            inner_scale=self.inner_scale[: num_layers - 1],
+            scale=self.inner_scale[num_layers - 1].expand(self.num_components, -1),
+            columns=Columns(tuple(table[:num_layers] for table in self.columns.tables), self.loc),
+        )
+
+    # ---- codes ----------------------------------------------------------------------------
+
+    def link_rows(self, layer: int, codes: Tensor) -> Tensor:
+        """Rows of `links` that codes (n, l) of the layers before select for a layer."""
+        return _rows_of(codes[:, :layer], self.num_components) + (
+            layer * (layer - 1) // 2 * self.num_components
+        )
+
+    def log_conditional(self, layer: int, codes: Tensor) -> Tensor:
+        """Log p(h_l = k | h_<l), shape (n, K), given codes (n, l)."""
+        return self._normalize(layer, sum_rows(self.links, self.link_rows(layer, codes)))
+
+    def log_conditionals(self, codes: Tensor) -> list[Tensor]:
+        """The same for all of the first layers and the next, given codes (n, l): l + 1 tensors."""
+        first = self.log_weight.new_zeros(len(codes), 1)
+        count = codes.shape[-1]
+        rows = [self.link_rows(layer, codes) for layer in range(1, count + 1)]
+        scores = [first, *(sum_rows_of_layers(self.links, rows) if rows else ())]
+        return [self._normalize(layer, score) for layer, score in enumerate(scores)]
+
+    def _normalize(self, layer: int, link_scores: Tensor) -> Tensor:
+        scores = self.log_weight[layer] + link_scores
+        if self.log_truncation > -math.inf:
+            lowest = scores.detach().amax(-1, keepdim=True) + self.log_truncation
+            scores = scores.masked_fill(scores.detach() < lowest, -math.inf)
+        return scores.log_softmax(-1)
+
+    def mean_of(self, codes: Tensor) -> Tensor:
+        """Sums the means that codes (n, l) select; shape (n, D)."""
+        return _sum_rows(self.loc, codes)
+
+    def sample_codes(self, count: int) -> Tensor:
+        """Draws codes (n, L), layer by layer."""
+        codes = torch.zeros(count, 0, dtype=torch.long, device=self.loc.device)
+        for layer in range(self.num_layers):
+            probs = self.log_conditional(layer, codes).exp()
+            codes = torch.cat([codes, torch.multinomial(probs, 1)], -1)
+        return codes
+
+    def all_codes(self) -> tuple[Tensor, Tensor]:
+        """All K^L combinations of codes (C, L), and log p(h), shape (C,)."""
+        device = self.loc.device
+        codes = torch.zeros(1, 0, dtype=torch.long, device=device)
+        log_prob = self.log_weight.new_zeros(1)
+        each = torch.arange(self.num_components, device=device)
+        for layer in range(self.num_layers):
+            log_prob = (log_prob.unsqueeze(-1) + self.log_conditional(layer, codes)).flatten()
+            codes = torch.cat(
+                [
+                    codes.repeat_interleave(self.num_components, 0),
+                    each.repeat(len(codes)).unsqueeze(-1),
+                ],
+                -1,
+            )
+        return codes, log_prob
+
+    # ---- draws ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Tensor:
+        """Draws (n, D + number of categorical columns)."""
+        codes = self.sample_codes(count)
+        loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
+        drawn = [loc + scale * torch.randn_like(loc)]
+        for logits in self.columns.logits(codes):
+            drawn.append(torch.multinomial(logits.softmax(-1), 1).to(loc))
+        return torch.cat(drawn, -1)
+
+    # ---- densities ------------------------------------------------------------------------
+
+    def log_prob(self, rows: Rows, *, max_exact: int, beam: int) -> Tensor:
+        """Log-density of N points, shape (N,), exact with up to so many codes."""
+        if self.num_codes <= max_exact:
+            return self.exact_log_prob(rows)
+        size = max(1, BLOCK_SCORES // (beam * self.num_components))
+        parts = []
+        for block in rows.split(size):
+            joint, _ = self.beam_joint(block, beam)
+            parts.append(log_sum_exp(joint.flatten(1)))
+        return torch.cat(parts)
+
+    def exact_log_prob(self, rows: Rows) -> Tensor:
+        """Log-density summed over all codes, shape (N,)."""
+        codes, log_prior = self.all_codes()
+        mixture = self.mixture_of(codes, log_prior)
+        logits = self.columns.logits(codes)
+        parts = []
+        for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
+            if block.observed is None:
+                joint = mixture._joint_log_prob(block.real)
+            else:
+                joint = mixture._joint_log_prob_observed(block.real, block.observed.bool())
+            for table, value in zip(logits, block.columns, strict=True):
+                log_prob = table.log_softmax(-1).expand(len(value), -1, -1)
+                joint = joint + pick_value(log_prob, value)
+            parts.append(log_sum_exp(joint))
+        return torch.cat(parts)
+
+    def mixture_of(self, codes: Tensor, logits: Tensor) -> MixtureOfNormals:
+        """The mixture of the normals that codes (C, L) stand for."""
+        loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
+        return MixtureOfNormals(logits, loc, scale, validate_args=False)
+
+    def beam_joint(self, rows: Rows, width: int) -> tuple[Tensor, Tensor]:
+        """Log p(h, x) of the codes that a beam search finds, with all codes of the last layer.
+
+        Returns:
+            Joint log-probabilities, shape (N, B, K), and codes of the first layers (N, B, L - 1).
+        """
+        codes = self.search(rows, width)
+        n, width = codes.shape[:2]
+        flat = codes.flatten(0, 1)
+        *conditionals, offset = self.log_conditionals(flat)
+        for layer, conditional in enumerate(conditionals):
+            offset = offset + conditional.gather(-1, flat[:, layer : layer + 1])
+        residual = (rows.real.unsqueeze(1) - self.mean_of(flat).reshape(n, width, -1)).flatten(
+            0, 1
+        )
+        observed = _repeat(rows.observed, width)
+        last = self.num_layers - 1
+        joint = component_log_prob(residual, self.loc[last], self.scale, offset, observed)
+        joint = joint.reshape(n, width, -1)
+        logits = tuple(t.reshape(n, width, -1) for t in self.columns.logits(flat))
+        return joint + self.columns.score(last, logits, rows.columns), codes
+
+    @torch.no_grad()
+    def search(self, rows: Rows, width: int) -> Tensor:
+        """The best codes of the first L - 1 layers, kept layer by layer; shape (N, B, L - 1).
+
+        A prefix of codes is scored by log p(h_<=l), plus the log-density of the point if the
+        layers so far were all, with the inner scale for noise.
+        """
+        n, k = len(rows.real), self.num_components
+        codes = torch.zeros(n, 1, 0, dtype=torch.long, device=self.loc.device)
+        log_prior = self.loc.new_zeros(n, 1)
+        residual = rows.real.unsqueeze(1)
+        logits = self.columns.start(n, 1)
+        for layer in range(self.num_layers - 1):
+            count = codes.shape[1]
+            joint = self.log_conditional(layer, codes.flatten(0, 1)).reshape(n, count, k)
+            joint = joint + log_prior.unsqueeze(-1)
+            score = joint + self.fit_of(layer, residual, logits, rows)
+            best = score.flatten(1).topk(min(width, count * k), -1, sorted=False).indices
+            parent, chosen = best // k, best % k
+            log_prior = joint.flatten(1).gather(-1, best)
+            codes = torch.cat([_take(codes, parent), chosen.unsqueeze(-1)], -1)
+            residual = _take(residual, parent) - self.loc[layer][chosen]
+            logits = tuple(
+                _take(before, parent) + table[layer][chosen]
+                for before, table in zip(logits, self.columns.tables, strict=True)
+            )
+        return codes
+
+    def fit_of(
+        self,
+        layer: int,
+        residual: Tensor,
+        logits: tuple[Tensor, ...],
+        rows: Rows,
+        inflation: float = 1.0,
+    ) -> Tensor:
+        """Log-density of points given every component of a layer, (N, B, K), were it the last.
+
+        Args:
+            layer: The layer.
+            residual: What the layers before leave, shape (N, B, D).
+            logits: What the layers before add to categorical columns, (N, B, categories).
+            rows: The points.
+            inflation: Factor of the standard deviations.
+        """
+        n, width = residual.shape[:2]
+        score = component_log_prob(
+            residual.flatten(0, 1),
+            self.loc[layer],
+            inflation * self.scale_of(layer),
+            self.loc.new_zeros(()),
+            _repeat(rows.observed, width),
+        ).reshape(n, width, -1)
+        return score + self.columns.score(layer, logits, rows.columns)
+
+    def scale_of(self, layer: int) -> Tensor:
+        """Standard deviations of what a layer leaves, shape (K, D)."""
+        if layer == self.num_layers - 1:
+            return self.scale
+        return self.inner_scale[layer].expand(self.num_components, -1)
+
+    @torch.no_grad()
+    def importance_log_prob(self, rows: Rows, count: int) -> Tensor:
+        """Log of an unbiased estimate of the density of N points, shape (N,).
+
+        Codes of the first layers are proposed one after the other, in proportion to what they
+        contribute if the residual is noise of the inner scale, or of twice that: a heavier tail
+        keeps weights bounded. All codes of the last layer are summed over.
+        """
+        n, k = len(rows.real), self.num_components
+        codes = torch.zeros(n * count, 0, dtype=torch.long, device=self.loc.device)
+        log_weight = self.loc.new_zeros(n * count)
+        residual = rows.real.unsqueeze(1).expand(-1, count, -1)
+        logits = self.columns.start(n, count)
+        for layer in range(self.num_layers):
+            log_prior = self.log_conditional(layer, codes)
+            fits = [
+                self.fit_of(layer, residual, logits, rows, inflation).reshape(-1, k)
+                for inflation in ((1.0,) if layer == self.num_layers - 1 else (1.0, 2.0))
+            ]
+            if layer == self.num_layers - 1:
+                log_weight = log_weight + log_sum_exp(log_prior + fits[0])
+                break
+            proposal = (log_prior + torch.logaddexp(*fits)).log_softmax(-1)
+            chosen = torch.multinomial(proposal.exp(), 1)
+            gain = log_prior.gather(-1, chosen) - proposal.gather(-1, chosen)
+            log_weight = log_weight + gain.squeeze(-1)
+            codes = torch.cat([codes, chosen], -1)
+            chosen = chosen.reshape(n, count)
+            residual = residual - self.loc[layer][chosen]
+            logits = tuple(
+                before + table[layer][chosen]
+                for before, table in zip(logits, self.columns.tables, strict=True)
+            )
+        return log_weight.reshape(n, count).logsumexp(-1) - math.log(count)
+
+    # ---- encodings ------------------------------------------------------------------------
+
+    def encode(self, rows: Rows, width: int) -> Tensor:
+        """The likeliest codes that a beam search finds, shape (N, L)."""
+        parts = []
+        for block in rows.split(max(1, BLOCK_SCORES // (width * self.num_components))):
+            joint, codes = self.beam_joint(block, width)
+            best = joint.flatten(1).argmax(-1)
+            beam, last = best // self.num_components, best % self.num_components
+            prefix = codes[torch.arange(len(codes), device=codes.device), beam]
+            parts.append(torch.cat([prefix, last.unsqueeze(-1)], -1))
+        return torch.cat(parts)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Means of real columns and likeliest values of categorical ones: (n, D + columns)."""
+        values = [self.mean_of(codes)]
+        for logits in self.columns.logits(codes):
+            values.append(logits.argmax(-1, keepdim=True).to(self.loc))
+        return torch.cat(values, -1)
+
+
+def _rows_of(codes: Tensor, num_components: int) -> Tensor:
+    """Rows that codes (n, l) select of tables stacked layer by layer."""
+    return codes + num_components * torch.arange(codes.shape[-1], device=codes.device)
+
+
+def _sum_rows(table: Tensor, codes: Tensor) -> Tensor:
+    """Sums over layers what codes (n, l) select of a table (L, K, *): shape (n, *)."""
+    return sum_rows(table.reshape(-1, table.shape[-1]), _rows_of(codes, table.shape[1]))
+
+
+def _take(t: Tensor, parent: Tensor) -> Tensor:
+    """Entries (N, B', *T) of t (N, B, *T) at indices (N, B')."""
+    index = parent.reshape(*parent.shape, *[1] * (t.dim() - 2)).expand(-1, -1, *t.shape[2:])
+    return t.gather(1, index)
+
+
+def _repeat(observed: Tensor | None, count: int) -> Tensor | None:
+    """Repeats every row, for the hypotheses about it."""
+    return None if observed is None else observed.repeat_interleave(count, 0)

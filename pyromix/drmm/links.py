@@ -1,0 +1,56 @@
+"""Tables of which codes of two layers go together, and sums of their rows."""
+
+__all__ = ["log_normalize", "sum_rows", "sum_rows_of_layers"]
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+def log_normalize(logits: Tensor, smoothing: float) -> Tensor:
+    """Log-probabilities over the rows of tables (P, J, K), no less than log(smoothing / J).
+
+    The same as a softmax and a clamp; but these tables hold nearly all parameters of a deep
+    model, and what a training step costs is mostly the memory that passes over them take.
+    """
+    lowest = math.log(smoothing / logits.shape[-2]) if smoothing else -math.inf
+    return _LogNormalize.apply(logits, lowest)
+
+
+class _LogNormalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, lowest: float) -> Tensor:
+        result = logits.log_softmax(-2)
+        ctx.lowest = lowest if result.numel() and bool(result.amin() < lowest) else -math.inf
+        if ctx.lowest > -math.inf:
+            ctx.log_prob = result.clone()
+            result.clamp_(min=lowest)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (log_prob,) = ctx.saved_tensors
+        if ctx.lowest > -math.inf:
+            log_prob = ctx.log_prob
+            grad = grad.masked_fill(log_prob < ctx.lowest, 0.0)
+        change = log_prob.exp().mul_(grad.sum(-2, keepdim=True).neg_())
+        return change.add_(grad), None
+
+
+def sum_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Sums rows (n, m) of a table (R, T): shape (n, T)."""
+    if rows.shape[-1] == 0:
+        return table.new_zeros(len(rows), table.shape[-1])
+    return embedding_bag(rows, table, mode="sum")
+
+
+def sum_rows_of_layers(table: Tensor, rows: list[Tensor]) -> tuple[Tensor, ...]:
+    """The same for several lists of rows (n, m_i), with one backward pass over the table."""
+    sizes = torch.tensor([part.shape[-1] for part in rows for _ in range(len(part))])
+    starts = (sizes.cumsum(0) - sizes).to(table.device)
+    flat = torch.cat([part.flatten() for part in rows])
+    return embedding_bag(flat, table, starts, mode="sum").split([len(part) for part in rows])

@@ -1,0 +1,425 @@
+"""A deep residual mixture that learns its parameters."""
+
+__all__ = ["DRMM"]
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+from torch.types import _size
+
+from ..core import Batch, DistributionModule, split_batch
+from ..support import mixed_columns, real_or_missing_vector
+from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
+from .initialization import initial_parameters
+from .law import Columns, ResidualMixture, Rows
+from .links import log_normalize
+from .stages import (
+    STAGES,
+    em_loss,
+    learning_rate_factor,
+    likelihood_loss,
+    mixture_loss,
+    proposal_loss,
+    rho,
+)
+
+Scale = Literal["diagonal", "spherical", "scalar"]
+Missing = Literal["error", "marginalize"]
+
+# Stages of training and their shares of the steps.
+CURRICULUM = (("em", 0.5), ("likelihood", 0.5))
+
+
+class DRMM(DistributionModule):
+    r"""Deep residual mixture model: layers of mixtures, each of what the one before leaves.
+
+    .. math:: p(h_l = k \mid h_{<l}) = \operatorname{softmax}_k \Big(\log w_l[k]
+              + \sum_{c<l} \log p_{lc}[k, h_c]\Big), \qquad
+              x \mid h \sim N\Big(\sum_l \mu_l[h_l], s_L^2[h_L]\Big)
+
+    A mixture of :math:`K^L` normals whose means are sums of one mean from each of L layers, and
+    whose weights are learnt from which codes h occur together (Hämäläinen et al., Deep Residual
+    Mixture Models, sections 3.1 to 3.8). Once trained, it can be conditioned on any columns,
+    priors, observations and constraints.
+
+    `log_prob` is exact where there are no more than `max_exact` codes. Elsewhere it is a lower
+    bound, deterministic and differentiable: it sums over the codes that a beam search through
+    the layers finds, and `beam` closes the gap. Draws have no pathwise gradient: in a guide, the
+    score function is used.
+
+    Args:
+        dim: Number of real columns D.
+        num_layers: Number of layers L.
+        num_components: Components of a layer K.
+        categories: Numbers of categories of categorical columns. They follow the real ones, as
+            codes from zero, with :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l
+            t_{lj}[h_l])`.
+        scale: Standard deviations of the last layer: ``"diagonal"``, one for every component and
+            column; ``"spherical"``, one for every component; ``"scalar"``, one, as in the paper.
+        inner_scale: Those of the other layers, which guide encodings and proposals:
+            ``"diagonal"``, one for every column, or ``"scalar"``, one, as in the paper.
+        scale_floor: Smallest standard deviation, in units of the data, which should be
+            standardised.
+        smoothing: Smallest probability of a code given another one is this over K.
+        truncation: Codes less likely than this share of the likeliest one, given those before, do
+            not occur (the paper's appendix C.3). It changes the law.
+        missing: Whether NaN is an error, or marks entries that are integrated out.
+        max_exact: Largest number of codes :math:`K^L` that densities sum over.
+        beam: Codes that `log_prob` keeps from layer to layer, where there are more.
+        training_beam: The same for the loss.
+        curriculum: Names of the stages of training and their shares of the steps, in their order;
+            see `pyromix.drmm.stages`. The law's own density is the loss of ``"likelihood"``. In
+            evaluation mode, as in validation, the loss is the mean of ``-log_prob``.
+        orphans: Weight of what draws components to data in the stage ``"em"``.
+        validate_args: Whether to check the values that are scored.
+
+    Raises:
+        ValueError: For an argument that is out of range.
+
+    Example:
+        >>> from pyromix import fit
+        >>> _ = torch.manual_seed(0)
+        >>> angle = 6.3 * torch.rand(1000)
+        >>> data = torch.stack([angle.cos(), angle.sin()], -1)
+        >>> model = DRMM(dim=2, num_layers=2, num_components=8)
+        >>> history = fit(model, data, steps=200, lr=0.005, progress_bar=False)
+        >>> model.encode(data[:3]).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_components: int,
+        *,
+        categories: Sequence[int] = (),
+        scale: Scale = "diagonal",
+        inner_scale: Literal["diagonal", "scalar"] = "diagonal",
+        scale_floor: float = 1e-3,
+        smoothing: float = 1e-8,
+        truncation: float = 0.0,
+        missing: Missing = "error",
+        max_exact: int = 4096,
+        beam: int = 16,
+        training_beam: int = 4,
+        curriculum: Sequence[tuple[str, float]] = CURRICULUM,
+        orphans: float = 0.01,
+        validate_args: bool | None = None,
+    ) -> None:
+        dim = check_positive_int("dim", dim)
+        num_layers = check_positive_int("num_layers", num_layers)
+        num_components = check_positive_int("num_components", num_components)
+        categories = tuple(check_positive_int("every entry of categories", n) for n in categories)
+        _check_choice("scale", scale, ("diagonal", "spherical", "scalar"))
+        _check_choice("inner_scale", inner_scale, ("diagonal", "scalar"))
+        _check_choice("missing", missing, ("error", "marginalize"))
+        if not 0 < scale_floor < math.inf:
+            raise ValueError(
+                f"Expected a positive, finite scale_floor, got {scale_floor}. Without a floor the "
+                f"likelihood is unbounded."
+            )
+        for name, value in (("smoothing", smoothing), ("truncation", truncation)):
+            if not 0 <= value < 1:
+                raise ValueError(f"Expected {name} from 0 to 1, got {value}.")
+        if not orphans >= 0:
+            raise ValueError(f"Expected orphans of at least 0, got {orphans}.")
+        if as_int(max_exact) is None or max_exact < 0:
+            raise ValueError(
+                f"Expected max_exact to be an integer of at least 0, got {max_exact}."
+            )
+        super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
+        self.dim = dim
+        self.num_layers = num_layers
+        self.num_components = num_components
+        self.categories = categories
+        self.scale = scale
+        self.inner_scale = inner_scale
+        self.scale_floor = float(scale_floor)
+        self.smoothing = float(smoothing)
+        self.truncation = float(truncation)
+        self.missing = missing
+        self.max_exact = int(max_exact)
+        self.beam = check_positive_int("beam", beam)
+        self.training_beam = check_positive_int("training_beam", training_beam)
+        self.curriculum = _check_curriculum(curriculum)
+        self.orphans = float(orphans)
+        k, pairs = num_components, num_layers * (num_layers - 1) // 2
+        self.log_weight = nn.Parameter(torch.zeros(num_layers, k))
+        # For every pair of layers c < l, in the order (1, 0), (2, 0), (2, 1), ...: rows are codes
+        # of c, columns those of l, so that a code of c selects a row.
+        self.link_logits = nn.Parameter(torch.zeros(pairs, k, k))
+        spread = 0.5 ** torch.arange(num_layers).reshape(-1, 1, 1)
+        self.loc = nn.Parameter(spread * torch.randn(num_layers, k, dim))
+        inner = (num_layers - 1, 1 if inner_scale == "scalar" else dim)
+        self.raw_inner_scale = nn.Parameter(
+            (2 * spread[1:, 0].log()).expand(inner).clone()  # logarithms of variances
+        )
+        shape = {"diagonal": (k, dim), "spherical": (k, 1), "scalar": (1, 1)}[scale]
+        self.raw_scale = nn.Parameter(torch.full(shape, -2.0 * math.log(2) * (num_layers - 1)))
+        self.column_logits = nn.ParameterList(
+            [nn.Parameter(torch.zeros(num_layers, k, n)) for n in categories]
+        )
+
+    # ---- the law --------------------------------------------------------------------------
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Real vectors; codes in categorical columns; NaN where entries may be missing."""
+        if self.categories:
+            return mixed_columns(self.dim, self.categories, self.missing == "marginalize")
+        if self.missing == "marginalize":
+            return real_or_missing_vector
+        return constraints.real_vector
+
+    @property
+    def law(self) -> ResidualMixture:
+        """The law with the present parameters, and gradients to them."""
+        k = self.num_components
+        return ResidualMixture(
+            log_weight=self.log_weight,
+            links=log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
+            loc=self.loc,
+            inner_scale=self._scale_from(self.raw_inner_scale).expand(-1, self.dim),
+            scale=self._scale_from(self.raw_scale).expand(k, self.dim),
+            columns=Columns(tuple(self.column_logits), self.loc),
+            log_truncation=math.log(self.truncation) if self.truncation else -math.inf,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of numbers that are learnt."""
+        return sum(p.numel() for p in self.parameters())
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws without a graph, shape (\*S, D + number of categorical columns)."""
+        with torch.no_grad():
+            return self.law.sample(Size(sample_shape).numel()).reshape(*sample_shape, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density at points of shape (\*S, D + number of categorical columns); shape (\*S).
+
+        With respect to Lebesgue measure on the real columns and counting measure on codes. Exact,
+        or a lower bound; see the class. With ``missing="marginalize"`` that of the entries that
+        are not NaN.
+        """
+        rows = self._rows(value)
+        log_prob = self.law.log_prob(rows, max_exact=self.max_exact, beam=self.beam)
+        return log_prob.reshape(value.shape[:-1])
+
+    def log_prob_importance(self, value: Tensor, num_samples: int = 100) -> Tensor:
+        r"""Logarithm of an unbiased estimate of the density, shape (\*S), without a graph.
+
+        Codes are drawn from the encoder, which draws those of the point's neighbourhood; the
+        logarithm itself is biased downwards, the less the more samples.
+
+        Args:
+            value: Points, shape (\*S, D + number of categorical columns).
+            num_samples: Number of codes drawn for every point.
+        """
+        num_samples = check_positive_int("num_samples", num_samples)
+        rows = self._rows(value)
+        with torch.no_grad():
+            law = self.law
+            size = max(1, 2**22 // (num_samples * self.num_components))
+            parts = [law.importance_log_prob(block, num_samples) for block in rows.split(size)]
+            return torch.cat(parts).reshape(value.shape[:-1])
+
+    def layer_log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-densities under the first layer, the first two, and so on: shape (\*S, L).
+
+        The last entry is `log_prob`. See `shallow`.
+        """
+        rows, law = self._rows(value), self.law
+        parts = [
+            law.shallow(depth).log_prob(rows, max_exact=self.max_exact, beam=self.beam)
+            for depth in range(1, self.num_layers + 1)
+        ]
+        return torch.stack(parts, -1).reshape(*value.shape[:-1], -1)
+
+    def shallow(self, num_layers: int) -> "DRMM":
+        """A copy of the first layers: what they leave, under their scale, becomes the noise.
+
+        Args:
+            num_layers: How many layers to keep.
+        """
+        num_layers = check_positive_int("num_layers", num_layers)
+        if num_layers > self.num_layers:
+            raise ValueError(f"Expected at most {self.num_layers} layers, got {num_layers}.")
+        config = self.config() | {"num_layers": num_layers}
+        whole = num_layers == self.num_layers
+        if not whole:
+            config["scale"] = "diagonal"
+        new = type(self).from_config(config).to(self.loc)
+        pairs = num_layers * (num_layers - 1) // 2
+        with torch.no_grad():
+            new.log_weight.copy_(self.log_weight[:num_layers])
+            new.link_logits.copy_(self.link_logits[:pairs])
+            new.loc.copy_(self.loc[:num_layers])
+            new.raw_inner_scale.copy_(self.raw_inner_scale[: num_layers - 1])
+            new.raw_scale.copy_(self.raw_scale if whole else self.raw_inner_scale[num_layers - 1])
+            for mine, theirs in zip(new.column_logits, self.column_logits, strict=True):
+                mine.copy_(theirs[:num_layers])
+        new.initialized.copy_(self.initialized)
+        return new.train(self.training)
+
+    def encode(self, value: Tensor) -> Tensor:
+        r"""Likeliest codes that a beam search finds, shape (\*S, L), integers."""
+        rows = self._rows(value)
+        with torch.no_grad():
+            return self.law.encode(rows, self.beam).reshape(*value.shape[:-1], -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        r"""Means of real columns and likeliest codes of categorical ones, given latent codes.
+
+        Args:
+            codes: Integers from 0 to K - 1, shape (\*S, L).
+
+        Returns:
+            Tensor of shape (\*S, D + number of categorical columns).
+
+        Raises:
+            ValueError: For codes of another shape or out of range.
+        """
+        if (
+            not isinstance(codes, Tensor)
+            or codes.is_floating_point()
+            or codes.dim() < 1
+            or codes.shape[-1] != self.num_layers
+        ):
+            got = (
+                f"{codes.dtype} {tuple(codes.shape)}"
+                if isinstance(codes, Tensor)
+                else type(codes).__name__
+            )
+            raise ValueError(
+                f"Expected codes to be integers of shape (*S, {self.num_layers}), got {got}."
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_components:
+            raise ValueError(
+                f"Expected codes from 0 to {self.num_components - 1}, got {int(codes.min())} to "
+                f"{int(codes.max())}."
+            )
+        flat = codes.reshape(-1, self.num_layers).long()
+        return self.law.decode(flat).reshape(*codes.shape[:-1], -1)
+
+    # ---- training -------------------------------------------------------------------------
+
+    def stage(self, progress: float) -> str:
+        """Name of the stage of training."""
+        return self._place(progress)[0]
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """Factor of the learning rate: in every stage, it falls in the second half (eq. 6)."""
+        return learning_rate_factor(self._place(progress)[1])
+
+    def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
+        """What the stage of training minimises; in evaluation mode the mean of ``-log_prob``."""
+        value, context = split_batch(batch)
+        if context is not None:
+            self.condition(context)  # which says what a context would be
+        if not self.training:
+            return -self.log_prob(value).mean()
+        rows, law = self._rows(value), self.law
+        stage, within = self._place(progress)
+        if stage == "em":
+            return em_loss(law, rows, rho(within), self.orphans)
+        if stage in ("real", "latents", "joint"):
+            return mixture_loss(law, rows, stage)
+        if stage == "likelihood":
+            loss, proposal = likelihood_loss(law, rows, self.training_beam)
+            return loss + proposal - proposal.detach()  # a gradient alone, for other parameters
+        with torch.no_grad():
+            codes = law.encode(rows, self.training_beam)
+        return proposal_loss(law, rows, codes)
+
+    def initialize(self, data: Batch) -> None:
+        """Starts from clusters of the data, of what they leave, and so on through the layers.
+
+        Codes that occur together in the data start with a higher probability. Parameters that do
+        not require gradients are left alone. Missing entries are filled with their column's mean.
+
+        Args:
+            data: Points, shape (N, D + number of categorical columns).
+
+        Raises:
+            ValueError: If the data does not fit.
+        """
+        value, _ = split_batch(data)
+        rows = self._rows(value)
+        if len(rows.real) == 0:
+            raise ValueError("Expected at least one point to initialise from, got none.")
+        with torch.no_grad():
+            for name, start in initial_parameters(self, rows).items():
+                parameter = self.get_parameter(name)
+                if parameter.requires_grad:
+                    parameter.copy_(start)
+        super().initialize(data)
+
+    # ---- internals ------------------------------------------------------------------------
+
+    def _place(self, progress: float) -> tuple[str, float]:
+        """The stage of training, and the progress within it."""
+        start = 0.0
+        for name, share in self.curriculum:
+            if progress < start + share:
+                return name, min(1.0, max(0.0, (progress - start) / share))
+            start += share
+        return self.curriculum[-1][0], 1.0
+
+    def _scale_from(self, raw: Tensor) -> Tensor:
+        return (raw.exp() + self.scale_floor**2).sqrt()
+
+    def _rows(self, value: Tensor) -> Rows:
+        """Checks values and sorts them into columns; flattens all but the last dimension."""
+        check_tensor("value", value, like=self.loc)
+        missing = self.missing == "marginalize"
+        if missing and not is_traced():
+            seen = ~value.isnan()
+            check_value(self, torch.where(seen, value, 0.0), like=self.loc)
+        else:
+            seen = None
+            check_value(self, value, like=self.loc)
+        flat = value.reshape(-1, value.shape[-1])
+        real, columns = flat[:, : self.dim], flat[:, self.dim :]
+        observed = None
+        if seen is not None and not bool(seen[..., : self.dim].all()):
+            known = ~real.isnan()
+            real, observed = torch.where(known, real, 0.0), known.to(real.dtype)
+        codes = []
+        for j, count in enumerate(self.categories):
+            column = columns[:, j].detach()
+            absent = column.isnan()
+            if not is_traced():
+                given = column[~absent]
+                if bool(((given != given.round()) | (given < 0) | (given >= count)).any()):
+                    raise ValueError(
+                        f"Expected codes from 0 to {count - 1} in column {self.dim + j}, got "
+                        f"values from {given.min().item():g} to {given.max().item():g}."
+                    )
+            codes.append(torch.where(absent, -1.0, column).long())
+        return Rows(real, observed, tuple(codes))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be one of {choices}, got {value!r}.")
+
+
+def _check_curriculum(curriculum: Any) -> tuple[tuple[str, float], ...]:
+    try:
+        stages = tuple((str(name), float(share)) for name, share in curriculum)
+    except (TypeError, ValueError):
+        stages = ()
+    names = [name for name, _ in stages]
+    if not stages or not set(names) <= set(STAGES) or not all(share > 0 for _, share in stages):
+        raise ValueError(
+            f"Expected curriculum to be pairs of a stage, of {STAGES}, and a positive share of "
+            f"the steps, such as (('em', 0.5), ('likelihood', 0.5)), got {curriculum!r}."
+        )
+    total = sum(share for _, share in stages)
+    return tuple((name, share / total) for name, share in stages)

@@ -1,0 +1,236 @@
+r"""What the stages of training a deep residual mixture minimise.
+
+``"em"``
+    The paper's: hard expectation maximisation of all layers at once. Every layer is a mixture of
+    its own, over what the layers before leave of a point and over their codes. A point goes to
+    one component, that with the greatest
+
+    .. math:: \log N(r_l; \mu_l[k], s_l^2) + \rho \sum_{c<l} \log p_{lc}[k, h_c],
+
+    whose log-likelihood, with weights and :math:`\rho = 1`, is increased by a gradient step; none
+    passes between layers. :math:`\rho` rises from 0 to 1 (eq. 5): first layers only quantise what
+    is left, later they learn which codes go together.
+``"real"``, ``"latents"``, ``"joint"``
+    Soft assignments instead: the negative log-likelihood of every layer as a mixture, of what is
+    left; then of the codes of the layers before, too; then with weights, and with gradients
+    between layers. Codes are drawn from the responsibilities, without those below half of the
+    likeliest one.
+``"likelihood"``
+    The negative log-density itself, of the codes that a beam search finds. It does not depend on
+    the inner scales: they follow what is left of the points.
+``"proposal"``
+    The inner scales alone.
+"""
+
+__all__ = ["STAGES", "em_loss", "learning_rate_factor", "likelihood_loss", "mixture_loss", "rho"]
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..mixtures.density import LOG_2PI, component_log_prob, log_sum_exp
+from .law import ResidualMixture, Rows, pick_value
+from .links import sum_rows, sum_rows_of_layers
+
+STAGES = ("em", "real", "latents", "joint", "likelihood", "proposal")
+
+# Components less likely than this share of the likeliest are not drawn in soft stages.
+SOFT_TRUNCATION = 0.5
+
+# With less weight than this, earlier codes do not enter the E-step, and cost nothing.
+NEGLIGIBLE_RHO = 1e-6
+
+
+def rho(progress: float) -> float:
+    """Weight of the codes of earlier layers in the E-step, from 0 to 1 (eq. 5 of the paper)."""
+    return 0.5 + 0.5 * math.tanh(20.0 * (progress - 0.5))
+
+
+def learning_rate_factor(progress: float) -> float:
+    """Constant for half of the stage, then falling to zero (eq. 6 of the paper)."""
+    return min(1.0, (2.0 - 2.0 * progress) ** 2)
+
+
+def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Tensor:
+    """Mean over points of the layers' negative log-likelihoods, codes being assigned.
+
+    Args:
+        law: The law.
+        rows: N points.
+        rho: Weight of the codes of earlier layers in the assignment.
+        orphans: Weight of the distance of every component to its nearest point, which draws
+            components that no point is assigned to.
+    """
+    n = len(rows.real)
+    residual = rows.real
+    codes = torch.zeros(n, 0, dtype=torch.long, device=residual.device)
+    logits = law.columns.start(n, 1)
+    total = law.loc.new_zeros(())
+    for layer in range(law.num_layers):
+        loc, scale = law.loc[layer], law.scale_of(layer)
+        with torch.no_grad():
+            zero = loc.new_zeros(())
+            normal = component_log_prob(residual, loc, scale, zero, rows.observed)
+            score = normal + law.columns.score(layer, logits, rows.columns).squeeze(1)
+            if rho > NEGLIGIBLE_RHO:
+                links = sum_rows(law.links, law.link_rows(layer, codes))
+                score = score + rho * links
+            chosen = score.argmax(-1)
+            nearest = normal.argmax(0)  # (K,)
+        total = total - law.log_weight[layer].log_softmax(-1)[chosen].mean()
+        total = total + _normal_loss(residual, loc[chosen], scale[chosen], rows.observed)
+        if orphans:
+            seen = None if rows.observed is None else rows.observed[nearest]
+            distance = _normal_loss(residual[nearest], loc, scale.detach(), seen)
+            total = total + orphans * distance
+        if logits:
+            total = total - _column_log_prob(law, layer, logits, chosen, rows.columns).mean()
+            with torch.no_grad():
+                logits = tuple(
+                    before + table[layer][chosen].unsqueeze(1)
+                    for before, table in zip(logits, law.columns.tables, strict=True)
+                )
+        residual = residual - loc[chosen].detach()
+        codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
+    return total - _link_log_prob(law, codes).mean()
+
+
+def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
+    """Mean over points of the negative log-likelihoods of the layers as mixtures.
+
+    Args:
+        law: The law.
+        rows: N points.
+        stage: ``"real"``, ``"latents"`` or ``"joint"``.
+    """
+    with torch.no_grad():
+        codes = _draw_codes(law, rows, stage)
+    n = len(codes)
+    links: Sequence[Tensor | float] = [0.0] * law.num_layers
+    if stage != "real" and law.num_layers > 1:
+        selected = [law.link_rows(layer, codes) for layer in range(1, law.num_layers)]
+        links = [0.0, *sum_rows_of_layers(law.links, selected)]
+    total = law.loc.new_zeros(())
+    residual, logits = rows.real, law.columns.start(n, 1)
+    for layer in range(law.num_layers):
+        score = _layer_scores(law, layer, residual, logits, rows, stage) + links[layer]
+        total = total - log_sum_exp(score).mean()
+        taken = law.loc[layer][codes[:, layer]]
+        added = tuple(table[layer][codes[:, layer]].unsqueeze(1) for table in law.columns.tables)
+        if stage != "joint":
+            taken, added = taken.detach(), tuple(t.detach() for t in added)
+        residual = residual - taken
+        logits = tuple(before + more for before, more in zip(logits, added, strict=True))
+    return total
+
+
+def _layer_scores(
+    law: ResidualMixture,
+    layer: int,
+    residual: Tensor,
+    logits: tuple[Tensor, ...],
+    rows: Rows,
+    stage: str,
+) -> Tensor:
+    """Log-density of a layer's components, but for the codes of earlier layers; shape (N, K)."""
+    if stage == "joint":
+        offset = law.log_weight[layer].log_softmax(-1)
+    else:
+        offset = law.loc.new_full((), -math.log(law.num_components))
+    score = component_log_prob(
+        residual, law.loc[layer], law.scale_of(layer), offset, rows.observed
+    )
+    return score + law.columns.score(layer, logits, rows.columns).squeeze(1)
+
+
+def _draw_codes(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
+    """Draws codes (N, L) from the responsibilities, layer by layer."""
+    n = len(rows.real)
+    codes = torch.zeros(n, 0, dtype=torch.long, device=rows.real.device)
+    residual, logits = rows.real, law.columns.start(n, 1)
+    for layer in range(law.num_layers):
+        score = _layer_scores(law, layer, residual, logits, rows, stage)
+        if stage != "real":
+            score = score + sum_rows(law.links, law.link_rows(layer, codes))
+        lowest = score.amax(-1, keepdim=True) + math.log(SOFT_TRUNCATION)
+        kept = score.masked_fill(score < lowest, -math.inf).softmax(-1)
+        chosen = torch.multinomial(kept, 1).squeeze(-1)
+        residual = residual - law.loc[layer][chosen]
+        logits = tuple(
+            before + table[layer][chosen].unsqueeze(1)
+            for before, table in zip(logits, law.columns.tables, strict=True)
+        )
+        codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
+    return codes
+
+
+def _link_log_prob(law: ResidualMixture, codes: Tensor) -> Tensor:
+    """Sum of log p_lc[h_l, h_c] over all pairs of layers, shape (N,), given codes (N, L)."""
+    layers = range(1, law.num_layers)
+    if not layers:
+        return law.loc.new_zeros(len(codes))
+    rows = torch.cat([law.link_rows(layer, codes) for layer in layers], -1)
+    columns = torch.cat([codes[:, layer : layer + 1].expand(-1, layer) for layer in layers], -1)
+    return law.links[rows, columns].sum(-1)
+
+
+def likelihood_loss(law: ResidualMixture, rows: Rows, beam: int) -> tuple[Tensor, Tensor]:
+    """Mean negative log-density, and what the inner scales are to minimise next to it.
+
+    Args:
+        law: The law.
+        rows: N points.
+        beam: Number of codes that are kept from layer to layer.
+
+    Returns:
+        Two scalars. The second is the mean negative log-density of what the inner layers leave
+        of a point, encoded by its likeliest code, under noise of the inner scales.
+    """
+    joint, codes = law.beam_joint(rows, beam)
+    per_code = log_sum_exp(joint)  # (N, B)
+    loss = -torch.logsumexp(per_code, -1).mean()
+    best = per_code.detach().argmax(-1)
+    codes = codes[torch.arange(len(codes), device=codes.device), best]
+    return loss, proposal_loss(law, rows, codes)
+
+
+def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
+    """Mean negative log-density of what the inner layers leave, under the inner scales.
+
+    Args:
+        law: The law.
+        rows: N points.
+        codes: Their codes, of at least the first L - 1 layers, shape (N, L).
+    """
+    total = law.loc.new_zeros(())
+    residual = rows.real
+    for layer in range(law.num_layers - 1):
+        with torch.no_grad():
+            residual = residual - law.loc[layer][codes[:, layer]]
+        scale = law.inner_scale[layer]
+        total = total + _normal_loss(residual, torch.zeros_like(scale), scale, rows.observed)
+    return total
+
+
+def _normal_loss(x: Tensor, loc: Tensor, scale: Tensor, observed: Tensor | None) -> Tensor:
+    """Mean negative log-density of points (n, D) under normals of their own."""
+    term = 0.5 * ((x - loc) / scale).square() + scale.log() + 0.5 * LOG_2PI
+    return (term if observed is None else term * observed).sum() / len(x)
+
+
+def _column_log_prob(
+    law: ResidualMixture,
+    layer: int,
+    logits: tuple[Tensor, ...],
+    chosen: Tensor,
+    columns: tuple[Tensor, ...],
+) -> Tensor:
+    """Log-probability (N,) of categorical columns, given codes of a layer and those before."""
+    total = law.loc.new_zeros(len(chosen))
+    for before, table, value in zip(logits, law.columns.tables, columns, strict=True):
+        total = total + pick_value(
+            (before.squeeze(1) + table[layer][chosen]).log_softmax(-1), value
+        )
+    return total
