@@ -238,7 +238,7 @@ class ConditionedMixture(TorchDistribution):
         if self._truncated is not None:
             x = self._truncated.sample(index).double()
         else:
-            loc = self._loc.reshape(-1, self._loc.shape[-1])[index]
+            loc = self._loc.flatten(0, -2)[index]
             k = index % self._joint.shape[-1]
             if self._scale is not None:
                 x = loc + self._of_component(self._scale, 1, entry, k) * torch.randn_like(loc)
