@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
+
+from ..validation import is_traced
 
 
 def log_normalize(logits: Tensor, smoothing: float) -> Tensor:
@@ -17,6 +20,8 @@ def log_normalize(logits: Tensor, smoothing: float) -> Tensor:
     model, and what a training step costs is mostly the memory that passes over them take.
     """
     lowest = math.log(smoothing / logits.shape[-2]) if smoothing else -math.inf
+    if is_traced():
+        return logits.log_softmax(-2).clamp(min=lowest)
     return _LogNormalize.apply(logits, lowest)
 
 
@@ -32,6 +37,7 @@ class _LogNormalize(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (log_prob,) = ctx.saved_tensors
         if ctx.lowest > -math.inf:
@@ -45,12 +51,16 @@ def sum_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Sums rows (n, m) of a table (R, T): shape (n, T)."""
     if rows.shape[-1] == 0:
         return table.new_zeros(len(rows), table.shape[-1])
+    if is_traced():
+        return table[rows].sum(-2)
     return embedding_bag(rows, table, mode="sum")
 
 
 def sum_rows_of_layers(table: Tensor, rows: list[Tensor]) -> tuple[Tensor, ...]:
     """The same for several lists of rows (n, m_i), with one backward pass over the table."""
-    sizes = torch.tensor([part.shape[-1] for part in rows for _ in range(len(part))])
-    starts = (sizes.cumsum(0) - sizes).to(table.device)
+    if is_traced():
+        return tuple(sum_rows(table, part) for part in rows)
+    sizes = torch.cat([part.new_full((len(part),), part.shape[-1]) for part in rows])
+    starts = sizes.cumsum(0) - sizes
     flat = torch.cat([part.flatten() for part in rows])
     return embedding_bag(flat, table, starts, mode="sum").split([len(part) for part in rows])

@@ -189,9 +189,9 @@ def likelihood_loss(law: ResidualMixture, rows: Rows, beam: int) -> tuple[Tensor
         of a point, encoded by its likeliest code, under noise of the inner scales.
     """
     joint, codes = law.beam_joint(rows, beam)
-    per_code = log_sum_exp(joint)  # (N, B)
-    loss = -torch.logsumexp(per_code, -1).mean()
-    best = per_code.detach().argmax(-1)
+    # In one sum: codes that do not occur make partial sums of nothing, whose gradient is NaN.
+    loss = -log_sum_exp(joint.flatten(1)).mean()
+    best = joint.detach().logsumexp(-1).argmax(-1)
     codes = codes[torch.arange(len(codes), device=codes.device), best]
     return loss, proposal_loss(law, rows, codes)
 
@@ -204,7 +204,7 @@ def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
         rows: N points.
         codes: Their codes, of at least the first L - 1 layers, shape (N, L).
     """
-    total = law.loc.new_zeros(())
+    total = law.inner_scale[:0].sum()  # zero, with a graph also where there is one layer
     residual = rows.real
     for layer in range(law.num_layers - 1):
         with torch.no_grad():
