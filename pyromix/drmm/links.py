@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from ..validation import is_traced
@@ -31,18 +30,18 @@ class _LogNormalize(torch.autograd.Function):
         result = logits.log_softmax(-2)
         ctx.lowest = lowest if result.numel() and bool(result.amin() < lowest) else -math.inf
         if ctx.lowest > -math.inf:
-            ctx.log_prob = result.clone()
             result.clamp_(min=lowest)
-        ctx.save_for_backward(result)
+        ctx.save_for_backward(logits, result)
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (log_prob,) = ctx.saved_tensors
-        if ctx.lowest > -math.inf:
-            log_prob = ctx.log_prob
+        logits, log_prob = ctx.saved_tensors
+        if ctx.lowest > -math.inf or torch.is_grad_enabled():
+            log_prob = logits.log_softmax(-2)
             grad = grad.masked_fill(log_prob < ctx.lowest, 0.0)
+        if torch.is_grad_enabled():  # gradients of this gradient are wanted
+            return grad - log_prob.exp() * grad.sum(-2, keepdim=True), None
         change = log_prob.exp().mul_(grad.sum(-2, keepdim=True).neg_())
         return change.add_(grad), None
 
