@@ -1,8 +1,10 @@
 """Deep mixture distributions for Pyro and PyTorch."""
 
 __all__ = [
+    "DRMM",
     "AnyOf",
     "Box",
+    "CategoricalPrior",
     "DistributionModule",
     "Flow",
     "GaussianMixture",
@@ -26,9 +28,11 @@ __all__ = [
 
 from .checkpoints import load, save
 from .core import DistributionModule
+from .drmm import DRMM
 from .evidence import (
     AnyOf,
     Box,
+    CategoricalPrior,
     GaussianPrior,
     LinearEquality,
     LinearGaussian,

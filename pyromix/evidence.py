@@ -1,12 +1,16 @@
-r"""What is known about a vector of real numbers: values, priors, observations and constraints.
+r"""What is known about a vector: values, priors, observations and constraints.
 
 Pieces of evidence are passed to a model's ``condition(*evidence)``, any number, in any
 combination. Each stands for a factor q(x); the conditional law is :math:`p(x) \prod_i q_i(x) / Z`.
+
+A vector has D real columns. Where a model has categorical columns, too, they follow: `Observed`
+and `CategoricalPrior` name them by their index, other evidence is about the real ones alone.
 """
 
 __all__ = [
     "AnyOf",
     "Box",
+    "CategoricalPrior",
     "Evidence",
     "GaussianPrior",
     "LinearEquality",
@@ -49,10 +53,15 @@ class Evidence(ABC):
 
 @dataclass
 class LinearEvidence:
-    """All that is known about x of shape (D,), as linear statements in float64."""
+    """All that is known about x of shape (D,), as linear statements in float64.
+
+    And about categorical columns that follow, as log-weights of their categories.
+    """
 
     dim: int
     device: torch.device
+    categories: tuple[int, ...] = ()
+    """Numbers of categories of the columns after the first D."""
     observed: dict[int, Tensor] = field(default_factory=dict)
     """Coordinate -> value of shape (*N,)."""
     gaussian: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
@@ -63,6 +72,8 @@ class LinearEvidence:
     """Lower bounds, shape (*N, p)."""
     high: list[Tensor] = field(default_factory=list)
     """Upper bounds, shape (*N, p)."""
+    categorical: dict[int, Tensor] = field(default_factory=dict)
+    """Number of a categorical column, from zero -> log-weights of shape (*N, categories)."""
 
     @property
     def batch_shape(self) -> Size:
@@ -74,6 +85,7 @@ class LinearEvidence:
         shapes = [value.shape for value in self.observed.values()]
         shapes += [y.shape[:-1] for _, y, _ in self.gaussian]
         shapes += [bound.shape[:-1] for bound in (*self.low, *self.high)]
+        shapes += [weights.shape[:-1] for weights in self.categorical.values()]
         try:
             return torch.broadcast_shapes(*shapes)
         except RuntimeError:
@@ -110,6 +122,33 @@ class LinearEvidence:
         rows, index = matrix.unique(dim=0, return_inverse=True)
         low, high = tightest_bounds(low, high, index, len(rows))
         return replace(self, matrix=[rows], low=[low], high=[high])
+
+    def categorical_column(self, index: object) -> int:
+        """The number, from zero, of the categorical column with an index.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        size = self.dim + len(self.categories)
+        d = as_int(index)
+        if d is None or not -size <= d < size or d % size < self.dim:
+            columns = (
+                f"columns {self.dim} to {size - 1}" if self.categories else "none, in this model"
+            )
+            raise ValueError(f"Expected a categorical column ({columns}), got {index!r}.")
+        return d % size - self.dim
+
+    def weigh(self, column: int, log_weights: Tensor) -> None:
+        """Multiplies the categories of a column, counted from zero, by weights."""
+        present = self.categorical.get(column)
+        try:
+            self.categorical[column] = log_weights if present is None else present + log_weights
+        except RuntimeError:
+            raise ValueError(
+                f"Expected evidence about column {self.dim + column} whose batch shapes "
+                f"broadcast, got {tuple(present.shape[:-1]) if present is not None else ()} and "
+                f"{tuple(log_weights.shape[:-1])}."
+            ) from None
 
     def tensor(self, value: object, what: str) -> Tensor:
         """A value as a float64 tensor of its own on the right device; infinities are left in."""
@@ -149,7 +188,7 @@ class Observed(Evidence):
 
     Args:
         values: Coordinate -> its value, a number or a tensor of shape (\*N,) for N conditional
-            laws at once.
+            laws at once. Values of categorical columns are codes from zero.
     """
 
     def __init__(self, values: Mapping[int, Number]) -> None:
@@ -157,20 +196,71 @@ class Observed(Evidence):
 
     def add_to(self, known: LinearEvidence) -> None:
         """Adds the values."""
+        size = known.dim + len(known.categories)
         for given, value in self.values.items():
             d = as_int(given)
-            if d is None or not -known.dim <= d < known.dim:
+            if d is None or not -size <= d < size:
                 raise ValueError(
-                    f"Expected coordinates to be integers from {-known.dim} to {known.dim - 1}, "
-                    f"got {given!r}."
+                    f"Expected coordinates to be integers from {-size} to {size - 1}, got "
+                    f"{given!r}."
                 )
-            d %= known.dim
+            d %= size
+            tensor = known.tensor(value, f"the observed value of coordinate {d}")
+            if d >= known.dim:
+                self._add_code(known, d - known.dim, tensor)
+                continue
             if d in known.observed:
                 raise ValueError(f"Expected each coordinate to be observed once, got {d} twice.")
-            tensor = known.tensor(value, f"the observed value of coordinate {d}")
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"Expected a finite value of coordinate {d}.")
             known.observed[d] = tensor
+
+    def _add_code(self, known: LinearEvidence, column: int, code: Tensor) -> None:
+        """Leaves one category of a categorical column."""
+        count = known.categories[column]
+        if not bool(((code == code.round()) & (code >= 0) & (code < count)).all()):
+            raise ValueError(
+                f"Expected codes from 0 to {count - 1} in categorical column "
+                f"{known.dim + column}, got {code.flatten()[:10].tolist()}."
+            )
+        chosen = torch.arange(count, device=known.device) == code.unsqueeze(-1)
+        known.weigh(column, torch.where(chosen, 0.0, -math.inf).double())
+
+
+class CategoricalPrior(Evidence):
+    r"""The factor q(c) on a categorical column.
+
+    Args:
+        index: The column.
+        probs: Weights of its categories, not negative and not all zero, shape (\*N, categories).
+            They need not sum to one: zeros and ones say which categories are possible.
+
+    Example:
+        >>> from pyromix import DRMM
+        >>> model = DRMM(dim=2, num_layers=2, num_components=4, categories=(3,))
+        >>> law = model.condition(CategoricalPrior(2, torch.tensor([0.5, 0.5, 0.0])))
+        >>> bool((law.sample((100,))[:, 2] < 2).all())
+        True
+    """
+
+    def __init__(self, index: int, probs: Tensor) -> None:
+        self.index, self.probs = index, probs
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds the weights."""
+        column = known.categorical_column(self.index)
+        probs = known.tensor(self.probs, "probs")
+        count = known.categories[column]
+        if probs.dim() == 0 or probs.shape[-1] != count:
+            raise ValueError(
+                f"Expected probs of shape (*N, {count}), one for each category of column "
+                f"{known.dim + column}, got {tuple(probs.shape)}."
+            )
+        if not bool(((probs >= 0) & probs.isfinite()).all()) or not bool(
+            (probs.sum(-1) > 0).all()
+        ):
+            raise ValueError("Expected probs that are finite, not negative, and not all zero.")
+        known.weigh(column, probs.log())
 
 
 class GaussianPrior(Evidence):
@@ -339,13 +429,18 @@ class AnyOf(Evidence):
         )
 
 
-def collect(evidence: Iterable[Evidence], dim: int, device: torch.device) -> LinearEvidence:
+def collect(
+    evidence: Iterable[Evidence],
+    dim: int,
+    device: torch.device,
+    categories: Sequence[int] = (),
+) -> LinearEvidence:
     """Puts all that is known together.
 
     Raises:
         ValueError: If a piece is no evidence, or does not fit the dimension.
     """
-    known = LinearEvidence(dim, device)
+    known = LinearEvidence(dim, device, tuple(categories))
     for piece in evidence:
         if not isinstance(piece, Evidence):
             raise ValueError(
@@ -357,7 +452,10 @@ def collect(evidence: Iterable[Evidence], dim: int, device: torch.device) -> Lin
 
 
 def collect_branches(
-    evidence: Iterable[Evidence], dim: int, device: torch.device
+    evidence: Iterable[Evidence],
+    dim: int,
+    device: torch.device,
+    categories: Sequence[int] = (),
 ) -> list[LinearEvidence]:
     """Puts all that is known together, once for every combination of alternatives.
 
@@ -373,7 +471,8 @@ def collect_branches(
     """
     evidence = list(evidence)
     unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
-    rest = collect((piece for piece in evidence if not isinstance(piece, AnyOf)), dim, device)
+    certain = (piece for piece in evidence if not isinstance(piece, AnyOf))
+    rest = collect(certain, dim, device, categories)
     if not unions:
         return [rest]
     counts = [len(union.alternatives) for union in unions]
@@ -463,6 +562,8 @@ def _check_alternative(piece: object) -> None:
             f"{got}: no point is in or out of it, so that overlaps cannot be counted once. Give "
             f"it next to AnyOf."
         )
+    if isinstance(piece, CategoricalPrior):
+        raise ValueError(f"{got}. Give it next to AnyOf.")
     raise ValueError(f"{got}.")
 
 

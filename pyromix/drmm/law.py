@@ -14,7 +14,7 @@ Codes are indices: what they select is gathered, and sums of gathered rows are b
 embedding.
 """
 
-__all__ = ["Columns", "ResidualMixture", "Rows"]
+__all__ = ["Columns", "ResidualMixture", "Rows", "pick_value", "take_entries"]
 
 import math
 from dataclasses import dataclass, replace
@@ -72,6 +72,11 @@ class Columns:
     def logits(self, codes: Tensor) -> tuple[Tensor, ...]:
         """Logits after the layers whose codes (n, l) are given: shape (n, categories)."""
         return tuple(_sum_rows(table, codes) for table in self.tables)
+
+    def log_probs(self, column: int, codes: Tensor) -> Tensor:
+        """Log-probabilities of a column's categories, (*S, categories), given codes (*S, L)."""
+        logits = _sum_rows(self.tables[column], codes.reshape(-1, codes.shape[-1]))
+        return logits.log_softmax(-1).reshape(*codes.shape[:-1], -1)
 
     def score(self, layer: int, logits: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
         """Log-probability of values under every component of a layer; zero if missing.
@@ -186,6 +191,11 @@ class ResidualMixture:
         rows = [self.link_rows(layer, codes) for layer in range(1, count + 1)]
         scores = [first, *(sum_rows_of_layers(self.links, rows) if rows else ())]
         return [self._normalize(layer, score) for layer, score in enumerate(scores)]
+
+    def log_prior(self, codes: Tensor) -> Tensor:
+        """Log p(h) of codes (n, L); shape (n,)."""
+        conditionals = torch.stack(self.log_conditionals(codes[:, :-1]), 1)  # (n, L, K)
+        return conditionals.gather(-1, codes.unsqueeze(-1)).squeeze(-1).sum(-1)
 
     def _normalize(self, layer: int, link_scores: Tensor) -> Tensor:
         scores = self.log_weight[layer] + link_scores
@@ -314,10 +324,10 @@ class ResidualMixture:
             best = score.flatten(1).topk(min(width, count * k), -1, sorted=False).indices
             parent, chosen = best // k, best % k
             log_prior = joint.flatten(1).gather(-1, best)
-            codes = torch.cat([_take(codes, parent), chosen.unsqueeze(-1)], -1)
-            residual = _take(residual, parent) - self.loc[layer][chosen]
+            codes = torch.cat([take_entries(codes, parent), chosen.unsqueeze(-1)], -1)
+            residual = take_entries(residual, parent) - self.loc[layer][chosen]
             logits = tuple(
-                _take(before, parent) + table[layer][chosen]
+                take_entries(before, parent) + table[layer][chosen]
                 for before, table in zip(logits, self.columns.tables, strict=True)
             )
         return codes
@@ -421,8 +431,8 @@ def _sum_rows(table: Tensor, codes: Tensor) -> Tensor:
     return sum_rows(table.reshape(-1, table.shape[-1]), _rows_of(codes, table.shape[1]))
 
 
-def _take(t: Tensor, parent: Tensor) -> Tensor:
-    """Entries (N, B', *T) of t (N, B, *T) at indices (N, B')."""
+def take_entries(t: Tensor, parent: Tensor) -> Tensor:
+    """Entries (N, B', *T) of hypotheses (N, B, *T) at indices (N, B')."""
     index = parent.reshape(*parent.shape, *[1] * (t.dim() - 2)).expand(-1, -1, *t.shape[2:])
     return t.gather(1, index)
 

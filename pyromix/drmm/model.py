@@ -3,7 +3,7 @@
 __all__ = ["DRMM"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,10 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from ..core import Batch, DistributionModule, split_batch
+from ..evidence import Evidence, Observed
 from ..support import mixed_columns, real_or_missing_vector
 from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
+from .conditioned import Settings, condition_on
 from .initialization import initial_parameters
 from .law import Columns, ResidualMixture, Rows
 from .links import log_normalize
@@ -308,6 +310,44 @@ class DRMM(DistributionModule):
             )
         flat = codes.reshape(-1, self.num_layers).long()
         return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
+
+    def condition(self, *evidence: Any, num_particles: int = 1024) -> Any:
+        r"""The law given what is known.
+
+        Args:
+            evidence: Pieces such as `Observed`, `GaussianPrior`, `CategoricalPrior`, `Box`,
+                `LinearInequality`, `LinearEquality`, `LinearGaussian` and `AnyOf`, any number in
+                any combination, all of batch shapes that broadcast to B. Or a mapping from
+                columns to values, short for `Observed`.
+            num_particles: Number of codes that stand for all, where there are more than
+                `max_exact`.
+
+        Returns:
+            A `ConditionedDRMM` of batch shape B; with alternatives, a `UnionOfConditioned`.
+
+        Raises:
+            ValueError: If the evidence does not fit the model, or cannot hold.
+
+        Example:
+            >>> from pyromix import Box, LinearInequality
+            >>> model = DRMM(dim=3, num_layers=2, num_components=4)
+            >>> low = torch.tensor([-1.0, -1.0, -torch.inf])
+            >>> law = model.condition({0: 0.5}, LinearInequality(torch.ones(3)), Box(low, 2.0))
+            >>> x = law.sample((100,))
+            >>> bool((x[:, 0] == 0.5).all()), bool((x.sum(-1) > 0).all())
+            (True, True)
+        """
+        pieces = [Observed(piece) if isinstance(piece, Mapping) else piece for piece in evidence]
+        if len(pieces) == 1 and not isinstance(pieces[0], Evidence):
+            raise ValueError(
+                f"Expected pieces of evidence such as pyromix.Observed({{0: 1.5}}), got "
+                f"{type(pieces[0]).__name__}. (A batch that is a pair is read as values and "
+                f"context. This model takes no context: leave labels out, or give them as a "
+                f"categorical column.)"
+            )
+        num_particles = check_positive_int("num_particles", num_particles)
+        settings = Settings(num_particles, self.max_exact, self.beam)
+        return condition_on(self.law, pieces, settings, self._validate_args)
 
     # ---- training -------------------------------------------------------------------------
 

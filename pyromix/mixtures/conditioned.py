@@ -63,10 +63,12 @@ class ConditionedMixture(TorchDistribution):
         known: The evidence.
         partly: Whether entries of the batch may contradict themselves, and have an evidence of
             zero, as long as not all do.
+        whole: Whether all coordinates may be observed: then only the weights of the components
+            are left to learn about.
 
     Raises:
         ValueError: If the evidence cannot hold, if its batch shape does not fit, or if all
-            coordinates are observed.
+            coordinates are observed and may not.
 
     Attributes:
         route: How components under inequalities are drawn and normalised, flattened over the
@@ -78,7 +80,12 @@ class ConditionedMixture(TorchDistribution):
     _evidence: tuple[Evidence, ...]
 
     def __init__(
-        self, mixture: FiniteMixture, known: LinearEvidence, *, partly: bool = False
+        self,
+        mixture: FiniteMixture,
+        known: LinearEvidence,
+        *,
+        partly: bool = False,
+        whole: bool = False,
     ) -> None:
         make: Any = type(mixture)
         # Copies: log Z is that of these values, whatever becomes of the mixture's.
@@ -89,7 +96,7 @@ class ConditionedMixture(TorchDistribution):
         dim = mixture.event_shape[0]
         self._given = sorted(known.observed)
         self._free = [d for d in range(dim) if d not in known.observed]
-        if not self._free:
+        if not self._free and not whole:
             raise ValueError("Expected coordinates that are not observed, got none.")
         self._value = self._stack(known)
         try:
@@ -201,17 +208,22 @@ class ConditionedMixture(TorchDistribution):
             entry = flat_index(self.batch_shape, shape, self._joint.device)
             return self.draw(entry).reshape(*shape, -1)
 
-    @torch.no_grad()
     def draw(self, entry: Tensor) -> Tensor:
         """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
+        return self.draw_with_component(entry)[0]
+
+    @torch.no_grad()
+    def draw_with_component(self, entry: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and which components they are from, (n,)."""
         k = self._joint.shape[-1]
-        index = choose(self._joint.reshape(-1, k), entry) + k * entry
+        component = choose(self._joint.reshape(-1, k), entry)
+        index = component + k * entry
         x = self._draw(index, entry)
         broken = torch.arange(len(x), device=x.device)
         for _ in range(MAX_REDRAWS):  # rounding may break what held before
             broken = broken[~self._safely_inside(x[broken], entry[broken])]
             if len(broken) == 0:
-                return x
+                return x, component
             x[broken] = self._draw(index[broken], entry[broken])
         raise RuntimeError(
             f"Expected inequalities with room for numbers of {self._dtype}, but {len(broken)} of "
@@ -260,13 +272,18 @@ class ConditionedMixture(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
         log_prob = self.log_joint(value) - self.log_normalizer()[0]
+        return torch.where(self.holds(value), log_prob, -math.inf).to(self._dtype)
+
+    def holds(self, value: Tensor) -> Tensor:
+        r"""Whether points of shape (\*S, \*B, D) meet every inequality; shape (\*S, \*B)."""
         known = self._known
-        fits = torch.ones_like(log_prob, dtype=torch.bool)
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        fits = torch.ones(leading, dtype=torch.bool, device=value.device)
         for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
             rows = value @ matrix.to(self._dtype).mT
             low, high = low.to(self._dtype), high.to(self._dtype)
             fits &= ((rows >= low) & (rows <= high)).all(-1)
-        return torch.where(fits, log_prob, -math.inf).to(self._dtype)
+        return fits
 
     def log_joint(self, value: Tensor) -> Tensor:
         r"""Log p(x) q(x) of points, in float64, as if there were no inequalities.
@@ -274,9 +291,16 @@ class ConditionedMixture(TorchDistribution):
         Minus infinity for points that miss observed values or equations.
         """
         value = check_value(self, value, like=self._mixture._loc)
+        return self._mixture.log_prob(value).double() + self.log_factor(value)
+
+    def log_factor(self, value: Tensor) -> Tensor:
+        """Log q(x) of points, in float64, as if there were no inequalities.
+
+        With equations, relative to the measure on the plane that they leave.
+        """
         known, x = self._known, value.double()
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        log_prob = (self._mixture.log_prob(value).double() - self._log_plane).expand(leading)
+        log_prob = (-self._log_plane).expand(leading)
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for d, expected in known.observed.items():
             fits &= value[..., d] == expected.to(self._dtype)
@@ -308,20 +332,25 @@ class ConditionedMixture(TorchDistribution):
         """Takes in values and observations: what is left is N(loc, F F^T) for every component."""
         law, free = self._mixture, self._free
         joint = law._logits.double().log_softmax(-1)
-        if self._given:
+        if self._given and not free:
+            joint = law._marginal(self._given)._joint_log_prob(self._value.to(self._dtype))
+            joint = joint.double()
+        elif self._given:
             # The weights it leaves are not normalised: their sum is the density of the values.
             law = law._condition(self._given, free, self._value.to(self._dtype))
             joint = law._logits.double()
         k = law.num_components
-        loc = law._loc.double().expand(*self.batch_shape, k, len(free))
+        loc = law._loc[..., : len(free)].double().expand(*self.batch_shape, k, len(free))
         joint = joint.expand(*self.batch_shape, k)
         self._error = torch.zeros_like(joint)
         self._log_plane = torch.zeros((), dtype=torch.float64, device=loc.device)
         self._scale: Tensor | None = None
         if isinstance(law, MixtureOfNormals) and not self._known.gaussian:
-            self._loc, self._joint, self._scale = loc, joint, law._scale.double()
+            self._loc, self._joint = loc, joint
+            self._scale = law._scale[..., : len(free)].double()
             return
-        factor = torch.linalg.cholesky(law.component_covariance.double())  # (*own, K, free, free)
+        covariance = law.component_covariance[..., : len(free), : len(free)]
+        factor = torch.linalg.cholesky(covariance.double())  # (*own, K, free, free)
         noisy = []
         exact: list[tuple[Tensor, Tensor]] = []
         for matrix, y, noise in self._known.gaussian:

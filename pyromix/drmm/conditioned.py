@@ -1,0 +1,364 @@
+r"""A deep residual mixture, given evidence.
+
+Given a code everything is a normal under linear evidence, as in any mixture of normals, and
+categorical columns are independent. What is left is a law over codes: all of them where they are
+few, and else a weighted population that the evidence has steered through the layers.
+"""
+
+__all__ = ["ConditionedDRMM", "condition_on"]
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.types import _size
+
+from ..evidence import Evidence, LinearEvidence, collect_branches
+from ..mixtures.conditioned import ConditionedMixture
+from ..mixtures.layout import flat_index
+from ..mixtures.normal import MixtureOfNormals
+from ..mixtures.truncated import ConflictError
+from ..mixtures.union import UnionOfConditioned, condition_on_branches
+from ..support import mixed_columns
+from ..validation import check_value
+from .law import ResidualMixture, Rows
+from .particles import Codes, enumerate_codes, find_codes, prune
+
+# Below this share of the particles, the effective sample size is worth a warning.
+LOW_SHARE = 0.1
+
+
+class Settings(NamedTuple):
+    """How a law is conditioned, and its density computed."""
+
+    num_particles: int
+    max_exact: int
+    beam: int
+
+
+class ConditionedDRMM(TorchDistribution):
+    r"""The law of all columns of a deep residual mixture, given evidence: :math:`p(x) q(x) / Z`.
+
+    Made by `DRMM.condition`, for the parameters that the model has then: later changes of them do
+    not reach it. With at most `max_exact` codes it sums over all of them, and is as exact as a
+    `ConditionedMixture`. Else draws and Z are those of a weighted population of codes: Z is
+    unbiased, and draws have the law as the population grows; `effective_sample_size` says how far
+    it reaches. Draws keep observed columns at their values, and meet every inequality in the
+    dtype that they are returned in.
+
+    `log_prob` is :math:`\log p(x) + \log q(x) - \log Z`, with the model's own density, exact or
+    bound. It is with respect to Lebesgue measure on the real columns that are free (with
+    equations, to the surface measure on the plane that they leave) and counting measure on the
+    categorical ones.
+
+    Args:
+        law: The law without evidence.
+        known: The evidence.
+        settings: How to go about it.
+        partly: Whether entries of the batch may contradict themselves, and have an evidence of
+            zero, as long as not all do.
+
+    Raises:
+        ValueError: If the evidence cannot hold, or if its shape does not fit.
+
+    Attributes:
+        exact: Whether all codes were summed over.
+        num_particles: Number of codes that were held.
+        route: How normals under inequalities are drawn; see `ConditionedMixture`.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = False
+    _evidence: tuple[Evidence, ...]
+
+    def __init__(
+        self,
+        law: ResidualMixture,
+        known: LinearEvidence,
+        settings: Settings,
+        *,
+        partly: bool = False,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._law, self._known, self._settings = law.frozen(), known, settings
+        law = self._law
+        self._dim = law.loc.shape[-1]
+        batch_shape = known.batch_shape
+        event_shape = Size((self._dim + len(law.columns.tables),))
+        super().__init__(batch_shape, event_shape, validate_args=False)
+        if validate_args is not None:
+            self._validate_args = validate_args
+        self.exact = law.num_codes <= settings.max_exact
+        codes = (
+            enumerate_codes(law)
+            if self.exact
+            else find_codes(law, known, batch_shape, settings.num_particles)
+        )
+        self.num_particles = codes.size
+        log_joint = self._log_joint_of(codes)
+        if known.matrix:
+            entries = math.prod(batch_shape)
+            codes, index = prune(law, known, batch_shape, codes, log_joint.expand(entries, -1))
+            log_joint = log_joint.expand(entries, -1).gather(1, index)
+        self._codes = codes
+        mixture = self._mixture_of(codes, log_joint)
+        self._given = ConditionedMixture(mixture, known, partly=partly, whole=True)
+        # The mixture's weights were normalised.
+        self._log_scale = log_joint.double().logsumexp(-1)
+        if len(self._log_scale) > 1 or batch_shape:
+            self._log_scale = self._log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
+        else:
+            self._log_scale = self._log_scale.squeeze(0)
+        self._variance, self.effective_sample_size = self._spread()
+        self._warn()
+
+    @property
+    def route(self) -> tuple[str, ...] | None:
+        """How normals under inequalities are drawn; see `ConditionedMixture`."""
+        return self._given.route
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive, as NUTS and guides need it.
+
+        All of space without hard evidence, a box, or a half-space.
+
+        Raises:
+            NotImplementedError: For other evidence, under which no bijection is known: draw with
+                `sample` instead.
+        """
+        support = self._given.support
+        if not self._law.columns.tables:
+            return support
+        if support is not constraints.real_vector:
+            raise NotImplementedError(
+                "No bijection onto real columns within bounds next to categorical ones is known. "
+                "Draw with sample()."
+            )
+        categories = [table.shape[-1] for table in self._law.columns.tables]
+        return mixed_columns(self._dim, categories)
+
+    @property
+    def mean(self) -> Tensor:
+        r"""Means of real columns and likeliest codes of categorical ones: (\*B, D + columns).
+
+        Raises:
+            NotImplementedError: Under inequalities, where means have no closed form: average
+                draws.
+        """
+        columns = [
+            self.probs(self._dim + j).argmax(-1, keepdim=True).to(self._law.loc)
+            for j in range(len(self._law.columns.tables))
+        ]
+        return torch.cat([self._given.mean, *columns], -1)
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Variances of real columns, shape (\*B, D).
+
+        Raises:
+            NotImplementedError: Under inequalities, where they have no closed form.
+        """
+        return self._given.variance
+
+    def probs(self, index: int) -> Tensor:
+        r"""Probabilities of the categories of a column, given the evidence.
+
+        Args:
+            index: The categorical column.
+
+        Returns:
+            Tensor of shape (\*B, categories).
+        """
+        column = self._known.categorical_column(index)
+        log_probs = self._column_log_probs(column).softmax(-1)  # (E or 1, C, n)
+        weights = self._given.logits.exp().unsqueeze(-1)  # (*B, C, 1)
+        log_probs = log_probs.expand(max(1, self.batch_shape.numel()), -1, -1)
+        return (weights * log_probs.reshape(*self.batch_shape, *log_probs.shape[1:])).sum(-2)
+
+    def condition(
+        self, *evidence: Evidence, num_particles: int | None = None
+    ) -> "ConditionedDRMM | UnionOfConditioned":
+        """The law given further evidence, on top of what it was made with."""
+        settings = self._settings
+        if num_particles is not None:
+            settings = settings._replace(num_particles=num_particles)
+        return condition_on(self._law, (*self._evidence, *evidence), settings, self._validate_args)
+
+    def log_evidence(self) -> tuple[Tensor, Tensor]:
+        r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
+
+        Returns:
+            Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
+        """
+        log_normalizer, error = self.log_normalizer()
+        return log_normalizer.to(self._law.loc.dtype), error.to(self._law.loc.dtype)
+
+    def log_normalizer(self) -> tuple[Tensor, Tensor]:
+        """The same in float64, whatever the dtype of the law."""
+        log_normalizer, error = self._given.log_normalizer()
+        return log_normalizer + self._log_scale, (error.square() + self._variance).sqrt()
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws, shape (\*S, \*B, D + number of categorical columns).
+
+        Raises:
+            RuntimeError: If inequalities leave no room for numbers of the dtype.
+        """
+        with torch.no_grad():
+            shape = Size((*sample_shape, *self.batch_shape))
+            entry = flat_index(self.batch_shape, shape, self._law.loc.device)
+            return self.draw(entry).reshape(*shape, -1)
+
+    @torch.no_grad()
+    def draw(self, entry: Tensor) -> Tensor:
+        """Draws of the laws at entries (n,) of the flattened batch; see `sample`."""
+        x, component = self._given.draw_with_component(entry)
+        drawn = [x]
+        for column in range(len(self._law.columns.tables)):
+            log_probs = self._column_log_probs(column)
+            row = entry if len(log_probs) > 1 else torch.zeros_like(entry)
+            probs = log_probs[row, component].softmax(-1)
+            if len(entry):
+                drawn.append(torch.multinomial(probs, 1).to(x))
+            else:
+                drawn.append(x.new_zeros(0, 1))
+        return torch.cat(drawn, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of points (\*S, \*B, D + categorical columns); shape (\*S, \*B)."""
+        log_prob = self.log_joint(value) - self.log_normalizer()[0]
+        holds = self._given.holds(value[..., : self._dim])
+        return torch.where(holds, log_prob, -math.inf).to(self._law.loc.dtype)
+
+    def log_joint(self, value: Tensor) -> Tensor:
+        r"""Log p(x) q(x) of points, in float64, as if there were no inequalities.
+
+        Minus infinity for points that miss observed values or equations.
+        """
+        law = self._law
+        value = check_value(self, value, like=law.loc)
+        real = value[..., : self._dim]
+        columns = [
+            value[..., self._dim + j].reshape(-1).long() for j in range(len(law.columns.tables))
+        ]
+        rows = Rows(real.reshape(-1, self._dim), None, tuple(columns))
+        settings = self._settings
+        log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
+        log_joint = log_prob.double().reshape(value.shape[:-1]) + self._given.log_factor(real)
+        for column, log_q in self._known.categorical.items():
+            code = columns[column].reshape(value.shape[:-1]).expand(log_joint.shape)
+            log_q = log_q.expand(*log_joint.shape, -1)
+            log_joint = log_joint + log_q.gather(-1, code.unsqueeze(-1)).squeeze(-1)
+        return log_joint
+
+    # ---- building -----------------------------------------------------------------------------
+
+    def _log_joint_of(self, codes: Codes) -> Tensor:
+        """Log-weight of codes, with all but the linear evidence: shape (E or 1, C)."""
+        law, flat = self._law, codes.codes.flatten(0, 1)
+        log_joint = law.log_prior(flat).reshape(codes.codes.shape[:-1]) + codes.log_weight
+        for column, log_q in self._known.categorical.items():
+            log_probs = self._law.columns.log_probs(column, codes.codes)
+            log_joint = log_joint + (log_probs + self._log_q(log_q)).logsumexp(-1)
+        return log_joint
+
+    def _column_log_probs(self, column: int) -> Tensor:
+        """Log p(c, evidence on c | h) of a categorical column, shape (E or 1, C, categories)."""
+        log_probs = self._law.columns.log_probs(column, self._codes.codes)
+        log_q = self._known.categorical.get(column)
+        return log_probs if log_q is None else log_probs + self._log_q(log_q)
+
+    def _log_q(self, log_q: Tensor) -> Tensor:
+        """Evidence on a column (*N, n) as (E, 1, n), or (1, 1, n) if all entries share it."""
+        if log_q.dim() > 1:
+            log_q = log_q.expand(*self.batch_shape, -1)
+        return log_q.reshape(-1, 1, log_q.shape[-1]).to(self._law.loc.dtype)
+
+    def _mixture_of(self, codes: Codes, log_joint: Tensor) -> MixtureOfNormals:
+        """The mixture of the normals that codes stand for."""
+        law, shape = self._law, codes.codes.shape[:-1]
+        loc = law.mean_of(codes.codes.flatten(0, 1)).reshape(*shape, -1)
+        scale = law.scale[codes.codes[..., -1]]
+        logits, loc, scale = (
+            t.reshape(*(self.batch_shape if len(t) > 1 else ()), *t.shape[1:])
+            for t in (log_joint, loc, scale)
+        )
+        mixture = MixtureOfNormals(logits, loc, scale, validate_args=False)
+        mixture._validate_args = self._validate_args
+        return mixture
+
+    @torch.no_grad()
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """Variance of log Z between islands, and the effective sample size; shape (*B,)."""
+        shape, size = self.batch_shape, self.num_particles
+        islands = self._codes.islands
+        if islands is None:
+            zero = torch.zeros(shape, dtype=torch.float64, device=self._law.loc.device)
+            return zero, (zero + size).to(self._law.loc.dtype)
+        count = islands.shape[1]
+        weight = self._given.logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
+        own = islands * weight  # (E, islands, C)
+        share = own.sum(-1)  # of Z: mean one
+        variance = share.var(-1) / count
+        # How far islands disagree about the means, in units of their spread.
+        loc = self._law.mean_of(self._codes.codes.flatten(0, 1)).double()
+        loc = loc.reshape(len(islands), -1, self._dim)
+        centre = weight @ loc  # (E, 1, D)
+        total = (weight @ (loc - centre).square()).squeeze(1)
+        means = (own / share.clamp(min=1e-300).unsqueeze(-1)) @ (loc - centre)
+        disagreement = means.square().mean(1) / (count - 1)
+        known = total > 1e-12 * total.amax(-1, keepdim=True).clamp(min=1e-300)
+        ratio = torch.where(known, disagreement / torch.where(known, total, 1.0), 0.0)
+        relative = torch.maximum(variance, ratio.sum(-1) / known.sum(-1).clamp(min=1))
+        effective = 1.0 / (1.0 / size + relative)
+        return variance.reshape(shape), effective.reshape(shape).to(self._law.loc.dtype)
+
+    def _warn(self) -> None:
+        share = self.effective_sample_size / self.num_particles
+        if bool((share < LOW_SHARE).any()):
+            warnings.warn(
+                f"The {self.num_particles} codes that were found are worth "
+                f"{float(self.effective_sample_size.min()):.0f} independent ones: draws may miss "
+                f"part of the law. Raise num_particles, or see whether the evidence contradicts "
+                f"the model.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(exact={self.exact}, num_particles={self.num_particles}, "
+            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        )
+
+
+def condition_on(
+    law: ResidualMixture,
+    evidence: Sequence[Evidence],
+    settings: Settings,
+    validate_args: bool,
+) -> "ConditionedDRMM | UnionOfConditioned":
+    """The law of a deep residual mixture, given evidence."""
+
+    def make(known: LinearEvidence, partly: bool) -> ConditionedDRMM:
+        for column, weights in known.categorical.items():
+            if bool(weights.isneginf().all(-1).any()):
+                raise ConflictError(
+                    f"Expected evidence that can hold, but nothing is left of column "
+                    f"{known.dim + column}: its pieces contradict each other."
+                )
+        return ConditionedDRMM(law, known, settings, partly=partly, validate_args=validate_args)
+
+    categories = [table.shape[-1] for table in law.columns.tables]
+    branches = collect_branches(evidence, law.loc.shape[-1], law.loc.device, categories)
+    conditioned: Any = condition_on_branches(make, branches, law.loc.dtype)
+    conditioned._validate_args = validate_args
+    if isinstance(conditioned, ConditionedDRMM):
+        conditioned._evidence = tuple(evidence)
+    return conditioned
