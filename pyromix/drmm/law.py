@@ -387,7 +387,10 @@ class ResidualMixture:
             if layer == self.num_layers - 1:
                 log_weight = log_weight + log_sum_exp(log_prior + fits[0])
                 break
-            proposal = (log_prior + torch.logaddexp(*fits)).log_softmax(-1)
+            fit = torch.logaddexp(*fits)
+            # A point so far away that all fits underflow is proposed codes of the prior.
+            fit = torch.where(fit.amax(-1, keepdim=True) > -math.inf, fit, 0.0)
+            proposal = (log_prior + fit).log_softmax(-1)
             chosen = torch.multinomial(proposal.exp(), 1)
             gain = log_prior.gather(-1, chosen) - proposal.gather(-1, chosen)
             log_weight = log_weight + gain.squeeze(-1)

@@ -393,8 +393,12 @@ class DRMM(DistributionModule):
         """
         value, _ = split_batch(data)
         rows = self._rows(value)
-        if len(rows.real) == 0:
-            raise ValueError("Expected at least one point to initialise from, got none.")
+        infinite = int((~rows.real.isfinite()).any(-1).sum())
+        if len(rows.real) == 0 or infinite:
+            raise ValueError(
+                f"Expected at least one point and finite values to initialise from, got "
+                f"{len(rows.real)} points of which {infinite} are not finite."
+            )
         with torch.no_grad():
             for name, start in initial_parameters(self, rows).items():
                 parameter = self.get_parameter(name)

@@ -61,7 +61,7 @@ def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Ten
         rows: N points.
         rho: Weight of the codes of earlier layers in the assignment.
         orphans: Weight of the distance of every component to its nearest point, which draws
-            components that no point is assigned to.
+            components that no point is assigned to; of the points with the fewest missing entries.
     """
     n = len(rows.real)
     residual = rows.real
@@ -78,6 +78,10 @@ def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Ten
                 links = sum_rows(law.links, law.link_rows(layer, codes))
                 score = score + rho * links
             chosen = score.argmax(-1)
+            if rows.observed is not None:
+                # Of a point of which little is known, all components are near.
+                known = rows.observed.sum(-1, keepdim=True)
+                normal = normal.masked_fill(known < known.amax(), -math.inf)
             nearest = normal.argmax(0)  # (K,)
         total = total - law.log_weight[layer].log_softmax(-1)[chosen].mean()
         total = total + _normal_loss(residual, loc[chosen], scale[chosen], rows.observed)

@@ -120,6 +120,20 @@ def test_density_of_many_points(how):
         close(model.log_prob(x)[some], Slow(model).log_prob(x[some]))
 
 
+@exact
+def test_blocks(how, monkeypatch):
+    """Points that are worked on a few at a time have the same density and codes."""
+    model = random_model(2, 3, 3, categories=(2,), missing="marginalize", **how)
+    x = model.sample((20,))
+    x[3, 0] = x[11, 2] = math.nan
+    log_prob, codes = model.log_prob(x), model.encode(x)
+    (grad,) = torch.autograd.grad(log_prob.sum(), model.loc)
+    monkeypatch.setattr("pyromix.drmm.law.BLOCK_SCORES", 6 * 64 * 3)
+    close(model.log_prob(x), log_prob)
+    close(torch.autograd.grad(model.log_prob(x).sum(), model.loc)[0], grad)
+    assert torch.equal(model.encode(x), codes)
+
+
 @pytest.mark.parametrize("name", ["plain", "one layer", "categories", "truncated"])
 @exact
 def test_missing_entries(name, how):
@@ -337,6 +351,16 @@ def test_float32(offset, scale, how):
     eps = torch.finfo(torch.float32).eps
     bound = 2 * eps * (slope.abs() * value.abs()).sum(-1) + 1e-4 * truth.abs().clamp(min=1.0)
     assert ((rough - truth).abs() <= bound).all()
+
+
+@exact
+def test_points_far_away(how):
+    model = random_model(2, 3, 3, categories=(2,), **how)
+    x = torch.tensor([[1e200, 0.0, 1.0], [0.0, -math.inf, 0.0], [1e30, 0.0, 0.0]])
+    for log_prob in (model.log_prob(x), model.log_prob_importance(x, 5)):
+        assert (log_prob[:2] == -math.inf).all()
+        assert -1e65 < log_prob[2] < -1e55
+    assert model.encode(x).shape == (3, 3)
 
 
 def test_the_smallest_scales():

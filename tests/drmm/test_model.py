@@ -342,9 +342,11 @@ def test_other_bad_input():
     for count in (0, 1.5, -1):
         with pytest.raises(ValueError, match="num_samples"):
             model.log_prob_importance(torch.zeros(2), count)
-    with pytest.raises(ValueError, match="at least one point"):
-        model.initialize(torch.zeros(0, 2))
+    for data in (torch.zeros(0, 2), torch.tensor([[0.0, 1.0], [math.inf, 0.0]])):
+        with pytest.raises(ValueError, match="at least one point and finite values"):
+            model.initialize(data)
     assert not model.initialized
+    assert all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(ValueError, match=r"torch\.Tensor"):
         model.log_prob([0.0, 1.0])
     with pytest.raises(NotImplementedError):
