@@ -7,6 +7,7 @@ import pyro.distributions.transforms as transforms
 import torch
 
 from pyromix import Flow, GaussianMixture, MixtureOfNormals
+from pyromix.drmm import DRMM
 from pyromix.evidence import Box, LinearGaussian
 from pyromix.mixtures import (
     LowRankPrecisionNormal,
@@ -42,6 +43,15 @@ def _low_rank_normal(batch=(), dim=2, rank=1):
     return LowRankPrecisionNormal(*parameters, torch.randn(*batch, dim, rank))
 
 
+def _drmm(*args, **options):
+    """With weights and links that matter, which a new model does not have."""
+    model = DRMM(*args, **options)
+    with torch.no_grad():
+        for parameter in (model.log_weight, model.link_logits, *model.column_logits):
+            parameter.normal_()
+    return model
+
+
 CASES = {
     "mixture-1d": Case(lambda: _mixture(dim=1)),
     "mixture-2d": Case(_mixture),
@@ -75,6 +85,16 @@ CASES = {
     "learnable-diagonal": Case(lambda: GaussianMixture(2, 3)),
     "learnable-spherical": Case(lambda: GaussianMixture(3, 4, "spherical")),
     "learnable-shared": Case(lambda: GaussianMixture(3, 4, "shared")),
+    "drmm": Case(lambda: _drmm(2, 2, 4)),
+    "drmm-1d": Case(lambda: _drmm(1, 3, 2, scale="spherical", inner_scale="scalar")),
+    "drmm-one-layer": Case(lambda: _drmm(3, 1, 4, scale="scalar")),
+    "drmm-beam": Case(lambda: _drmm(2, 2, 4, max_exact=0, beam=4)),  # wide enough for all codes
+    "drmm-truncated": Case(lambda: _drmm(2, 3, 3, truncation=0.3)),
+    "drmm-missing": Case(lambda: _drmm(2, 2, 3, missing="marginalize"), rejects_nan=False),
+    "drmm-categories": Case(
+        lambda: _drmm(2, 2, 3, categories=(3, 2)), smooth=False, continuous=False, nuts=False
+    ),
+    "drmm-many": Case(lambda: _drmm(8, 3, 4, max_exact=0, beam=4**2)),
     "flow-normal": Case(
         lambda: Flow(
             dist.Normal(torch.zeros(2), torch.ones(2)),

@@ -292,23 +292,25 @@ class ResidualMixture:
         *conditionals, offset = self.log_conditionals(flat)
         for layer, conditional in enumerate(conditionals):
             offset = offset + conditional.gather(-1, flat[:, layer : layer + 1])
-        residual = (rows.real.unsqueeze(1) - self.mean_of(flat).reshape(n, width, -1)).flatten(
-            0, 1
-        )
+        residual = rows.real.repeat_interleave(width, 0) - self.mean_of(flat)
         observed = _repeat(rows.observed, width)
         last = self.num_layers - 1
         joint = component_log_prob(residual, self.loc[last], self.scale, offset, observed)
-        joint = joint.reshape(n, width, -1)
-        logits = tuple(t.reshape(n, width, -1) for t in self.columns.logits(flat))
+        joint = joint.reshape(n, width, self.num_components)
+        logits = tuple(t.reshape(n, width, t.shape[-1]) for t in self.columns.logits(flat))
         return joint + self.columns.score(last, logits, rows.columns), codes
 
-    @torch.no_grad()
     def search(self, rows: Rows, width: int) -> Tensor:
         """The best codes of the first L - 1 layers, kept layer by layer; shape (N, B, L - 1).
 
         A prefix of codes is scored by log p(h_<=l), plus the log-density of the point if the
         layers so far were all, with the inner scale for noise.
         """
+        # Not a decorator, which torch.compile does not take on a method.
+        with torch.no_grad():
+            return self._search(rows, width)
+
+    def _search(self, rows: Rows, width: int) -> Tensor:
         n, k = len(rows.real), self.num_components
         codes = torch.zeros(n, 1, 0, dtype=torch.long, device=self.loc.device)
         log_prior = self.loc.new_zeros(n, 1)
@@ -354,7 +356,7 @@ class ResidualMixture:
             inflation * self.scale_of(layer),
             self.loc.new_zeros(()),
             _repeat(rows.observed, width),
-        ).reshape(n, width, -1)
+        ).reshape(n, width, self.num_components)
         return score + self.columns.score(layer, logits, rows.columns)
 
     def scale_of(self, layer: int) -> Tensor:
@@ -385,7 +387,10 @@ class ResidualMixture:
             if layer == self.num_layers - 1:
                 log_weight = log_weight + log_sum_exp(log_prior + fits[0])
                 break
-            proposal = (log_prior + torch.logaddexp(*fits)).log_softmax(-1)
+            fit = torch.logaddexp(*fits)
+            # A point so far away that all fits underflow is proposed codes of the prior.
+            fit = torch.where(fit.amax(-1, keepdim=True) > -math.inf, fit, 0.0)
+            proposal = (log_prior + fit).log_softmax(-1)
             chosen = torch.multinomial(proposal.exp(), 1)
             gain = log_prior.gather(-1, chosen) - proposal.gather(-1, chosen)
             log_weight = log_weight + gain.squeeze(-1)

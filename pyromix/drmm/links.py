@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from ..validation import is_traced
+
 
 def log_normalize(logits: Tensor, smoothing: float) -> Tensor:
     """Log-probabilities over the rows of tables (P, J, K), no less than log(smoothing / J).
@@ -17,6 +19,8 @@ def log_normalize(logits: Tensor, smoothing: float) -> Tensor:
     model, and what a training step costs is mostly the memory that passes over them take.
     """
     lowest = math.log(smoothing / logits.shape[-2]) if smoothing else -math.inf
+    if is_traced():
+        return logits.log_softmax(-2).clamp(min=lowest)
     return _LogNormalize.apply(logits, lowest)
 
 
@@ -26,17 +30,18 @@ class _LogNormalize(torch.autograd.Function):
         result = logits.log_softmax(-2)
         ctx.lowest = lowest if result.numel() and bool(result.amin() < lowest) else -math.inf
         if ctx.lowest > -math.inf:
-            ctx.log_prob = result.clone()
             result.clamp_(min=lowest)
-        ctx.save_for_backward(result)
+        ctx.save_for_backward(logits, result)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (log_prob,) = ctx.saved_tensors
-        if ctx.lowest > -math.inf:
-            log_prob = ctx.log_prob
+        logits, log_prob = ctx.saved_tensors
+        if ctx.lowest > -math.inf or torch.is_grad_enabled():
+            log_prob = logits.log_softmax(-2)
             grad = grad.masked_fill(log_prob < ctx.lowest, 0.0)
+        if torch.is_grad_enabled():  # gradients of this gradient are wanted
+            return grad - log_prob.exp() * grad.sum(-2, keepdim=True), None
         change = log_prob.exp().mul_(grad.sum(-2, keepdim=True).neg_())
         return change.add_(grad), None
 
@@ -45,12 +50,16 @@ def sum_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Sums rows (n, m) of a table (R, T): shape (n, T)."""
     if rows.shape[-1] == 0:
         return table.new_zeros(len(rows), table.shape[-1])
+    if is_traced():
+        return table[rows].sum(-2)
     return embedding_bag(rows, table, mode="sum")
 
 
 def sum_rows_of_layers(table: Tensor, rows: list[Tensor]) -> tuple[Tensor, ...]:
     """The same for several lists of rows (n, m_i), with one backward pass over the table."""
-    sizes = torch.tensor([part.shape[-1] for part in rows for _ in range(len(part))])
-    starts = (sizes.cumsum(0) - sizes).to(table.device)
+    if is_traced():
+        return tuple(sum_rows(table, part) for part in rows)
+    sizes = torch.cat([part.new_full((len(part),), part.shape[-1]) for part in rows])
+    starts = sizes.cumsum(0) - sizes
     flat = torch.cat([part.flatten() for part in rows])
     return embedding_bag(flat, table, starts, mode="sum").split([len(part) for part in rows])

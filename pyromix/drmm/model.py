@@ -128,8 +128,8 @@ class DRMM(DistributionModule):
         for name, value in (("smoothing", smoothing), ("truncation", truncation)):
             if not 0 <= value < 1:
                 raise ValueError(f"Expected {name} from 0 to 1, got {value}.")
-        if not orphans >= 0:
-            raise ValueError(f"Expected orphans of at least 0, got {orphans}.")
+        if not 0 <= orphans < math.inf:
+            raise ValueError(f"Expected finite orphans of at least 0, got {orphans}.")
         if as_int(max_exact) is None or max_exact < 0:
             raise ValueError(
                 f"Expected max_exact to be an integer of at least 0, got {max_exact}."
@@ -200,14 +200,15 @@ class DRMM(DistributionModule):
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws without a graph, shape (\*S, D + number of categorical columns)."""
         with torch.no_grad():
-            return self.law.sample(Size(sample_shape).numel()).reshape(*sample_shape, -1)
+            drawn = self.law.sample(Size(sample_shape).numel())
+            return drawn.reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density at points of shape (\*S, D + number of categorical columns); shape (\*S).
 
         With respect to Lebesgue measure on the real columns and counting measure on codes. Exact,
         or a lower bound; see the class. With ``missing="marginalize"`` that of the entries that
-        are not NaN.
+        are not NaN: zero where all are.
         """
         rows = self._rows(value)
         log_prob = self.law.log_prob(rows, max_exact=self.max_exact, beam=self.beam)
@@ -241,7 +242,7 @@ class DRMM(DistributionModule):
             law.shallow(depth).log_prob(rows, max_exact=self.max_exact, beam=self.beam)
             for depth in range(1, self.num_layers + 1)
         ]
-        return torch.stack(parts, -1).reshape(*value.shape[:-1], -1)
+        return torch.stack(parts, -1).reshape(*value.shape[:-1], self.num_layers)
 
     def shallow(self, num_layers: int) -> "DRMM":
         """A copy of the first layers: what they leave, under their scale, becomes the noise.
@@ -273,7 +274,8 @@ class DRMM(DistributionModule):
         r"""Likeliest codes that a beam search finds, shape (\*S, L), integers."""
         rows = self._rows(value)
         with torch.no_grad():
-            return self.law.encode(rows, self.beam).reshape(*value.shape[:-1], -1)
+            codes = self.law.encode(rows, self.beam)
+            return codes.reshape(*value.shape[:-1], self.num_layers)
 
     def decode(self, codes: Tensor) -> Tensor:
         r"""Means of real columns and likeliest codes of categorical ones, given latent codes.
@@ -307,7 +309,7 @@ class DRMM(DistributionModule):
                 f"{int(codes.max())}."
             )
         flat = codes.reshape(-1, self.num_layers).long()
-        return self.law.decode(flat).reshape(*codes.shape[:-1], -1)
+        return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
 
     def condition(self, *evidence: Any, num_particles: int = 1024) -> Any:
         r"""The law given what is known.
@@ -391,8 +393,12 @@ class DRMM(DistributionModule):
         """
         value, _ = split_batch(data)
         rows = self._rows(value)
-        if len(rows.real) == 0:
-            raise ValueError("Expected at least one point to initialise from, got none.")
+        infinite = int((~rows.real.isfinite()).any(-1).sum())
+        if len(rows.real) == 0 or infinite:
+            raise ValueError(
+                f"Expected at least one point and finite values to initialise from, got "
+                f"{len(rows.real)} points of which {infinite} are not finite."
+            )
         with torch.no_grad():
             for name, start in initial_parameters(self, rows).items():
                 parameter = self.get_parameter(name)
@@ -418,18 +424,14 @@ class DRMM(DistributionModule):
         """Checks values and sorts them into columns; flattens all but the last dimension."""
         check_tensor("value", value, like=self.loc)
         missing = self.missing == "marginalize"
-        if missing and not is_traced():
-            seen = ~value.isnan()
-            check_value(self, torch.where(seen, value, 0.0), like=self.loc)
-        else:
-            seen = None
-            check_value(self, value, like=self.loc)
+        check_value(self, torch.where(value.isnan(), 0.0, value) if missing else value)
         flat = value.reshape(-1, value.shape[-1])
         real, columns = flat[:, : self.dim], flat[:, self.dim :]
         observed = None
-        if seen is not None and not bool(seen[..., : self.dim].all()):
+        if missing:
             known = ~real.isnan()
-            real, observed = torch.where(known, real, 0.0), known.to(real.dtype)
+            if is_traced() or not bool(known.all()):
+                real, observed = torch.where(known, real, 0.0), known.to(real.dtype)
         codes = []
         for j, count in enumerate(self.categories):
             column = columns[:, j].detach()
@@ -455,8 +457,8 @@ def _check_curriculum(curriculum: Any) -> tuple[tuple[str, float], ...]:
         stages = tuple((str(name), float(share)) for name, share in curriculum)
     except (TypeError, ValueError):
         stages = ()
-    names = [name for name, _ in stages]
-    if not stages or not set(names) <= set(STAGES) or not all(share > 0 for _, share in stages):
+    good = all(name in STAGES and 0 < share < math.inf for name, share in stages)
+    if not stages or not good:
         raise ValueError(
             f"Expected curriculum to be pairs of a stage, of {STAGES}, and a positive share of "
             f"the steps, such as (('em', 0.5), ('likelihood', 0.5)), got {curriculum!r}."

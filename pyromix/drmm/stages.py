@@ -61,7 +61,7 @@ def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Ten
         rows: N points.
         rho: Weight of the codes of earlier layers in the assignment.
         orphans: Weight of the distance of every component to its nearest point, which draws
-            components that no point is assigned to.
+            components that no point is assigned to; of the points with the fewest missing entries.
     """
     n = len(rows.real)
     residual = rows.real
@@ -78,6 +78,10 @@ def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Ten
                 links = sum_rows(law.links, law.link_rows(layer, codes))
                 score = score + rho * links
             chosen = score.argmax(-1)
+            if rows.observed is not None:
+                # Of a point of which little is known, all components are near.
+                known = rows.observed.sum(-1, keepdim=True)
+                normal = normal.masked_fill(known < known.amax(), -math.inf)
             nearest = normal.argmax(0)  # (K,)
         total = total - law.log_weight[layer].log_softmax(-1)[chosen].mean()
         total = total + _normal_loss(residual, loc[chosen], scale[chosen], rows.observed)
@@ -189,9 +193,9 @@ def likelihood_loss(law: ResidualMixture, rows: Rows, beam: int) -> tuple[Tensor
         of a point, encoded by its likeliest code, under noise of the inner scales.
     """
     joint, codes = law.beam_joint(rows, beam)
-    per_code = log_sum_exp(joint)  # (N, B)
-    loss = -torch.logsumexp(per_code, -1).mean()
-    best = per_code.detach().argmax(-1)
+    # In one sum: codes that do not occur make partial sums of nothing, whose gradient is NaN.
+    loss = -log_sum_exp(joint.flatten(1)).mean()
+    best = joint.detach().logsumexp(-1).argmax(-1)
     codes = codes[torch.arange(len(codes), device=codes.device), best]
     return loss, proposal_loss(law, rows, codes)
 
@@ -204,7 +208,7 @@ def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
         rows: N points.
         codes: Their codes, of at least the first L - 1 layers, shape (N, L).
     """
-    total = law.loc.new_zeros(())
+    total = law.inner_scale[:0].sum()  # zero, with a graph also where there is one layer
     residual = rows.real
     for layer in range(law.num_layers - 1):
         with torch.no_grad():
