@@ -24,12 +24,13 @@ from .potential import LinearPotential
 ISLANDS = 8
 
 # Inner scales are inflated by this: what a layer leaves is not quite normal, and a prefix that
-# looks unlikely too early is lost.
-INFLATION = 1.5
+# looks unlikely too early is lost. (On poses of a humanoid, four of 30 columns observed, effective
+# sample sizes of 1,024 codes were 210, 236, 136, 57 and 22 at 1.0, 1.25, 1.5, 2.0 and 3.0.)
+INFLATION = 1.2
 
 # Inequalities are integrated for all continuations where there are no more numbers than this, and
 # else for this many times more of them than are kept.
-MAX_INTEGRALS = 2**21
+MAX_INTEGRALS = 2**16
 CANDIDATES = 4
 
 # Codes are left out of what is integrated exactly if all together are less likely than this.
