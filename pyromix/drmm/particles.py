@@ -23,10 +23,9 @@ from .potential import LinearPotential
 # Populations that are grown independently; their spread is the error of what they estimate.
 ISLANDS = 8
 
-# Inner scales are inflated by this: what a layer leaves is not quite normal, and a prefix that
-# looks unlikely too early is lost. (On poses of a humanoid, four of 30 columns observed, effective
-# sample sizes of 1,024 codes were 210, 236, 136, 57 and 22 at 1.0, 1.25, 1.5, 2.0 and 3.0.)
-INFLATION = 1.2
+# A prefix is judged with its inner scale, and with a small share with a larger one: what a layer
+# leaves is not quite normal, and a prefix that is lost too early is missed by all that follows.
+INFLATIONS = ((1.0, 0.8), (2.5, 0.2))
 
 # Inequalities are integrated for all continuations where there are no more numbers than this, and
 # else for this many times more of them than are kept.
@@ -76,36 +75,53 @@ def find_codes(
     codes = torch.zeros(entries * ISLANDS, 1, 0, dtype=torch.long, device=device)
     mean = law.loc.new_zeros(entries * ISLANDS, 1, dim)
     log_prior = law.loc.new_zeros(entries * ISLANDS, 1)
-    log_weight, log_rows = torch.zeros_like(log_prior), torch.zeros_like(log_prior)
+    log_weight = torch.zeros_like(log_prior)
+    # How well inequalities agree, judged with either scale.
+    log_rows = law.loc.new_zeros(len(INFLATIONS), *log_prior.shape)
     logits = law.columns.start(entries * ISLANDS, 1)
     for layer in range(law.num_layers):
         last = layer == law.num_layers - 1
-        scale = law.scale if last else INFLATION * law.inner_scale[layer : layer + 1]
-        potential = LinearPotential(known, batch_shape, scale)
+        scales = (
+            [law.scale]
+            if last
+            else [inflation * law.inner_scale[layer : layer + 1] for inflation, _ in INFLATIONS]
+        )
+        shares = [0.0] if last else [math.log(share) for _, share in INFLATIONS]
+        potentials = [LinearPotential(known, batch_shape, scale) for scale in scales]
         count = codes.shape[1]
         conditional = law.log_conditional(layer, codes.flatten(0, 1)).reshape(-1, count, k)
         prior = log_prior.unsqueeze(-1) + conditional
-        seen = potential.observations(_by_entry(mean, entries), law.loc[layer])
-        fit = seen.reshape(-1, count, k) + _columns_fit(law, known, batch_shape, layer, logits)
-        target = (log_weight.unsqueeze(-1) + prior + fit).flatten(1)
-        if not potential.has_rows:
-            index, inclusion = thin(target, size)
+        base = log_weight.unsqueeze(-1) + prior
+        base = base + _columns_fit(law, known, batch_shape, layer, logits)
+        fits = torch.stack(
+            [
+                share + potential.observations(_by_entry(mean, entries), law.loc[layer])
+                for share, potential in zip(shares, potentials, strict=True)
+            ]
+        ).reshape(len(shares), -1, count, k)
+        if not known.matrix:
+            index, inclusion = thin((base + fits.logsumexp(0)).flatten(1), size)
         else:
             # The parent's inequalities stand in for those of its continuations, where these are
             # too many to integrate.
-            few = target.numel() * potential.num_rows <= MAX_INTEGRALS
-            wanted = target.shape[1] if few else CANDIDATES * size
-            index, inclusion = thin(
-                (target.unflatten(1, (count, k)) + log_rows.unsqueeze(-1)).flatten(1), wanted
-            )
+            guess = base + (fits + log_rows[: len(fits)].unsqueeze(-1)).logsumexp(0)
+            few = guess.numel() * potentials[0].num_rows <= MAX_INTEGRALS
+            wanted = count * k if few else CANDIDATES * size
+            index, inclusion = thin(guess.flatten(1), wanted)
             means = take_entries(mean, index // k) + law.loc[layer][index % k]
-            rows = potential.inequalities_of(
-                _by_entry(means, entries), _by_entry(index % k, entries) if last else None
-            ).reshape(*index.shape, -1)
-            candidate = target.gather(1, index) + rows.sum(-1) - inclusion
-            second, more = thin(candidate, size)
+            means, own = _by_entry(means, entries), _by_entry(index % k, entries)
+            rows = torch.stack(
+                [
+                    potential.inequalities_of(means, own if last else None).sum(-1)
+                    for potential in potentials
+                ]
+            ).reshape(len(shares), *index.shape)
+            fits = fits.flatten(2).gather(2, index.expand(len(fits), -1, -1))
+            score = base.flatten(1).gather(1, index) + (fits + rows).logsumexp(0) - inclusion
+            second, more = thin(score, size)
             inclusion = inclusion.gather(1, second) + more
-            index, log_rows = index.gather(1, second), rows.sum(-1).gather(1, second)
+            index = index.gather(1, second)
+            log_rows = rows.gather(2, second.expand(len(rows), -1, -1))
         parent, chosen = index // k, index % k
         codes = torch.cat([take_entries(codes, parent), chosen.unsqueeze(-1)], -1)
         mean = take_entries(mean, parent) + law.loc[layer][chosen]

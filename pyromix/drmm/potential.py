@@ -37,8 +37,7 @@ class LinearPotential:
         scale: Standard deviations, shape (K, D), or (1, D) if all normals share them.
 
     Attributes:
-        has_rows: Whether there are inequalities.
-        num_rows: Their number.
+        num_rows: Number of inequalities.
     """
 
     def __init__(self, known: LinearEvidence, batch_shape: Size, scale: Tensor) -> None:
@@ -58,8 +57,7 @@ class LinearPotential:
         self._constant = -log_det - 0.5 * LOG_2PI * self._count
         self._matrix, self._y = matrix, y
         self.num_rows = sum(len(rows) for rows in known.matrix)
-        self.has_rows = self.num_rows > 0
-        if self.has_rows:
+        if self.num_rows:
             rows, low, high = known.inequalities(batch_shape)
             self._rows = rows
             self._low, self._high = (t.reshape(-1, 1, len(rows)) for t in (low, high))

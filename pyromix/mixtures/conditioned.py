@@ -251,7 +251,7 @@ class ConditionedMixture(TorchDistribution):
         """Selects scales or factors (*own, K, *T), whose batch expands to B: (n, *T)."""
         own, shape = spread.shape[: spread.dim() - tail - 1], spread.shape[spread.dim() - tail :]
         row = flat_index(own, self.batch_shape, entry.device)[entry]
-        return spread.reshape(-1, *shape)[row * self._joint.shape[-1] + k]
+        return spread.flatten(0, len(own))[row * self._joint.shape[-1] + k]
 
     def _safely_inside(self, x: Tensor, entry: Tensor) -> Tensor:
         """Whether points hold every inequality, in whatever order its terms are added up."""
