@@ -32,6 +32,9 @@ from .particles import Codes, enumerate_codes, find_codes, prune
 # Below this share of the particles, the effective sample size is worth a warning.
 LOW_SHARE = 0.1
 
+# Standard error of a code's log-probability that is good enough for one of many.
+INTEGRAL_ERROR = 0.1
+
 
 class Settings(NamedTuple):
     """How a law is conditioned, and its density computed."""
@@ -107,7 +110,11 @@ class ConditionedDRMM(TorchDistribution):
             log_joint = log_joint.expand(entries, -1).gather(1, index)
         self._codes = codes
         mixture = self._mixture_of(codes, log_joint)
-        self._given = ConditionedMixture(mixture, known, partly=partly, whole=True)
+        # A population has an error of its own, next to which that of an integral may be larger.
+        max_error = 0.01 if self.exact else INTEGRAL_ERROR
+        self._given = ConditionedMixture(
+            mixture, known, partly=partly, whole=True, max_error=max_error
+        )
         # The mixture's weights were normalised.
         self._log_scale = log_joint.double().logsumexp(-1)
         if len(self._log_scale) > 1 or batch_shape:

@@ -8,7 +8,7 @@ weight: those above a threshold for certain, others by systematic sampling (Fear
 2003). So no code is held twice, sums over codes are unbiased, and they are exact if all fit.
 """
 
-__all__ = ["Codes", "enumerate_codes", "find_codes", "prune", "thin"]
+__all__ = ["Codes", "couples", "enumerate_codes", "find_codes", "prune", "thin"]
 
 import math
 from typing import NamedTuple
@@ -31,6 +31,9 @@ INFLATIONS = ((1.0, 0.8), (2.5, 0.2))
 # else for this many times more of them than are kept.
 MAX_INTEGRALS = 2**16
 CANDIDATES = 4
+
+# Where the integrals have no closed form, so many codes are integrated at most.
+MAX_COUPLED = 256
 
 # Codes are left out of what is integrated exactly if all together are less likely than this.
 NEGLIGIBLE = 1e-6
@@ -67,7 +70,8 @@ def find_codes(
         law: The law.
         known: The evidence.
         batch_shape: Its shape, of E entries.
-        num_particles: Number of codes that are held in all islands together.
+        num_particles: Number of codes that are held in all islands together. Fewer come out
+            where inequalities depend on each other.
     """
     entries, k, dim = math.prod(batch_shape), law.num_components, law.loc.shape[-1]
     size = max(1, num_particles // ISLANDS)
@@ -81,6 +85,8 @@ def find_codes(
     logits = law.columns.start(entries * ISLANDS, 1)
     for layer in range(law.num_layers):
         last = layer == law.num_layers - 1
+        if last and couples(known):
+            size = min(size, MAX_COUPLED // ISLANDS)
         scales = (
             [law.scale]
             if last
@@ -112,7 +118,7 @@ def find_codes(
             means, own = _by_entry(means, entries), _by_entry(index % k, entries)
             rows = torch.stack(
                 [
-                    potential.inequalities_of(means, own if last else None).sum(-1)
+                    potential.inequalities_of(means, own if last else None, rough=not last).sum(-1)
                     for potential in potentials
                 ]
             ).reshape(len(shares), *index.shape)
@@ -132,6 +138,18 @@ def find_codes(
         log_prior = prior.flatten(1).gather(1, index)
         log_weight = log_weight.gather(1, parent) - inclusion
     return _merge(codes, log_weight, entries)
+
+
+def couples(known: LinearEvidence) -> bool:
+    """Whether inequalities depend on each other: their probability has no closed form then."""
+    if not known.matrix:
+        return False
+    free = [d for d in range(known.dim) if d not in known.observed]
+    used = torch.cat(known.matrix)[:, free] != 0
+    used = used[used.any(-1)].unique(dim=0)
+    if known.gaussian:  # observations make coordinates depend on each other
+        return len(used) > 1
+    return int(used.sum(0).max()) > 1 if len(used) else False
 
 
 def thin(log_weight: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,8 @@ class ConditionedMixture(TorchDistribution):
             zero, as long as not all do.
         whole: Whether all coordinates may be observed: then only the weights of the components
             are left to learn about.
+        max_error: Standard error to aim at, where the logarithm of the probability of
+            inequalities in a component has no closed form.
 
     Raises:
         ValueError: If the evidence cannot hold, if its batch shape does not fit, or if all
@@ -86,13 +88,14 @@ class ConditionedMixture(TorchDistribution):
         *,
         partly: bool = False,
         whole: bool = False,
+        max_error: float = 0.01,
     ) -> None:
         make: Any = type(mixture)
         # Copies: log Z is that of these values, whatever becomes of the mixture's.
         tensors = [getattr(mixture, name).clone() for name in ("_logits", *mixture._tensors)]
         self._mixture: FiniteMixture = make(*tensors, validate_args=False)
         self._mixture._validate_args = mixture._validate_args
-        self._known = known
+        self._known, self._max_error = known, max_error
         dim = mixture.event_shape[0]
         self._given = sorted(known.observed)
         self._free = [d for d in range(dim) if d not in known.observed]
@@ -249,7 +252,7 @@ class ConditionedMixture(TorchDistribution):
 
     def _of_component(self, spread: Tensor, tail: int, entry: Tensor, k: Tensor) -> Tensor:
         """Selects scales or factors (*own, K, *T), whose batch expands to B: (n, *T)."""
-        own, shape = spread.shape[: spread.dim() - tail - 1], spread.shape[spread.dim() - tail :]
+        own = spread.shape[: spread.dim() - tail - 1]
         row = flat_index(own, self.batch_shape, entry.device)[entry]
         return spread.flatten(0, len(own))[row * self._joint.shape[-1] + k]
 
@@ -394,13 +397,18 @@ class ConditionedMixture(TorchDistribution):
             t.unsqueeze(-2).expand(*self.batch_shape, k, -1).to(self._dtype) for t in (low, high)
         ]
         loc = self._loc.to(self._dtype)
+        # The error falls faster than the root of the number of points: start from a few.
+        points = 2048 if self._max_error <= 0.01 else max(64, int(20 / self._max_error))
+        effort: Any = {"num_points": points, "max_error": self._max_error}
         try:
             if self._scale is not None:
                 scale = self._scale.expand(loc.shape).to(self._dtype)
-                law = TruncatedNormals.diagonal(loc, scale, rows.to(self._dtype), *bounds)
+                law = TruncatedNormals.diagonal(
+                    loc, scale, rows.to(self._dtype), *bounds, **effort
+                )
             else:
                 factor = self._factor.expand(*loc.shape, -1).to(self._dtype)
-                law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds)
+                law = TruncatedNormals(loc, factor, rows.to(self._dtype), *bounds, **effort)
         except ConflictError as error:
             if not error.rows:
                 raise

@@ -60,10 +60,11 @@ class TruncatedNormals:
         low: Lower bounds l, shape (p,) or (\*K, p), may be minus infinity.
         high: Upper bounds u, shape (p,) or (\*K, p), may be plus infinity.
         num_points: Points of a first estimate of a normaliser; up to 64 times as many are used
-            until its standard error is below 0.01. Also the size of the population of the route
-            "hamiltonian".
+            until its standard error is below `max_error`. Also the size of the population of the
+            route "hamiltonian".
         min_acceptance: The route "hamiltonian" is taken where fewer proposals are accepted.
         num_moves: Moves that make a draw of the route "hamiltonian".
+        max_error: Standard error of the logarithm of an estimated normaliser to aim at.
 
     Normalisers are estimated once, at construction, with PyTorch's global random state.
     Everything is computed in float64 without gradients, and returned in `loc`'s dtype.
@@ -107,6 +108,7 @@ class TruncatedNormals:
         num_points: int = 2048,
         min_acceptance: float = 0.01,
         num_moves: int = 10,
+        max_error: float = 0.01,
     ) -> None:
         check_tensor("loc", loc)
         check_tensor("factor", factor, like=loc)
@@ -116,7 +118,9 @@ class TruncatedNormals:
                 f"{tuple(loc.shape)} and {tuple(factor.shape)}. For standard deviations, use "
                 f"TruncatedNormals.diagonal."
             )
-        self._setup(loc, factor, matrix, low, high, num_points, min_acceptance, num_moves)
+        self._setup(
+            loc, factor, matrix, low, high, num_points, min_acceptance, num_moves, max_error
+        )
 
     @classmethod
     def diagonal(
@@ -130,6 +134,7 @@ class TruncatedNormals:
         num_points: int = 2048,
         min_acceptance: float = 0.01,
         num_moves: int = 10,
+        max_error: float = 0.01,
     ) -> "TruncatedNormals":
         r"""Normals with diagonal covariances.
 
@@ -142,6 +147,7 @@ class TruncatedNormals:
             num_points: As for the class.
             min_acceptance: As for the class.
             num_moves: As for the class.
+            max_error: As for the class.
         """
         check_tensor("loc", loc)
         check_tensor("scale", scale, like=loc)
@@ -156,7 +162,7 @@ class TruncatedNormals:
                 f"{scale.min().item()}. For coordinates without spread, use a singular factor."
             )
         new = cls.__new__(cls)
-        new._setup(loc, scale, matrix, low, high, num_points, min_acceptance, num_moves)
+        new._setup(loc, scale, matrix, low, high, num_points, min_acceptance, num_moves, max_error)
         return new
 
     @torch.no_grad()
@@ -170,14 +176,18 @@ class TruncatedNormals:
         num_points: int,
         min_acceptance: float,
         num_moves: int,
+        max_error: float,
     ) -> None:
         check_constraints(loc, factor, matrix, low, high)
+        if not max_error > 0:
+            raise ValueError(f"Expected a positive max_error, got {max_error!r}.")
         if not 0 <= min_acceptance <= 1:
             raise ValueError(f"Expected min_acceptance from 0 to 1, got {min_acceptance!r}.")
         settings = Settings(
             check_positive_int("num_points", num_points),
             float(min_acceptance),
             check_positive_int("num_moves", num_moves),
+            float(max_error),
         )
         self.batch_shape = loc.shape[:-1]
         self._dtype = loc.dtype

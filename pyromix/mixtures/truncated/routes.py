@@ -19,9 +19,8 @@ MAX_SEQUENCE_ROWS = 256
 ORTHOGONAL = 1e-12
 RANK_TOLERANCE = 1e-8
 NUM_REPLICATES = 16
-# Rounds of estimation, each with four times the points of all before, and the error to reach.
+# Rounds of estimation, each with four times the points of all before.
 MAX_ROUNDS = 4
-WANTED_ERROR = 0.01
 # No round after the first draws more numbers than this, some ten seconds of work.
 MAX_NUMBERS = 2**24
 CHUNK_NUMBERS = 2**22
@@ -35,6 +34,7 @@ class Settings:
     num_points: int
     min_acceptance: float
     num_moves: int
+    max_error: float
 
 
 class Group:
@@ -225,7 +225,7 @@ class Group:
                 self.error[todo] = torch.where(mean > 0, error, math.inf)
                 # More points help those that are nearly good; the hopeless take another route.
                 hopeful = mean > 0.1 * self._settings.min_acceptance
-                todo = todo[(error > WANTED_ERROR) & hopeful]
+                todo = todo[(error > self._settings.max_error) & hopeful]
                 points *= 4
                 if len(todo) * points * NUM_REPLICATES * self._dim > MAX_NUMBERS:
                     break
