@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from pyromix import GaussianMixture, fit, fit_em
@@ -337,6 +338,9 @@ def draw(results: dict[str, list[Score]], path: Path) -> None:
                     color=color, marker="o", markersize=3, label=label, linewidth=1.4,
                 )  # fmt: skip
             axis.set_xscale("log")
+            baseline = [s.parameters for s in scores if (s.name, s.layers) == ("DRMM, scalar", 1)]
+            axis.set_xticks(baseline, [short(count) for count in baseline])
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
         clip_outliers(axes[1, column], [s for s in scores if (s.name, s.layers) in styles])
         axes[0, column].set_title(name)
@@ -344,10 +348,15 @@ def draw(results: dict[str, list[Score]], path: Path) -> None:
     axes[0, 0].set_ylabel("F1")
     axes[1, 0].set_ylabel("held-out nats a point")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(results), frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     print(f"\nwrote {path}")
+
+
+def short(count: int) -> str:
+    """A number with a few digits: 4161 as 4.2k."""
+    return f"{count / 1000:.3g}k" if count >= 1000 else str(count)
 
 
 def clip_outliers(axis: Axes, scores: list[Score]) -> None:
