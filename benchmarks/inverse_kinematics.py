@@ -22,10 +22,12 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -38,16 +40,16 @@ OUT = Path("out")
 
 # Steps, components of the opponent, points that it is fitted to, held-out poses per question.
 SETTINGS = {
-    "quick": (3_000, 64, 20_000, 5),
-    "default": (20_000, 256, 50_000, 20),
-    "paper": (100_000, 512, 200_000, 50),
+    "quick": (3_000, 32, 10_000, 5),
+    "default": (20_000, 128, 30_000, 20),
+    "paper": (100_000, 256, 100_000, 50),
 }
 
 
 class RandomPoses(IterableDataset):
     """Batches of random poses without end, each drawn when it is asked for."""
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         while True:
             yield BODY.features(BODY.sample_poses(64))
 
@@ -114,7 +116,7 @@ def broken(x: Tensor, pieces: list) -> Tensor:
     return result
 
 
-def ask(model, pieces: list) -> dict[str, float | Tensor]:
+def ask(model: DRMM | GaussianMixture, pieces: list) -> dict[str, float | Tensor]:
     start = time.perf_counter()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -190,7 +192,7 @@ def draw(model: DRMM, pose: Tensor) -> None:
     figure.savefig(OUT / "inverse_kinematics.png", dpi=110)
 
 
-def _draw_constraints(ax, pieces: list) -> None:
+def _draw_constraints(ax: Axes, pieces: list) -> None:
     for piece in pieces:
         if not isinstance(piece, Box):
             continue
@@ -218,7 +220,7 @@ def main() -> None:
     else:
         model = DRMM(dim=30, num_layers=10, num_components=256)
         loader = DataLoader(RandomPoses(), batch_size=None)
-        history = fit(model, loader, steps=steps, lr=0.01, seed=0)
+        history = fit(model, loader, steps=steps, lr=0.01, seed=0, progress_bar=False)
         print(history)
         save(model, path)
     opponent = GaussianMixture(30, components, "full", variance_floor=1e-6)

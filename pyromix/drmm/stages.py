@@ -63,42 +63,63 @@ def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Ten
         orphans: Weight of the distance of every component to its nearest point, which draws
             components that no point is assigned to; of the points with the fewest missing entries.
     """
+    residuals, codes, nearest, logits = _assign(law, rows, rho)
+    n, count = codes.shape
+    total = -law.log_weight.log_softmax(-1).gather(1, codes.mT).sum() / n
+    seen = None if rows.observed is None else rows.observed.unsqueeze(1)
+    loc = law.loc[torch.arange(count, device=codes.device), codes]  # (N, L, D)
+    inner = law.inner_scale.expand(n, -1, -1)
+    scale = torch.cat([inner, law.scale[codes[:, -1]].unsqueeze(1)], 1)
+    total = total + _normal_loss(residuals, loc, scale, seen)
+    if orphans:
+        layer = torch.arange(count, device=codes.device).unsqueeze(-1)
+        points = residuals[nearest, layer]  # (L, K, D)
+        spread = torch.stack([law.scale_of(i) for i in range(count)]).detach()
+        near = None if rows.observed is None else rows.observed[nearest]
+        # Summed over layers, and the mean over components.
+        distance = _normal_loss(points, law.loc, spread, near) * count / law.num_components
+        total = total + orphans * distance
+    for i in range(count if rows.columns else 0):
+        total = total - _column_log_prob(law, i, logits[i], codes[:, i], rows.columns).mean()
+    return total - _link_log_prob(law, codes).mean()
+
+
+@torch.no_grad()
+def _assign(
+    law: ResidualMixture, rows: Rows, rho: float
+) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, ...]]]:
+    """The E-step.
+
+    Returns:
+        What each layer sees of the points, (N, L, D); their codes, (N, L); the point that is
+        nearest to each component, (L, K); logits of categorical columns that each layer sees.
+    """
     n = len(rows.real)
-    residual = rows.real
+    residual, logits = rows.real, law.columns.start(n, 1)
+    residuals, nearest, all_logits = [], [], []
     codes = torch.zeros(n, 0, dtype=torch.long, device=residual.device)
-    logits = law.columns.start(n, 1)
-    total = law.loc.new_zeros(())
+    zero = residual.new_zeros(())
     for layer in range(law.num_layers):
         loc, scale = law.loc[layer], law.scale_of(layer)
-        with torch.no_grad():
-            zero = loc.new_zeros(())
-            normal = component_log_prob(residual, loc, scale, zero, rows.observed)
-            score = normal + law.columns.score(layer, logits, rows.columns).squeeze(1)
-            if rho > NEGLIGIBLE_RHO:
-                links = sum_rows(law.links, law.link_rows(layer, codes))
-                score = score + rho * links
-            chosen = score.argmax(-1)
-            if rows.observed is not None:
-                # Of a point of which little is known, all components are near.
-                known = rows.observed.sum(-1, keepdim=True)
-                normal = normal.masked_fill(known < known.amax(), -math.inf)
-            nearest = normal.argmax(0)  # (K,)
-        total = total - law.log_weight[layer].log_softmax(-1)[chosen].mean()
-        total = total + _normal_loss(residual, loc[chosen], scale[chosen], rows.observed)
-        if orphans:
-            seen = None if rows.observed is None else rows.observed[nearest]
-            distance = _normal_loss(residual[nearest], loc, scale.detach(), seen)
-            total = total + orphans * distance
-        if logits:
-            total = total - _column_log_prob(law, layer, logits, chosen, rows.columns).mean()
-            with torch.no_grad():
-                logits = tuple(
-                    before + table[layer][chosen].unsqueeze(1)
-                    for before, table in zip(logits, law.columns.tables, strict=True)
-                )
-        residual = residual - loc[chosen].detach()
+        normal = component_log_prob(residual, loc, scale, zero, rows.observed)
+        score = normal + law.columns.score(layer, logits, rows.columns).squeeze(1)
+        if rho > NEGLIGIBLE_RHO:
+            score = score + rho * sum_rows(law.links, law.link_rows(layer, codes))
+        chosen = score.argmax(-1)
+        if rows.observed is not None:
+            # Of a point of which little is known, all components are near.
+            known = rows.observed.sum(-1, keepdim=True)
+            normal = normal.masked_fill(known < known.amax(), -math.inf)
+        residuals.append(residual)
+        nearest.append(normal.argmax(0))
+        all_logits.append(logits)
+        residual = residual - loc[chosen]
+        logits = tuple(
+            before + table[layer][chosen].unsqueeze(1)
+            for before, table in zip(logits, law.columns.tables, strict=True)
+        )
         codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
-    return total - _link_log_prob(law, codes).mean()
+    return torch.stack(residuals, 1), codes, torch.stack(nearest), all_logits
 
 
 def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
@@ -219,7 +240,7 @@ def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
 
 
 def _normal_loss(x: Tensor, loc: Tensor, scale: Tensor, observed: Tensor | None) -> Tensor:
-    """Mean negative log-density of points (n, D) under normals of their own."""
+    """Negative log-density of points (n, *, D) under normals of their own: the mean over n."""
     term = 0.5 * ((x - loc) / scale).square() + scale.log() + 0.5 * LOG_2PI
     return (term if observed is None else term * observed).sum() / len(x)
 
