@@ -72,7 +72,8 @@ class ConditionedDRMM(TorchDistribution):
     Attributes:
         exact: Whether all codes were summed over.
         num_particles: Number of codes that were held.
-        route: How normals under inequalities are drawn; see `ConditionedMixture`.
+        effective_sample_size: How many independent draws of codes these are worth, shape (\*B,);
+            all of them where nothing was left out.
     """
 
     arg_constraints = {}  # noqa: RUF012
