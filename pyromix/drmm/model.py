@@ -39,6 +39,11 @@ Missing = Literal["error", "marginalize"]
 # noise of 0.05, 675, 681, 695, 702. F1 scores were equal or better, too.
 CURRICULUM = (("likelihood", 1.0),)
 
+NO_CONTEXT = (
+    "Expected values alone, got a batch that is a pair, which is read as values and context. This "
+    "model takes no context: leave labels out, or give them as a categorical column."
+)
+
 
 class DRMM(DistributionModule):
     r"""Deep residual mixture model: layers of mixtures, each of what the one before leaves.
@@ -351,9 +356,7 @@ class DRMM(DistributionModule):
         if len(pieces) == 1 and not isinstance(pieces[0], Evidence):
             raise ValueError(
                 f"Expected pieces of evidence such as pyromix.Observed({{0: 1.5}}), got "
-                f"{type(pieces[0]).__name__}. (A batch that is a pair is read as values and "
-                f"context. This model takes no context: leave labels out, or give them as a "
-                f"categorical column.)"
+                f"{type(pieces[0]).__name__}."
             )
         num_particles = check_positive_int("num_particles", num_particles)
         settings = Settings(num_particles, self.max_exact, self.beam)
@@ -373,10 +376,10 @@ class DRMM(DistributionModule):
         """What the stage of training minimises; in evaluation mode the mean of ``-log_prob``."""
         value, context = split_batch(batch)
         if context is not None:
-            self.condition(context)  # which says what a context would be
+            raise ValueError(NO_CONTEXT)
         if not self.training:
             return -self.log_prob(value).mean()
-        rows, law = self._rows(value), self.law
+        rows, law = self._training_rows(value), self.law
         stage, within = self._place(progress)
         if stage == "em":
             return em_loss(law, rows, rho(within), self.orphans)
@@ -401,8 +404,10 @@ class DRMM(DistributionModule):
         Raises:
             ValueError: If the data does not fit.
         """
-        value, _ = split_batch(data)
-        rows = self._rows(value)
+        value, context = split_batch(data)
+        if context is not None:
+            raise ValueError(NO_CONTEXT)
+        rows = self._training_rows(value)
         infinite = int((~rows.real.isfinite()).any(-1).sum())
         if len(rows.real) == 0 or infinite:
             raise ValueError(
@@ -417,6 +422,17 @@ class DRMM(DistributionModule):
         super().initialize(data)
 
     # ---- internals ------------------------------------------------------------------------
+
+    def _training_rows(self, value: Tensor) -> Rows:
+        """The same as `_rows`, of points that say something."""
+        rows = self._rows(value)
+        empty = int(value.isnan().all(-1).sum()) if self.missing == "marginalize" else 0
+        if empty:
+            raise ValueError(
+                f"Expected training data whose rows have an entry that is not missing, got "
+                f"{empty} of {len(rows.real)} rows without. Leave them out."
+            )
+        return rows
 
     def _place(self, progress: float) -> tuple[str, float]:
         """The stage of training, and the progress within it."""

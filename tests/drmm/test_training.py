@@ -473,3 +473,17 @@ def test_initialisation_leaves_frozen_parameters_alone():
     model.initialize(spiral(200))
     assert torch.equal(model.loc, before["loc"])
     assert not torch.equal(model.log_weight, before["log_weight"])
+
+
+def test_rows_without_any_entry_are_no_training_data():
+    model = DRMM(2, 2, 3, categories=(2,), missing="marginalize").train()
+    x = torch.randn(10, 3)
+    x[:, 2] = 0.0
+    x[3] = math.nan
+    before = copy.deepcopy(model.state_dict())
+    for call in (model.loss, model.initialize):
+        with pytest.raises(ValueError, match="1 of 10 rows without"):
+            call(x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="no context"):
+        model.loss((x[:3], torch.zeros(3)))
