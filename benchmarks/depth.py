@@ -18,6 +18,11 @@ expect; then who wins; and writes out/depth.png. Data:
     sierpinski  the Sierpinski triangle
     digits      1,797 images of 8 x 8 grey values from 0 to 1 with normal noise of 0.05
 
+Poses show what depth is worth: every layer helps at every size, by both measures. On images, a
+layer's diagonal scales are shared by all that the layers before made of a point, so that the gain
+in nats over diagonal mixtures takes thousands of steps and four layers; F1 scores there rest on
+precision, which the noise of pixels keeps low, and reward components that remember single images.
+
     python benchmarks/depth.py [--quick | --paper] [--data NAME ...]
 """
 
