@@ -18,6 +18,11 @@ expect; then who wins; and writes out/depth.png. Data:
     sierpinski  the Sierpinski triangle
     digits      1,797 images of 8 x 8 grey values from 0 to 1 with normal noise of 0.05
 
+Poses show what depth is worth: every layer helps at every size, by both measures. On images, a
+layer's diagonal scales are shared by all that the layers before made of a point, so that the gain
+in nats over diagonal mixtures takes thousands of steps and four layers; F1 scores there rest on
+precision, which the noise of pixels keeps low, and reward components that remember single images.
+
     python benchmarks/depth.py [--quick | --paper] [--data NAME ...]
 """
 
@@ -46,6 +51,7 @@ NOISE = 0.05  # of images: grey values without it have no density
 # For columns that vary by about one; grey values vary by a quarter of that.
 LEARNING_RATE, IMAGE_LEARNING_RATE = 0.02, 0.005
 BATCH_SIZE = 64
+EM_POINTS = 20_000  # every iteration of EM goes through all of them
 DEPTHS = (1, 2, 3, 4)
 
 
@@ -73,8 +79,8 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "quick": Setting((64, 256), 300, 100, 20, 2000),
-    "default": Setting((64, 256, 1024), 2000, 600, 50, 5000),
+    "quick": Setting((64, 256), 300, 100, 10, 2000),
+    "default": Setting((64, 256, 1024), 2000, 1500, 30, 5000),
     "paper": Setting((64, 128, 256, 512, 1024), 50_000, 50_000, 200, 20_000),
 }
 
@@ -199,7 +205,7 @@ def train_mixture(
         if method == "fit":
             train(model, data, steps)
         else:
-            points = data.train[:50_000]
+            points = data.train[:EM_POINTS]
             fit_em(model, points, steps=em_steps, seed=0, progress_bar=False)
         score = mean_log_prob(model, data.validation)
         if best is None or score > best[0]:
@@ -360,7 +366,10 @@ def short(count: int) -> str:
 
 
 def clip_outliers(axis: Axes, scores: list[Score]) -> None:
-    """Keeps the axis to the range of all models but full covariances, which may be far off."""
+    """Keeps the axis to the range of all models but full covariances, which may be far off.
+
+    Coordinates that follow from others, as those of hands from angles, make them very dense.
+    """
     values = [s.nats for s in scores if s.name != "mixture, full" and math.isfinite(s.nats)]
     low, high = min(values), max(values)
     margin = 0.06 * (high - low)
@@ -392,11 +401,16 @@ def fractal(steps: int, points: int) -> None:
     torch.manual_seed(0)
     model = DRMM(2, 5, 3)
     train(model, data, steps)
-    quality = precision_recall(data.test, model.sample((points,)))
     print(
         f"\nsierpinski, K=3, 5 layers, {model.num_parameters} parameters, {steps} steps: "
-        f"F1 {quality.f1:.3f}, {mean_log_prob(model, data.test):.3f} nats"
+        f"{mean_log_prob(model, data.test):.3f} nats"
     )
+    # Neighbours are the nearer, and the score the stricter, the more points there are: the tails
+    # of 243 normals reach into the holes.
+    for count in sorted({2000, points}):
+        f1 = precision_recall(data.test[:count], model.sample((count,))).f1
+        most = precision_recall(data.test[:count], data.other[:count]).f1
+        print(f"    {count} points: F1 {f1:.3f}, of real points {most:.3f}")
 
 
 def main() -> None:
