@@ -32,6 +32,9 @@ INFLATIONS = ((1.0, 0.8), (2.5, 0.2))
 MAX_INTEGRALS = 2**16
 CANDIDATES = 4
 
+# Entries are worked on together as long as there are no more continuations than this.
+MAX_SCORES = 2**23
+
 # Where the integrals have no closed form, so many codes are integrated at most.
 MAX_COUPLED = 256
 
@@ -73,71 +76,144 @@ def find_codes(
         num_particles: Number of codes that are held in all islands together. Fewer come out
             where inequalities depend on each other.
     """
-    entries, k, dim = math.prod(batch_shape), law.num_components, law.loc.shape[-1]
+    entries = math.prod(batch_shape)
     size = max(1, num_particles // ISLANDS)
-    device = law.loc.device
-    codes = torch.zeros(entries * ISLANDS, 1, 0, dtype=torch.long, device=device)
-    mean = law.loc.new_zeros(entries * ISLANDS, 1, dim)
-    log_prior = law.loc.new_zeros(entries * ISLANDS, 1)
-    log_weight = torch.zeros_like(log_prior)
-    # How well inequalities agree, judged with either scale.
-    log_rows = law.loc.new_zeros(len(INFLATIONS), *log_prior.shape)
-    logits = law.columns.start(entries * ISLANDS, 1)
-    for layer in range(law.num_layers):
-        last = layer == law.num_layers - 1
-        if last and couples(known):
-            size = min(size, MAX_COUPLED // ISLANDS)
-        scales = (
-            [law.scale]
-            if last
-            else [inflation * law.inner_scale[layer : layer + 1] for inflation, _ in INFLATIONS]
-        )
-        shares = [0.0] if last else [math.log(share) for _, share in INFLATIONS]
-        potentials = [LinearPotential(known, batch_shape, scale) for scale in scales]
-        count = codes.shape[1]
-        conditional = law.log_conditional(layer, codes.flatten(0, 1)).reshape(-1, count, k)
-        prior = log_prior.unsqueeze(-1) + conditional
-        base = log_weight.unsqueeze(-1) + prior
-        base = base + _columns_fit(law, known, batch_shape, layer, logits)
+    block = max(1, MAX_SCORES // (ISLANDS * size * law.num_components))
+    searches = [
+        _Search(law, known, batch_shape, slice(start, min(start + block, entries)))
+        for start in range(0, entries, block)
+    ]
+    for search in searches:
+        for layer in range(law.num_layers):
+            last = layer == law.num_layers - 1
+            search.grow(min(size, MAX_COUPLED // ISLANDS) if last and couples(known) else size)
+    codes, log_weight = (
+        torch.cat([getattr(search, name) for search in searches])
+        for name in ("codes", "log_weight")
+    )
+    return _merge(codes, log_weight, entries)
+
+
+class _Search:
+    """Populations of prefixes of codes: B of them, one for every entry and island.
+
+    Args:
+        law: The law.
+        known: The evidence.
+        batch_shape: Its shape.
+        entries: Entries of the flattened batch to search codes for.
+
+    Attributes:
+        codes: Prefixes, shape (B, P, l).
+        log_weight: Logarithm of how many prefixes each stands for, shape (B, P).
+    """
+
+    def __init__(
+        self, law: ResidualMixture, known: LinearEvidence, batch_shape: Size, entries: slice
+    ) -> None:
+        self._law, self._known = law, known
+        self._batch_shape, self._entries = batch_shape, entries
+        populations = (entries.stop - entries.start) * ISLANDS
+        zero = law.loc.new_zeros(populations, 1)
+        self.codes = torch.zeros(populations, 1, 0, dtype=torch.long, device=zero.device)
+        self.log_weight = zero
+        self._log_prior = zero
+        self._mean = zero.unsqueeze(-1).expand(-1, -1, law.loc.shape[-1])
+        self._logits = law.columns.start(populations, 1)
+        # How well inequalities agree, judged with each of the scales.
+        self._log_rows = zero.expand(len(INFLATIONS), -1, -1)
+
+    def grow(self, size: int) -> None:
+        """Goes on by a layer, and keeps at most so many codes in every population."""
+        law, layer = self._law, self.codes.shape[-1]
+        count, k = self.codes.shape[1], law.num_components
+        potentials = self._potentials(layer)
+        conditional = law.log_conditional(layer, self.codes.flatten(0, 1)).reshape(-1, count, k)
+        prior = self._log_prior.unsqueeze(-1) + conditional
+        base = self.log_weight.unsqueeze(-1) + prior + self._columns_fit(layer)
         fits = torch.stack(
             [
-                share + potential.observations(_by_entry(mean, entries), law.loc[layer])
-                for share, potential in zip(shares, potentials, strict=True)
+                share + potential.observations(self._by_entry(self._mean), law.loc[layer])
+                for share, potential in potentials
             ]
-        ).reshape(len(shares), -1, count, k)
-        if not known.matrix:
-            index, inclusion = thin((base + fits.logsumexp(0)).flatten(1), size)
+        ).reshape(len(potentials), -1, count, k)
+        if self._known.matrix:
+            index, log_inclusion = self._thin_within_inequalities(potentials, base, fits, size)
         else:
-            # The parent's inequalities stand in for those of its continuations, where these are
-            # too many to integrate.
-            guess = base + (fits + log_rows[: len(fits)].unsqueeze(-1)).logsumexp(0)
-            few = guess.numel() * potentials[0].num_rows <= MAX_INTEGRALS
-            wanted = count * k if few else CANDIDATES * size
-            index, inclusion = thin(guess.flatten(1), wanted)
-            means = take_entries(mean, index // k) + law.loc[layer][index % k]
-            means, own = _by_entry(means, entries), _by_entry(index % k, entries)
-            rows = torch.stack(
-                [
-                    potential.inequalities_of(means, own if last else None, rough=not last).sum(-1)
-                    for potential in potentials
-                ]
-            ).reshape(len(shares), *index.shape)
-            fits = fits.flatten(2).gather(2, index.expand(len(fits), -1, -1))
-            score = base.flatten(1).gather(1, index) + (fits + rows).logsumexp(0) - inclusion
-            second, more = thin(score, size)
-            inclusion = inclusion.gather(1, second) + more
-            index = index.gather(1, second)
-            log_rows = rows.gather(2, second.expand(len(rows), -1, -1))
+            index, log_inclusion = thin((base + fits.logsumexp(0)).flatten(1), size)
         parent, chosen = index // k, index % k
-        codes = torch.cat([take_entries(codes, parent), chosen.unsqueeze(-1)], -1)
-        mean = take_entries(mean, parent) + law.loc[layer][chosen]
-        logits = tuple(
+        self.codes = torch.cat([take_entries(self.codes, parent), chosen.unsqueeze(-1)], -1)
+        self._mean = take_entries(self._mean, parent) + law.loc[layer][chosen]
+        self._logits = tuple(
             take_entries(before, parent) + table[layer][chosen]
-            for before, table in zip(logits, law.columns.tables, strict=True)
+            for before, table in zip(self._logits, law.columns.tables, strict=True)
         )
-        log_prior = prior.flatten(1).gather(1, index)
-        log_weight = log_weight.gather(1, parent) - inclusion
-    return _merge(codes, log_weight, entries)
+        self._log_prior = prior.flatten(1).gather(1, index)
+        self.log_weight = self.log_weight.gather(1, parent) - log_inclusion
+
+    def _thin_within_inequalities(
+        self,
+        potentials: "list[tuple[float, LinearPotential]]",
+        base: Tensor,
+        fits: Tensor,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps continuations (B, P, K) in two steps, of which the second knows inequalities.
+
+        The parent's inequalities stand in for those of its continuations in the first, where
+        these are too many to integrate.
+        """
+        law, layer = self._law, self.codes.shape[-1]
+        last = layer == law.num_layers - 1
+        count, k = base.shape[1:]
+        guess = base + (fits + self._log_rows[: len(fits)].unsqueeze(-1)).logsumexp(0)
+        few = guess.numel() * potentials[0][1].num_rows <= MAX_INTEGRALS
+        index, log_inclusion = thin(guess.flatten(1), count * k if few else CANDIDATES * size)
+        mean = take_entries(self._mean, index // k) + law.loc[layer][index % k]
+        mean, own = self._by_entry(mean), self._by_entry(index % k)
+        rows = torch.stack(
+            [
+                potential.inequalities_of(mean, own if last else None, rough=not last).sum(-1)
+                for _, potential in potentials
+            ]
+        ).reshape(len(potentials), *index.shape)
+        fits = fits.flatten(2).gather(2, index.expand(len(fits), -1, -1))
+        score = base.flatten(1).gather(1, index) + (fits + rows).logsumexp(0) - log_inclusion
+        second, more = thin(score, size)
+        self._log_rows = rows.gather(2, second.expand(len(rows), -1, -1))
+        return index.gather(1, second), log_inclusion.gather(1, second) + more
+
+    def _potentials(self, layer: int) -> "list[tuple[float, LinearPotential]]":
+        """Judges of a layer's components, with the logarithms of their shares."""
+        law = self._law
+        if layer == law.num_layers - 1:
+            scales = [(1.0, law.scale)]
+        else:
+            inner = law.inner_scale[layer : layer + 1]
+            scales = [(share, inflation * inner) for inflation, share in INFLATIONS]
+        return [
+            (
+                math.log(share),
+                LinearPotential(self._known, self._batch_shape, scale, self._entries),
+            )
+            for share, scale in scales
+        ]
+
+    def _columns_fit(self, layer: int) -> Tensor:
+        """Log-probability of what is known about categorical columns, (B, P, K)."""
+        columns = self._law.columns
+        total = columns.zero
+        for column, log_q in self._known.categorical.items():
+            table, before = columns.tables[column][layer], self._logits[column]
+            values = before.unsqueeze(-2) + table  # (B, P, K, n)
+            log_q = log_q.expand(*self._batch_shape, -1).reshape(-1, 1, 1, table.shape[-1])
+            log_q = log_q[self._entries].repeat_interleave(ISLANDS, 0).to(values.dtype)
+            total = total + (values.log_softmax(-1) + log_q).logsumexp(-1)
+        return total
+
+    def _by_entry(self, t: Tensor) -> Tensor:
+        """From (B, P, *T) to (entries, islands P, *T)."""
+        return t.reshape(self._entries.stop - self._entries.start, -1, *t.shape[2:])
 
 
 def couples(known: LinearEvidence) -> bool:
@@ -242,24 +318,6 @@ def _select(codes: Codes, index: Tensor) -> Codes:
     )
 
 
-def _columns_fit(
-    law: ResidualMixture,
-    known: LinearEvidence,
-    batch_shape: Size,
-    layer: int,
-    logits: tuple[Tensor, ...],
-) -> Tensor:
-    """Log-probability of what is known about categorical columns, (E islands, P, K)."""
-    total = law.columns.zero
-    for column, log_q in known.categorical.items():
-        table, before = law.columns.tables[column][layer], logits[column]
-        values = before.unsqueeze(-2) + table  # (E islands, P, K, n)
-        log_q = log_q.expand(*batch_shape, -1).reshape(-1, 1, 1, table.shape[-1])
-        log_q = log_q.repeat_interleave(ISLANDS, 0).to(values.dtype)
-        total = total + (values.log_softmax(-1) + log_q).logsumexp(-1)
-    return total
-
-
 def _merge(codes: Tensor, log_weight: Tensor, entries: int) -> Codes:
     """Puts islands together, every code once."""
     _, size, layers = codes.shape
@@ -285,8 +343,3 @@ def _merge(codes: Tensor, log_weight: Tensor, entries: int) -> Codes:
     mean = weights.mean(1)
     relative = weights / torch.where(mean > 0, mean, 1.0).unsqueeze(1)
     return Codes(merged, mean.log().to(log_weight.dtype), relative, ISLANDS * size)
-
-
-def _by_entry(t: Tensor, entries: int) -> Tensor:
-    """From (E islands, P, *T) to (E, islands P, *T)."""
-    return t.reshape(entries, -1, *t.shape[2:])

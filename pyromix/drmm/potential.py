@@ -35,12 +35,19 @@ class LinearPotential:
         known: What is known about D coordinates.
         batch_shape: A shape that the evidence's expands to, of E entries.
         scale: Standard deviations, shape (K, D), or (1, D) if all normals share them.
+        entries: Which of the entries to judge; all by default.
 
     Attributes:
         num_rows: Number of inequalities.
     """
 
-    def __init__(self, known: LinearEvidence, batch_shape: Size, scale: Tensor) -> None:
+    def __init__(
+        self,
+        known: LinearEvidence,
+        batch_shape: Size,
+        scale: Tensor,
+        entries: slice = slice(None),
+    ) -> None:
         self._dtype = scale.dtype
         variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
         matrix, y, noise = _stack_observations(known, batch_shape)
@@ -55,12 +62,12 @@ class LinearPotential:
             self._inverse = inverse_tril(torch.linalg.cholesky(covariance + jitter))
         log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
         self._constant = -log_det - 0.5 * LOG_2PI * self._count
-        self._matrix, self._y = matrix, y
+        self._matrix, self._y = matrix, y[entries]
         self.num_rows = sum(len(rows) for rows in known.matrix)
         if self.num_rows:
             rows, low, high = known.inequalities(batch_shape)
             self._rows = rows
-            self._low, self._high = (t.reshape(-1, 1, len(rows)) for t in (low, high))
+            self._low, self._high = (t.reshape(-1, 1, len(rows))[entries] for t in (low, high))
             whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
             self._gain = whitened.mT @ self._inverse  # (K, p, q)
             own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)

@@ -538,3 +538,18 @@ def test_a_conditioned_law_is_a_prior_and_a_likelihood_in_pyro():
     losses = [svi.step() for _ in range(50)]
     assert all(math.isfinite(loss) for loss in losses)
     assert law.expand((4,)).log_prob(x[0]).shape == (4,)
+
+
+def test_large_batches_are_worked_on_in_blocks(monkeypatch):
+    model = _limited(_model(categories=(3,)))
+    pieces = [
+        Observed({0: torch.linspace(-1.0, 1.0, 7), 2: torch.arange(7) % 3}),
+        Box(high=torch.stack([torch.full((7,), 9.0), torch.linspace(0.0, 2.0, 7)], -1)),
+    ]
+    exact = _model(categories=(3,)).condition(*pieces).log_evidence()[0]
+    monkeypatch.setattr(particles, "MAX_SCORES", 1)
+    law = model.condition(*pieces, num_particles=104)
+    estimate, error = law.log_evidence()
+    assert bool(((estimate - exact).abs() < 5 * error + 1e-3).all())
+    x = law.sample((50,))
+    assert torch.equal(x[..., 0], torch.linspace(-1.0, 1.0, 7).double().expand(50, 7))
