@@ -41,7 +41,7 @@ OUT = Path("out")
 # Steps, components of the opponent, points that it is fitted to, held-out poses per question.
 SETTINGS = {
     "quick": (3_000, 32, 10_000, 5),
-    "default": (20_000, 128, 30_000, 20),
+    "default": (10_000, 64, 20_000, 20),
     "paper": (100_000, 256, 100_000, 50),
 }
 
