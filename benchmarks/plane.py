@@ -155,6 +155,7 @@ def nats(model: DRMM, x: Tensor) -> list[float]:
 
 def study_depth(steps: int, num: int) -> dict[str, tuple[DRMM, Tensor]]:
     models = {}
+    sizes = (2000, num // 2)
     print("\n== layers (Fig. 2)")
     for name, law in LAWS.items():
         torch.manual_seed(0)
@@ -173,7 +174,7 @@ def study_depth(steps: int, num: int) -> dict[str, tuple[DRMM, Tensor]]:
         f"\n{'':>24} {'points':>8} {'precision':>10} {'recall':>8} {'F1':>8} "
         f"{'F1 of the data':>16}   F1 by depth"
     )
-    for (name, (model, _)), size in itertools.product(models.items(), (2000, 10_000)):
+    for (name, (model, _)), size in itertools.product(models.items(), sizes):
         real = LAWS[name].draw(size)
         score = precision_recall(real, model.sample((size,)))
         best = precision_recall(real, LAWS[name].draw(size)).f1
@@ -605,8 +606,8 @@ def main() -> None:
     size.add_argument("--quick", action="store_true", help="a minute or two")
     size.add_argument("--paper", action="store_true", help="as many steps as in the paper")
     arguments = parser.parse_args()
-    steps = 1200 if arguments.quick else 16_000 if arguments.paper else 8000
-    num = 10_000 if arguments.quick else 20_000
+    steps = 800 if arguments.quick else 16_000 if arguments.paper else 8000
+    num = 6000 if arguments.quick else 20_000
     start = time.perf_counter()
     models = study_depth(steps, num)
     spiral, _ = models["spiral"]

@@ -55,7 +55,7 @@ LEAST = 0.01  # probability of what imputers take for impossible
 MEASURES = ("RMSE", "nats", "codes right", "log-loss", "class right", "class log-loss")
 METHODS = {
     "DRMM": "C0",
-    "mixture": "C9",
+    "mixture": "0.55",
     "SimpleImputer": "C3",
     "KNNImputer": "C1",
     "IterativeImputer": "C2",
@@ -129,8 +129,8 @@ def hide(x: Tensor) -> Tensor:
 
 SHAPES = {
     "quick": [(1, 4), (2, 4)],
-    "default": [(1, 4), (2, 4), (2, 8), (3, 8)],
-    "paper": [(1, 4), (2, 8), (3, 8), (3, 16)],
+    "default": [(1, 4), (2, 4), (2, 8), (4, 8)],
+    "paper": [(1, 4), (2, 8), (4, 8), (3, 16)],
 }
 KINDS = [("spherical", 0.1), ("diagonal", 0.1), ("diagonal", 0.3)]
 STEPS = {"quick": 200, "default": 400, "paper": 20_000}
