@@ -94,6 +94,11 @@ class LinearEvidence:
                 f"{[tuple(shape) for shape in shapes]}."
             ) from None
 
+    @property
+    def num_rows(self) -> int:
+        """Number of inequalities."""
+        return sum(len(rows) for rows in self.matrix)
+
     def inequalities(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         r"""All rows (p, D), and their bounds expanded to a batch shape, (\*B, p)."""
         low, high = (
@@ -152,9 +157,18 @@ class LinearEvidence:
 
     def tensor(self, value: object, what: str) -> Tensor:
         """A value as a float64 tensor of its own on the right device; infinities are left in."""
-        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()
+        try:
+            tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"Expected {what} to be numbers or a tensor, got {type(value).__name__}."
+            ) from None
         if bool(tensor.isnan().any()):
-            raise ValueError(f"Expected {what} without NaN, got {int(tensor.isnan().sum())}.")
+            raise ValueError(
+                f"Expected {what} without NaN, got {int(tensor.isnan().sum())} NaN among "
+                f"{tensor.numel()} entries. What is not known is left out; rows with gaps of "
+                f"their own are filled in by the model's impute."
+            )
         return tensor
 
     def vector(self, value: object, what: str) -> Tensor:
@@ -166,6 +180,7 @@ class LinearEvidence:
             raise ValueError(
                 f"Expected {what} of shape (*N, {self.dim}), or a number, got "
                 f"{tuple(tensor.shape)}."
+                + (" Categorical columns have no part in it." if self.categories else "")
             )
         return tensor
 
@@ -192,6 +207,11 @@ class Observed(Evidence):
     """
 
     def __init__(self, values: Mapping[int, Number]) -> None:
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"Expected a mapping from columns to values, such as {{0: 1.5}}, got "
+                f"{type(values).__name__}."
+            )
         self.values = dict(values)
 
     def add_to(self, known: LinearEvidence) -> None:
@@ -430,29 +450,31 @@ class AnyOf(Evidence):
 
 
 def collect(
-    evidence: Iterable[Evidence],
+    evidence: Iterable[Evidence | Mapping[int, Number]],
     dim: int,
     device: torch.device,
     categories: Sequence[int] = (),
 ) -> LinearEvidence:
-    """Puts all that is known together.
+    """Puts all that is known together. A mapping is short for `Observed`.
 
     Raises:
         ValueError: If a piece is no evidence, or does not fit the dimension.
     """
     known = LinearEvidence(dim, device, tuple(categories))
     for piece in evidence:
+        if isinstance(piece, Mapping):
+            piece = Observed(piece)
         if not isinstance(piece, Evidence):
             raise ValueError(
-                f"Expected pieces of evidence such as pyromix.Box(low, high), got "
-                f"{type(piece).__name__}."
+                f"Expected pieces of evidence such as pyromix.Box(low, high), each an argument of "
+                f"its own, got {type(piece).__name__}."
             )
         piece.add_to(known)
     return known
 
 
 def collect_branches(
-    evidence: Iterable[Evidence],
+    evidence: Iterable[Evidence | Mapping[int, Number]],
     dim: int,
     device: torch.device,
     categories: Sequence[int] = (),

@@ -41,6 +41,9 @@ class mixed_columns(constraints.Constraint):  # noqa: N801 - as in torch.distrib
         self.dim, self.categories, self.missing = dim, tuple(categories), missing
         super().__init__()
 
+    def __repr__(self) -> str:
+        return f"mixed_columns({self.dim}, {self.categories}, missing={self.missing})"
+
     def check(self, value: Tensor) -> Tensor:
         """Whether real columns are finite, and the others hold codes of a category."""
         codes = value[..., self.dim :]
@@ -66,6 +69,9 @@ class box(constraints.Constraint):  # noqa: N801
         self.low, self.high = low, high
         super().__init__()
 
+    def __repr__(self) -> str:
+        return f"box(low={self.low.tolist()}, high={self.high.tolist()})"
+
     def check(self, value: Tensor) -> Tensor:
         """Whether each vector lies within the bounds."""
         return ((value >= self.low) & (value <= self.high)).all(-1)
@@ -84,6 +90,9 @@ class half_space(constraints.Constraint):  # noqa: N801
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.a, self.b = a, b
         super().__init__()
+
+    def __repr__(self) -> str:
+        return f"half_space(a={self.a.tolist()}, b={float(self.b)})"
 
     def check(self, value: Tensor) -> Tensor:
         """Whether each vector lies on the positive side."""

@@ -98,7 +98,9 @@ def fit(
             ``torch.distributed.destroy_process_group()``: a process that exits without may abort.
         checkpoint: File for the state of training, by convention ``*.safetensors``. If it exists,
             training resumes from it, on one device to the same numbers as if it had not stopped.
-            More `steps` and `patience` may be given than before; all else must be the same.
+            More `steps` and `patience` may be given than before; all else must be the same. (A
+            model with a curriculum of its own divides all steps: there, more of them are another
+            training, which goes on from where the first one ended.)
         checkpoint_every: Steps between checkpoints; one is always written at the end.
         seed: Seed of everything random; by default drawn from PyTorch's global generator.
         progress_bar: Whether to show a bar with loss and rate.

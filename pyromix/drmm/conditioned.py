@@ -57,7 +57,8 @@ class ConditionedDRMM(TorchDistribution):
     `log_prob` is :math:`\log p(x) + \log q(x) - \log Z`, with the model's own density, exact or
     bound. It is with respect to Lebesgue measure on the real columns that are free (with
     equations, to the surface measure on the plane that they leave) and counting measure on the
-    categorical ones.
+    categorical ones. The factor of an equation a.x + b = 0 is a delta function of its left side:
+    `log_evidence` is the log-density of that at zero, and changes if the equation is rescaled.
 
     Args:
         law: The law without evidence.
@@ -89,8 +90,8 @@ class ConditionedDRMM(TorchDistribution):
         partly: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        self._law, self._known, self._settings = law.frozen(), known, settings
-        law = self._law
+        law = law.frozen()
+        self._law, self._known, self._settings = law, known, settings
         self._dim = law.loc.shape[-1]
         batch_shape = known.batch_shape
         event_shape = Size((self._dim + len(law.columns.tables),))
@@ -105,11 +106,20 @@ class ConditionedDRMM(TorchDistribution):
         )
         self.num_particles = codes.size
         log_joint = self._log_joint_of(codes)
-        if known.matrix:
+        if known.num_rows:
             entries = math.prod(batch_shape)
             codes, index = prune(law, known, batch_shape, codes, log_joint.expand(entries, -1))
             log_joint = log_joint.expand(entries, -1).gather(1, index)
         self._codes = codes
+        log_scale = log_joint.double().logsumexp(-1)
+        lost = log_scale.isneginf()  # so far off that nothing is left to compare
+        if bool(lost.all() if partly else lost.any()):
+            raise ConflictError(
+                f"Expected evidence that can hold, but {int(lost.sum())} of {len(lost)} entries "
+                f"of its batch are so far from all that the model knows that their probability is "
+                f"zero in {law.loc.dtype}."
+            )
+        log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
         mixture = self._mixture_of(codes, log_joint)
         # A population has an error of its own, next to which that of an integral may be larger.
         max_error = 0.01 if self.exact else INTEGRAL_ERROR
@@ -117,11 +127,7 @@ class ConditionedDRMM(TorchDistribution):
             mixture, known, partly=partly, whole=True, max_error=max_error
         )
         # The mixture's weights were normalised.
-        self._log_scale = log_joint.double().logsumexp(-1)
-        if len(self._log_scale) > 1 or batch_shape:
-            self._log_scale = self._log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
-        else:
-            self._log_scale = self._log_scale.squeeze(0)
+        self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
         self._variance, self.effective_sample_size = self._spread()
         self._warn()
 

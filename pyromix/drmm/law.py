@@ -17,6 +17,7 @@ embedding.
 __all__ = ["Columns", "ResidualMixture", "Rows", "pick_value", "take_entries"]
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -158,6 +159,19 @@ class ResidualMixture:
             columns=Columns(tuple(table.clone() for table in self.columns.tables), self.loc),
         )
 
+    def detached(self) -> "ResidualMixture":
+        """The same law without gradients to what it was made of."""
+        return replace(
+            self,
+            **{
+                name: getattr(self, name).detach()
+                for name in ("log_weight", "links", "loc", "inner_scale", "scale")
+            },
+            columns=Columns(
+                tuple(table.detach() for table in self.columns.tables), self.loc.detach()
+            ),
+        )
+
     def shallow(self, num_layers: int) -> "ResidualMixture":
         """The law of the first layers, with what they leave as the noise."""
         if num_layers == self.num_layers:
@@ -238,7 +252,11 @@ class ResidualMixture:
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Draws (n, D + number of categorical columns)."""
-        codes = self.sample_codes(count)
+        return self.draw_given(self.sample_codes(count))
+
+    @torch.no_grad()
+    def draw_given(self, codes: Tensor) -> Tensor:
+        """Draws given codes (n, L): shape (n, D + number of categorical columns)."""
         loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
         drawn = [loc + scale * torch.randn_like(loc)]
         for logits in self.columns.logits(codes):
@@ -261,19 +279,22 @@ class ResidualMixture:
     def exact_log_prob(self, rows: Rows) -> Tensor:
         """Log-density summed over all codes, shape (N,)."""
         codes, log_prior = self.all_codes()
+        blocks = rows.split(max(1, BLOCK_SCORES // len(codes)))
+        return torch.cat(
+            [log_sum_exp(self._exact_joint(block, codes, log_prior)) for block in blocks]
+        )
+
+    def _exact_joint(self, rows: Rows, codes: Tensor, log_prior: Tensor) -> Tensor:
+        """Log p(h, x) of N points and all codes (C, L), shape (N, C)."""
         mixture = self.mixture_of(codes, log_prior)
-        logits = self.columns.logits(codes)
-        parts = []
-        for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
-            if block.observed is None:
-                joint = mixture._joint_log_prob(block.real)
-            else:
-                joint = mixture._joint_log_prob_observed(block.real, block.observed.bool())
-            for table, value in zip(logits, block.columns, strict=True):
-                log_prob = table.log_softmax(-1).expand(len(value), -1, -1)
-                joint = joint + pick_value(log_prob, value)
-            parts.append(log_sum_exp(joint))
-        return torch.cat(parts)
+        if rows.observed is None:
+            joint = mixture._joint_log_prob(rows.real)
+        else:
+            joint = mixture._joint_log_prob_observed(rows.real, rows.observed.bool())
+        for logits, value in zip(self.columns.logits(codes), rows.columns, strict=True):
+            log_prob = logits.log_softmax(-1).expand(len(value), -1, -1)
+            joint = joint + pick_value(log_prob, value)
+        return joint
 
     def mixture_of(self, codes: Tensor, logits: Tensor) -> MixtureOfNormals:
         """The mixture of the normals that codes (C, L) stand for."""
@@ -402,6 +423,51 @@ class ResidualMixture:
                 for before, table in zip(logits, self.columns.tables, strict=True)
             )
         return log_weight.reshape(n, count).logsumexp(-1) - math.log(count)
+
+    def posterior_blocks(
+        self, rows: Rows, *, max_exact: int, beam: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What N points say about their codes, block by block of points.
+
+        Yields:
+            Probabilities of codes, shape (n, M), and the codes, shape (n or 1, M, L): all of them,
+            or those that a beam search finds.
+        """
+        if self.num_codes <= max_exact:
+            codes, log_prior = self.all_codes()
+            for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
+                joint = self._exact_joint(block, codes, log_prior)
+                yield joint.softmax(-1), codes.unsqueeze(0)
+            return
+        last = torch.arange(self.num_components, device=self.loc.device)
+        for block in rows.split(max(1, BLOCK_SCORES // (beam * self.num_components))):
+            joint, prefix = self.beam_joint(block, beam)
+            n, width, k = joint.shape
+            codes = torch.cat(
+                [
+                    prefix.unsqueeze(2).expand(-1, -1, k, -1),
+                    last.reshape(1, 1, k, 1).expand(n, width, -1, -1),
+                ],
+                -1,
+            )
+            yield joint.flatten(1).softmax(-1), codes.flatten(1, 2)
+
+    def expected(self, weight: Tensor, codes: Tensor) -> Tensor:
+        """Means of real columns and likeliest categories, given weights of codes.
+
+        Args:
+            weight: Shape (n, M).
+            codes: Shape (n or 1, M, L).
+
+        Returns:
+            Tensor of shape (n, D + number of categorical columns).
+        """
+        mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], -1)
+        values = [(weight.unsqueeze(1) @ mean).squeeze(1)]
+        for column in range(len(self.columns.tables)):
+            probs = weight.unsqueeze(1) @ self.columns.log_probs(column, codes).exp()
+            values.append(probs.squeeze(1).argmax(-1, keepdim=True).to(mean))
+        return torch.cat(values, -1)
 
     # ---- encodings ------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 __all__ = ["DRMM"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,6 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from ..core import Batch, DistributionModule, split_batch
-from ..evidence import Evidence, Observed
 from ..support import mixed_columns, real_or_missing_vector
 from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
 from .conditioned import Settings, condition_on
@@ -132,6 +131,8 @@ class DRMM(DistributionModule):
         dim = check_positive_int("dim", dim)
         num_layers = check_positive_int("num_layers", num_layers)
         num_components = check_positive_int("num_components", num_components)
+        if not isinstance(categories, Iterable):
+            raise ValueError(f"Expected categories such as (3, 10), got {categories!r}.")
         categories = tuple(check_positive_int("every entry of categories", n) for n in categories)
         _check_choice("scale", scale, ("diagonal", "spherical", "scalar"))
         _check_choice("inner_scale", inner_scale, ("diagonal", "scalar"))
@@ -327,7 +328,45 @@ class DRMM(DistributionModule):
         flat = codes.reshape(-1, self.num_layers).long()
         return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
 
-    def condition(self, *evidence: Any, num_particles: int = 1024) -> Any:
+    @torch.no_grad()
+    def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
+        r"""Fills missing entries in from those that were observed, each row with its own gaps.
+
+        Over all codes, or those that a beam search finds.
+
+        Args:
+            value: Points, shape (N, D + number of categorical columns), NaN where missing.
+            num_samples: How many draws of the missing entries to return; by default one value is
+                filled in: the mean given the others, or the likeliest category.
+
+        Returns:
+            Tensor of the points' shape, or (num_samples, N, ...). Observed entries are as they
+            were.
+        """
+        if not isinstance(value, Tensor) or value.dim() != 2:
+            raise ValueError(f"Expected points of shape (N, {self.event_shape[0]}).")
+        law, draws = self.law, num_samples or 1
+        rows = self._rows(value, missing=True)
+        drawn = []
+        for weight, codes in law.posterior_blocks(rows, max_exact=self.max_exact, beam=self.beam):
+            if num_samples is None:
+                drawn.append(law.expected(weight, codes).unsqueeze(0))
+                continue
+            index = torch.multinomial(weight, draws, replacement=True)  # (n, draws)
+            every = codes.expand(len(weight), -1, -1)
+            chosen = every.gather(1, index.unsqueeze(-1).expand(-1, -1, every.shape[-1]))
+            flat = law.draw_given(chosen.transpose(0, 1).flatten(0, 1))
+            drawn.append(flat.reshape(draws, len(weight), -1))
+        filled = torch.where(value.isnan(), torch.cat(drawn, 1), value)
+        return filled.squeeze(0) if num_samples is None else filled
+
+    def condition(
+        self,
+        *evidence: Any,
+        num_particles: int = 1024,
+        max_exact: int | None = None,
+        differentiable: bool = False,
+    ) -> Any:
         r"""The law given what is known.
 
         Args:
@@ -337,6 +376,9 @@ class DRMM(DistributionModule):
                 columns to values, short for `Observed`.
             num_particles: Number of codes that stand for all, where there are more than
                 `max_exact`.
+            max_exact: Largest number of codes to sum over; the model's by default.
+            differentiable: Whether `log_prob` and `log_evidence` have gradients in the model's
+                parameters. The graph of log Z is made once, and serves one backward pass.
 
         Returns:
             A `ConditionedDRMM` of batch shape B; with alternatives, a `UnionOfConditioned`.
@@ -353,15 +395,11 @@ class DRMM(DistributionModule):
             >>> bool((x[:, 0] == 0.5).all()), bool((x.sum(-1) > 0).all())
             (True, True)
         """
-        pieces = [Observed(piece) if isinstance(piece, Mapping) else piece for piece in evidence]
-        if len(pieces) == 1 and not isinstance(pieces[0], Evidence):
-            raise ValueError(
-                f"Expected pieces of evidence such as pyromix.Observed({{0: 1.5}}), got "
-                f"{type(pieces[0]).__name__}."
-            )
         num_particles = check_positive_int("num_particles", num_particles)
-        settings = Settings(num_particles, self.max_exact, self.beam)
-        return condition_on(self.law, pieces, settings, self._validate_args)
+        most = self.max_exact if max_exact is None else max_exact
+        settings = Settings(num_particles, most, self.beam)
+        law = self.law if differentiable else self.law.detached()
+        return condition_on(law, evidence, settings, self._validate_args)
 
     # ---- training -------------------------------------------------------------------------
 
@@ -447,10 +485,15 @@ class DRMM(DistributionModule):
     def _scale_from(self, raw: Tensor) -> Tensor:
         return (raw.exp() + self.scale_floor**2).sqrt()
 
-    def _rows(self, value: Tensor) -> Rows:
-        """Checks values and sorts them into columns; flattens all but the last dimension."""
+    def _rows(self, value: Tensor, *, missing: bool | None = None) -> Rows:
+        """Checks values and sorts them into columns; flattens all but the last dimension.
+
+        Args:
+            value: Shape (*S, D + number of categorical columns).
+            missing: Whether NaN marks missing entries; by default as the model has it.
+        """
         check_tensor("value", value, like=self.loc)
-        missing = self.missing == "marginalize"
+        missing = self.missing == "marginalize" if missing is None else missing
         check_value(self, torch.where(value.isnan(), 0.0, value) if missing else value)
         flat = value.reshape(-1, value.shape[-1])
         real, columns = flat[:, : self.dim], flat[:, self.dim :]

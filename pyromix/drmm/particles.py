@@ -137,7 +137,7 @@ class _Search:
                 for share, potential in potentials
             ]
         ).reshape(len(potentials), -1, count, k)
-        if self._known.matrix:
+        if self._known.num_rows:
             index, log_inclusion = self._thin_within_inequalities(potentials, base, fits, size)
         else:
             index, log_inclusion = thin((base + fits.logsumexp(0)).flatten(1), size)
@@ -218,7 +218,7 @@ class _Search:
 
 def couples(known: LinearEvidence) -> bool:
     """Whether inequalities depend on each other: their probability has no closed form then."""
-    if not known.matrix:
+    if not known.num_rows:
         return False
     free = [d for d in range(known.dim) if d not in known.observed]
     used = torch.cat(known.matrix)[:, free] != 0

@@ -63,7 +63,7 @@ class LinearPotential:
         log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
         self._constant = -log_det - 0.5 * LOG_2PI * self._count
         self._matrix, self._y = matrix, y[entries]
-        self.num_rows = sum(len(rows) for rows in known.matrix)
+        self.num_rows = known.num_rows
         if self.num_rows:
             rows, low, high = known.inequalities(batch_shape)
             self._rows = rows

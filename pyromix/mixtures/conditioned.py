@@ -263,7 +263,9 @@ class ConditionedMixture(TorchDistribution):
         for matrix, low, high in zip(known.matrix, known.low, known.high, strict=True):
             rows, matrix = x @ matrix.to(x.dtype).mT, matrix.to(x.dtype)
             low, high = (
-                t.expand(*self.batch_shape, -1).reshape(-1, t.shape[-1])[entry].to(x.dtype)
+                t.expand(*self.batch_shape, -1)
+                .reshape(self.batch_shape.numel(), t.shape[-1])[entry]
+                .to(x.dtype)
                 for t in (low, high)
             )
             terms = (matrix != 0).sum(-1)

@@ -75,7 +75,7 @@ def component_log_prob(
         Tensor of shape (\*L, N, K).
     """
     n, k, dim = x.shape[-2], loc.shape[-2], x.shape[-1]
-    size = x.shape[:-2].numel() * n * k * dim
+    size = math.prod(x.shape[:-2]) * n * k * dim
     if n == 1 or size <= DIRECT_SIZE or is_traced():
         return _direct(x, loc, scale, offset, observed)
     if n > BLOCK_POINTS:

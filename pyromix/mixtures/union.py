@@ -205,7 +205,7 @@ class UnionOfConditioned(TorchDistribution):
         """In how many of the branches points (n, D) lie."""
         count = torch.zeros(len(x), dtype=torch.long, device=x.device)
         for matrix, low, high in self._regions:
-            rows = x @ matrix.mT
+            rows = x[:, : matrix.shape[-1]] @ matrix.mT  # categorical columns follow
             count += ((rows >= low[entry]) & (rows <= high[entry])).all(-1)
         return count
 

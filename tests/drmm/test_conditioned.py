@@ -1,5 +1,6 @@
 """Deep residual mixtures given evidence, against sums over all codes and quadrature."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -419,7 +420,9 @@ def test_a_law_keeps_to_the_parameters_it_was_made_with():
 def test_gradients_of_the_evidence_reach_parameters():
     model = _model().requires_grad_(True)
     y = torch.tensor(0.3).double()
-    law = model.condition(GaussianPrior(0.0, 1.0), Observed({0: y}))
+    pieces = GaussianPrior(0.0, 1.0), Observed({0: y})
+    assert not model.condition(*pieces).log_evidence()[0].requires_grad
+    law = model.condition(*pieces, differentiable=True)
     (gradient,) = torch.autograd.grad(law.log_evidence()[0], model.loc)
     direction = torch.randn_like(model.loc)
     values = []
@@ -553,3 +556,66 @@ def test_large_batches_are_worked_on_in_blocks(monkeypatch):
     assert bool(((estimate - exact).abs() < 5 * error + 1e-3).all())
     x = law.sample((50,))
     assert torch.equal(x[..., 0], torch.linspace(-1.0, 1.0, 7).double().expand(50, 7))
+
+
+def test_alternatives_go_with_categorical_columns():
+    model = _model(categories=(3,))
+    either = AnyOf(Box(high=_vector(-1.0, math.inf)), LinearInequality(_vector(1.0, 1.0), -1.0))
+    law = model.condition(either, CategoricalPrior(2, _vector(1.0, 2.0, 0.0)))
+    x = law.sample((5000,))
+    inside = (x[:, 0] <= -1) | (x[:, 0] + x[:, 1] >= 1)
+    assert bool((inside & (x[:, 2] < 2)).all())
+    reference = model.sample((200_000,))
+    factor = _vector(1.0, 2.0, 0.0)[reference[:, 2].long()]
+    factor = factor * ((reference[:, 0] <= -1) | (reference[:, :2].sum(-1) >= 1))
+    error = float(factor.std() / factor.mean() / math.sqrt(len(factor)))
+    log_evidence = law.log_evidence()[0]
+    assert log_evidence.item() == pytest.approx(factor.mean().log().item(), abs=4 * error)
+    expected = model.log_prob(x) + _vector(0.0, math.log(2.0), 0.0)[x[:, 2].long()] - log_evidence
+    torch.testing.assert_close(law.log_prob(x), expected)
+
+
+def test_bounds_that_bound_nothing_say_nothing():
+    for model in (_model(), _limited(_model())):
+        law = model.condition(Box(), {0: 0.5}, LinearInequality(_vector(0.0, 1.0)))
+        x = law.sample((20,))
+        assert bool((x[:, 0] == 0.5).all())
+        assert bool((x[:, 1] >= 0).all())
+        assert model.condition(Box()).log_evidence()[0].item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_conditioned_prior_of_a_trainable_model_serves_many_steps():
+    model = _model().requires_grad_(True)
+    prior = model.condition(Box(-1.0, 1.0))
+    copy.deepcopy(prior)
+    pyro.clear_param_store()
+
+    def program():
+        x = pyro.sample("x", prior)
+        pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=torch.tensor(0.3).double())
+
+    svi = SVI(program, AutoNormal(program), ClippedAdam({"lr": 0.01}), Trace_ELBO())
+    assert all(math.isfinite(svi.step()) for _ in range(3))
+
+
+@pytest.mark.parametrize("route", ["all codes", "particles"])
+def test_gaps_are_filled_in_row_by_row(route):
+    model = _model(categories=(3,))
+    scorer = model
+    if route == "particles":
+        model = DRMM.from_config(model.config() | {"max_exact": 0, "beam": 25}).double()
+        model.load_state_dict(scorer.state_dict())
+    x = scorer.sample((6,))
+    x[0, 0] = x[1, 2] = x[2, 1] = x[3, :2] = x[4] = math.nan
+    filled = model.impute(x)
+    assert torch.equal(filled[~x.isnan()], x[~x.isnan()])
+    assert bool(filled.isfinite().all())
+    for row in (0, 1, 2, 3):
+        given = {d: float(x[row, d]) for d in range(3) if not x[row, d].isnan()}
+        law = scorer.condition(given)
+        torch.testing.assert_close(filled[row], law.mean, atol=1e-8, rtol=0)
+        draws = model.impute(x[row : row + 1], num_samples=4000)[:, 0]
+        assert draws.shape == (4000, 3)
+        for d in range(3):
+            pvalue = scipy.stats.ks_2samp(draws[:, d], law.sample((4000,))[:, d]).pvalue
+            assert pvalue > 1e-4
