@@ -697,6 +697,8 @@ def _map_tensors(d: Distribution, function: Callable[[Tensor], Tensor]) -> Distr
             arguments[name] = _map_tensors(value, function)
         elif isinstance(value, Tensor) and value.is_floating_point():
             arguments[name] = function(value)
+        elif callable(getattr(value, "map_tensors", None)):
+            arguments[name] = value.map_tensors(function)
     return type(d)(**arguments)
 
 

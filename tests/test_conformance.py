@@ -94,6 +94,17 @@ CASES = {
     "drmm-categories": Case(
         lambda: _drmm(2, 2, 3, categories=(3, 2)), smooth=False, continuous=False, nuts=False
     ),
+    "drmm-conditioned-box": Case(
+        lambda: _drmm(2, 2, 4).condition(
+            Box(torch.tensor([-1.0, -1.5]), torch.tensor([1.0, 0.8]))
+        ),
+        smooth=False,
+        traceable=False,
+    ),
+    "drmm-conditioned-observation": Case(
+        lambda: _drmm(2, 2, 4).condition(LinearGaussian(torch.ones(1, 2), torch.zeros(1), 0.5)),
+        traceable=False,
+    ),
     "drmm-many": Case(lambda: _drmm(8, 3, 4, max_exact=0, beam=4**2)),
     "flow-normal": Case(
         lambda: Flow(

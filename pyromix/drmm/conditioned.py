@@ -90,7 +90,8 @@ class ConditionedDRMM(TorchDistribution):
         partly: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        law = law.frozen()
+        # A copy: log Z is that of these values, whatever becomes of them.
+        law = law.map_tensors(torch.clone)
         self._law, self._known, self._settings = law, known, settings
         self._dim = law.loc.shape[-1]
         batch_shape = known.batch_shape

@@ -17,9 +17,9 @@ embedding.
 __all__ = ["Columns", "ResidualMixture", "Rows", "pick_value", "take_entries"]
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -148,29 +148,12 @@ class ResidualMixture:
         """Number of combinations of codes, K^L."""
         return int(self.num_components**self.num_layers)
 
-    def frozen(self) -> "ResidualMixture":
-        """The same law, whatever becomes of the tensors it was made of."""
-        return replace(
-            self,
-            **{
-                name: getattr(self, name).clone()
-                for name in ("log_weight", "links", "loc", "inner_scale", "scale")
-            },
-            columns=Columns(tuple(table.clone() for table in self.columns.tables), self.loc),
-        )
-
-    def detached(self) -> "ResidualMixture":
-        """The same law without gradients to what it was made of."""
-        return replace(
-            self,
-            **{
-                name: getattr(self, name).detach()
-                for name in ("log_weight", "links", "loc", "inner_scale", "scale")
-            },
-            columns=Columns(
-                tuple(table.detach() for table in self.columns.tables), self.loc.detach()
-            ),
-        )
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ResidualMixture":
+        """The law with every tensor passed through a function."""
+        names = ("log_weight", "links", "loc", "inner_scale", "scale")
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        tables = tuple(function(table) for table in self.columns.tables)
+        return replace(self, **changed, columns=Columns(tables, changed["loc"]))
 
     def shallow(self, num_layers: int) -> "ResidualMixture":
         """The law of the first layers, with what they leave as the noise."""

@@ -398,7 +398,7 @@ class DRMM(DistributionModule):
         num_particles = check_positive_int("num_particles", num_particles)
         most = self.max_exact if max_exact is None else max_exact
         settings = Settings(num_particles, most, self.beam)
-        law = self.law if differentiable else self.law.detached()
+        law = self.law if differentiable else self.law.map_tensors(torch.detach)
         return condition_on(law, evidence, settings, self._validate_args)
 
     # ---- training -------------------------------------------------------------------------
