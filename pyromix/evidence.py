@@ -495,6 +495,11 @@ def collect_branches(
     unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
     certain = (piece for piece in evidence if not isinstance(piece, AnyOf))
     rest = collect(certain, dim, device, categories)
+    if 0 in rest.batch_shape:
+        raise ValueError(
+            f"Expected evidence for at least one law, got a batch of shape "
+            f"{tuple(rest.batch_shape)}."
+        )
     if not unions:
         return [rest]
     counts = [len(union.alternatives) for union in unions]

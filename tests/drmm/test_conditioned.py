@@ -478,6 +478,8 @@ BAD = {
         "broadcast",
     ),
     "something else": (["x0 > 1"], "pieces of evidence"),
+    "an empty batch": ([Observed({0: torch.zeros(0)})], "at least one law"),
+    "a list of pieces": ([[Box(0.0, 1.0)]], "an argument of its own"),
     "a context": ([torch.zeros(3)], "pieces of evidence"),
     "a union of priors": ([AnyOf(Box(low=0.0), Box(high=-1.0)), 3], "pieces of evidence"),
 }
