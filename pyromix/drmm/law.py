@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..mixtures.density import component_log_prob, log_sum_exp
 from ..mixtures.normal import MixtureOfNormals
-from .links import sum_rows, sum_rows_of_layers
+from .links import select, sum_rows, sum_rows_of_layers
 
 # Points are worked on in blocks with no more scores of components than this at once.
 BLOCK_SCORES = 2**22
@@ -130,6 +130,8 @@ class ResidualMixture:
     """Standard deviations in the last layer, shape (K, D)."""
     columns: Columns
     """Tables of categorical columns."""
+    source: tuple[Tensor, float] | None = None
+    """Logits and smoothing that `links` were made of, for gradients that take a short cut."""
     log_truncation: float = -math.inf
     """Codes less likely than the likeliest by more than this, given those before, do not occur."""
 
@@ -153,7 +155,7 @@ class ResidualMixture:
         names = ("log_weight", "links", "loc", "inner_scale", "scale")
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
         tables = tuple(function(table) for table in self.columns.tables)
-        return replace(self, **changed, columns=Columns(tables, changed["loc"]))
+        return replace(self, **changed, columns=Columns(tables, changed["loc"]), source=None)
 
     def shallow(self, num_layers: int) -> "ResidualMixture":
         """The law of the first layers, with what they leave as the noise."""
@@ -163,6 +165,7 @@ class ResidualMixture:
             self,
             log_weight=self.log_weight[:num_layers],
             links=self.links[: num_layers * (num_layers - 1) // 2 * self.num_components],
+            source=None,
             loc=self.loc[:num_layers],
             inner_scale=self.inner_scale[: num_layers - 1],
             scale=self.inner_scale[num_layers - 1].expand(self.num_components, -1),
@@ -176,6 +179,12 @@ class ResidualMixture:
         return _rows_of(codes[:, :layer], self.num_components) + (
             layer * (layer - 1) // 2 * self.num_components
         )
+
+    def select_links(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of `links`, of any shape; differentiable once, if there is a `source`."""
+        if self.source is None:
+            return self.links[rows, columns]
+        return select(*self.source, self.links, rows, columns)
 
     def log_conditional(self, layer: int, codes: Tensor) -> Tensor:
         """Log p(h_l = k | h_<l), shape (n, K), given codes (n, l)."""

@@ -202,6 +202,7 @@ class DRMM(DistributionModule):
         return ResidualMixture(
             log_weight=self.log_weight,
             links=log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
+            source=(self.link_logits, self.smoothing),
             loc=self.loc,
             inner_scale=self._scale_from(self.raw_inner_scale).expand(-1, self.dim),
             scale=self._scale_from(self.raw_scale).expand(k, self.dim),

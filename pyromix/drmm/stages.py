@@ -198,7 +198,7 @@ def _link_log_prob(law: ResidualMixture, codes: Tensor) -> Tensor:
         return law.loc.new_zeros(len(codes))
     rows = torch.cat([law.link_rows(layer, codes) for layer in layers], -1)
     columns = torch.cat([codes[:, layer : layer + 1].expand(-1, layer) for layer in layers], -1)
-    return law.links[rows, columns].sum(-1)
+    return law.select_links(rows, columns).sum(-1)
 
 
 def likelihood_loss(law: ResidualMixture, rows: Rows, beam: int) -> tuple[Tensor, Tensor]:

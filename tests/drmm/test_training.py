@@ -1,6 +1,7 @@
 """Training a deep residual mixture: every stage's loss, their order, and where they start."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -490,3 +491,17 @@ def test_rows_without_any_entry_are_no_training_data():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="no context"):
         model.loss((x[:3], torch.zeros(3)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_short_cut_of_gradients_is_the_gradient(smoothing):
+    model = random_model(3, 4, 5, smoothing=smoothing)
+    rows = model._rows(model.sample((60,)))
+    plain = dataclasses.replace(model.law, source=None)
+    short, long = (
+        torch.autograd.grad(em_loss(law, rows, 0.7, 0.01), [model.link_logits, model.loc])
+        for law in (model.law, plain)
+    )
+    for one, other in zip(short, long, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=0)
+    assert short[0].abs().max() > 1e-3
