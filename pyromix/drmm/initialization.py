@@ -42,7 +42,7 @@ def initial_parameters(model: "DRMM", rows: Rows) -> dict[str, Tensor]:
             tuple(column[chosen] for column in rows.columns),
         )
     residual = _filled(rows)
-    k, count = model.num_components, len(residual)
+    k = model.num_components
     log_weight, loc, inner, links = [], [], [], []
     codes: list[Tensor] = []
     for layer in range(model.num_layers):
@@ -83,7 +83,6 @@ def initial_parameters(model: "DRMM", rows: Rows) -> dict[str, Tensor]:
         table = residual.new_zeros(model.num_layers, *frequency.shape)
         table[0] = (frequency / frequency.sum(-1, keepdim=True)).log()
         start[f"column_logits.{j}"] = table
-    assert count == len(residual)
     return start
 
 

@@ -74,6 +74,13 @@ class Columns:
         """Logits after the layers whose codes (n, l) are given: shape (n, categories)."""
         return tuple(_sum_rows(table, codes) for table in self.tables)
 
+    def add(self, layer: int, logits: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, ...]:
+        """Logits (N, B, categories) of hypotheses, after a layer's codes (N, B)."""
+        return tuple(
+            before + table[layer][chosen]
+            for before, table in zip(logits, self.tables, strict=True)
+        )
+
     def log_probs(self, column: int, codes: Tensor) -> Tensor:
         """Log-probabilities of a column's categories, (*S, categories), given codes (*S, L)."""
         logits = _sum_rows(self.tables[column], codes.reshape(-1, codes.shape[-1]))
@@ -270,23 +277,22 @@ class ResidualMixture:
 
     def exact_log_prob(self, rows: Rows) -> Tensor:
         """Log-density summed over all codes, shape (N,)."""
-        codes, log_prior = self.all_codes()
-        blocks = rows.split(max(1, BLOCK_SCORES // len(codes)))
         return torch.cat(
-            [log_sum_exp(self._exact_joint(block, codes, log_prior)) for block in blocks]
+            [log_sum_exp(joint) for joint in self._exact_joints(rows, *self.all_codes())]
         )
 
-    def _exact_joint(self, rows: Rows, codes: Tensor, log_prior: Tensor) -> Tensor:
-        """Log p(h, x) of N points and all codes (C, L), shape (N, C)."""
+    def _exact_joints(self, rows: Rows, codes: Tensor, log_prior: Tensor) -> Iterator[Tensor]:
+        """Log p(h, x) of N points and all codes (C, L), block by block of points: (n, C)."""
         mixture = self.mixture_of(codes, log_prior)
-        if rows.observed is None:
-            joint = mixture._joint_log_prob(rows.real)
-        else:
-            joint = mixture._joint_log_prob_observed(rows.real, rows.observed.bool())
-        for logits, value in zip(self.columns.logits(codes), rows.columns, strict=True):
-            log_prob = logits.log_softmax(-1).expand(len(value), -1, -1)
-            joint = joint + pick_value(log_prob, value)
-        return joint
+        columns = [logits.log_softmax(-1) for logits in self.columns.logits(codes)]
+        for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
+            if block.observed is None:
+                joint = mixture._joint_log_prob(block.real)
+            else:
+                joint = mixture._joint_log_prob_observed(block.real, block.observed.bool())
+            for log_prob, value in zip(columns, block.columns, strict=True):
+                joint = joint + pick_value(log_prob.expand(len(value), -1, -1), value)
+            yield joint
 
     def mixture_of(self, codes: Tensor, logits: Tensor) -> MixtureOfNormals:
         """The mixture of the normals that codes (C, L) stand for."""
@@ -339,10 +345,8 @@ class ResidualMixture:
             log_prior = joint.flatten(1).gather(-1, best)
             codes = torch.cat([take_entries(codes, parent), chosen.unsqueeze(-1)], -1)
             residual = take_entries(residual, parent) - self.loc[layer][chosen]
-            logits = tuple(
-                take_entries(before, parent) + table[layer][chosen]
-                for before, table in zip(logits, self.columns.tables, strict=True)
-            )
+            logits = tuple(take_entries(before, parent) for before in logits)
+            logits = self.columns.add(layer, logits, chosen)
         return codes
 
     def fit_of(
@@ -410,10 +414,7 @@ class ResidualMixture:
             codes = torch.cat([codes, chosen], -1)
             chosen = chosen.reshape(n, count)
             residual = residual - self.loc[layer][chosen]
-            logits = tuple(
-                before + table[layer][chosen]
-                for before, table in zip(logits, self.columns.tables, strict=True)
-            )
+            logits = self.columns.add(layer, logits, chosen)
         return log_weight.reshape(n, count).logsumexp(-1) - math.log(count)
 
     def posterior_blocks(
@@ -427,8 +428,7 @@ class ResidualMixture:
         """
         if self.num_codes <= max_exact:
             codes, log_prior = self.all_codes()
-            for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
-                joint = self._exact_joint(block, codes, log_prior)
+            for joint in self._exact_joints(rows, codes, log_prior):
                 yield joint.softmax(-1), codes.unsqueeze(0)
             return
         last = torch.arange(self.num_components, device=self.loc.device)

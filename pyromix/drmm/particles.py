@@ -144,10 +144,8 @@ class _Search:
         parent, chosen = index // k, index % k
         self.codes = torch.cat([take_entries(self.codes, parent), chosen.unsqueeze(-1)], -1)
         self._mean = take_entries(self._mean, parent) + law.loc[layer][chosen]
-        self._logits = tuple(
-            take_entries(before, parent) + table[layer][chosen]
-            for before, table in zip(self._logits, law.columns.tables, strict=True)
-        )
+        logits = tuple(take_entries(before, parent) for before in self._logits)
+        self._logits = law.columns.add(layer, logits, chosen)
         self._log_prior = prior.flatten(1).gather(1, index)
         self.log_weight = self.log_weight.gather(1, parent) - log_inclusion
 

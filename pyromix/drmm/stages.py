@@ -114,10 +114,7 @@ def _assign(
         nearest.append(normal.argmax(0))
         all_logits.append(logits)
         residual = residual - loc[chosen]
-        logits = tuple(
-            before + table[layer][chosen].unsqueeze(1)
-            for before, table in zip(logits, law.columns.tables, strict=True)
-        )
+        logits = law.columns.add(layer, logits, chosen.unsqueeze(-1))
         codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
     return torch.stack(residuals, 1), codes, torch.stack(nearest), all_logits
 
@@ -142,12 +139,10 @@ def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
     for layer in range(law.num_layers):
         score = _layer_scores(law, layer, residual, logits, rows, stage) + links[layer]
         total = total - log_sum_exp(score).mean()
-        taken = law.loc[layer][codes[:, layer]]
-        added = tuple(table[layer][codes[:, layer]].unsqueeze(1) for table in law.columns.tables)
+        residual = residual - law.loc[layer][codes[:, layer]]
+        logits = law.columns.add(layer, logits, codes[:, layer : layer + 1])
         if stage != "joint":
-            taken, added = taken.detach(), tuple(t.detach() for t in added)
-        residual = residual - taken
-        logits = tuple(before + more for before, more in zip(logits, added, strict=True))
+            residual, logits = residual.detach(), tuple(t.detach() for t in logits)
     return total
 
 
@@ -183,10 +178,7 @@ def _draw_codes(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
         kept = score.masked_fill(score < lowest, -math.inf).softmax(-1)
         chosen = torch.multinomial(kept, 1).squeeze(-1)
         residual = residual - law.loc[layer][chosen]
-        logits = tuple(
-            before + table[layer][chosen].unsqueeze(1)
-            for before, table in zip(logits, law.columns.tables, strict=True)
-        )
+        logits = law.columns.add(layer, logits, chosen.unsqueeze(-1))
         codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
     return codes
 
