@@ -2,11 +2,15 @@
 
 __all__ = [
     "DRMM",
+    "RAD",
     "AnyOf",
     "Box",
     "CategoricalPrior",
+    "ConditionalFoldingCoupling",
     "DistributionModule",
     "Flow",
+    "Fold",
+    "FoldingCoupling",
     "GaussianMixture",
     "GaussianPrior",
     "History",
@@ -49,6 +53,7 @@ from .mixtures import (
     fit_em,
 )
 from .near_identity import near_identity
+from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling
 from .registry import register
 from .training import History, fit
 

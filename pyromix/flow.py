@@ -16,6 +16,7 @@ from torch.distributions.utils import _sum_rightmost
 from torch.overrides import TorchFunctionMode
 from torch.types import _size
 
+from .branching import BranchingTransform
 from .core import Batch, DistributionModule, split_batch
 from .plain import (
     PlainDistribution,
@@ -41,6 +42,29 @@ class FlowLaw(dist.TransformedDistribution):
 
     # A plain attribute in place of PyTorch's property, so that Pyro's has_rsample_ can set it.
     has_rsample: bool = False
+
+    def __call__(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws with the gradients that `score_parts` counts on."""
+        return self._draw(Size(sample_shape))
+
+    def has_rsample_(self, value: bool) -> "FlowLaw":
+        """Switches pathwise gradients on or off, as in Pyro.
+
+        Raises:
+            ValueError: If they are to be switched on, and there are none because of branches.
+        """
+        if value and self.branching:
+            raise ValueError(
+                "A flow with branching transforms has no pathwise gradients. It needs no switch: "
+                "in a guide, the gradient given the branches is used as it is."
+            )
+        self.has_rsample = value
+        return self
+
+    @property
+    def branching(self) -> bool:
+        """Whether a transform draws branches, as folds do."""
+        return any(getattr(t, "branching", False) for t in self.transforms)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
@@ -68,8 +92,69 @@ class FlowLaw(dist.TransformedDistribution):
         return x
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws with pathwise gradients, if the base has them."""
+        """Draws with pathwise gradients, if the base has them.
+
+        Raises:
+            NotImplementedError: If a transform draws branches: those jump.
+        """
+        if self.branching:
+            raise NotImplementedError(
+                "A flow with branching transforms has no pathwise gradients: draw with sample(), "
+                "or use the flow as a guide, whose gradients account for branches."
+            )
         return self._push(self.base_dist.rsample(Size(sample_shape)))
+
+    def encode(self, value: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The latents behind values: real ones, and the branches of transforms that have such.
+
+        Args:
+            value: Shape ``sample_shape + batch_shape + event_shape``.
+
+        Returns:
+            z of the base, and for every branching transform, in the order of the transforms, a
+            tensor of integers (see its own `encode`).
+        """
+        self._check_ready()
+        self.clear_cache()
+        branches: list[Tensor] = []
+        for transform in reversed(self.transforms):
+            if isinstance(transform, BranchingTransform):
+                value, branch = transform.encode(value)
+                branches.append(branch)
+            else:
+                value = _invert(transform, value)
+        self.clear_cache()
+        return value, tuple(reversed(branches))
+
+    def decode(self, z: Tensor, branches: Sequence[Tensor] = ()) -> Tensor:
+        """The values with given latents: the inverse of `encode`.
+
+        Args:
+            z: Values of the base.
+            branches: As returned by `encode`.
+
+        Returns:
+            Shape ``sample_shape + batch_shape + event_shape``.
+
+        Raises:
+            ValueError: If there are more or fewer branches than branching transforms.
+        """
+        self._check_ready()
+        count = sum(isinstance(t, BranchingTransform) for t in self.transforms)
+        if isinstance(branches, Tensor) or len(branches) != count:
+            got = "one tensor" if isinstance(branches, Tensor) else len(branches)
+            raise ValueError(
+                f"Expected a sequence of {count} tensors of branches, one for each branching "
+                f"transform, got {got}. Pass what encode returned."
+            )
+        left = iter(branches)
+        for transform in self.transforms:
+            if isinstance(transform, BranchingTransform):
+                z = transform.decode(z, next(left))
+            else:
+                z = transform(z)
+        self.clear_cache()
+        return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, by the inverse of every transform.
@@ -138,12 +223,20 @@ class FlowLaw(dist.TransformedDistribution):
         return x, log_weight, log_prob
 
     def score_parts(self, x: Tensor) -> ScoreParts:
-        """The parts of an ELBO's gradient; a fresh draw is scored without the inverse pass."""
+        """The parts of an ELBO's gradient; a fresh draw is scored without the inverse pass.
+
+        With branching transforms a draw has the pathwise gradient given its branches, and their
+        log-probabilities are the score function that accounts for the choice.
+        """
         if not x.requires_grad:  # the cached Jacobian, if any, has no graph either
             self.clear_cache()
-        log_prob = self._score(x)
+        partly = self._partly_pathwise and x.requires_grad
+        log_branch_probs: list[Tensor] | None = [] if partly else None
+        log_prob = self._score(x, log_branch_probs)
         self.clear_cache()
         zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
+        if log_branch_probs:
+            return ScoreParts(log_prob, torch.stack(log_branch_probs).sum(0), log_prob)
         if self.has_rsample:
             return ScoreParts(log_prob, zero, log_prob)
         return ScoreParts(log_prob, log_prob, zero)
@@ -155,6 +248,24 @@ class FlowLaw(dist.TransformedDistribution):
 
     def _check_ready(self) -> None:
         """Raises an error if there is no law to draw from or to score with."""
+
+    @property
+    def _partly_pathwise(self) -> bool:
+        """Whether draws have a pathwise gradient given the branches."""
+        return self.branching and self.base_dist.has_rsample
+
+    def _draw(self, sample_shape: Size) -> Tensor:
+        """Draws for Pyro: with a graph, as far as there is a pathwise gradient."""
+        if self.has_rsample:
+            return self.rsample(sample_shape)
+        if not self._partly_pathwise:
+            return self.sample(sample_shape)
+        self._check_ready()
+        x = self.base_dist.rsample(sample_shape)
+        self.clear_cache()
+        for t in self.transforms:
+            x = t.draw(x) if isinstance(t, BranchingTransform) else t(x)
+        return x
 
     def _push(self, x: Tensor) -> Tensor:
         self._check_ready()
@@ -173,13 +284,17 @@ class FlowLaw(dist.TransformedDistribution):
             x = y
         return x, log_prob
 
-    def _score(self, y: Tensor) -> Tensor:
+    def _score(self, y: Tensor, log_branch_probs: list[Tensor] | None = None) -> Tensor:
+        """The log-density; the list, if there is one, receives those of the branches alone."""
         log_prob: Tensor | float = 0.0
         steps = zip(reversed(self.transforms), reversed(self._surplus[1:]), strict=True)
         for transform, surplus in steps:
             x = _invert(transform, y)
             jacobian = transform.log_abs_det_jacobian(x, y)
             log_prob = log_prob - _sum_rightmost(jacobian, surplus)
+            if log_branch_probs is not None and isinstance(transform, BranchingTransform):
+                log_branch_prob = transform.log_branch_prob(x, y)
+                log_branch_probs.append(_sum_rightmost(log_branch_prob, surplus))
             y = x
         return log_prob + _sum_rightmost(self.base_dist.log_prob(y), self._surplus[0])
 
@@ -247,10 +362,14 @@ class Flow(DistributionModule, FlowLaw):
         super().__init__(batch_shape, event_shape, validate_args)
         self.base = law
         self.transforms = nn.ModuleList(modules)
-        self.has_rsample = base.has_rsample
+        self.has_rsample = base.has_rsample and not self.branching
         # Under this name only if it is another object: a module that is an attribute twice is
         # also twice in the state dict.
         self._base_view = None if base_dist is law else base_dist
+
+    def forward(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws with the gradients that `score_parts` counts on, as in a guide."""
+        return self._draw(Size(sample_shape))
 
     @property
     def conditional(self) -> bool:

@@ -30,6 +30,7 @@ from torch.distributions.transforms import _InverseTransform
 from torch.types import _size
 
 from .arguments import UnknownArgumentsError, constructor_arguments
+from .branching import BranchingTransform, inverted_message
 from .core import DistributionModule
 from .registry import decode, encode, register
 from .validation import is_traced
@@ -55,6 +56,8 @@ def as_transform_module(transform: Transform | ConditionalTransform) -> Any:
         TypeError: If it is no transform, or one whose tensors cannot be found.
     """
     if isinstance(transform, _InverseTransform):
+        if isinstance(transform.inv, BranchingTransform):
+            raise ValueError(inverted_message(transform.inv))
         # These keep their transform out of sight of modules, and lose it in copies.
         return InverseTransform(as_transform_module(transform.inv))
     if isinstance(transform, nn.Module):

@@ -19,6 +19,7 @@ from torch.types import _size
 
 from ..evidence import Evidence, LinearEvidence, collect_branches, tightest_bounds
 from ..support import box, half_space
+from ..unknown_gradient import without_gradient
 from ..validation import check_value
 from .finite import FiniteMixture, stack_observed
 from .layout import choose, flat_index
@@ -26,8 +27,7 @@ from .linear import log_scale, observe, solve
 from .normal import MixtureOfNormals
 from .truncated import ConflictError, TruncatedNormals
 from .truncated.interval import log_interval_probability
-from .union import UnionOfConditioned, condition_on_branches
-from .unknown_gradient import without_gradient
+from .union import UNKNOWN_EVIDENCE_GRADIENT, UnionOfConditioned, condition_on_branches
 
 # Equations hold for values that miss them by no more than this share of their terms.
 EQUATION_TOLERANCE = 1e-5
@@ -430,7 +430,9 @@ class ConditionedMixture(TorchDistribution):
             depends_on = self._joint, self._loc, rows, low, high
             spread = self._factor if self._scale is None else self._scale
             known_joint = self._joint + law.log_normalizer.double()
-            self._joint = without_gradient(known_joint, *depends_on, spread)
+            self._joint = without_gradient(
+                known_joint, *depends_on, spread, message=UNKNOWN_EVIDENCE_GRADIENT
+            )
         else:
             empty = law.log_normalizer.isneginf()
             self._joint = self._joint + torch.where(empty, -math.inf, log_normalizer)

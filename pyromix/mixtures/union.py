@@ -13,9 +13,9 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from ..evidence import LinearEvidence
+from ..unknown_gradient import without_gradient
 from .layout import choose, flat_index
 from .truncated import ConflictError
-from .unknown_gradient import without_gradient
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
 MAX_INTERSECTIONS = 64
@@ -26,6 +26,14 @@ MIN_DRAWS = 256
 MAX_ROUNDS = 32
 MAX_NUMBERS = 2**25
 CHUNK_NUMBERS = 2**22
+
+UNKNOWN_EVIDENCE_GRADIENT = (
+    "The evidence log Z under these inequalities has no closed form, and no gradient in the "
+    "parameters of the mixture and of the evidence. If none is wanted, condition within "
+    "torch.no_grad(), or on a mixture whose parameters do not require gradients. If it is: the "
+    "gradient of log Z is the mean of that of mixture.log_prob(x) over draws x of the conditional "
+    "law."
+)
 
 
 class Branch(Protocol):
@@ -221,7 +229,10 @@ class UnionOfConditioned(TorchDistribution):
             better = error < summed[1]
             log_total = torch.where(better, log_total, summed[0])
             error = torch.where(better, error, summed[1])
-        return without_gradient(log_total, self._log_weight), error
+        log_total = without_gradient(
+            log_total, self._log_weight, message=UNKNOWN_EVIDENCE_GRADIENT
+        )
+        return log_total, error
 
     def _include_and_exclude(
         self, make: Callable[[LinearEvidence], Branch], evidence: Sequence[LinearEvidence]

@@ -1,0 +1,7 @@
+"""Real and discrete flows: transforms that fold space, and remember which layer was which."""
+
+__all__ = ["RAD", "ConditionalFoldingCoupling", "Fold", "FoldingCoupling"]
+
+from .coupling import ConditionalFoldingCoupling, FoldingCoupling
+from .fold import Fold
+from .model import RAD

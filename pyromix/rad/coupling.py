@@ -1,0 +1,206 @@
+"""Couplings that fold some coordinates as the others say."""
+
+__all__ = ["ConditionalFoldingCoupling", "FoldingCoupling"]
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.nn import ConditionalDenseNN, DenseNN
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..registry import register
+from ..validation import check_positive_int, check_tensor
+from .fold import Folding, check_hidden_dims, neutral_raw
+from .partition import Partition
+from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
+
+Network = Callable[[Tensor], Tensor]
+
+
+class _Coupling(Folding):
+    """A coupling with given networks.
+
+    Args:
+        partition: Which coordinates are folded.
+        conditioner: From kept coordinates to parameters of the folds, (..., 8 d).
+        gate: From kept and folded coordinates of z to scores, (..., 2 d).
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, partition: Partition, conditioner: Network, gate: Network) -> None:
+        super().__init__()
+        self.partition = partition
+        self.conditioner = conditioner
+        self.gate = gate
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.partition.split(x)
+
+    def _join(self, kept: Tensor, folded: Tensor) -> Tensor:
+        return self.partition.join(kept, folded)
+
+    def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:
+        num_folds = len(self.partition.folded)
+        raw = self.conditioner(kept).unflatten(-1, (NUM_PARAMETERS, num_folds))
+
+        def free_scores(folded: Tensor) -> Tensor:
+            scores = self.gate(torch.cat([kept, folded], -1))
+            return scores.unflatten(-1, (NUM_SCORES, num_folds))
+
+        return Pieces.from_raw(raw), free_scores
+
+
+class FoldingCoupling(_Coupling):
+    r"""Folds some coordinates into three layers, at places and slopes that the others decide [1].
+
+    With x = (x_1, x_2), of which x_1 is kept, the inverse direction is
+
+    .. math:: z_1 = x_1, \qquad z_2 = \mathrm{fold}(x_2; \theta(x_1)),
+
+    and the forward one draws, for every folded coordinate, one of its layers from the gating law
+    p(k|z). `log_abs_det_jacobian` makes the density of any `TransformedDistribution` with this
+    transform exact. The module ``pyromix.rad.pieces`` has the formulas; the gating network sees
+    z_1 and z_2, the latter up to the ends of the folds.
+
+    Args:
+        dim: Number of coordinates, at least two.
+        folded: Indices of the coordinates to fold; by default the second half.
+        hidden_dims: Widths of the hidden layers of both networks: the one for the folds'
+            parameters, and the gating network.
+
+    Raises:
+        ValueError: If there is no coordinate to keep or none to fold, or an argument is not of
+            the kind above.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+        >>> law = dist.TransformedDistribution(base, [FoldingCoupling(2)])
+        >>> law.log_prob(law.sample((5,))).shape
+        torch.Size([5])
+
+    References:
+        [1] Dinh, Sohl-Dickstein, Pascanu and Larochelle, "A RAD approach to deep mixture models",
+        2019. https://arxiv.org/abs/1903.07714
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        folded: Iterable[int] | None = None,
+        hidden_dims: Sequence[int] = (8,),
+    ) -> None:
+        partition = _partition(dim, folded)
+        if not partition.kept:
+            raise ValueError(
+                f"Expected at least one coordinate to keep, which decides how the others are "
+                f"folded, got dim={dim} and folded={partition.folded}. For a single coordinate "
+                f"use pyromix.Fold."
+            )
+        hidden_dims = check_hidden_dims(hidden_dims)
+        num_folds, hidden = len(partition.folded), list(hidden_dims)
+        conditioner = DenseNN(len(partition.kept), hidden, [NUM_PARAMETERS * num_folds])
+        gate = DenseNN(partition.dim, hidden, [NUM_SCORES * num_folds])
+        _start(conditioner, num_folds)
+        super().__init__(partition, conditioner, gate)
+        self.dim, self.folded = partition.dim, partition.folded
+        self.hidden_dims = hidden_dims
+
+
+class ConditionalFoldingCoupling(ConditionalTransformModule):
+    """A folding coupling that depends on a context, too.
+
+    `condition` returns the transform for a context. `pyromix.Flow` takes conditional transforms
+    as they are.
+
+    Args:
+        dim: Number of coordinates. It may be one: the context alone then decides on its fold.
+        context_dim: Number of entries of a context.
+        folded: Indices of the coordinates to fold; by default the second half.
+        hidden_dims: Widths of the hidden layers of both networks.
+
+    Raises:
+        ValueError: If an argument is not of the kind above.
+
+    Example:
+        >>> coupling = ConditionalFoldingCoupling(dim=2, context_dim=3)
+        >>> coupling.condition(torch.randn(5, 3))(torch.randn(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    branching = True
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        folded: Iterable[int] | None = None,
+        hidden_dims: Sequence[int] = (8,),
+    ) -> None:
+        super().__init__()
+        self.partition = _partition(dim, folded)
+        self.dim, self.folded = self.partition.dim, self.partition.folded
+        self.context_dim = check_positive_int("context_dim", context_dim)
+        self.hidden_dims = check_hidden_dims(hidden_dims)
+        num_folds, hidden = len(self.folded), list(self.hidden_dims)
+        num_kept = len(self.partition.kept)
+        self.conditioner = ConditionalDenseNN(
+            num_kept, self.context_dim, hidden, [NUM_PARAMETERS * num_folds]
+        )
+        self.gate = ConditionalDenseNN(
+            self.dim, self.context_dim, hidden, [NUM_SCORES * num_folds]
+        )
+        _start(self.conditioner, num_folds)
+
+    def condition(self, context: Tensor) -> Folding:
+        """The coupling given a context.
+
+        Args:
+            context: Shape (..., context_dim); values must broadcast with it.
+
+        Raises:
+            ValueError: If the context is no such tensor.
+        """
+        check_tensor("context", context, like=next(self.parameters()))
+        if context.dim() == 0 or context.shape[-1] != self.context_dim:
+            raise ValueError(
+                f"Expected a context of shape (..., {self.context_dim}), got "
+                f"{tuple(context.shape)}."
+            )
+        return _Coupling(
+            self.partition,
+            partial(_with_context, self.conditioner, context),
+            partial(_with_context, self.gate, context),
+        )
+
+
+def _with_context(network: Any, context: Tensor, x: Tensor) -> Tensor:
+    if x.shape[:-1] != context.shape[:-1]:
+        shape = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+        x = x.expand(*shape, x.shape[-1])
+    return network(x, context=context)
+
+
+def _partition(dim: int, folded: Iterable[int] | None) -> Partition:
+    dim = check_positive_int("dim", dim)
+    return Partition(dim, range(dim // 2, dim) if folded is None else folded)
+
+
+@torch.no_grad()
+def _start(conditioner: nn.Module, num_folds: int) -> None:
+    """Starts from nearly symmetric folds, on which the kept coordinates have some influence."""
+    output: Any = conditioner.layers[-1]  # type: ignore[index]
+    output.weight.mul_(0.5)
+    output.bias.copy_(neutral_raw(num_folds).flatten())
+
+
+for _cls in (FoldingCoupling, ConditionalFoldingCoupling):
+    register(_cls)

@@ -1,0 +1,166 @@
+"""Folds as transforms: what the scalar one and the couplings share, and the scalar one."""
+
+__all__ = ["Fold", "Folding", "neutral_raw"]
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pyro.nn import DenseNN
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..branching import BranchingTransform
+from ..registry import register
+from ..validation import check_positive_int
+from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
+
+INITIAL_HALF_WIDTH = 0.5
+
+
+class Folding(BranchingTransform):
+    """A branching transform that folds some coordinates, as the other ones say.
+
+    Subclasses define `_split`, `_join` and `_at`.
+    """
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z, and the piece that each folded coordinate of x lies on.
+
+        Args:
+            x: Values.
+
+        Returns:
+            z, of the shape of x, and integers of shape (..., number of folded coordinates): 0 for
+            the left piece, 1 for the middle one, 2 for the right one. Creases belong to the outer
+            pieces.
+        """
+        kept, folded = self._split(x)
+        pieces, free_scores = self._at(kept)
+        mapped = pieces.fold(folded, free_scores)
+        return self._join(kept, mapped.value), mapped.branch
+
+    def decode(self, z: Tensor, branch: Tensor) -> Tensor:
+        """The x on given pieces; differentiable in z and in the parameters.
+
+        Args:
+            z: Latents.
+            branch: Pieces as `encode` returns them. Where a piece has no preimage of z, its end
+                is returned: outside of the fold there is one piece only.
+
+        Returns:
+            Values of the shape of z.
+        """
+        kept, folded = self._split(z)
+        pieces, free_scores = self._at(kept)
+        return self._join(kept, pieces.unfold(folded, free_scores, branch).value)
+
+    def _forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, folded = self._split(z)
+        pieces, free_scores = self._at(kept)
+        mapped = pieces.unfold(folded, free_scores)
+        x = self._join(kept, mapped.value)
+        return x, mapped.log_density.sum(-1), pieces.log_branch(mapped).sum(-1)
+
+    def _backward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, folded = self._split(x)
+        pieces, free_scores = self._at(kept)
+        mapped = pieces.fold(folded, free_scores)
+        return self._join(kept, mapped.value), mapped.log_density.sum(-1)
+
+    def _log_branch(self, x: Tensor) -> Tensor:
+        kept, folded = self._split(x)
+        pieces, free_scores = self._at(kept)
+        return pieces.log_branch(pieces.fold(folded, free_scores)).sum(-1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates that are kept, and those that are folded."""
+        raise NotImplementedError
+
+    def _join(self, kept: Tensor, folded: Tensor) -> Tensor:
+        """The inverse of `_split`."""
+        raise NotImplementedError
+
+    def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:
+        """Parameters of the folds, given the coordinates that are kept."""
+        raise NotImplementedError
+
+
+class Fold(Folding):
+    r"""A line folded into three layers: a transform of every coordinate by itself.
+
+    The direction x -> z folds, and z -> x draws the layer; `BranchingTransform` has the law, the
+    module ``pyromix.rad.pieces`` the formulas. All coordinates share the parameters.
+
+    Args:
+        hidden_dims: Widths of the hidden layers of the gating network, which turns z into scores
+            of the three layers.
+
+    Raises:
+        ValueError: If a width is not a positive number, or there is none.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyromix import Flow
+        >>> fold = Fold()
+        >>> law = Flow(dist.Normal(0.0, 1.0), [fold])
+        >>> z, branch = fold.encode(law.sample((5,)))
+        >>> z.shape, branch.shape
+        (torch.Size([5]), torch.Size([5, 1]))
+
+    References:
+        [1] Dinh, Sohl-Dickstein, Pascanu and Larochelle, "A RAD approach to deep mixture models",
+        2019. https://arxiv.org/abs/1903.07714
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+
+    def __init__(self, hidden_dims: Sequence[int] = (8,)) -> None:
+        super().__init__()
+        self.hidden_dims = check_hidden_dims(hidden_dims)
+        self.raw = nn.Parameter(neutral_raw(1))
+        self.gate = DenseNN(1, list(self.hidden_dims), [NUM_SCORES])
+
+    @property
+    def pieces(self) -> Pieces:
+        """The fold's slopes, place and width."""
+        return Pieces.from_raw(self.raw)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.unsqueeze(-1)
+
+    def _join(self, kept: Tensor, folded: Tensor) -> Tensor:  # noqa: ARG002
+        return folded.squeeze(-1)
+
+    def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:  # noqa: ARG002
+        return self.pieces, lambda z: self.gate(z).unsqueeze(-1)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"hidden_dims={self.hidden_dims}"
+
+
+def neutral_raw(num_folds: int) -> Tensor:
+    """Unconstrained parameters of folds that are nearly symmetric, of shape (8, num_folds)."""
+    raw = 0.1 * torch.randn(NUM_PARAMETERS, num_folds)
+    raw[5] *= 3  # folds at several places
+    raw[7] = math.log(math.expm1(INITIAL_HALF_WIDTH))
+    return raw
+
+
+def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
+    """The widths of hidden layers as a tuple.
+
+    Raises:
+        ValueError: If there are none, or one is not a positive number.
+    """
+    if not isinstance(hidden_dims, Sequence) or not hidden_dims:
+        raise ValueError(
+            f"Expected hidden_dims to be a sequence of at least one width, such as (8,), got "
+            f"{hidden_dims!r}."
+        )
+    return tuple(check_positive_int("every width in hidden_dims", h) for h in hidden_dims)
+
+
+register(Fold)

@@ -1,0 +1,67 @@
+"""Which coordinates a coupling folds, and which it keeps."""
+
+__all__ = ["Partition"]
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..validation import as_int
+
+
+class Partition(nn.Module):
+    """Splits vectors into coordinates that are kept and coordinates that are folded.
+
+    Args:
+        dim: Length of the vectors.
+        folded: Indices of the coordinates to fold.
+
+    Raises:
+        ValueError: If there are none, or one is out of range or named twice.
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, dim: int, folded: Iterable[int]) -> None:
+        super().__init__()
+        self.dim = dim
+        indices = [as_int(i) for i in folded]
+        if (
+            not indices
+            or any(i is None or not -dim <= i < dim for i in indices)
+            or len({i % dim for i in indices if i is not None}) < len(indices)
+        ):
+            raise ValueError(
+                f"Expected folded to be different indices of {dim} coordinates, at least one, got "
+                f"{indices}."
+            )
+        self.folded = tuple(sorted(i % dim for i in indices if i is not None))
+        self.kept = tuple(i for i in range(dim) if i not in self.folded)
+        # Blocks are sliced; other coordinates are brought into the order (kept, folded) first.
+        self.folds_first = self.folded == tuple(range(len(self.folded)))
+        self.in_blocks = self.folds_first or self.kept == tuple(range(len(self.kept)))
+        order = torch.tensor(self.kept + self.folded)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", order.argsort(), persistent=False)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (..., dim) as kept and folded coordinates."""
+        if not self.in_blocks:
+            x = x.index_select(-1, self.order)
+        elif self.folds_first:
+            folded, kept = x.split([len(self.folded), len(self.kept)], -1)
+            return kept, folded
+        kept, folded = x.split([len(self.kept), len(self.folded)], -1)
+        return kept, folded
+
+    def join(self, kept: Tensor, folded: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        if not self.in_blocks:
+            return torch.cat([kept, folded], -1).index_select(-1, self.back)
+        return torch.cat([folded, kept] if self.folds_first else [kept, folded], -1)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"dim={self.dim}, folded={self.folded}"
