@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
-from pyro.nn import ConditionalDenseNN, DenseNN
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..registry import register
 from ..validation import check_positive_int, check_tensor
-from .fold import Folding, check_hidden_dims, neutral_raw
+from .fold import Folding, check_hidden_dims, make_network, neutral_raw
 from .partition import Partition
 from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
 
@@ -47,13 +46,14 @@ class _Coupling(Folding):
 
     def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:
         num_folds = len(self.partition.folded)
-        raw = self.conditioner(kept).unflatten(-1, (NUM_PARAMETERS, num_folds))
+
+        def by_row(output: Tensor, num_rows: int) -> Tensor:
+            return output.unflatten(-1, (num_rows, num_folds)).movedim(-2, 0)
 
         def free_scores(folded: Tensor) -> Tensor:
-            scores = self.gate(torch.cat([kept, folded], -1))
-            return scores.unflatten(-1, (NUM_SCORES, num_folds))
+            return by_row(self.gate(torch.cat([kept, folded], -1)), NUM_SCORES)
 
-        return Pieces.from_raw(raw), free_scores
+        return Pieces.from_raw(by_row(self.conditioner(kept), NUM_PARAMETERS)), free_scores
 
 
 class FoldingCoupling(_Coupling):
@@ -104,11 +104,7 @@ class FoldingCoupling(_Coupling):
                 f"use pyromix.Fold."
             )
         hidden_dims = check_hidden_dims(hidden_dims)
-        num_folds, hidden = len(partition.folded), list(hidden_dims)
-        conditioner = DenseNN(len(partition.kept), hidden, [NUM_PARAMETERS * num_folds])
-        gate = DenseNN(partition.dim, hidden, [NUM_SCORES * num_folds])
-        _start(conditioner, num_folds)
-        super().__init__(partition, conditioner, gate)
+        super().__init__(partition, *_networks(partition, 0, hidden_dims))
         self.dim, self.folded = partition.dim, partition.folded
         self.hidden_dims = hidden_dims
 
@@ -150,15 +146,7 @@ class ConditionalFoldingCoupling(ConditionalTransformModule):
         self.dim, self.folded = self.partition.dim, self.partition.folded
         self.context_dim = check_positive_int("context_dim", context_dim)
         self.hidden_dims = check_hidden_dims(hidden_dims)
-        num_folds, hidden = len(self.folded), list(self.hidden_dims)
-        num_kept = len(self.partition.kept)
-        self.conditioner = ConditionalDenseNN(
-            num_kept, self.context_dim, hidden, [NUM_PARAMETERS * num_folds]
-        )
-        self.gate = ConditionalDenseNN(
-            self.dim, self.context_dim, hidden, [NUM_SCORES * num_folds]
-        )
-        _start(self.conditioner, num_folds)
+        self.conditioner, self.gate = _networks(self.partition, self.context_dim, self.hidden_dims)
 
     def condition(self, context: Tensor) -> Folding:
         """The coupling given a context.
@@ -182,11 +170,9 @@ class ConditionalFoldingCoupling(ConditionalTransformModule):
         )
 
 
-def _with_context(network: Any, context: Tensor, x: Tensor) -> Tensor:
-    if x.shape[:-1] != context.shape[:-1]:
-        shape = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-        x = x.expand(*shape, x.shape[-1])
-    return network(x, context=context)
+def _with_context(network: Network, context: Tensor, x: Tensor) -> Tensor:
+    shape = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+    return network(torch.cat([x.expand(*shape, -1), context.expand(*shape, -1)], -1))
 
 
 def _partition(dim: int, folded: Iterable[int] | None) -> Partition:
@@ -194,12 +180,21 @@ def _partition(dim: int, folded: Iterable[int] | None) -> Partition:
     return Partition(dim, range(dim // 2, dim) if folded is None else folded)
 
 
-@torch.no_grad()
-def _start(conditioner: nn.Module, num_folds: int) -> None:
-    """Starts from nearly symmetric folds, on which the kept coordinates have some influence."""
-    output: Any = conditioner.layers[-1]  # type: ignore[index]
-    output.weight.mul_(0.5)
-    output.bias.copy_(neutral_raw(num_folds).flatten())
+def _networks(
+    partition: Partition, context_dim: int, hidden_dims: Sequence[int]
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Conditioner and gating network."""
+    num_folds = len(partition.folded)
+    conditioner = make_network(
+        len(partition.kept) + context_dim, hidden_dims, NUM_PARAMETERS * num_folds
+    )
+    gate = make_network(partition.dim + context_dim, hidden_dims, NUM_SCORES * num_folds)
+    # Nearly symmetric folds, on which the kept coordinates have some influence.
+    output: Any = conditioner[-1]
+    with torch.no_grad():
+        output.weight.mul_(0.5)
+        output.bias.copy_(neutral_raw(num_folds).flatten())
+    return conditioner, gate
 
 
 for _cls in (FoldingCoupling, ConditionalFoldingCoupling):

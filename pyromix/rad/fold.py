@@ -1,12 +1,12 @@
 """Folds as transforms: what the scalar one and the couplings share, and the scalar one."""
 
-__all__ = ["Fold", "Folding", "neutral_raw"]
+__all__ = ["Fold", "Folding", "check_hidden_dims", "make_network", "neutral_raw"]
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
-from pyro.nn import DenseNN
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -120,7 +120,7 @@ class Fold(Folding):
         super().__init__()
         self.hidden_dims = check_hidden_dims(hidden_dims)
         self.raw = nn.Parameter(neutral_raw(1))
-        self.gate = DenseNN(1, list(self.hidden_dims), [NUM_SCORES])
+        self.gate = make_network(1, self.hidden_dims, NUM_SCORES)
 
     @property
     def pieces(self) -> Pieces:
@@ -133,8 +133,9 @@ class Fold(Folding):
     def _join(self, kept: Tensor, folded: Tensor) -> Tensor:  # noqa: ARG002
         return folded.squeeze(-1)
 
-    def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:  # noqa: ARG002
-        return self.pieces, lambda z: self.gate(z).unsqueeze(-1)
+    def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:
+        raw = self.raw.view(-1, *[1] * kept.dim(), 1)
+        return Pieces.from_raw(raw), lambda z: self.gate(z).movedim(-1, 0).unsqueeze(-1)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -147,6 +148,15 @@ def neutral_raw(num_folds: int) -> Tensor:
     raw[5] *= 3  # folds at several places
     raw[7] = math.log(math.expm1(INITIAL_HALF_WIDTH))
     return raw
+
+
+def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """A dense network of rectified units."""
+    widths = [num_inputs, *hidden_dims]
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(widths):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
 
 
 def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ uses cosines for the windows; straight ones cost less, and fit as well.) As b te
 fold tends to one straight line of slope :math:`1 / \sum_k \alpha_k^{-1}`.
 """
 
-__all__ = ["LEFT", "MIDDLE", "NUM_PARAMETERS", "NUM_SCORES", "RIGHT", "Pieces"]
+__all__ = ["NUM_PARAMETERS", "NUM_SCORES", "FreeScores", "Mapped", "Pieces"]
 
 import math
 from collections.abc import Callable
@@ -43,14 +43,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-LEFT, MIDDLE, RIGHT = 0, 1, 2
-
 NUM_PARAMETERS = 8  # of a folded line: two edge scores, three slopes, loc, shift, half-width
-NUM_SCORES = 2  # free scores, of the left and the right piece
+NUM_SCORES = 2  # free scores, of the right and the left piece
 
-# Edge scores and slopes decide on the slopes outside of the fold. Unbounded, one of those can
-# collapse, and rare draws lie millions away, at hardly any cost in likelihood.
-MAX_EDGE_SCORE = 1.0
+# Edge scores, which lie within -1 and 1, and slopes decide on the slopes outside of the fold.
+# Unbounded, one of those can collapse, and rare draws lie millions away, at hardly any cost in
+# likelihood.
 MAX_SLOPE_CHANGE = 0.7
 # Three pieces of slope 3 cover a line as densely as one of slope 1.
 NEUTRAL_LOG_SLOPE = math.log(3.0)
@@ -58,7 +56,7 @@ MAX_FREE_SCORE = 8.0
 MIN_HALF_WIDTH = 1e-3
 
 FreeScores = Callable[[Tensor], Tensor]
-"""From z within the fold, shape (..., d), to free scores, shape (..., 2, d)."""
+"""From z within the fold, shape (..., d), to free scores, shape (2, ..., d): right, left."""
 
 
 class Mapped(NamedTuple):
@@ -68,22 +66,28 @@ class Mapped(NamedTuple):
     """z, if x was folded, and x, if z was unfolded."""
     log_density: Tensor
     """log p(k|z) + log |dz/dx|, by which the log-density of x exceeds that of z."""
-    branch: Tensor
-    """The piece k: LEFT, MIDDLE or RIGHT."""
-    single: Tensor
-    """Where x is the only preimage of z."""
+    side: Tensor
+    """The piece k: -1.0 for the left one, 0.0 for the middle one, 1.0 for the right one."""
+    rest: Tensor
+    """How far z is outside of the fold, positive where x is its only preimage."""
+
+    @property
+    def branch(self) -> Tensor:
+        """The piece k as an integer: 0 for the left one, 1 for the middle one, 2 for the right."""
+        return self.side.long() + 1
 
 
 class Pieces(NamedTuple):
     """Parameters of d folded lines.
 
-    Slopes and scores are held in the order left, right, middle: the outer two are treated alike.
+    Pieces, in the order middle, right, left, are the first dimension: normalising over it is
+    several times as fast as over another one.
     """
 
     edge_scores: Tensor
-    """Shape (..., 2, d): left, right."""
+    """Shape (2, ..., d): right, left."""
     log_slopes: Tensor
-    """Shape (..., 3, d): left, right, middle."""
+    """Shape (3, ..., d): middle, right, left."""
     loc: Tensor
     """Shape (..., d): where the fold is in x."""
     shift: Tensor
@@ -93,40 +97,36 @@ class Pieces(NamedTuple):
 
     @classmethod
     def from_raw(cls, raw: Tensor) -> "Pieces":
-        """Bounds unconstrained numbers of shape (..., 8, d)."""
-        bounded, rest = raw.split([5, 3], -2)
-        edge_scores, log_slopes = bounded.tanh().split([2, 3], -2)
-        loc, shift, half_width = rest.unbind(-2)
-        return cls(
-            MAX_EDGE_SCORE * edge_scores,
-            MAX_SLOPE_CHANGE * log_slopes + NEUTRAL_LOG_SLOPE,
-            loc,
-            shift,
-            softplus(half_width) + MIN_HALF_WIDTH,
-        )
+        """Bounds unconstrained numbers of shape (8, ..., d)."""
+        bounded, rest = raw.split([5, 3])
+        edge_scores, slope_changes = bounded.tanh().split([2, 3])
+        loc, shift, half_width = rest.unbind()
+        log_slopes = MAX_SLOPE_CHANGE * slope_changes + NEUTRAL_LOG_SLOPE
+        return cls(edge_scores, log_slopes, loc, shift, softplus(half_width) + MIN_HALF_WIDTH)
+
+    # Many small steps: the count of operations decides on the speed, hence their forms.
 
     def fold(self, x: Tensor, free_scores: FreeScores) -> Mapped:
         """Takes x to z; at a crease the outer piece owns the point."""
-        left_slope, right_slope, middle_slope = self.log_slopes.exp().unbind(-2)
+        middle_slope, right_slope, left_slope = self.log_slopes.exp().unbind()
         t = x - self.loc
-        side, distance = t.sign(), t.abs()
+        side = t.sign()
+        distance = side * t
         slope = torch.where(t > 0, right_slope, left_slope)
-        # The way from the centre to x: down the middle piece, and up the outer one.
+        # The way from the centre to x: down the middle piece, up the outer one, and the rest.
         after = torch.relu(distance - self.half_width)
         before = distance - after
         limit = middle_slope * self.half_width  # B
         rise = slope * after
-        rise_within = torch.minimum(rise, 2 * limit)
-        within = side * torch.addcmul(rise_within, middle_slope, before, value=-1)
+        rest = torch.relu(rise - 2 * limit)
+        within = side * torch.addcmul(rise - rest, middle_slope, before, value=-1)
         z = within + self.shift
-        log_gates = self._log_gates(within, limit, free_scores(z))
-        outer = distance >= self.half_width
-        branch = (side * outer).long() + MIDDLE
-        log_density = _pick(log_gates + self.log_slopes, branch)
-        # Where there is a rest, it goes on with the slope that the density has there.
-        rest = rise - rise_within
-        z = z + side * rest * log_density.exp() / slope
-        return Mapped(z, log_density, branch, rest > 0)
+        log_gates = self._log_gates(within / limit, free_scores(z))
+        piece = side * (distance >= self.half_width)
+        log_density = _pick(log_gates + self.log_slopes, piece)
+        # The rest goes on with the slope that makes the density continuous.
+        z = torch.addcmul(z, side * rest, log_density.exp() / slope)
+        return Mapped(z, log_density, piece, rest)
 
     def unfold(self, z: Tensor, free_scores: FreeScores, branch: Tensor | None = None) -> Mapped:
         """Takes z to x: to the preimage in given pieces, or in pieces drawn from the gates.
@@ -134,46 +134,47 @@ class Pieces(NamedTuple):
         Where a given piece has no preimage, be it by rounding, its end is returned.
         """
         w = z - self.shift
-        limit = self.log_slopes[..., 2, :].exp() * self.half_width
+        limit = self.log_slopes[0].exp() * self.half_width
+        rest = torch.relu(w.abs() - limit)
         within = torch.maximum(torch.minimum(w, limit), -limit)
-        log_gates = self._log_gates(within, limit, free_scores(within + self.shift))
+        log_gates = self._log_gates(within / limit, free_scores(within + self.shift))
         if branch is None:
-            branch = _draw(log_gates)
-            branch = torch.where(w >= limit, RIGHT, torch.where(w <= -limit, LEFT, branch))
-        slope = _pick(self.log_slopes.expand_as(log_gates), branch).exp()
-        log_density = _pick(log_gates + self.log_slopes, branch)
-        side = (branch - MIDDLE).to(z.dtype)
-        rest = torch.relu(side * w - limit)
-        outer = side * (
-            self.half_width + (side * within + limit) / slope + rest / log_density.exp()
-        )
-        x = torch.where(branch == MIDDLE, -within / slope, outer) + self.loc
-        return Mapped(x, log_density, branch, w.abs() > limit)
+            piece = torch.where(w.abs() < limit, _draw(log_gates), w.sign())
+        else:
+            piece = (branch - 1).to(z.dtype)
+        slope = _pick(self.log_slopes.expand_as(log_gates), piece).exp()
+        log_density = _pick(log_gates + self.log_slopes, piece)
+        beyond = torch.relu(piece * w - limit) / log_density.exp()
+        outer = piece * (self.half_width + (piece * within + limit) / slope + beyond)
+        x = torch.where(piece == 0, -within / slope, outer) + self.loc
+        return Mapped(x, log_density, piece, rest)
 
     def log_branch(self, mapped: Mapped) -> Tensor:
         """Logarithms of p(k|z), of shape (..., d)."""
-        log_slope = _pick(self.log_slopes.expand(*mapped.branch.shape[:-1], 3, -1), mapped.branch)
-        return torch.where(mapped.single, 0.0, mapped.log_density - log_slope)
+        log_slope = _pick(self.log_slopes.expand(3, *mapped.side.shape), mapped.side)
+        return torch.where(mapped.rest > 0, 0.0, mapped.log_density - log_slope)
 
-    def _log_gates(self, within: Tensor, limit: Tensor, free_scores: Tensor) -> Tensor:
-        """Logarithms of p(k|z) within the fold, (..., 3, d) in the order left, right, middle."""
-        # Distances from the end where a piece has the middle one's score, in [0, 1].
-        apart = torch.stack([limit - within, limit + within], -2) / (2 * limit).unsqueeze(-2)
-        window = 1 - apart
-        scores = apart * torch.addcmul(
-            self.edge_scores, window, free_scores.tanh(), value=4 * MAX_FREE_SCORE
+    def _log_gates(self, u: Tensor, free_scores: Tensor) -> Tensor:
+        """Logarithms of p(k|z) at z = u B, u in [-1, 1], of shape (3, ..., d)."""
+        halves = torch.linspace(0.5, -0.5, 2, dtype=u.dtype, device=u.device)
+        # From 0 at the end where an outer piece meets the middle one to 1 at its free end.
+        apart = halves.view(2, *[1] * u.dim()) * u + 0.5
+        scores = torch.addcmul(
+            self.edge_scores, 1 - apart, free_scores.tanh(), value=4 * MAX_FREE_SCORE
         )
-        strength = self.half_width.tanh().unsqueeze(-2)
-        return (pad(strength * scores, (0, 0, 0, 1)) - self.log_slopes).log_softmax(-2)
+        scores = self.half_width.tanh() * apart * scores
+        scores = pad(scores, [0, 0] * u.dim() + [1, 0])
+        return (scores - self.log_slopes).log_softmax(0)
 
 
-def _pick(values: Tensor, branch: Tensor) -> Tensor:
-    """Entries of pieces from values in the order left, right, middle."""
-    return values.gather(-2, (-branch % 3).unsqueeze(-2)).squeeze(-2)
+def _pick(values: Tensor, side: Tensor) -> Tensor:
+    """Entries of pieces from values in the order middle, right, left."""
+    return values.gather(0, side.long().remainder(3).unsqueeze(0)).squeeze(0)
 
 
 def _draw(log_gates: Tensor) -> Tensor:
-    """Draws pieces from their probabilities."""
-    left, right, _ = log_gates.detach().exp().unbind(-2)
+    """Draws pieces: -1, 0 or 1."""
+    _, right, left = log_gates.detach().exp().unbind()
     uniform = torch.rand_like(left)
-    return torch.where(uniform < left, LEFT, torch.where(uniform < left + right, RIGHT, MIDDLE))
+    side = (uniform < left + right).to(left.dtype)
+    return torch.where(uniform < left, -side, side)
