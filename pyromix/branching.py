@@ -1,14 +1,26 @@
 """Transforms whose inverse is many-to-one: going back, they draw which branch to take."""
 
-__all__ = ["BranchingTransform"]
+__all__ = ["BranchingTransform", "Frame", "inverted_message"]
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions.transforms import _InverseTransform
 
 from .unknown_gradient import without_gradient
+
+
+class Frame(NamedTuple):
+    """Places relative to the boundaries at which the set of branches changes."""
+
+    position: Tensor
+    """u, with boundaries at -1 and 1, for every coordinate of an event that has them: their number
+    is the last dimension. It has the gradient of z, and that of the boundaries."""
+    moved: Tensor
+    """z again, with the gradient that it has if u rests, and all other coordinates."""
+    log_size: Tensor
+    """The sum of the logarithms of dz/du over an event, with the same gradient."""
 
 
 class BranchingTransform(TransformModule):
@@ -25,7 +37,8 @@ class BranchingTransform(TransformModule):
     k jumps. `pyromix.Flow` knows what to do about that in a guide; elsewhere the gradient of a
     draw is an error.
 
-    Subclasses define `encode`, `decode`, `_forward`, `_backward` and `_log_branch`.
+    Subclasses define `encode`, `decode`, `frame`, `_forward`, `_backward` and
+    `_log_branch`.
     """
 
     bijective = False
@@ -48,18 +61,18 @@ class BranchingTransform(TransformModule):
     def draw(self, z: Tensor) -> Tensor:
         """Draws a branch, and returns its value with the gradient that it has given the branch.
 
-        Expectations need more than that gradient: see `log_branch_prob`.
+        Expectations need more than that gradient: see ``pyromix.branch_gradients``.
         """
         x, self._cached_log_density, self._cached_log_branch = self._forward(z)
         self._cached_x_y: Any = (z, x)
         return x
 
-    def log_branch_prob(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log-probability of the branch of x given z, summed over an event.
+    def frame(self, z: Tensor) -> Frame:
+        """Where z is between the boundaries at which the set of branches changes."""
+        raise NotImplementedError
 
-        For x from `draw`, the gradient of an expectation of f(x) is the expectation of that of
-        f(x) plus f(x), as a constant, times the gradient of this.
-        """
+    def log_branch_prob(self, z: Tensor, x: Tensor) -> Tensor:
+        """Log-probability of the branch of x given z, summed over an event."""
         cached = self._cached_log_branch
         return cached if cached is not None and self._is_cached(z, x) else self._log_branch(x)
 

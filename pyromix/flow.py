@@ -10,12 +10,14 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.score_parts import ScoreParts
+from pyro.ops.provenance import extract_provenance
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 from torch.distributions.utils import _sum_rightmost
 from torch.overrides import TorchFunctionMode
 from torch.types import _size
 
+from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
 from .core import Batch, DistributionModule, split_batch
 from .plain import (
@@ -26,6 +28,8 @@ from .plain import (
 )
 from .registry import decode, encode
 from .validation import check_expandable, check_tensor, check_value, is_traced
+
+BRANCH_SCORE = "_pyromix_branch_score"  # attribute of draws
 
 
 class FlowLaw(dist.TransformedDistribution):
@@ -97,11 +101,7 @@ class FlowLaw(dist.TransformedDistribution):
         Raises:
             NotImplementedError: If a transform draws branches: those jump.
         """
-        if self.branching:
-            raise NotImplementedError(
-                "A flow with branching transforms has no pathwise gradients: draw with sample(), "
-                "or use the flow as a guide, whose gradients account for branches."
-            )
+        self._check_pathwise()
         return self._push(self.base_dist.rsample(Size(sample_shape)))
 
     def encode(self, value: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -205,9 +205,11 @@ class FlowLaw(dist.TransformedDistribution):
             both of shape ``(n,) + batch_shape``.
 
         Raises:
-            NotImplementedError: If the base is not a mixture with weighted draws.
+            NotImplementedError: If the base is not a mixture with weighted draws, or a transform
+                draws branches.
         """
         self._check_ready()
+        self._check_pathwise()
         base: Any = self.base_dist
         if isinstance(base, PlainDistribution):
             base = base.build()
@@ -225,18 +227,26 @@ class FlowLaw(dist.TransformedDistribution):
     def score_parts(self, x: Tensor) -> ScoreParts:
         """The parts of an ELBO's gradient; a fresh draw is scored without the inverse pass.
 
-        With branching transforms a draw has the pathwise gradient given its branches, and their
-        log-probabilities are the score function that accounts for the choice.
+        With branching transforms, a call of the law returns draws with a gradient, and the score
+        function that makes up for what it lacks; see ``pyromix.branch_gradients``.
+
+        Raises:
+            NotImplementedError: If x has a gradient, but is no draw of a law that branches.
         """
+        # TraceGraph_ELBO wraps what it is given.
+        branch_score = getattr(extract_provenance(x)[0], BRANCH_SCORE, None)
+        if self.branching and x.requires_grad and branch_score is None:
+            raise NotImplementedError(
+                "A value with a gradient that is no draw of this law has no score parts: detach "
+                "it, or score what a call of the law returned."
+            )
         if not x.requires_grad:  # the cached Jacobian, if any, has no graph either
             self.clear_cache()
-        partly = self._partly_pathwise and x.requires_grad
-        log_branch_probs: list[Tensor] | None = [] if partly else None
-        log_prob = self._score(x, log_branch_probs)
+        log_prob = self._score(x)
         self.clear_cache()
         zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
-        if log_branch_probs:
-            return ScoreParts(log_prob, torch.stack(log_branch_probs).sum(0), log_prob)
+        if branch_score is not None:
+            return ScoreParts(log_prob, branch_score, log_prob)
         if self.has_rsample:
             return ScoreParts(log_prob, zero, log_prob)
         return ScoreParts(log_prob, log_prob, zero)
@@ -249,10 +259,17 @@ class FlowLaw(dist.TransformedDistribution):
     def _check_ready(self) -> None:
         """Raises an error if there is no law to draw from or to score with."""
 
+    def _check_pathwise(self) -> None:
+        if self.branching:
+            raise NotImplementedError(
+                "A flow with branching transforms has no pathwise gradients: draw with sample(), "
+                "or use the flow as a guide, whose gradients account for branches."
+            )
+
     @property
     def _partly_pathwise(self) -> bool:
-        """Whether draws have a pathwise gradient given the branches."""
-        return self.branching and self.base_dist.has_rsample
+        """Whether draws get a pathwise gradient given the branches."""
+        return self.branching and self.base_dist.has_rsample and torch.is_grad_enabled()
 
     def _draw(self, sample_shape: Size) -> Tensor:
         """Draws for Pyro: with a graph, as far as there is a pathwise gradient."""
@@ -261,10 +278,21 @@ class FlowLaw(dist.TransformedDistribution):
         if not self._partly_pathwise:
             return self.sample(sample_shape)
         self._check_ready()
-        x = self.base_dist.rsample(sample_shape)
         self.clear_cache()
-        for t in self.transforms:
-            x = t.draw(x) if isinstance(t, BranchingTransform) else t(x)
+
+        def log_density(i: int, value: Tensor) -> Tensor:
+            return self._score(value, i)
+
+        x, score = draw_with_score(
+            self.base_dist.rsample(sample_shape),
+            list(self.transforms),
+            self._surplus[1:],
+            len(self.event_shape),
+            log_density,
+        )
+        self.clear_cache()
+        # With the draw itself: a guide may draw several times before it is scored.
+        setattr(x, BRANCH_SCORE, score)
         return x
 
     def _push(self, x: Tensor) -> Tensor:
@@ -284,19 +312,17 @@ class FlowLaw(dist.TransformedDistribution):
             x = y
         return x, log_prob
 
-    def _score(self, y: Tensor, log_branch_probs: list[Tensor] | None = None) -> Tensor:
-        """The log-density; the list, if there is one, receives those of the branches alone."""
+    def _score(self, y: Tensor, depth: int | None = None) -> Tensor:
+        """The log-density after all transforms, or before that of an index."""
         log_prob: Tensor | float = 0.0
-        steps = zip(reversed(self.transforms), reversed(self._surplus[1:]), strict=True)
-        for transform, surplus in steps:
+        transforms, surplus = list(self.transforms)[:depth], self._surplus
+        steps = zip(transforms, surplus[1:][:depth], strict=True)
+        for transform, extra in reversed(list(steps)):
             x = _invert(transform, y)
             jacobian = transform.log_abs_det_jacobian(x, y)
-            log_prob = log_prob - _sum_rightmost(jacobian, surplus)
-            if log_branch_probs is not None and isinstance(transform, BranchingTransform):
-                log_branch_prob = transform.log_branch_prob(x, y)
-                log_branch_probs.append(_sum_rightmost(log_branch_prob, surplus))
+            log_prob = log_prob - _sum_rightmost(jacobian, extra)
             y = x
-        return log_prob + _sum_rightmost(self.base_dist.log_prob(y), self._surplus[0])
+        return log_prob + _sum_rightmost(self.base_dist.log_prob(y), surplus[0])
 
     @property
     def _surplus(self) -> list[int]:

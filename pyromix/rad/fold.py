@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..branching import BranchingTransform
+from ..branching import BranchingTransform, Frame
 from ..registry import register
 from ..validation import check_positive_int
 from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
@@ -54,6 +54,17 @@ class Folding(BranchingTransform):
         kept, folded = self._split(z)
         pieces, free_scores = self._at(kept)
         return self._join(kept, pieces.unfold(folded, free_scores, branch).value)
+
+    def frame(self, z: Tensor) -> Frame:
+        """Where z is between the ends of the folds; see `BranchingTransform`."""
+        kept, folded = self._split(z)
+        pieces, _ = self._at(kept)
+        u = (folded - pieces.shift) / pieces.limit
+        kept = kept.detach()
+        pieces, _ = self._at(kept)
+        limit = pieces.limit.expand_as(u)
+        moved = self._join(kept, pieces.shift + u.detach() * limit)
+        return Frame(u, moved, limit.log().sum(-1))
 
     def _forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, folded = self._split(z)

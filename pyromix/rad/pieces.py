@@ -104,6 +104,11 @@ class Pieces(NamedTuple):
         log_slopes = MAX_SLOPE_CHANGE * slope_changes + NEUTRAL_LOG_SLOPE
         return cls(edge_scores, log_slopes, loc, shift, softplus(half_width) + MIN_HALF_WIDTH)
 
+    @property
+    def limit(self) -> Tensor:
+        """B: within the fold, z lies between shift - B and shift + B."""
+        return self.log_slopes[0].exp() * self.half_width
+
     # Many small steps: the count of operations decides on the speed, hence their forms.
 
     def fold(self, x: Tensor, free_scores: FreeScores) -> Mapped:
@@ -134,7 +139,7 @@ class Pieces(NamedTuple):
         Where a given piece has no preimage, be it by rounding, its end is returned.
         """
         w = z - self.shift
-        limit = self.log_slopes[0].exp() * self.half_width
+        limit = self.limit
         rest = torch.relu(w.abs() - limit)
         within = torch.maximum(torch.minimum(w, limit), -limit)
         log_gates = self._log_gates(within / limit, free_scores(within + self.shift))
