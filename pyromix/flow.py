@@ -113,8 +113,12 @@ class FlowLaw(dist.TransformedDistribution):
         Returns:
             z of the base, and for every branching transform, in the order of the transforms, a
             tensor of integers (see its own `encode`).
+
+        Raises:
+            ValueError: If the values are no values of this law.
         """
         self._check_ready()
+        check_value(self, value)
         self.clear_cache()
         branches: list[Tensor] = []
         for transform in reversed(self.transforms):
@@ -137,9 +141,11 @@ class FlowLaw(dist.TransformedDistribution):
             Shape ``sample_shape + batch_shape + event_shape``.
 
         Raises:
-            ValueError: If there are more or fewer branches than branching transforms.
+            ValueError: If z is no value of the base, there are more or fewer branches than
+                branching transforms, or they are no integers.
         """
         self._check_ready()
+        check_value(self.base_dist, z)
         count = sum(isinstance(t, BranchingTransform) for t in self.transforms)
         if isinstance(branches, Tensor) or len(branches) != count:
             got = "one tensor" if isinstance(branches, Tensor) else len(branches)
@@ -147,6 +153,8 @@ class FlowLaw(dist.TransformedDistribution):
                 f"Expected a sequence of {count} tensors of branches, one for each branching "
                 f"transform, got {got}. Pass what encode returned."
             )
+        if any(branch.is_floating_point() for branch in branches):
+            raise ValueError("Expected branches to be integers. Pass what encode returned.")
         left = iter(branches)
         for transform in self.transforms:
             if isinstance(transform, BranchingTransform):

@@ -8,14 +8,14 @@ models (2019), Appendix A, for slopes :math:`\alpha_1, \alpha_2, \alpha_3` and h
 
 .. code-block:: text
 
-    z                     . /
-     B . . . .  /\         /          the left piece ends at t = -b, the right one begins at t = b;
-            .  /  \       /           lines of slope m_1 and m_3 replace the outer parts, where z
-           .  /    \     /            has one preimage
-          .  /      \   /
-    -B . / . . . . . \ /
-        /
-          x_L   -b     b   x_R
+    z                         /
+     B | . . . . . /\ . . . ./. . .       left piece: slope alpha_1, ends at t = -b
+       |          /  \      /             middle piece: slope -alpha_2
+       |         /    \    /              right piece: slope alpha_3, begins at t = b
+       |        /      \  /
+    -B | . . . / . . . .\/. . . . .       outside of x_L and x_R: slopes m_1 and m_3
+       |      /
+             x_L    -b   b    x_R
 
 The printed formulas integrate to other numbers than one. Here, with w rising from 0 to 1 between
 the ends of the fold, :math:`w = (B + z) / 2B`, the gates are
