@@ -52,7 +52,7 @@ autodoc_default_options = {
         ]
     ),
     # What parts of the library ask of each other.
-    "exclude-members": "add_to, draw, log_joint, log_normalizer",
+    "exclude-members": "add_to, draw, frame, log_joint, log_normalizer",
 }
 napoleon_use_rtype = False
 
