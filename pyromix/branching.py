@@ -77,7 +77,7 @@ class BranchingTransform(TransformModule):
         return cached if cached is not None and self._is_cached(z, x) else self._log_branch(x)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Minus the log-probability of the branch of y, minus log |det dx/dy|."""
+        """Minus the log-probability of the branch of y, minus ``log |det dx/dy|``."""
         cached = self._cached_log_density
         if cached is None or not self._is_cached(x, y):
             cached = self._backward(y)[1]

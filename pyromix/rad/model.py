@@ -30,8 +30,9 @@ class RAD(Flow):
     a fold does not; draws leave no bridges.
 
     Draws are not reparameterised (``has_rsample`` is False): branches are discrete. In a guide,
-    gradients are pathwise given the branches, with a score function for these. The log-density is
-    continuous, with kinks at creases. `expand`, `encode` and `decode` are those of `Flow`.
+    gradients are pathwise as far as they can be, with a score function for the rest; see
+    ``pyromix.branch_gradients``. The log-density is continuous, with kinks at creases, for which
+    Hamiltonian Monte Carlo takes short steps. `expand`, `encode` and `decode` are those of `Flow`.
 
     Args:
         dim: Number of coordinates.
