@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from pyromix import RAD, Flow, GaussianMixture, MixtureOfNormals, fit, load, save
 from pyromix.datasets import two_moons
+from pyromix.testing import Case, applicable_checks
 
 from .slow import integral, normal, sharpen
 
@@ -244,6 +245,31 @@ def test_learns_from_a_context():
     axis = torch.tensor([[0.0], [2.0]])
     centre, mode = rad.condition(torch.ones(1)).log_prob(axis).tolist()
     assert centre < mode - 1
+
+
+# Laws that a flow returns hold no parameters that could be cast: all checks but that of dtypes.
+LAWS = {
+    "expanded": Case(lambda: sharpen(RAD(2, num_layers=2), 1.5).expand((3,))),
+    "conditioned": Case(
+        lambda: sharpen(RAD(2, num_layers=2, context_dim=1), 1.5).condition(torch.ones(1))
+    ),
+    "contexts": Case(
+        lambda: sharpen(RAD(1, num_layers=2, context_dim=2), 1.5).condition(torch.randn(3, 2))
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "case"),
+    [
+        pytest.param(check, case, id=f"{name}-{what}")
+        for name, case in LAWS.items()
+        for what, check in applicable_checks(case).items()
+        if what != "dtype"
+    ],
+)
+def test_conformance_of_laws(check, case):
+    check(case)
 
 
 # ---- transformations of functions -------------------------------------------------------------
