@@ -75,12 +75,17 @@ class Directions:
 def exact(law, target, project):
     """The gradient of the integral of q log(q / p), through the sum over a grid."""
     dim = max(1, len(law.event_shape) and law.event_shape[0])
-    low, high = box(law, margin=0.2)
-    points, volume = grid(low, high, 20_001 if dim == 1 else 241)
+    low, high = box(law, margin=0.1)
+    # Gradients of the density jump at creases: the grid has to be fine.
+    points, volume = grid(low, high, 20_001 if dim == 1 else 801)
     points = points if law.event_shape else points.squeeze(-1)
-    log_q, log_p = law.log_prob(points), target.log_prob(points)
-    assert abs(float(log_q.detach().exp().sum() * volume) - 1) < 1e-3
-    return project((log_q.exp() * (log_q - log_p)).sum() * volume)
+    mass, gradient = 0.0, 0.0
+    for part in points.split(50_000):
+        log_q, log_p = law.log_prob(part), target.log_prob(part)
+        mass += float(log_q.detach().exp().sum() * volume)
+        gradient = gradient + project((log_q.exp() * (log_q - log_p)).sum() * volume)
+    assert abs(mass - 1) < 1e-3
+    return gradient
 
 
 def is_zero_mean(rows, expected):
