@@ -77,7 +77,7 @@ def exact(law, target, project):
     dim = max(1, len(law.event_shape) and law.event_shape[0])
     low, high = box(law, margin=0.1)
     # Gradients of the density jump at creases: the grid has to be fine.
-    points, volume = grid(low, high, 20_001 if dim == 1 else 801)
+    points, volume = grid(low, high, 20_001 if dim == 1 else 1201)
     points = points if law.event_shape else points.squeeze(-1)
     mass, gradient = 0.0, 0.0
     for part in points.split(50_000):
