@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
 
-from pyromix import Flow, GaussianMixture, MixtureOfNormals
+from pyromix import RAD, Flow, Fold, FoldingCoupling, GaussianMixture, MixtureOfNormals
 from pyromix.drmm import DRMM
 from pyromix.evidence import Box, LinearGaussian
 from pyromix.mixtures import (
@@ -50,6 +50,22 @@ def _drmm(*args, **options):
         for parameter in (model.log_weight, model.link_logits, *model.column_logits):
             parameter.normal_()
     return model
+
+
+def _normal(*shape):
+    return dist.Normal(torch.zeros(shape), torch.ones(shape))
+
+
+@torch.no_grad()
+def _folded(law):
+    """With folds that matter, more than the nearly symmetric ones of a new model."""
+    for name, part in law.named_modules():
+        if name.endswith(("conditioner", "gate")):
+            part[-1].weight.mul_(2.0)
+            part[-1].bias.add_(0.3 * torch.randn_like(part[-1].bias))
+        elif isinstance(part, Fold):
+            part.raw.add_(0.5 * torch.randn_like(part.raw))
+    return law
 
 
 CASES = {
@@ -115,6 +131,24 @@ CASES = {
     "flow-mixture": Case(
         lambda: Flow(GaussianMixture(2, 3), [transforms.affine_autoregressive(2).inv])
     ),
+    "flow-fold": Case(lambda: _folded(Flow(_normal(), [Fold(), Fold()]))),
+    "flow-fold-batch": Case(lambda: _folded(Flow(_normal(3), [Fold()]))),
+    "flow-fold-mixed": Case(
+        lambda: _folded(
+            Flow(
+                _normal(2),
+                [
+                    FoldingCoupling(2),
+                    transforms.affine_coupling(2),
+                    transforms.permute(2, torch.tensor([1, 0])),
+                    FoldingCoupling(2),
+                ],
+            )
+        )
+    ),
+    "rad": Case(lambda: _folded(RAD(2, num_layers=3))),
+    "rad-many": Case(lambda: _folded(RAD(5, num_layers=4, partition="random"))),
+    "rad-mixture": Case(lambda: _folded(RAD(2, num_layers=2, base=GaussianMixture(2, 3)))),
 }
 
 

@@ -1,0 +1,92 @@
+"""Whatever a user passes wrongly: an error that says what was expected."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyromix import RAD, ConditionalFoldingCoupling, Flow, Fold, FoldingCoupling, fit
+
+from .slow import normal
+
+zeros = torch.zeros
+
+
+BAD = [
+    # coordinates and layers
+    (lambda: RAD(0), "dim to be an integer of at least 1, got 0"),
+    (lambda: RAD(2.0), "dim to be an integer of at least 1, got 2.0"),
+    (lambda: RAD(True), "dim to be an integer of at least 1, got True"),
+    (lambda: RAD(2, num_layers=0), "num_layers to be an integer of at least 1, got 0"),
+    (lambda: RAD(1), r"at least two coordinates.*pyromix\.Fold"),
+    (lambda: RAD(1, partition="random"), r"pyromix\.Fold"),
+    (lambda: RAD(1, 1, partition=[[0]]), r"pyromix\.Fold"),
+    (lambda: FoldingCoupling(1), r"coordinate to keep.*pyromix\.Fold"),
+    (lambda: FoldingCoupling(3, [0, 1, 2]), "at least one coordinate to keep"),
+    (lambda: FoldingCoupling(0), "dim to be an integer of at least 1, got 0"),
+    # partitions
+    (lambda: RAD(3, partition="halves"), "'alternate', 'random' or indices.*got 'halves'"),
+    (lambda: RAD(3, 2, partition=[[0]]), "each of 2 layers, got 1 sequences"),
+    (lambda: RAD(3, 1, partition=[[0], [1]]), "each of 1 layers, got 2 sequences"),
+    (lambda: RAD(3, 1, partition=[[]]), r"at least one, got \[\]"),
+    (lambda: RAD(3, 1, partition=[[3]]), r"different indices of 3 coordinates.*got \[3\]"),
+    (lambda: RAD(3, 1, partition=[[-4]]), "different indices of 3 coordinates"),
+    (lambda: RAD(3, 1, partition=[[0, 0]]), "different indices of 3 coordinates"),
+    (lambda: RAD(3, 1, partition=[[0, -3]]), "different indices of 3 coordinates"),
+    (lambda: RAD(3, 1, partition=[[0.5]]), "different indices of 3 coordinates"),
+    (lambda: FoldingCoupling(2, []), r"at least one, got \[\]"),
+    (lambda: FoldingCoupling(2, [5]), "different indices of 2 coordinates"),
+    (lambda: ConditionalFoldingCoupling(2, 1, [1, 1]), "different indices of 2 coordinates"),
+    # networks
+    (lambda: Fold(()), "at least one width"),
+    (lambda: Fold(8), "sequence of at least one width"),
+    (lambda: RAD(2, hidden_dims=[]), "at least one width"),
+    (lambda: RAD(2, hidden_dims=(8, 0)), "every width in hidden_dims"),
+    (lambda: FoldingCoupling(2, hidden_dims=(-3,)), "every width in hidden_dims"),
+    (lambda: FoldingCoupling(2, hidden_dims=(2.5,)), "every width in hidden_dims"),
+    # bases
+    (lambda: RAD(2, base=normal(3)), r"vectors of length 2, got one with batch shape \(3,\)"),
+    (lambda: RAD(2, base=dist.Normal(0.0, 1.0)), "vectors of length 2"),
+    (lambda: RAD(2, base=normal(4, 2).to_event(1)), "vectors of length 2"),
+    (lambda: Flow(dist.Normal(0.0, 1.0), [FoldingCoupling(2)]), "shape fits"),
+    # values
+    (lambda: RAD(2).log_prob(zeros(5, 3)), r"event shape \(2,\), got shape \(5, 3\)"),
+    (lambda: RAD(2).log_prob(zeros(())), r"event shape \(2,\), got shape \(\)"),
+    (lambda: RAD(2).log_prob([0.0, 0.0]), "torch.Tensor, got list"),
+    (lambda: RAD(2).log_prob(zeros(5, 2).float()), "dtype torch.float64, got torch.float32"),
+    (lambda: RAD(2).log_prob(zeros(5, 2).long()), "got torch.int64"),
+    (lambda: RAD(2).log_prob(zeros(5, 2) * math.nan), "10 NaN among 10 entries"),
+    (lambda: RAD(2).expand((3,)).expand((4,)), r"\(3,\) expands to"),
+    # initialisation and training
+    (lambda: RAD(2).initialize(zeros(5, 3)), r"finite data of shape \(N, 2\), got shape \(5, 3\)"),
+    (lambda: RAD(2).initialize(zeros(2)), r"finite data of shape \(N, 2\)"),
+    (lambda: RAD(2).initialize(zeros(5, 2) * math.nan), "10 entries that are not finite"),
+    (lambda: RAD(2).initialize(zeros(5, 2) + math.inf), "10 entries that are not finite"),
+    (lambda: fit(RAD(2), zeros(9, 3), steps=1, progress_bar=False), r"shape \(N, 2\)"),
+    # contexts
+    (lambda: RAD(2, context_dim=-1), "context_dim to be an integer of at least 1"),
+    (lambda: ConditionalFoldingCoupling(2, 0), "context_dim to be an integer of at least 1"),
+    (lambda: RAD(2, context_dim=1).log_prob(zeros(2)), r"condition\(context\)"),
+    (lambda: RAD(2, context_dim=1).sample(), r"condition\(context\)"),
+    (lambda: RAD(2, context_dim=1)(), r"condition\(context\)"),
+    (lambda: RAD(2, context_dim=1).encode(zeros(2)), r"condition\(context\)"),
+    (lambda: RAD(2, context_dim=3).condition(zeros(5, 2)), r"shape \(..., 3\), got \(5, 2\)"),
+    (lambda: RAD(2, context_dim=3).condition(zeros(())), r"shape \(..., 3\), got \(\)"),
+    (lambda: RAD(2, context_dim=3).condition(zeros(3).float()), "dtype torch.float64"),
+    (lambda: RAD(2, context_dim=3).condition([0.0] * 3), "context to be a torch.Tensor"),
+    # branches
+    (lambda: RAD(2, 2).decode(zeros(2)), "2 tensors of branches.*got 0"),
+    (lambda: RAD(2, 2).decode(zeros(2), [zeros(1).long()]), "2 tensors of branches.*got 1"),
+    (lambda: RAD(2, 2).decode(zeros(2), zeros(2, 1).long()), "got one tensor"),
+    (lambda: Flow(normal(2), []).decode(zeros(2), [zeros(1).long()]), "0 tensors.*got 1"),
+    # directions
+    (lambda: Flow(normal(2), [Fold().inv]), "Use the transform itself"),
+    (lambda: RAD(2).has_rsample_(True), "no pathwise gradients"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
