@@ -68,7 +68,7 @@ def draw_with_score(
         window, slope = _window(frame.position.detach(), extra + 1)
         in_frame = log_density(i, frame.moved) + _sum_rightmost(frame.log_size, extra)
         across = -_sum_rightmost(slope * frame.position, extra + 1)
-        share = window.reshape(*window.shape, *[1] * event_dim)
+        share = window.reshape(window.shape + (1,) * event_dim)
         z = fixed + (1 - share) * (z - fixed) + share * (frame.moved - fixed)
         x = transform.draw(z)
         chosen = _sum_rightmost(transform.log_branch_prob(z, x), extra)

@@ -2,8 +2,7 @@
 
 __all__ = ["ConditionalFoldingCoupling", "FoldingCoupling"]
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,43 +16,56 @@ from .fold import Folding, check_hidden_dims, make_network, neutral_raw
 from .partition import Partition
 from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
 
-Network = Callable[[Tensor], Tensor]
-
 
 class _Coupling(Folding):
     """A coupling with given networks.
 
     Args:
         partition: Which coordinates are folded.
-        conditioner: From kept coordinates to parameters of the folds, (..., 8 d).
-        gate: From kept and folded coordinates of z to scores, (..., 2 d).
+        conditioner: From kept coordinates and the context to parameters of folds, (..., 8 d).
+        gate: From coordinates of z, kept ones first, and the context to scores, (..., 2 d).
+        context: Shape (..., context_dim), if there is one.
     """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
-    def __init__(self, partition: Partition, conditioner: Network, gate: Network) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        conditioner: nn.Module,
+        gate: nn.Module,
+        context: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.partition = partition
         self.conditioner = conditioner
         self.gate = gate
+        self._context = context
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._context is not None:
+            shape = torch.broadcast_shapes(x.shape[:-1], self._context.shape[:-1])
+            x = x.expand(*shape, -1)
         return self.partition.split(x)
 
     def _join(self, kept: Tensor, folded: Tensor) -> Tensor:
         return self.partition.join(kept, folded)
 
     def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:
+        given = [kept]
+        if self._context is not None:
+            given.append(self._context.expand(*kept.shape[:-1], -1))
         num_folds = len(self.partition.folded)
 
-        def by_row(output: Tensor, num_rows: int) -> Tensor:
+        def by_row(network: nn.Module, inputs: list[Tensor], num_rows: int) -> Tensor:
+            output = network(torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0])
             return output.unflatten(-1, (num_rows, num_folds)).movedim(-2, 0)
 
         def free_scores(folded: Tensor) -> Tensor:
-            return by_row(self.gate(torch.cat([kept, folded], -1)), NUM_SCORES)
+            return by_row(self.gate, [kept, folded, *given[1:]], NUM_SCORES)
 
-        return Pieces.from_raw(by_row(self.conditioner(kept), NUM_PARAMETERS)), free_scores
+        return Pieces.from_raw(by_row(self.conditioner, given, NUM_PARAMETERS)), free_scores
 
 
 class FoldingCoupling(_Coupling):
@@ -163,16 +175,7 @@ class ConditionalFoldingCoupling(ConditionalTransformModule):
                 f"Expected a context of shape (..., {self.context_dim}), got "
                 f"{tuple(context.shape)}."
             )
-        return _Coupling(
-            self.partition,
-            partial(_with_context, self.conditioner, context),
-            partial(_with_context, self.gate, context),
-        )
-
-
-def _with_context(network: Network, context: Tensor, x: Tensor) -> Tensor:
-    shape = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-    return network(torch.cat([x.expand(*shape, -1), context.expand(*shape, -1)], -1))
+        return _Coupling(self.partition, self.conditioner, self.gate, context)
 
 
 def _partition(dim: int, folded: Iterable[int] | None) -> Partition:

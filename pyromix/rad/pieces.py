@@ -115,7 +115,7 @@ class Pieces(NamedTuple):
         """Takes x to z; at a crease the outer piece owns the point."""
         middle_slope, right_slope, left_slope = self.log_slopes.exp().unbind()
         t = x - self.loc
-        side = t.sign()
+        side = torch.ones_like(t).copysign(t.detach())
         distance = side * t
         slope = torch.where(t > 0, right_slope, left_slope)
         # The way from the centre to x: down the middle piece, up the outer one, and the rest.

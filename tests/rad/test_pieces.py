@@ -237,7 +237,6 @@ def test_gradients_are_finite_exactly_at_kinks():
             assert gradient.isfinite().all()
 
 
-@pytest.mark.xfail(strict=True, reason="side and distance both have no gradient at t = 0")
 def test_gradient_at_the_centre():
     """The middle piece is a line there, like anywhere else."""
     t = torch.zeros(1, 1, requires_grad=True)
