@@ -234,9 +234,6 @@ class Ensemble:
 
         return vmap(one)(parameters, buffers, x)
 
-    def _loss(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
-        return -self.log_prob(parameters, buffers, x).mean(-1).sum()
-
     def train(self, steps: int, rates: Sequence[float], what: str, compiled: bool) -> Self:
         """Maximises the likelihood by Adam; rates fall to 2% over the second half.
 
@@ -251,7 +248,11 @@ class Ensemble:
         num = self.data.shape[1]
         orders: list[Tensor] = []
         skipped = 0
-        evaluate: Any = grad_and_value(self._loss)
+
+        def loss(parameters: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
+            return -self.log_prob(parameters, buffers, x).mean(-1).sum()
+
+        evaluate: Any = grad_and_value(loss)
         start = time.perf_counter()
         for step in range(steps):
             if not orders:
