@@ -3,15 +3,16 @@
 Trains models of every kind for every problem, and several seeds of each, all models of a kind in
 one pass (planar_flows.py), and prints
 
-- numbers of parameters, and held-out log-likelihoods in nats a point with their standard deviation
-  over seeds, beside that of the law itself;
+- numbers of parameters, and held-out log-likelihoods in nats a point, mean and standard deviation
+  over seeds, and the median, beside that of the law itself;
 - how far draws go: the largest norm of 100,000 of them over the largest one of the data, in the
   worst seed; and, for the normals on a grid and on a ring, the share of draws farther than four
   standard deviations from every centre: bridges between modes;
 - milliseconds for the log-density of 500 points with its gradient in all parameters, by one model
   alone.
 
-Figures under out/ (rad_figures.py), of the seed that is the median in likelihood:
+Figures under out/ (rad_figures.py), of the seed that is the median in likelihood (rad_quick_* and
+rad_paper_* with those options):
 
 - rad_samples.png (the paper's Fig. 7), rad_gaussianization.png (Figs. 8 and 18), rad_density.png;
 - rad_folding_<problem>.png (Figs. 9 to 12 and 14 to 17): layer by layer.
@@ -117,16 +118,21 @@ def spread(values: list[float]) -> str:
 
 def report(results: dict[str, Any]) -> None:
     """Prints the tables of what was trained."""
-    head = f"{'':>16} {'parameters':>10}" + "".join(f"{name:>18}" for name in PROBLEMS)
+    head = f"{'':>16} {'parameters':>10}" + "".join(f"{name:>20}" for name in PROBLEMS)
 
     def table(title: str, cell: Callable[[dict[str, Any], str], str]) -> None:
         print(f"\n{title}\n{head}")
         for name, scores in results.items():
             count = num_parameters(FAMILIES[name].make()) if name in FAMILIES else ""
-            cells = "".join(f"{cell(scores, problem):>18}" for problem in PROBLEMS)
+            cells = "".join(f"{cell(scores, problem):>20}" for problem in PROBLEMS)
             print(f"{name:>16} {count:>10}{cells}")
 
-    table("held-out nats, and standard deviation over seeds", lambda s, p: spread(s["nats"][p]))
+    table(
+        "held-out nats, mean and standard deviation over seeds", lambda s, p: spread(s["nats"][p])
+    )
+    table(
+        "held-out nats of the median seed", lambda s, p: f"{statistics.median(s['nats'][p]):.3f}"
+    )
     table(
         f"largest norm of {DRAWS:,} draws over the largest one of the data, worst seed",
         lambda s, p: f"{max(s['reach'][p]):.2f}",
@@ -210,15 +216,17 @@ def main() -> None:
             numbers.write_text(json.dumps(everything, indent=1))
         everything = load_json(numbers)
         everything["laws"] = score_laws(data, held_out)
-        everything["speed"] = measure_speed(setting.rounds, data, arguments.compile)
+        speed = measure_speed(setting.rounds, data, arguments.compile)
+        everything[setting.name]["speed"] = speed
         numbers.write_text(json.dumps(everything, indent=1))
 
     everything = load_json(numbers)
     scored = everything.get(setting.name, {})
     results = {name: scored[name] for name in FAMILIES if name in scored}
     print(f"\n{setting.steps} steps, {setting.seeds} seeds")
-    report(results | {"the law itself": everything["laws"]})
-    report_speed(everything["speed"])
+    report(results | {"the law itself": everything.get("laws") or score_laws(data, held_out)})
+    if "speed" in scored:
+        report_speed(scored["speed"])
 
     ensembles = {
         name: Ensemble(FAMILIES[name].make, data, setting.seeds).load(parameters)
@@ -232,11 +240,12 @@ def main() -> None:
             models[name, problem] = ensemble.model(median, i)
     torch.manual_seed(0)
     points = dict(zip(PROBLEMS, held_out, strict=True))
-    draw_samples(models, points, OUT / "rad_samples.png")
-    draw_gaussianization(models, points, OUT / "rad_gaussianization.png")
-    draw_densities(models, points, OUT / "rad_density.png")
+    prefix = "rad" if setting.name == "default" else f"rad_{setting.name}"
+    draw_samples(models, points, OUT / f"{prefix}_samples.png")
+    draw_gaussianization(models, points, OUT / f"{prefix}_gaussianization.png")
+    draw_densities(models, points, OUT / f"{prefix}_density.png")
     for problem, x in points.items():
-        draw_folding(models, problem, x, OUT / f"rad_folding_{problem.replace(' ', '_')}.png")
+        draw_folding(models, problem, x, OUT / f"{prefix}_folding_{problem.replace(' ', '_')}.png")
 
 
 if __name__ == "__main__":
