@@ -5,8 +5,8 @@ which nearly follow from others, and 13 of 178 wines. All models see standardise
 columns whitened by the covariance of the training part. Couplings get about as many parameters as
 RAD, and a start near the identity. Of each of five random splits, 60% are trained on, 20% decide
 on when to stop and on the weight decay (the same candidates for all), and 20% are scored. Prints
-held-out nats a point of standardised columns, mean and standard error over splits; the weight
-decay taken in each; and the seconds that all training took.
+held-out nats a point of standardised columns, mean and standard error over splits, and the
+median; the weight decay taken in each; and the seconds that all training took.
 
     python benchmarks/rad_tables.py [--quick]
 """
@@ -118,13 +118,16 @@ def compare(name: str, num_splits: int, steps: int) -> None:
     x = torch.tensor(TABLES[name]().data, dtype=torch.get_default_dtype())
     splits = [split(x, seed) for seed in range(num_splits)]
     print(f"\n{name}: {len(x)} x {x.shape[-1]}, {len(splits[0][0])} to train on")
-    print(f"{'':>12} {'':>18} {'parameters':>10} {'held-out nats':>18}   weight decays; seconds")
+    print(
+        f"{'':>12} {'':>18} {'parameters':>10} {'held-out nats':>18} {'median':>8}   "
+        "weight decays; seconds"
+    )
 
     def row(view: str, label: str, count: str, nats: list[float], rest: str) -> None:
         error = statistics.stdev(nats) / len(nats) ** 0.5 if len(nats) > 1 else 0.0
         print(
-            f"{view:>12} {label:>18} {count:>10} {statistics.mean(nats):>10.2f} ± {error:<5.2f}   "
-            f"{rest}",
+            f"{view:>12} {label:>18} {count:>10} {statistics.mean(nats):>10.2f} ± {error:<5.2f} "
+            f"{statistics.median(nats):>8.2f}   {rest}",
             flush=True,
         )
 
