@@ -8,14 +8,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.lines import Line2D
-from pyro.distributions.transforms import AffineCoupling
+from planar_flows import ZukoFlow
 from torch import Tensor
 
 from pyromix.rad import FoldingCoupling
 
 INK, BLUE, RED, GREEN = "#1b1f24", "#2a6fb0", "#c8352b", "#3a9a4b"
 PIECES = {"left piece": RED, "middle piece": GREEN, "right piece": BLUE, "one preimage": "black"}
-PEER = "affine (Pyro)"
+PEER = "affine (zuko)"  # the stronger ones
 
 Models = dict[tuple[str, str], Any]  # by kind and problem
 Limits = tuple[float, float, float, float]  # left, right, bottom, top
@@ -133,17 +133,11 @@ def position_colors(x: Tensor) -> Any:
     return hsv_to_rgb(torch.stack([hue, saturation, torch.full_like(hue, 0.85)], -1).numpy())
 
 
-def walk_peer(flow: Any, x: Tensor) -> list[Tensor]:
-    """The data, and what each coupling makes of them, with coordinates in their first order."""
-    *layers, standardize = flow.transforms
-    x = standardize.inv(x)
-    stages, swapped = [x], False
-    for transform in reversed(layers):
-        x = transform.inv(x)
-        if isinstance(transform, AffineCoupling):
-            stages.append(x.flip(-1) if swapped else x)
-        else:  # a permutation
-            swapped = not swapped
+def walk_peer(law: ZukoFlow, x: Tensor) -> list[Tensor]:
+    """The data, and what each coupling makes of them."""
+    stages = [(x - law.loc) / law.scale]
+    for transform in law.flow().transform.transforms:
+        stages.append(transform(stages[-1]))
     return stages
 
 
