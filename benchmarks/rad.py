@@ -65,7 +65,7 @@ class Setting(NamedTuple):
 SETTINGS = {
     "quick": Setting("quick", 300, 1, 5, ("RAD", "affine (zuko)", "spline")),
     "default": Setting("default", 6_000, 5, 21),
-    "paper": Setting("paper", 50_000, 5, 21),
+    "paper": Setting("paper", 50_000, 3, 21),
 }
 
 

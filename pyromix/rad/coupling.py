@@ -196,7 +196,7 @@ def _networks(
     output: Any = conditioner[-1]
     with torch.no_grad():
         output.weight.mul_(0.5)
-        output.bias.copy_(neutral_raw(num_folds).flatten())
+        output.bias.copy_(neutral_raw(num_folds, partition.dim).flatten())
     return conditioner, gate
 
 

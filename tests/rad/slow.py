@@ -16,8 +16,7 @@ class SlowFold:
         left, right, middle = (3.0 * math.exp(0.7 * math.tanh(r)) for r in raw[2:5])
         self.slope = {LEFT: left, MIDDLE: middle, RIGHT: right}
         self.loc, self.shift = raw[5], raw[6]
-        softplus = max(raw[7], 0.0) + math.log1p(math.exp(-abs(raw[7])))
-        self.b = softplus + 1e-3
+        self.b = 1 + math.tanh(raw[7] / 2) + 1e-3
         self.limit = middle * self.b
         self.free_scores = free_scores
         # Where the fold ends, and the slopes beyond.
@@ -29,7 +28,7 @@ class SlowFold:
     def gates(self, within):
         """Probabilities of the three pieces, of z less the shift within the fold."""
         w = (self.limit + within) / (2 * self.limit)
-        left, right = (8 * math.tanh(s) for s in self.free_scores(within + self.shift))
+        left, right = (16 * math.tanh(s) for s in self.free_scores(within + self.shift))
         strength = math.tanh(self.b)
         score = {
             LEFT: strength * (1 - w) * (self.edge_left + 4 * w * left),
