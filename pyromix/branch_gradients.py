@@ -43,7 +43,7 @@ def draw_with_score(
     surplus: Sequence[int],
     event_dim: int,
     log_density: Callable[[int, Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Callable[[], Tensor]]:
     """Pushes draws of a base through transforms.
 
     Args:
@@ -54,11 +54,12 @@ def draw_with_score(
         log_density: From i and values to the log-density before the i-th transform.
 
     Returns:
-        Draws of shape ``sample_shape + batch_shape + event_shape``, and scores of shape
-        ``sample_shape + batch_shape``: the gradient of an expectation of f(x) is that of f(x),
-        plus f(x), as a constant, times the gradient of the score. Values of scores mean nothing.
+        Draws of shape ``sample_shape + batch_shape + event_shape``, and a function that computes
+        scores, of shape ``sample_shape + batch_shape``: the gradient of an expectation of f(x) is
+        that of f(x), plus f(x), as a constant, times the gradient of the score. Values of scores
+        mean nothing.
     """
-    score = z.new_zeros(z.shape[: z.dim() - event_dim])
+    steps = []
     for i, (transform, extra) in enumerate(zip(transforms, surplus, strict=True)):
         if not isinstance(transform, BranchingTransform):
             z = transform(z)
@@ -66,14 +67,22 @@ def draw_with_score(
         frame = transform.frame(z)
         fixed = z.detach()
         window, slope = _window(frame.position.detach(), extra + 1)
-        in_frame = log_density(i, frame.moved) + _sum_rightmost(frame.log_size, extra)
         across = -_sum_rightmost(slope * frame.position, extra + 1)
         share = window.reshape(window.shape + (1,) * event_dim)
         z = fixed + (1 - share) * (z - fixed) + share * (frame.moved - fixed)
         x = transform.draw(z)
         chosen = _sum_rightmost(transform.log_branch_prob(z, x), extra)
-        score = (1 - window) * score + window * in_frame + across + chosen
+        log_size = _sum_rightmost(frame.log_size, extra)
+        steps.append((i, window, frame.moved, log_size, across + chosen))
         z = x
+
+    def score() -> Tensor:
+        total: Tensor | float = 0.0
+        for i, window, moved, log_size, rest in steps:
+            in_frame = log_density(i, moved) + log_size
+            total = (1 - window) * total + window * in_frame + rest
+        return torch.as_tensor(total)
+
     return z, score
 
 

@@ -254,7 +254,9 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
         if branch_score is not None:
-            return ScoreParts(log_prob, branch_score, log_prob)
+            score = branch_score()
+            self.clear_cache()
+            return ScoreParts(log_prob, score, log_prob)
         if self.has_rsample:
             return ScoreParts(log_prob, zero, log_prob)
         return ScoreParts(log_prob, log_prob, zero)
@@ -299,7 +301,8 @@ class FlowLaw(dist.TransformedDistribution):
             log_density,
         )
         self.clear_cache()
-        # With the draw itself: a guide may draw several times before it is scored.
+        # With the draw itself, as a guide may draw several times before it is scored; and not yet
+        # computed, as a model's draws are not scored.
         setattr(x, BRANCH_SCORE, score)
         return x
 
