@@ -93,7 +93,7 @@ class FlowLaw(dist.TransformedDistribution):
         with torch.no_grad():
             x = self._push(self.base_dist.sample(Size(sample_shape)))
         self.clear_cache()
-        return x
+        return x.detach()  # the JIT records this, but not that gradients were off
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         """Draws with pathwise gradients, if the base has them.
@@ -142,19 +142,18 @@ class FlowLaw(dist.TransformedDistribution):
 
         Raises:
             ValueError: If z is no value of the base, there are more or fewer branches than
-                branching transforms, or they are no integers.
+                branching transforms, or a transform has no such branches.
         """
         self._check_ready()
         check_value(self.base_dist, z)
         count = sum(isinstance(t, BranchingTransform) for t in self.transforms)
-        if isinstance(branches, Tensor) or len(branches) != count:
-            got = "one tensor" if isinstance(branches, Tensor) else len(branches)
+        if not isinstance(branches, tuple | list) or len(branches) != count:
+            is_sequence = isinstance(branches, tuple | list)
+            got = len(branches) if is_sequence else f"a {type(branches).__name__}"
             raise ValueError(
                 f"Expected a sequence of {count} tensors of branches, one for each branching "
                 f"transform, got {got}. Pass what encode returned."
             )
-        if any(branch.is_floating_point() for branch in branches):
-            raise ValueError("Expected branches to be integers. Pass what encode returned.")
         left = iter(branches)
         for transform in self.transforms:
             if isinstance(transform, BranchingTransform):

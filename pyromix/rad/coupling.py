@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..registry import register
-from ..validation import check_positive_int, check_tensor
+from ..validation import check_positive_int, check_tensor, is_traced
 from .fold import Folding, check_hidden_dims, make_network, neutral_raw
 from .partition import Partition
 from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
@@ -79,6 +79,9 @@ class FoldingCoupling(_Coupling):
     p(k|z). `log_abs_det_jacobian` makes the density of any `TransformedDistribution` with this
     transform exact. The module ``pyromix.rad.pieces`` has the formulas; the gating network sees
     z_1 and z_2, the latter up to the ends of the folds.
+
+    Slopes are bounded, so data should have about unit scale: put an `AffineTransform` last that
+    standardises it, as `RAD` does.
 
     Args:
         dim: Number of coordinates, at least two.
@@ -175,6 +178,8 @@ class ConditionalFoldingCoupling(ConditionalTransformModule):
                 f"Expected a context of shape (..., {self.context_dim}), got "
                 f"{tuple(context.shape)}."
             )
+        if not is_traced() and not bool(context.isfinite().all()):
+            raise ValueError("Expected a finite context, got NaN or infinite entries.")
         return _Coupling(self.partition, self.conditioner, self.gate, context)
 
 

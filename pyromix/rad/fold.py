@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from ..branching import BranchingTransform, Frame
 from ..registry import register
-from ..validation import check_positive_int
+from ..validation import check_positive_int, is_traced
 from .pieces import MAX_HALF_WIDTH, NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
 
 INITIAL_HALF_WIDTH = 0.7  # over the square root of the dimension
@@ -50,8 +50,12 @@ class Folding(BranchingTransform):
 
         Returns:
             Values of the shape of z.
+
+        Raises:
+            ValueError: If branches are of another shape, or no integers from 0 to 2.
         """
         kept, folded = self._split(z)
+        _check_branch(branch, folded)
         pieces, free_scores = self._at(kept)
         return self._join(kept, pieces.unfold(folded, free_scores, branch).value)
 
@@ -151,6 +155,21 @@ class Fold(Folding):
     def extra_repr(self) -> str:
         """The constructor's arguments."""
         return f"hidden_dims={self.hidden_dims}"
+
+
+def _check_branch(branch: object, folded: Tensor) -> None:
+    if not isinstance(branch, Tensor) or branch.dtype.is_floating_point:
+        kind = branch.dtype if isinstance(branch, Tensor) else type(branch).__name__
+        raise ValueError(f"Expected branches to be a tensor of integers, got {kind}.")
+    if branch.shape != folded.shape:
+        raise ValueError(
+            f"Expected branches of shape {tuple(folded.shape)}, one for every folded coordinate, "
+            f"got {tuple(branch.shape)}."
+        )
+    if branch.dtype == torch.bool or (
+        not is_traced() and not bool(((branch >= 0) & (branch <= 2)).all())
+    ):
+        raise ValueError("Expected branches to be 0, 1 or 2: the left, middle and right piece.")
 
 
 def neutral_raw(num_folds: int, dim: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.distributions import AffineTransform, Distribution
 
 from ..core import Batch, DistributionModule, split_batch
 from ..flow import Flow
-from ..validation import check_positive_int
+from ..validation import check_positive_int, check_tensor
 from .coupling import ConditionalFoldingCoupling, FoldingCoupling
 
 Partitions = str | Sequence[Sequence[int]]
@@ -43,7 +43,8 @@ class RAD(Flow):
             drawn from PyTorch's global random state; or one sequence of indices per layer, from
             the base to the data. It is kept in the last form.
         context_dim: Number of entries of a context, on which every layer depends; `condition`
-            then gives the law. Zero for a law without one.
+            then gives the law. They should be of order one: contexts are not standardised. Zero
+            for a law without one.
         validate_args: Whether to check the values that are scored.
 
     Raises:
@@ -76,7 +77,8 @@ class RAD(Flow):
         num_layers = check_positive_int("num_layers", num_layers)
         partition = _partitions(partition, dim, num_layers, bool(context_dim))
         if base is None:
-            base = dist.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
+            # Values are checked before they get there.
+            base = dist.Normal(torch.zeros(dim), torch.ones(dim), validate_args=False).to_event(1)
         elif base.batch_shape + base.event_shape != (dim,):
             raise ValueError(
                 f"Expected a base on vectors of length {dim}, got one with batch shape "
@@ -94,16 +96,17 @@ class RAD(Flow):
         self.dim = dim
         self.num_layers = num_layers
         self.hidden_dims = layers[0].hidden_dims
-        self.partition = partition
+        self.partition = tuple(layer.folded for layer in layers)
         self.context_dim = context_dim
 
     def initialize(self, data: Batch) -> None:
         """Takes location and scale of the data, and initialises the base if it is learnable.
 
         Raises:
-            ValueError: If the data are not vectors of the right length, or not finite.
+            ValueError: If the data are not vectors of the right length and dtype, or not finite.
         """
         x, _ = split_batch(data)
+        check_tensor("the data", x, like=next(self.parameters()))
         if x.dim() != 2 or x.shape[-1] != self.dim or not x.isfinite().all():
             raise ValueError(
                 f"Expected finite data of shape (N, {self.dim}), got shape {tuple(x.shape)} with "
@@ -127,7 +130,7 @@ class RAD(Flow):
 
 def _partitions(
     partition: Partitions, dim: int, num_layers: int, has_context: bool
-) -> tuple[tuple[int, ...], ...]:
+) -> tuple[Sequence[int], ...]:
     """Indices of folded coordinates, layer by layer."""
     if isinstance(partition, str):
         if partition not in ("alternate", "random"):
@@ -151,4 +154,4 @@ def _partitions(
         raise ValueError(
             f"Expected indices for each of {num_layers} layers, got {len(partition)} sequences."
         )
-    return tuple(tuple(folded) for folded in partition)
+    return tuple(partition)

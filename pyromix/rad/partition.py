@@ -18,7 +18,8 @@ class Partition(nn.Module):
         folded: Indices of the coordinates to fold.
 
     Raises:
-        ValueError: If there are none, or one is out of range or named twice.
+        ValueError: If there are none, or one is out of range or named twice; and in
+            `load_state_dict`, if the state is that of another partition.
     """
 
     order: Tensor
@@ -27,6 +28,8 @@ class Partition(nn.Module):
     def __init__(self, dim: int, folded: Iterable[int]) -> None:
         super().__init__()
         self.dim = dim
+        if not isinstance(folded, Iterable):
+            raise ValueError(f"Expected folded to be a sequence of indices, got {folded!r}.")
         indices = [as_int(i) for i in folded]
         if (
             not indices
@@ -46,8 +49,24 @@ class Partition(nn.Module):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
 
+    def get_extra_state(self) -> Tensor:
+        """Which coordinates are folded, for the state dict: weights mean nothing without it."""
+        return torch.tensor(self.folded)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Checks that a state is that of this partition."""
+        folded = tuple(state.tolist())
+        if folded != self.folded:
+            raise ValueError(
+                f"Expected the state of a coupling that folds coordinates {self.folded}, got that "
+                f"of one that folds {folded}. Build the model with that partition, or use "
+                f"pyromix.save and pyromix.load, which keep it."
+            )
+
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (..., dim) as kept and folded coordinates."""
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"Expected vectors of length {self.dim}, got shape {tuple(x.shape)}.")
         if not self.in_blocks:
             x = x.index_select(-1, self.order)
         elif self.folds_first:

@@ -36,6 +36,13 @@ BAD = [
     (lambda: RAD(3, 1, partition=[[0, -3]]), "different indices of 3 coordinates"),
     (lambda: RAD(3, 1, partition=[[0.5]]), "different indices of 3 coordinates"),
     (lambda: FoldingCoupling(2, []), r"at least one, got \[\]"),
+    (lambda: FoldingCoupling(2, 0), "sequence of indices, got 0"),
+    (lambda: RAD(2, 1, partition=[1]), "sequence of indices, got 1"),
+    (
+        lambda: RAD(2, 1, partition=[[0]]).load_state_dict(RAD(2, 1).state_dict()),
+        r"folds coordinates \(0,\), got that of one that folds \(1,\)",
+    ),
+    (lambda: FoldingCoupling(3)(zeros(5, 2)), "vectors of length 3, got shape"),
     (lambda: FoldingCoupling(2, [5]), "different indices of 2 coordinates"),
     (lambda: ConditionalFoldingCoupling(2, 1, [1, 1]), "different indices of 2 coordinates"),
     # networks
@@ -60,6 +67,8 @@ BAD = [
     (lambda: RAD(2).expand((3,)).expand((4,)), r"\(3,\) expands to"),
     # initialisation and training
     (lambda: RAD(2).initialize(zeros(5, 3)), r"finite data of shape \(N, 2\), got shape \(5, 3\)"),
+    (lambda: RAD(2).initialize(zeros(5, 2).float()), "dtype torch.float64, got torch.float32"),
+    (lambda: RAD(2).initialize(zeros(5, 2).long()), "got torch.int64"),
     (lambda: RAD(2).initialize(zeros(2)), r"finite data of shape \(N, 2\)"),
     (lambda: RAD(2).initialize(zeros(5, 2) * math.nan), "10 entries that are not finite"),
     (lambda: RAD(2).initialize(zeros(5, 2) + math.inf), "10 entries that are not finite"),
@@ -74,11 +83,18 @@ BAD = [
     (lambda: RAD(2, context_dim=3).condition(zeros(5, 2)), r"shape \(..., 3\), got \(5, 2\)"),
     (lambda: RAD(2, context_dim=3).condition(zeros(())), r"shape \(..., 3\), got \(\)"),
     (lambda: RAD(2, context_dim=3).condition(zeros(3).float()), "dtype torch.float64"),
+    (lambda: RAD(2, context_dim=1).condition(zeros(1) * math.nan), "finite context"),
     (lambda: RAD(2, context_dim=3).condition([0.0] * 3), "context to be a torch.Tensor"),
     # branches
     (lambda: RAD(2, 2).decode(zeros(2)), "2 tensors of branches.*got 0"),
     (lambda: RAD(2, 2).decode(zeros(2), [zeros(1).long()]), "2 tensors of branches.*got 1"),
-    (lambda: RAD(2, 2).decode(zeros(2), zeros(2, 1).long()), "got one tensor"),
+    (lambda: RAD(2, 2).decode(zeros(2), zeros(2, 1).long()), "got a Tensor"),
+    (lambda: RAD(2, 1).decode(zeros(2), [zeros(1)]), "tensor of integers, got torch.float64"),
+    (lambda: RAD(2, 1).decode(zeros(2), [[0]]), "tensor of integers, got list"),
+    (lambda: RAD(2, 1).decode(zeros(2), [zeros(1).bool()]), "0, 1 or 2"),
+    (lambda: RAD(2, 1).decode(zeros(2), [zeros(1).long() + 3]), "0, 1 or 2"),
+    (lambda: RAD(2, 1).decode(zeros(2), [zeros(1).long() - 1]), "0, 1 or 2"),
+    (lambda: RAD(2, 1).decode(zeros(5, 2), [zeros(5).long()]), r"shape \(5, 1\).*got \(5,\)"),
     (lambda: Flow(normal(2), []).decode(zeros(2), [zeros(1).long()]), "0 tensors.*got 1"),
     # directions
     (lambda: Flow(normal(2), [Fold().inv]), "Use the transform itself"),

@@ -196,6 +196,15 @@ def test_wrapped_as_a_guide(wrap):
     assert is_zero_mean(rows, expected) < STANDARD_ERRORS
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_traced_by_the_jit():
+    """A draw without gradients stays one when it is replayed."""
+    law, _ = plane()
+    replayed = torch.jit.trace(lambda _: law.sample((4,)), (torch.zeros(()),), check_trace=False)
+    assert law().requires_grad
+    assert not replayed(torch.zeros(())).requires_grad
+
+
 # ---- training in Pyro -------------------------------------------------------------------------
 
 
