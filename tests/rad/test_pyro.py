@@ -196,7 +196,7 @@ def test_wrapped_as_a_guide(wrap):
     assert is_zero_mean(rows, expected) < STANDARD_ERRORS
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # it warns of every choice that it records
 def test_traced_by_the_jit():
     """A draw without gradients stays one when it is replayed."""
     law, _ = plane()
