@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Trace_ELBO, TraceGraph_ELBO
 from pyro.optim import ClippedAdam
 
 from pyromix import RAD, Flow, Fold, FoldingCoupling, MixtureOfNormals
@@ -196,13 +196,30 @@ def test_wrapped_as_a_guide(wrap):
     assert is_zero_mean(rows, expected) < STANDARD_ERRORS
 
 
-@pytest.mark.filterwarnings("ignore")  # it warns of every choice that it records
-def test_traced_by_the_jit():
-    """A draw without gradients stays one when it is replayed."""
-    law, _ = plane()
-    replayed = torch.jit.trace(lambda _: law.sample((4,)), (torch.zeros(()),), check_trace=False)
-    assert law().requires_grad
-    assert not replayed(torch.zeros(())).requires_grad
+def test_as_a_guide_under_the_jit():
+    """A draw without a gradient has none when it is replayed."""
+    law, target = plane()
+    project = Directions(law)
+    expected = 2 * exact(law, target, project)
+
+    def model():
+        pyro.sample("x", target.expand((2,)).to_event(1))
+
+    def guide():
+        pyro.module("law", law)
+        pyro.sample("x", law.expand((2,)).to_event(1))
+
+    elbo = JitTrace_ELBO(
+        num_particles=200, vectorize_particles=True, max_plate_nesting=0, ignore_jit_warnings=True
+    )
+    rows = []
+    for _ in range(40):
+        law.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch deprecates its JIT
+            elbo.loss_and_grads(model, guide)
+        rows.append(project.apply([p.grad for p in project.parameters]))
+    assert is_zero_mean(torch.stack(rows), expected) < STANDARD_ERRORS
 
 
 # ---- training in Pyro -------------------------------------------------------------------------
