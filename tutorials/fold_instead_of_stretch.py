@@ -164,8 +164,8 @@ for name, flow, lr, clip in (("affine", affine, 0.005, 1.0), ("RAD", rad, 0.01, 
 # %% [markdown]
 # The affine flow is one connected sheet: its draws fill the streets between the modes, and its
 # density (here on a logarithmic scale) shows them. The folds leave few such points. Not none:
-# creases and gates are learnt, too. Over five seeds they were 0.1% to 7% of RAD's draws, over
-# three 31% to 34% of the affine flow's.
+# creases and gates are learnt, too. Over six seeds they were 0.1% to 3% of RAD's draws, over three
+# 31% to 34% of the affine flow's.
 
 # %%
 side = torch.linspace(-2.8, 2.8, 240)
