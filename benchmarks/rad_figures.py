@@ -1,5 +1,6 @@
 """Figures of rad.py: what flows in the plane draw, what they make of data, and how."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def grid(rows: int, columns: int, size: float = 2.1) -> tuple[Any, Any]:
     )  # fmt: skip
 
 
+def labelled_grid(rows: Iterable[str], columns: Iterable[str]) -> tuple[Any, Any]:
+    """A grid of axes with a label for every row and a title for every column."""
+    rows, columns = list(rows), list(columns)
+    figure, axes = grid(len(rows), len(columns))
+    for ax, label in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(label)
+    for ax, title in zip(axes[0], columns, strict=True):
+        ax.set_title(title, fontsize=10)
+    return figure, axes
+
+
 def save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -70,54 +82,45 @@ def kinds(models: Models, wanted: tuple[str, ...]) -> list[str]:
 
 def draw_samples(models: Models, points: dict[str, Tensor], path: Path) -> None:
     rows = kinds(models, (PEER, "spline", "RAD"))
-    figure, axes = grid(1 + len(rows), len(points))
+    figure, axes = labelled_grid(["data", *rows], points)
     for column, (problem, x) in enumerate(points.items()):
         limits = square(x, margin=1.25)
-        axes[0, column].set_title(problem, fontsize=10)
         drawn = [x[:5000], *(models[kind, problem].sample((5000,)) for kind in rows)]
         for ax, y in zip(axes[:, column], drawn, strict=True):
             frame(ax, limits)
             scatter(ax, y)
-    for ax, label in zip(axes[:, 0], ["data", *rows], strict=True):
-        ax.set_ylabel(label)
     save(figure, path)
 
 
 def draw_gaussianization(models: Models, points: dict[str, Tensor], path: Path) -> None:
     rows = kinds(models, (PEER, "RAD"))
-    figure, axes = grid(len(rows), len(points))
+    figure, axes = labelled_grid(rows, points)
     for column, (problem, x) in enumerate(points.items()):
-        axes[0, column].set_title(problem, fontsize=10)
         for ax, kind in zip(axes[:, column], rows, strict=True):
             frame(ax, (-4, 4, -4, 4))
             scatter(ax, models[kind, problem].encode(x)[0], size=1.2, alpha=0.35)
             for radius in (1, 2, 3):
                 circle = plt.Circle((0, 0), radius, fill=False, color=RED, linewidth=0.8)
                 ax.add_patch(circle)
-    for ax, label in zip(axes[:, 0], rows, strict=True):
-        ax.set_ylabel(label)
     save(figure, path)
 
 
 def draw_densities(models: Models, points: dict[str, Tensor], path: Path) -> None:
     """Log-densities, from the largest, or nearly, to ten nats less."""
     rows = kinds(models, (PEER, "RAD"))
-    figure, axes = grid(len(rows), len(points))
+    figure, axes = labelled_grid(rows, points)
     for column, (problem, x) in enumerate(points.items()):
         limits = square(x, margin=1.25)
         steps = [torch.linspace(*ends, 240) for ends in (limits[:2], limits[2:])]
         places = torch.stack(torch.meshgrid(*steps, indexing="xy"), -1)
         images = [models[kind, problem].log_prob(places) for kind in rows]
         top = max(float(image.flatten().quantile(0.998)) for image in images)
-        axes[0, column].set_title(problem, fontsize=10)
         for ax, image in zip(axes[:, column], images, strict=True):
             frame(ax, limits)
             ax.imshow(
                 image.numpy(), extent=limits, origin="lower", cmap="Blues", vmin=top - 10,
                 vmax=top, interpolation="bilinear",
             )  # fmt: skip
-    for ax, label in zip(axes[:, 0], rows, strict=True):
-        ax.set_ylabel(label)
     save(figure, path)
 
 

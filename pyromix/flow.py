@@ -60,7 +60,7 @@ class FlowLaw(dist.TransformedDistribution):
         if value and self.branching:
             raise ValueError(
                 "A flow with branching transforms has no pathwise gradients. It needs no switch: "
-                "in a guide, the gradient given the branches is used as it is."
+                "its gradients in a guide account for branches."
             )
         self.has_rsample = value
         return self

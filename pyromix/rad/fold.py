@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from ..branching import BranchingTransform, Frame
 from ..registry import register
 from ..validation import check_positive_int, is_traced
-from .pieces import MAX_HALF_WIDTH, NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
+from .pieces import MAX_HALF_WIDTH, NUM_PARAMETERS, NUM_SCORES, FreeScores, Mapped, Pieces
 
 INITIAL_HALF_WIDTH = 0.7  # over the square root of the dimension
 
@@ -35,9 +35,7 @@ class Folding(BranchingTransform):
             the left piece, 1 for the middle one, 2 for the right one. Creases belong to the outer
             pieces.
         """
-        kept, folded = self._split(x)
-        pieces, free_scores = self._at(kept)
-        mapped = pieces.fold(folded, free_scores)
+        kept, _, mapped = self._folded(x)
         return self._join(kept, mapped.value), mapped.branch
 
     def decode(self, z: Tensor, branch: Tensor) -> Tensor:
@@ -78,15 +76,18 @@ class Folding(BranchingTransform):
         return x, mapped.log_density.sum(-1), pieces.log_branch(mapped).sum(-1)
 
     def _backward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, folded = self._split(x)
-        pieces, free_scores = self._at(kept)
-        mapped = pieces.fold(folded, free_scores)
+        kept, _, mapped = self._folded(x)
         return self._join(kept, mapped.value), mapped.log_density.sum(-1)
 
     def _log_branch(self, x: Tensor) -> Tensor:
+        _, pieces, mapped = self._folded(x)
+        return pieces.log_branch(mapped).sum(-1)
+
+    def _folded(self, x: Tensor) -> tuple[Tensor, Pieces, Mapped]:
+        """The coordinates that are kept, and what becomes of the others, by which pieces."""
         kept, folded = self._split(x)
         pieces, free_scores = self._at(kept)
-        return pieces.log_branch(pieces.fold(folded, free_scores)).sum(-1)
+        return kept, pieces, pieces.fold(folded, free_scores)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates that are kept, and those that are folded."""

@@ -52,7 +52,7 @@ NUM_SCORES = 2  # free scores, of the right and the left piece
 MAX_SLOPE_CHANGE = 0.7
 # Three pieces of slope 3 cover a line as densely as one of slope 1.
 NEUTRAL_LOG_SLOPE = math.log(3.0)
-# Free scores switch a piece off where it would put draws between modes. At 8, ten times as many
+# Free scores switch a piece off where it would put draws between modes. At 8, five times as many
 # draws of a ring of narrow normals were astray.
 MAX_FREE_SCORE = 16.0
 # In units of the data, which models standardise. Wider folds reach beyond the data, and so do
