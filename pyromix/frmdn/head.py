@@ -116,15 +116,12 @@ class MixtureHead(nn.Module):
         scale = self.floor + POSITIVE[self.positivity](raw_scale.unflatten(-1, (k, dim)))
         if rank == 0:
             return MixtureOfNormals(logits, loc, scale, validate_args=False)
+        # Entries up to a bound, such that no column of W is longer than its own.
+        bound = MAX_COLUMN / math.sqrt(dim)
         if self.raw_factor is not None:
-            columns = _bounded(self.raw_factor)
+            columns = bound * (self.raw_factor / bound).tanh()
         else:
-            columns = _bounded(rest[0].unflatten(-1, (rank, k, dim))) / scale.unsqueeze(-3)
+            raw = rest[0].unflatten(-1, (rank, k, dim))
+            columns = (raw / bound).tanh() * (bound / scale).unsqueeze(-3)
         precision = scale.square().reciprocal(), columns.movedim(-3, -1)
         return MixtureOfLowRankPrecisionNormals(logits, loc, *precision, validate_args=False)
-
-
-def _bounded(entries: Tensor) -> Tensor:
-    r"""Entries of columns (\*B, D) such that no column is longer than a bound."""
-    bound = MAX_COLUMN / math.sqrt(entries.shape[-1])
-    return bound * (entries / bound).tanh()

@@ -81,9 +81,10 @@ class FRMDN(DistributionModule):
             a free parameter, the same at all steps.
         positivity: What makes s positive, ``"softplus"`` or ``"exp"``. The exponential follows
             scales over many orders of magnitude, and may jump in training.
-        scale_floor: Smallest s, in units of the standardised data; see `MixtureHead` for the
-            bound of variances in all directions that it gives. Without a bound the likelihood is
-            infinite where data repeat exactly: add noise to rounded data (see `dequantize`).
+        scale_floor: Smallest s, f, in units of the standardised data. Low-rank columns are
+            bounded, too, so that the variance of the mixture's components is at least
+            :math:`f^2 / (1 + 10^4 r)` in all directions. Where data repeat exactly the likelihood
+            would be infinite without a bound: add noise to rounded data (see `dequantize`).
         validate_args: Whether to check the values that are scored.
 
     Raises:
