@@ -2,10 +2,12 @@
 
 __all__ = [
     "DRMM",
+    "FRMDN",
     "RAD",
     "AnyOf",
     "Box",
     "CategoricalPrior",
+    "ClassConditional",
     "ConditionalFoldingCoupling",
     "DistributionModule",
     "Flow",
@@ -23,6 +25,7 @@ __all__ = [
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
     "Observed",
+    "class_conditional",
     "dequantize",
     "fit",
     "fit_em",
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 from .checkpoints import load, save
+from .classes import ClassConditional, class_conditional
 from .core import DistributionModule
 from .drmm import DRMM
 from .evidence import (
@@ -47,6 +51,7 @@ from .evidence import (
     Observed,
 )
 from .flow import Flow
+from .frmdn import FRMDN
 from .mixtures import (
     GaussianMixture,
     LowRankPrecisionNormal,
