@@ -2,10 +2,12 @@
 
 __all__ = [
     "DRMM",
+    "FRMDN",
     "RAD",
     "AnyOf",
     "Box",
     "CategoricalPrior",
+    "ClassConditional",
     "ConditionalFoldingCoupling",
     "DistributionModule",
     "Flow",
@@ -22,6 +24,7 @@ __all__ = [
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
     "Observed",
+    "class_conditional",
     "fit",
     "fit_em",
     "load",
@@ -31,6 +34,7 @@ __all__ = [
 ]
 
 from .checkpoints import load, save
+from .classes import ClassConditional, class_conditional
 from .core import DistributionModule
 from .drmm import DRMM
 from .evidence import (
@@ -44,6 +48,7 @@ from .evidence import (
     Observed,
 )
 from .flow import Flow
+from .frmdn import FRMDN
 from .mixtures import (
     GaussianMixture,
     LowRankPrecisionNormal,

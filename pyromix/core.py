@@ -141,6 +141,11 @@ class DistributionModule(nn.Module, TorchDistribution):
         """Builds a model from what `config` returned; its parameters are not yet set."""
         return cls(**{name: decode(value) for name, value in config.items()})
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the model needs a context, and `condition` gives its law."""
+        return False
+
     def condition(self, context: Any) -> Distribution:
         """The distribution given a context, for models that are conditional.
 

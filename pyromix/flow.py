@@ -353,8 +353,9 @@ class Flow(DistributionModule, FlowLaw):
 
     Every distribution may be a base and every transform of PyTorch and Pyro a part: modules,
     plain objects (their tensors become buffers, or parameters if they are `nn.Parameter`),
-    inverses ``t.inv``, compositions, and conditional transforms, which make the flow conditional:
-    `condition` then gives the law. `expand` returns a plain `FlowLaw` that shares the parameters.
+    inverses ``t.inv``, compositions, and conditional transforms. Those, or a base that is a
+    conditional model, make the flow conditional: `condition` then gives the law. `expand` returns
+    a plain `FlowLaw` that shares the parameters.
 
     Args:
         base: The law of z, of any batch shape; dimensions that the transforms treat as event
@@ -410,6 +411,14 @@ class Flow(DistributionModule, FlowLaw):
     @property
     def conditional(self) -> bool:
         """Whether the flow needs a context."""
+        return self._has_conditional_base or self._has_conditional_transforms
+
+    @property
+    def _has_conditional_base(self) -> bool:
+        return getattr(self.base, "conditional", False)  # a module of a user's own may not say
+
+    @property
+    def _has_conditional_transforms(self) -> bool:
         return any(isinstance(t, ConditionalTransform) for t in self.transforms)
 
     @property
@@ -421,20 +430,24 @@ class Flow(DistributionModule, FlowLaw):
         """The law given a context.
 
         Args:
-            context: Shape ``(*batch, context_dim)``.
+            context: Shape ``(*batch, context_dim)``, for all conditional transforms; and for the
+                base, if that is a conditional model. For one that takes more than one vector,
+                such as a sequence of them, it has the base's shape.
 
         Raises:
-            NotImplementedError: If no transform is conditional.
+            NotImplementedError: If neither the base nor a transform is conditional.
         """
         if not self.conditional:
             return super().condition(context)
         check_tensor("context", context)
+        base = self.base.condition(context) if self._has_conditional_base else self.base_dist
+        batch_shape = base.batch_shape
+        if self._has_conditional_transforms:
+            batch_shape = torch.broadcast_shapes(context.shape[:-1], batch_shape)
         transforms = [
             t.condition(context) if isinstance(t, ConditionalTransform) else t
             for t in self.transforms
         ]
-        batch_shape = torch.broadcast_shapes(context.shape[:-1], self.batch_shape)
-        base = self.base_dist
         if base.batch_shape != batch_shape:
             base = base.expand(batch_shape)
         return self._with(base, transforms)
@@ -451,7 +464,7 @@ class Flow(DistributionModule, FlowLaw):
             for transform in reversed(law.transforms):
                 x = _invert(transform, x)
         self.clear_cache()
-        self.base.initialize(x)
+        self.base.initialize((x, context) if self._has_conditional_base else x)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, by the inverse of every transform.
@@ -494,8 +507,8 @@ class Flow(DistributionModule, FlowLaw):
     def _check_ready(self) -> None:
         if self.conditional:
             raise ValueError(
-                "This flow has conditional transforms. Call condition(context), and use the "
-                "distribution that it returns."
+                "This flow has conditional transforms, or a conditional base. Call "
+                "condition(context), and use the distribution that it returns."
             )
 
 
@@ -549,11 +562,6 @@ def _clear(part: Any) -> None:
 
 def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size, Size]:
     """The base as the transforms need it, and the batch and event shape of the result."""
-    if getattr(base, "conditional", False):
-        raise ValueError(
-            "Expected a base that needs no context, got a conditional flow. Put the transforms of "
-            "both into one flow, or condition the base first."
-        )
     if any(isinstance(t, ConditionalTransform) for t in transforms):
         # Their domains are known only with a context; all of Pyro's keep the shape, and give the
         # last dimension parameters of its own.
@@ -575,6 +583,12 @@ def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size,
         inner, missing = inner.base_dist, inner.reinterpreted_batch_ndims
     if inner is not base:
         base = base.expand(inner.batch_shape)
+    if missing and getattr(base, "conditional", False):
+        raise ValueError(
+            f"Expected a conditional base whose events are those of the transforms, got event "
+            f"shape {tuple(base.event_shape)} and transforms of events of shape "
+            f"{tuple(law.event_shape)}."
+        )
     base = base.to_event(missing) if missing else base
     return base, law.batch_shape, law.event_shape
 

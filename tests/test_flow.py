@@ -307,9 +307,33 @@ def test_conditional_elementwise_transforms_make_vectors(count):
         assert flow.condition(context).log_prob(x).shape == (count,)
 
 
-def test_a_conditional_base_is_refused():
-    with pytest.raises(ValueError, match="transforms of both into one flow"):
-        Flow(Flow(normal(3), transforms.conditional_planar(3, 1)), transforms.affine_coupling(3))
+def test_a_conditional_base_is_given_the_context():
+    base = Flow(normal(3), transforms.conditional_affine_coupling(3, 2))
+    coupling = transforms.affine_coupling(3)
+    flow, both = Flow(base, coupling), Flow(normal(3), [base.transforms[0], coupling])
+    x, context = torch.randn(4, 3), torch.randn(4, 2)
+    assert flow.conditional
+    assert flow.condition(context).batch_shape == (4,)
+    torch.testing.assert_close(
+        flow.condition(context).log_prob(x), both.condition(context).log_prob(x)
+    )
+    with pytest.raises(ValueError, match="conditional base"):
+        flow.log_prob(x)
+
+
+def test_base_and_transforms_may_both_be_conditional():
+    base = GaussianMixture(3, 2, context_dim=2)
+    coupling = transforms.conditional_affine_coupling(3, 2)
+    flow = Flow(base, coupling)
+    x, context = torch.randn(5, 4, 3), torch.randn(4, 2)
+    law = flow.condition(context)
+    given = coupling.condition(context)
+    z = given.inv(x)
+    expected = base.condition(context).log_prob(z) - given.log_abs_det_jacobian(z, x)
+    torch.testing.assert_close(law.log_prob(x), expected)
+    assert law.sample((5,)).shape == (5, 4, 3)
+    flow.initialize((x.reshape(20, 3), context.repeat(5, 1)))
+    assert base.initialized
 
 
 def test_conditional_flow_learns():

@@ -123,6 +123,11 @@ class GaussianMixture(DistributionModule):
         return constraints.real_vector
 
     @property
+    def conditional(self) -> bool:
+        """Whether the mixture needs a context."""
+        return self.network is not None
+
+    @property
     def scale(self) -> Tensor:
         """Standard deviations of every coordinate in every component, shape (K, D)."""
         return self.distribution.component_variance.sqrt()

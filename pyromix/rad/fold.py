@@ -1,8 +1,7 @@
 """Folds as transforms: what the scalar one and the couplings share, and the scalar one."""
 
-__all__ = ["Fold", "Folding", "check_hidden_dims", "make_network", "neutral_raw"]
+__all__ = ["Fold", "Folding", "check_hidden_dims", "neutral_raw"]
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..branching import BranchingTransform, Frame
+from ..networks import check_widths, make_network
 from ..registry import register
-from ..validation import check_positive_int, is_traced
+from ..validation import is_traced
 from .pieces import MAX_HALF_WIDTH, NUM_PARAMETERS, NUM_SCORES, FreeScores, Mapped, Pieces
 
 INITIAL_HALF_WIDTH = 0.7  # over the square root of the dimension
@@ -186,15 +186,6 @@ def neutral_raw(num_folds: int, dim: int) -> Tensor:
     return raw
 
 
-def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Sequential:
-    """A dense network of rectified units."""
-    widths = [num_inputs, *hidden_dims]
-    layers: list[nn.Module] = []
-    for width, following in itertools.pairwise(widths):
-        layers += [nn.Linear(width, following), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
-
-
 def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
     """The widths of hidden layers as a tuple.
 
@@ -206,7 +197,7 @@ def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
             f"Expected hidden_dims to be a sequence of at least one width, such as (8,), got "
             f"{hidden_dims!r}."
         )
-    return tuple(check_positive_int("every width in hidden_dims", h) for h in hidden_dims)
+    return check_widths("hidden_dims", hidden_dims)
 
 
 register(Fold)

@@ -1,0 +1,223 @@
+"""The law of a whole sequence, step by step, given inputs and lengths."""
+
+__all__ = ["SequenceLaw", "padded_sequence"]
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, biject_to, constraints, transform_to
+from torch.distributions.transforms import identity_transform
+from torch.types import _size
+
+from ..validation import check_expandable, check_value
+
+if TYPE_CHECKING:
+    from .model import FRMDN
+
+
+class padded_sequence(constraints.Constraint):  # noqa: N801 - as in torch.distributions
+    r"""Sequences of real vectors (\*B, T, D); what follows their end does not matter.
+
+    Args:
+        lengths: Numbers of steps, shape (\*B).
+    """
+
+    event_dim = 2
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return f"padded_sequence({self.lengths.tolist()})"
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether the steps of each sequence are finite."""
+        present = within(self.lengths, value.shape[-2])
+        return (value.isfinite().all(-1) | ~present).all(-1)
+
+
+for _registry in (biject_to, transform_to):
+    _registry.register(padded_sequence, lambda _: identity_transform)
+
+
+class SequenceLaw(TorchDistribution):
+    r"""What `FRMDN.condition` returns: the law of sequences, for a batch of inputs and lengths.
+
+    It owns no parameters; gradients reach those of the model. Sequences shorter than the model's
+    length end with padding, which is zero in draws and is ignored in values, whatever it is. In
+    an HMC kernel padding is a free direction: slice it off, or draw such sequences otherwise.
+
+    Args:
+        model: The model.
+        context: Inputs of every step, shape (\*C, T, context_dim).
+        static: Inputs of the whole sequence, shape (\*S, static_dim).
+        lengths: Numbers of steps, shape (\*L).
+        batch_shape: Shape that C, S and L expand to.
+        validate_args: Whether to check the values that are scored.
+    """
+
+    has_rsample: bool = False
+
+    def __init__(
+        self,
+        model: "FRMDN",
+        context: Tensor | None,
+        static: Tensor | None,
+        lengths: Tensor | None,
+        batch_shape: Sequence[int],
+        validate_args: bool,
+    ) -> None:
+        self._model = model
+        self._context, self._static, self._lengths = context, static, lengths
+        super().__init__(Size(batch_shape), model.event_shape, validate_args=False)
+        self._validate_args = validate_args
+        self.has_rsample = model.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Sequences of real vectors."""
+        if self._lengths is None:
+            return constraints.independent(constraints.real, 2)
+        return padded_sequence(self._lengths)
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Numbers of steps, shape of the batch; None where all sequences are whole."""
+        return None if self._lengths is None else self._lengths.expand(self.batch_shape)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Distribution | None = None
+    ) -> "SequenceLaw":
+        """The same law with a larger batch shape; nothing is copied."""
+        batch_shape = check_expandable(self, batch_shape)
+        inputs = self._context, self._static, self._lengths
+        law = SequenceLaw(self._model, *inputs, batch_shape, self._validate_args)
+        law.has_rsample = self.has_rsample
+        return law
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of whole sequences.
+
+        Args:
+            value: Shape (\*S, \*B, T, D).
+
+        Returns:
+            Tensor of shape (\*S, \*B).
+
+        Raises:
+            ValueError: If the value's shape, dtype or device does not fit, or if it holds NaN
+                before a sequence's end, under validation.
+        """
+        return self.log_prob_per_step(value).sum(-1)
+
+    def log_prob_per_step(self, value: Tensor) -> Tensor:
+        r"""Log-density of every step given the steps before, zero after a sequence's end.
+
+        Args:
+            value: Shape (\*S, \*B, T, D).
+
+        Returns:
+            Tensor of shape (\*S, \*B, T).
+
+        Raises:
+            ValueError: As in `log_prob`.
+        """
+        value, model = self._without_padding(value), self._model
+        leading = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        value = value.expand(*leading, *self.event_shape)
+        fed = model.standardize(value)[..., :-1, :]
+        start = model.start.expand(*leading, 1, -1)
+        states, _ = model.recurrence(self._joined(torch.cat([start, fed], -2), leading))
+        states = states.reshape(*leading, *states.shape[-2:])
+        log_prob = model.law_of_step(states).log_prob(value)
+        if self._lengths is None:
+            return log_prob
+        return torch.where(within(self._lengths, value.shape[-2]), log_prob, 0.0)
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws without a graph, shape (\*S, \*B, T, D)."""
+        with torch.no_grad():
+            return self._generate(Size(sample_shape), pathwise=False)[0].detach()
+
+    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws with exact pathwise gradients, shape (\*S, \*B, T, D).
+
+        Raises:
+            NotImplementedError: If a transform draws branches: those jump.
+        """
+        return self._generate(Size(sample_shape), pathwise=True)[0]
+
+    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
+        r"""Draws and their log-densities in one pass, which inverts no transform.
+
+        Both have pathwise gradients if ``has_rsample``, else no graph.
+
+        Returns:
+            Tensors of shapes (\*S, \*B, T, D) and (\*S, \*B).
+        """
+        if not self.has_rsample and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.rsample_and_log_prob(sample_shape)
+        return self._generate(Size(sample_shape), pathwise=self.has_rsample, scored=True)
+
+    def _generate(
+        self, sample_shape: Size, *, pathwise: bool, scored: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Draws step by step, and their log-densities, or zeros."""
+        leading = sample_shape + self.batch_shape
+        inputs = self._inputs(leading)
+        model, memory = self._model, None
+        value = model.start.expand(leading.numel(), -1)
+        values, log_probs = [], []
+        for t in range(self.event_shape[0]):
+            given = value if inputs is None else torch.cat([value, inputs[:, t]], -1)
+            states, memory = model.recurrence(given.unsqueeze(1), memory)
+            law = model.law_of_step(states.squeeze(1))
+            if scored:
+                drawn, log_prob = law.rsample_and_log_prob()
+                log_probs.append(log_prob)
+            else:
+                drawn = law.rsample() if pathwise else law.sample()
+                law.clear_cache()
+            values.append(drawn)
+            value = model.standardize(drawn)
+        result = torch.stack(values, -2).reshape(*leading, *self.event_shape)
+        total = torch.stack(log_probs, -1) if scored else result.new_zeros(result.shape[:-1])
+        total = total.reshape(result.shape[:-1])
+        if self._lengths is not None:
+            present = within(self._lengths, result.shape[-2])
+            result = torch.where(present.unsqueeze(-1), result, 0.0)
+            total = torch.where(present, total, 0.0)
+        return result, total.sum(-1)
+
+    def _without_padding(self, value: Tensor) -> Tensor:
+        """Checked values, with the location of the data in place of what follows an end."""
+        model = self._model
+        if self._lengths is None or not isinstance(value, Tensor) or value.dim() < 2:
+            return check_value(self, value, like=model.start)
+        if value.shape[-2] == self.event_shape[0] and value.dtype == model.start.dtype:
+            present = within(self._lengths, value.shape[-2]).unsqueeze(-1)
+            value = torch.where(present, value, model.standardize.loc)
+        return check_value(self, value, like=model.start)
+
+    def _joined(self, fed: Tensor, leading: Size) -> Tensor:
+        """What the recurrence is fed at every step, flattened: (N, T, number of inputs)."""
+        fed = fed.reshape(leading.numel(), *fed.shape[-2:])
+        inputs = self._inputs(leading)
+        return fed if inputs is None else torch.cat([fed, inputs], -1)
+
+    def _inputs(self, leading: Size) -> Tensor | None:
+        inputs = self._model.encode_inputs(self._context, self._static, self._lengths)
+        if inputs is None:
+            return None
+        inputs = inputs.expand(*leading, self.event_shape[0], -1)
+        return inputs.reshape(leading.numel(), *inputs.shape[-2:])
+
+
+def within(lengths: Tensor, num_steps: int) -> Tensor:
+    r"""Which steps come before the end of sequences with lengths (\*B): shape (\*B, T)."""
+    return torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)

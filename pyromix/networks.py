@@ -1,0 +1,36 @@
+"""Dense networks, and checks of their widths."""
+
+__all__ = ["check_widths", "make_network"]
+
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+from .validation import check_positive_int
+
+
+def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """A dense network of rectified units."""
+    widths = [num_inputs, *hidden_dims]
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(widths):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+
+
+def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """The widths of hidden layers as a tuple.
+
+    Args:
+        name: What to call them in the error.
+        widths: Any number of positive integers.
+
+    Raises:
+        ValueError: If they are no sequence, or one is not a positive integer.
+    """
+    if not isinstance(widths, Sequence):
+        raise ValueError(
+            f"Expected {name} to be a sequence of widths, such as (64,), got {widths!r}."
+        )
+    return tuple(check_positive_int(f"every width in {name}", width) for width in widths)
