@@ -19,16 +19,19 @@ __all__ = [
     "LinearEquality",
     "LinearGaussian",
     "LinearInequality",
+    "LogitMap",
     "LowRankPrecisionNormal",
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
     "Observed",
     "class_conditional",
+    "dequantize",
     "fit",
     "fit_em",
     "load",
     "near_identity",
+    "quantize",
     "register",
     "save",
 ]
@@ -58,6 +61,7 @@ from .mixtures import (
     fit_em,
 )
 from .near_identity import near_identity
+from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling
 from .registry import register
 from .training import History, fit

@@ -192,6 +192,10 @@ class ClassConditional(DistributionModule):
         loss = self.model.loss((value, self.contexts[label]), progress)
         return loss - self.prior.log()[label].mean()
 
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data; a prior is part of the state."""
+        return {name: value for name, value in super().config().items() if name != "prior"}
+
     def initialize(self, data: Batch) -> None:
         """Initialises the model, if there are labels: it needs contexts."""
         value, label = split_batch(data)

@@ -1,6 +1,13 @@
-"""Constraints for mixed and missing columns, boxes with open sides, and half-spaces."""
+"""Constraints for mixed and missing columns, open intervals, boxes, and half-spaces."""
 
-__all__ = ["box", "half_space", "mixed_columns", "real_or_missing", "real_or_missing_vector"]
+__all__ = [
+    "box",
+    "half_space",
+    "mixed_columns",
+    "open_interval",
+    "real_or_missing",
+    "real_or_missing_vector",
+]
 
 from collections.abc import Sequence
 
@@ -53,6 +60,22 @@ class mixed_columns(constraints.Constraint):  # noqa: N801 - as in torch.distrib
         )
         good[..., self.dim :] &= codes < sizes
         return (good | value.isnan() if self.missing else good).all(-1)
+
+
+class open_interval(constraints.interval):  # noqa: N801
+    """Real numbers between two bounds, without the bounds themselves.
+
+    Args:
+        lower_bound: Less than all of them.
+        upper_bound: Greater than all of them.
+    """
+
+    def __repr__(self) -> str:
+        return f"open_interval({self.lower_bound}, {self.upper_bound})"
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each entry lies strictly between the bounds."""
+        return (self.lower_bound < value) & (value < self.upper_bound)
 
 
 class box(constraints.Constraint):  # noqa: N801
@@ -171,5 +194,9 @@ class _OntoHalfSpace(Transform):
 
 for _registry in (biject_to, transform_to):
     _registry.register(_RealOrMissing, _unconstrained)
+    _registry.register(
+        open_interval,
+        lambda c: biject_to(constraints.interval(c.lower_bound, c.upper_bound)),
+    )
     _registry.register(box, lambda c: _OntoBox(c.low, c.high))
     _registry.register(half_space, lambda c: _OntoHalfSpace(c.a, c.b))

@@ -1,18 +1,19 @@
-"""Bijections onto boxes with open sides and half-spaces."""
+"""Bijections onto open intervals, boxes with open sides and half-spaces."""
 
 import math
 
 import pytest
 import torch
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
-from pyromix.support import box, half_space, real_or_missing_vector
+from pyromix.support import box, half_space, open_interval, real_or_missing_vector
 
 LOW = torch.tensor([-1.0, -math.inf, 2.0, -math.inf], dtype=torch.float64)
 HIGH = torch.tensor([0.5, math.inf, math.inf, 3.0], dtype=torch.float64)
 CONSTRAINTS = {
     "box": lambda: box(LOW, HIGH),
     "half-space": lambda: half_space(torch.tensor([1.0, -2.0, 0.5, 0.0]), torch.tensor(0.7)),
+    "open-interval": lambda: constraints.independent(open_interval(-1.0, 2.0), 1),
 }
 
 
@@ -49,6 +50,12 @@ def test_values_outside_are_told():
         outside = inside.clone()
         outside[d] = value
         assert not box(LOW, HIGH).check(outside)
+
+
+def test_open_interval_has_no_ends():
+    value = torch.tensor([-1.1, -1.0, -0.9, 1.9, 2.0, math.nan])
+    assert open_interval(-1, 2).check(value).tolist() == [False, False, True, True, False, False]
+    assert repr(open_interval(-1, 2)) == "open_interval(-1, 2)"
 
 
 def test_missing_entries_are_in_the_support():

@@ -1,7 +1,8 @@
-"""Data to learn on: toy laws with known shapes, images, and poses of a planar humanoid."""
+"""Data to learn on: toy laws with known shapes, images, speech, and poses of a humanoid."""
 
 __all__ = [
     "PlanarHumanoid",
+    "SpokenDigits",
     "digits",
     "gaussian_grid",
     "gaussian_ring",
@@ -11,6 +12,7 @@ __all__ = [
     "pinwheel",
     "sierpinski",
     "spiral",
+    "spoken_digits",
     "swiss_roll",
     "two_circles",
     "two_moons",
@@ -18,6 +20,7 @@ __all__ = [
 
 from .humanoid import PlanarHumanoid
 from .images import digits, mnist
+from .speech import SpokenDigits, spoken_digits
 from .toy import (
     gaussian_grid,
     gaussian_ring,

@@ -3,7 +3,6 @@
 __all__ = ["digits", "mnist"]
 
 import gzip
-import os
 import zlib
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_VARIABLE = "PYROMIX_DATA"
+from .sources import INSTALL, cache_folder, fetch, looked_for, own_folders
+
 _MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-_INSTALL = 'Install it with `pip install "pyromix[datasets]"`'
 
 # The files of each split with their SHA-256: images, then labels.
 _FILES = {
@@ -91,7 +90,7 @@ def digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(f"The digits come with scikit-learn. {_INSTALL}.") from error
+        raise ImportError(f"The digits come with scikit-learn. {INSTALL}.") from error
     images, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(images, dtype=torch.get_default_dtype()).reshape(-1, 1, 8, 8)
     return images / 16, torch.as_tensor(labels, dtype=torch.int64)
@@ -99,10 +98,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def _find(name: str) -> Path | None:
     """A file in the user's own folder."""
-    folder = os.environ.get(_VARIABLE)
-    if not folder:
-        return None
-    for parent in (Path(folder) / "mnist", Path(folder)):
+    for parent in own_folders("mnist"):
         for candidate in (parent / name, (parent / name).with_suffix("")):
             if candidate.is_file():
                 return candidate
@@ -111,30 +107,9 @@ def _find(name: str) -> Path | None:
 
 def _download(name: str, sha256: str) -> Path:
     """A file in the cache, fetched from the mirror at the first call."""
-    folder = os.environ.get(_VARIABLE)
-    looked = (
-        f"{name} is not in the folder {folder} that {_VARIABLE} names"
-        if folder
-        else f"the environment variable {_VARIABLE} names no folder to look for {name} in"
-    )
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError(
-            f"To download MNIST takes pooch, and {looked}. {_INSTALL}, or set {_VARIABLE}."
-        ) from error
-    cache = Path(pooch.os_cache("pyromix")) / "mnist"
-    try:
-        found = pooch.retrieve(
-            _MIRROR + name, known_hash=f"sha256:{sha256}", fname=name, path=cache
-        )
-    except OSError as error:  # includes everything that can be wrong with a connection
-        raise FileNotFoundError(
-            f"Cannot download {_MIRROR + name} to the cache {cache} ({type(error).__name__}), and "
-            f"{looked}. Get the file some other way, put it into a folder, and set {_VARIABLE} "
-            f"to that folder."
-        ) from error
-    return Path(found)
+    looked = looked_for(name)
+    folder = cache_folder("mnist", title="MNIST", looked=looked)
+    return fetch(_MIRROR + name, folder, name, sha256=sha256, looked=looked)
 
 
 def _read_idx(path: Path, ndim: int) -> Tensor:

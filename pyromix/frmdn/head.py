@@ -67,7 +67,8 @@ class MixtureHead(nn.Module):
         self.positivity, self.floor = positivity, floor
         per_component = 1 + 2 * dim + (0 if shared_factor else rank * dim)
         self.network = make_network(num_inputs, hidden_dims, num_components * per_component)
-        noise = INITIAL_COLUMN * torch.randn(num_components, dim, rank) / math.sqrt(dim)
+        # Columns first: sums over D run along memory.
+        noise = INITIAL_COLUMN * torch.randn(rank, num_components, dim) / math.sqrt(dim)
         self.raw_factor: Any = nn.Parameter(noise) if shared_factor and rank else None
         with torch.no_grad():
             self._output.weight.mul_(INITIAL_INFLUENCE)
@@ -107,23 +108,20 @@ class MixtureHead(nn.Module):
             A mixture over D numbers, of batch shape B.
         """
         k, dim, rank = self.num_components, self.dim, self.rank
-        logits, loc, raw_scale, raw_factor = torch.tensor_split(
-            self.network(state), (k, k * (1 + dim), k * (1 + 2 * dim)), -1
-        )
+        outputs = self.network(state)
+        sizes = [k, k * dim, k * dim]
+        # One split: its gradient is one copy, where each slice's would be as large as the whole.
+        logits, loc, raw_scale, *rest = outputs.split([*sizes, outputs.shape[-1] - sum(sizes)], -1)
         loc = loc.unflatten(-1, (k, dim))
         scale = self.floor + POSITIVE[self.positivity](raw_scale.unflatten(-1, (k, dim)))
         if rank == 0:
             return MixtureOfNormals(logits, loc, scale, validate_args=False)
+        # Entries up to a bound, such that no column of W is longer than its own.
+        bound = MAX_COLUMN / math.sqrt(dim)
         if self.raw_factor is not None:
-            factor = _bounded(self.raw_factor)
+            columns = bound * (self.raw_factor / bound).tanh()
         else:
-            factor = _bounded(raw_factor.unflatten(-1, (k, dim, rank))) / scale.unsqueeze(-1)
-        return MixtureOfLowRankPrecisionNormals(
-            logits, loc, scale.square().reciprocal(), factor, validate_args=False
-        )
-
-
-def _bounded(columns: Tensor) -> Tensor:
-    r"""Matrices (\*B, D, r) with columns shorter than a bound; short ones keep their length."""
-    squares = columns.square().sum(-2, keepdim=True)
-    return columns * (1 + squares / MAX_COLUMN**2).rsqrt()
+            raw = rest[0].unflatten(-1, (rank, k, dim))
+            columns = (raw / bound).tanh() * (bound / scale).unsqueeze(-3)
+        precision = scale.square().reciprocal(), columns.movedim(-3, -1)
+        return MixtureOfLowRankPrecisionNormals(logits, loc, *precision, validate_args=False)

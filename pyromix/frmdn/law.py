@@ -12,7 +12,10 @@ from torch.distributions import Distribution, biject_to, constraints, transform_
 from torch.distributions.transforms import identity_transform
 from torch.types import _size
 
+from ..flow import FlowLaw
 from ..validation import check_expandable, check_value
+from .checks import within
+from .generation import generate
 
 if TYPE_CHECKING:
     from .model import FRMDN
@@ -169,22 +172,19 @@ class SequenceLaw(TorchDistribution):
     ) -> tuple[Tensor, Tensor]:
         """Draws step by step, and their log-densities, or zeros."""
         leading = sample_shape + self.batch_shape
+        model = self._model
+        log_probs = []
+
+        def draw(law: FlowLaw) -> Tensor:
+            if not scored:
+                return law.rsample() if pathwise else law.sample()
+            drawn, log_prob = law.rsample_and_log_prob()
+            log_probs.append(log_prob)
+            return drawn
+
+        start = model.start.expand(leading.numel(), -1)
         inputs = self._inputs(leading)
-        model, memory = self._model, None
-        value = model.start.expand(leading.numel(), -1)
-        values, log_probs = [], []
-        for t in range(self.event_shape[0]):
-            given = value if inputs is None else torch.cat([value, inputs[:, t]], -1)
-            states, memory = model.recurrence(given.unsqueeze(1), memory)
-            law = model.law_of_step(states.squeeze(1))
-            if scored:
-                drawn, log_prob = law.rsample_and_log_prob()
-                log_probs.append(log_prob)
-            else:
-                drawn = law.rsample() if pathwise else law.sample()
-                law.clear_cache()
-            values.append(drawn)
-            value = model.standardize(drawn)
+        values = list(generate(model, start, None, inputs, self.event_shape[0], draw))
         result = torch.stack(values, -2).reshape(*leading, *self.event_shape)
         total = torch.stack(log_probs, -1) if scored else result.new_zeros(result.shape[:-1])
         total = total.reshape(result.shape[:-1])
@@ -211,13 +211,8 @@ class SequenceLaw(TorchDistribution):
         return fed if inputs is None else torch.cat([fed, inputs], -1)
 
     def _inputs(self, leading: Size) -> Tensor | None:
-        inputs = self._model.encode_inputs(self._context, self._static, self._lengths)
+        inputs = self._model.inputs(self._context, self._static, self._lengths)
         if inputs is None:
             return None
         inputs = inputs.expand(*leading, self.event_shape[0], -1)
         return inputs.reshape(leading.numel(), *inputs.shape[-2:])
-
-
-def within(lengths: Tensor, num_steps: int) -> Tensor:
-    r"""Which steps come before the end of sequences with lengths (\*B): shape (\*B, T)."""
-    return torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)

@@ -17,9 +17,20 @@ from ..flow import FlowLaw
 from ..mixtures.initialization import find_clusters
 from ..networks import check_widths
 from ..plain import as_transform_module, flatten_transforms
-from ..validation import as_int, check_positive_int, check_tensor, is_traced
+from ..validation import check_positive_int, check_tensor
+from .checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_lengths,
+    check_row,
+    common_shape,
+    within,
+)
+from .generation import continue_prefix
 from .head import POSITIVE, MixtureHead
-from .law import SequenceLaw, within
+from .inputs import Inputs
+from .law import SequenceLaw
 from .recurrence import CELLS, Memory, Recurrence
 from .standardize import Standardize
 
@@ -70,9 +81,10 @@ class FRMDN(DistributionModule):
             a free parameter, the same at all steps.
         positivity: What makes s positive, ``"softplus"`` or ``"exp"``. The exponential follows
             scales over many orders of magnitude, and may jump in training.
-        scale_floor: Smallest s, in units of the standardised data; see `MixtureHead` for the
-            bound of variances in all directions that it gives. Without a bound the likelihood is
-            infinite where data repeat exactly: add noise to rounded data (see `dequantize`).
+        scale_floor: Smallest s, f, in units of the standardised data. Low-rank columns are
+            bounded, too, so that the variance of the mixture's components is at least
+            :math:`f^2 / (1 + 10^4 r)` in all directions. Where data repeat exactly the likelihood
+            would be infinite without a bound: add noise to rounded data (see `dequantize`).
         validate_args: Whether to check the values that are scored.
 
     Raises:
@@ -119,13 +131,13 @@ class FRMDN(DistributionModule):
         self.rank = _check_rank(rank, dim)
         self.hidden_dim = check_positive_int("hidden_dim", hidden_dim)
         self.num_layers = check_positive_int("num_layers", num_layers)
-        self.cell = _check_choice("cell", cell, CELLS)
+        self.cell = check_choice("cell", cell, CELLS)
         self.head_dims = check_widths("head_dims", head_dims)
-        self.context_dim = _check_count("context_dim", context_dim)
-        self.static_dim = _check_count("static_dim", static_dim)
-        self.encoder = _check_choice("encoder", encoder, ("causal", "bidirectional"))
-        self.factor = _check_choice("factor", factor, ("network", "shared"))
-        self.positivity = _check_choice("positivity", positivity, POSITIVE)
+        self.context_dim = check_count("context_dim", context_dim)
+        self.static_dim = check_count("static_dim", static_dim)
+        self.encoder = check_choice("encoder", encoder, ("causal", "bidirectional"))
+        self.factor = check_choice("factor", factor, ("network", "shared"))
+        self.positivity = check_choice("positivity", positivity, POSITIVE)
         if not 0 < scale_floor < math.inf:
             raise ValueError(
                 f"Expected a positive, finite scale_floor, got {scale_floor}. Without a floor the "
@@ -138,18 +150,13 @@ class FRMDN(DistributionModule):
                 "all steps, got 0."
             )
         self.standardize = Standardize(dim)
-        self.standardize_context = Standardize(self.context_dim)
-        self.standardize_static = Standardize(self.static_dim)
         self.start = nn.Parameter(torch.zeros(dim))  # in place of a value before the first
-        num_inputs = self.context_dim
-        self.context_encoder: Any = None
+        size = self.hidden_dim, self.num_layers
+        reader = None
         if encoder == "bidirectional":
-            self.context_encoder = Recurrence(
-                cell, self.context_dim, self.hidden_dim, self.num_layers, bidirectional=True
-            )
-            num_inputs = 2 * self.hidden_dim
-        num_inputs += dim + self.static_dim
-        self.recurrence = Recurrence(cell, num_inputs, self.hidden_dim, self.num_layers)
+            reader = Recurrence(cell, self.context_dim, *size, bidirectional=True)
+        self.inputs = Inputs(self.context_dim, self.static_dim, reader)
+        self.recurrence = Recurrence(cell, dim + self.inputs.width, *size)
         self.head = MixtureHead(
             self.hidden_dim,
             self.head_dims,
@@ -194,19 +201,18 @@ class FRMDN(DistributionModule):
             ValueError: If an input is missing, not asked for, of a wrong shape or not finite, or
                 a length is out of range.
         """
-        if static is None and self.static_dim and not self.context_dim:
-            context, static = None, context
-        lengths = self._check_lengths(lengths, self.length)
-        context = self._check_context(context, lengths)
+        context, static = self._told_apart(context, static)
+        lengths = check_lengths(lengths, self.length, self.start)
+        context, static = self._check_inputs(context, static, lengths)
         if context is not None and context.shape[-2] != self.length:
             raise ValueError(
                 f"Expected a context for each of {self.length} steps, of shape (*B, "
                 f"{self.length}, {self.context_dim}), got {tuple(context.shape)}. For sequences "
                 f"that are shorter pad both, and pass lengths; longer ones are for predict."
             )
-        static = self._check_static(static)
-        shapes = {"context": (context, 2), "static": (static, 1), "lengths": (lengths, 0)}
-        batch_shape = _common_shape(shapes)
+        batch_shape = common_shape(
+            {"context": (context, 2), "static": (static, 1), "lengths": (lengths, 0)}
+        )
         return SequenceLaw(self, context, static, lengths, batch_shape, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -277,26 +283,26 @@ class FRMDN(DistributionModule):
         """
         horizon = check_positive_int("horizon", horizon)
         num_samples = check_positive_int("num_samples", num_samples)
-        if context is not None and static is None and self.static_dim and not self.context_dim:
-            context, static = None, context
+        context, static = self._told_apart(context, static)
         prefix = check_tensor("prefix", prefix, like=self.start)
         if prefix.dim() < 2 or prefix.shape[-1] != self.dim or prefix.shape[-2] == 0:
             raise ValueError(
                 f"Expected a prefix of shape (*B, t, {self.dim}) with t of at least 1, got "
                 f"{tuple(prefix.shape)}. To draw from the start, call sample."
             )
+        lengths = check_lengths(lengths, prefix.shape[-2], self.start)
+        totals = None if lengths is None else lengths + horizon
+        if lengths is not None:
+            prefix = prefix[..., : int(lengths.max()), :]
         num_steps = prefix.shape[-2]
-        lengths = self._check_lengths(lengths, num_steps)
-        longest = num_steps if lengths is None else int(lengths.max())
-        static = self._check_static(static)
-        context = self._check_context(context, None if lengths is None else lengths + horizon)
-        if context is not None and context.shape[-2] < longest + horizon:
+        context, static = self._check_inputs(context, static, totals)
+        needed = num_steps + horizon
+        if context is not None and context.shape[-2] < needed:
             raise ValueError(
-                f"Expected a context for {longest} steps of the prefix and {horizon} to come, of "
-                f"shape (*B, {longest + horizon} or more, {self.context_dim}), got "
-                f"{tuple(context.shape)}."
+                f"Expected a context for all steps, {horizon} to come included, of shape (*B, "
+                f"{needed} or more, {self.context_dim}), got {tuple(context.shape)}."
             )
-        batch = _common_shape(
+        batch = common_shape(
             {
                 "prefix": (prefix, 2),
                 "context": (context, 2),
@@ -304,38 +310,18 @@ class FRMDN(DistributionModule):
                 "lengths": (lengths, 0),
             }
         )
-        count = batch.numel()
-        ends = torch.full((count,), num_steps, device=prefix.device)
-        if lengths is not None:
-            ends = lengths.expand(batch).reshape(count)
-            present = within(lengths, num_steps).unsqueeze(-1)
-            prefix = torch.where(present, prefix, self.standardize.loc)
-        if not prefix.isfinite().all():
-            raise ValueError("Expected a finite prefix, got NaN or infinity before its end.")
-        fed = self.standardize(prefix).expand(*batch, -1, -1).reshape(count, num_steps, self.dim)
-        inputs = self.encode_inputs(
-            context, static, None if lengths is None else lengths + horizon
-        )
+        ends = torch.tensor(num_steps, device=prefix.device) if lengths is None else lengths
+        ends = ends.expand(batch)
+        prefix = torch.where(
+            within(ends, num_steps).unsqueeze(-1), prefix, self.standardize.loc
+        )  # (*B, t, D)
+        check_finite("prefix", prefix)
+        inputs = self.inputs(context, static, totals)
         if inputs is not None:
-            inputs = inputs.expand(*batch, *inputs.shape[-2:]).flatten(0, -3)
-            if context is None:
-                inputs = inputs.expand(-1, num_steps + horizon, -1)
-        rows = torch.arange(count, device=prefix.device)
-        start = self.start.expand(count, 1, -1)
-        given = torch.cat([start, fed[:, :-1]], 1)
-        given = given if inputs is None else torch.cat([given, inputs[:, :num_steps]], -1)
-        _, memory = self.recurrence(given, None, ends)
-        memory = tuple(m.repeat(1, num_samples, 1) for m in memory)
-        value = fed[rows, ends - 1].repeat(num_samples, 1)
-        values = []
-        for i in range(horizon):
-            if inputs is not None:
-                value = torch.cat([value, inputs[rows, ends + i].repeat(num_samples, 1)], -1)
-            states, memory = self.recurrence(value.unsqueeze(1), memory)
-            drawn = self.law_of_step(states.squeeze(1)).sample()
-            values.append(drawn)
-            value = self.standardize(drawn)
-        return torch.stack(values, -2).reshape(num_samples, *batch, horizon, self.dim)
+            inputs = inputs.expand(*batch, -1, -1).reshape(batch.numel(), *inputs.shape[-2:])
+        flat = prefix.reshape(batch.numel(), num_steps, self.dim), ends.reshape(-1)
+        drawn = continue_prefix(self, *flat, inputs, horizon, num_samples)
+        return drawn.reshape(num_samples, *batch, horizon, self.dim)
 
     def step(
         self,
@@ -366,7 +352,7 @@ class FRMDN(DistributionModule):
             ValueError: If the encoder reads the whole context, a state comes without a value or
                 a value without a state, or an argument does not fit.
         """
-        if self.context_encoder is not None:
+        if self.inputs.encoder is not None:
             raise ValueError(
                 "Expected a causal encoder, got encoder='bidirectional', which reads contexts of "
                 "steps to come. Use predict, or build the model with encoder='causal'."
@@ -376,34 +362,23 @@ class FRMDN(DistributionModule):
                 "Expected both a state and the value y that was observed last, or neither: the "
                 "first call gives the law of the first value, before there is one."
             )
-        y = self.start if y is None else self.standardize(self._check_row("y", y, self.dim))
-        parts = [y]
-        for name, row, width in (("x", x, self.context_dim), ("static", static, self.static_dim)):
-            if (row is None) != (width == 0):
-                raise ValueError(
-                    f"Expected {name} of shape (*B, {width}), got None."
-                    if width
-                    else f"Expected no {name}, as the model was built without, got one."
-                )
-            if row is not None:
-                scale = self.standardize_context if name == "x" else self.standardize_static
-                parts.append(scale(self._check_row(name, row, width)))
-        expected = self.recurrence.num_memories
-        if state is not None and (
-            len(state) != expected
-            or any(s.shape[-2:] != (self.num_layers, self.hidden_dim) for s in state)
-        ):
-            raise ValueError(
-                f"Expected a state of {expected} tensor(s) of shape (*B, {self.num_layers}, "
-                f"{self.hidden_dim}), as step returns it, got {[tuple(s.shape) for s in state]}."
-            )
-        shapes = {f"input {i}": (part, 1) for i, part in enumerate(parts)}
-        shapes |= {f"state {i}": (s, 2) for i, s in enumerate(state or ())}
-        batch = _common_shape(shapes)
-        given = torch.cat([part.expand(*batch, -1) for part in parts], -1)
+        value: Tensor = self.start
+        if y is not None:
+            check_finite("y", check_row("y", y, self.dim, self.start))
+            value = self.standardize(y)
+        if x is not None and self.context_dim:
+            x = check_row("x", x, self.context_dim, self.start).unsqueeze(-2)
+        inputs = self.inputs(*self._check_inputs(x, static, None), None)
+        parts = {"y": (value, 1), "the inputs": (inputs, 2)}
+        parts |= {f"state[{i}]": (s, 2) for i, s in enumerate(self._check_state(state))}
+        batch = common_shape(parts)
+        given = value.unsqueeze(-2).expand(*batch, 1, self.dim)
+        if inputs is not None:
+            given = torch.cat([given, inputs.expand(*batch, 1, -1)], -1)
         memory: Memory | None = None
         if state is not None:
-            flat = (s.expand(*batch, -1, -1).reshape(-1, *s.shape[-2:]) for s in state)
+            size = self.num_layers, self.hidden_dim
+            flat = (s.expand(*batch, *size).reshape(-1, *size) for s in state)
             memory = tuple(s.transpose(0, 1).contiguous() for s in flat)
         states, memory = self.recurrence(given.reshape(batch.numel(), 1, -1), memory)
         law = self.law_of_step(states.reshape(*batch, self.hidden_dim))
@@ -427,16 +402,15 @@ class FRMDN(DistributionModule):
         value = law._without_padding(value)
         if not value.isfinite().all():
             raise ValueError("Expected finite values to initialise from, got NaN or infinity.")
-        lengths = self._check_lengths(inputs.get("lengths"), self.length)
         present = value.new_ones(value.shape[:-1], dtype=torch.bool)
-        if lengths is not None:
-            present = within(lengths, self.length).expand(present.shape)
+        if law.lengths is not None:
+            present = within(law.lengths, self.length).expand(present.shape)
         self.standardize.set_from(value[present])
         if law._context is not None:
             context = law._context.expand(*present.shape, -1)
-            self.standardize_context.set_from(context[present])
+            self.inputs.standardize_context.set_from(context[present])
         if law._static is not None:
-            self.standardize_static.set_from(law._static.reshape(-1, self.static_dim))
+            self.inputs.standardize_static.set_from(law._static.reshape(-1, self.static_dim))
         z = self.standardize(value[present])
         if not any(isinstance(t, ConditionalTransform) for t in self.transforms):
             with torch.no_grad():
@@ -463,46 +437,6 @@ class FRMDN(DistributionModule):
         law = FlowLaw(self.head(states), [*transforms, scale], validate_args=False)
         law.has_rsample = self.has_rsample and not law.branching
         return law
-
-    def encode_inputs(
-        self, context: Tensor | None, static: Tensor | None, lengths: Tensor | None
-    ) -> Tensor | None:
-        r"""What the recurrent network is fed beside values.
-
-        Args:
-            context: Shape (\*C, T, context_dim).
-            static: Shape (\*S, static_dim).
-            lengths: Numbers of steps that a context has, shape (\*L).
-
-        Returns:
-            Tensor of shape (\*B, T, number of inputs), or (\*S, 1, static_dim) if there is no
-            context, or None without inputs.
-        """
-        parts = []
-        if context is not None:
-            context = self.standardize_context(context)
-            if self.context_encoder is not None:
-                context = self._encode(context, lengths)
-            parts.append(context)
-        if static is not None:
-            parts.append(self.standardize_static(static).unsqueeze(-2))
-        if len(parts) < 2:
-            return parts[0] if parts else None
-        leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-        return torch.cat([part.expand(*leading, -1) for part in parts], -1)
-
-    def _encode(self, context: Tensor, lengths: Tensor | None) -> Tensor:
-        """Reads contexts in both directions."""
-        leading = context.shape[:-2]
-        if lengths is not None:
-            leading = torch.broadcast_shapes(leading, lengths.shape)
-            lengths = lengths.expand(leading).reshape(-1)
-        flat = context.expand(*leading, -1, -1).reshape(-1, *context.shape[-2:])
-        encoded, _ = self.context_encoder(flat, None, lengths)
-        if lengths is not None:
-            present = within(lengths, context.shape[-2]).unsqueeze(-1)
-            encoded = torch.where(present, encoded, 0.0)
-        return encoded.reshape(*leading, *encoded.shape[-2:])
 
     @property
     def _law(self) -> SequenceLaw:
@@ -551,74 +485,30 @@ class FRMDN(DistributionModule):
                 f"{[type(t).__name__ for t in self.transforms]}{reason}."
             )
 
-    def _check_lengths(self, lengths: Any, longest: int) -> Tensor | None:
-        if lengths is None:
-            return None
-        if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.is_complex():
-            raise ValueError(
-                f"Expected lengths to be a tensor of integers, got "
-                f"{lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__}."
-            )
-        if lengths.device != self.start.device:
-            raise ValueError(
-                f"Expected lengths on device {self.start.device}, got {lengths.device}."
-            )
-        if not is_traced() and lengths.numel():
-            low, high = (int(t) for t in lengths.aminmax())
-            if low < 1 or high > longest:
-                raise ValueError(
-                    f"Expected lengths from 1 to {longest}, got lengths from {low} to {high}. "
-                    f"Leave empty sequences out."
-                )
-        return lengths
+    def _told_apart(self, context: Any, static: Any) -> tuple[Any, Any]:
+        """Context and static context: a model that takes but the latter gets it first."""
+        if static is None and self.static_dim and not self.context_dim:
+            return None, context
+        return context, static
 
-    def _check_context(self, context: Any, lengths: Tensor | None) -> Tensor | None:
-        """The context, its padding replaced by zeros."""
-        if context is None and not self.context_dim:
-            return None
-        if context is None:
-            raise ValueError(
-                f"This model needs a context of shape (*B, T, {self.context_dim}). Call "
-                f"condition(context), and use the distribution that it returns; train on pairs "
-                f"(values, context)."
-            )
-        if not self.context_dim:
-            raise ValueError(
-                "Expected no context of every step, as the model was built without context_dim."
-            )
-        context = check_tensor("context", context, like=self.start)
-        if context.dim() < 2 or context.shape[-1] != self.context_dim:
-            raise ValueError(
-                f"Expected a context of shape (*B, T, {self.context_dim}), got "
-                f"{tuple(context.shape)}."
-            )
-        if lengths is not None:
-            context = torch.where(within(lengths, context.shape[-2]).unsqueeze(-1), context, 0.0)
-        self._check_finite("context", context)
-        return context
+    def _check_inputs(
+        self, context: Any, static: Any, lengths: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        common = self.start, bool(self._validate_args)
+        context = self.inputs.check_context(context, lengths, *common)
+        return context, self.inputs.check_static(static, *common)
 
-    def _check_static(self, static: Any) -> Tensor | None:
-        if static is None and not self.static_dim:
-            return None
-        if static is None:
+    def _check_state(self, state: Any) -> State:
+        if state is None:
+            return ()
+        count, size = self.recurrence.num_memories, (self.num_layers, self.hidden_dim)
+        tensors = tuple(check_tensor("every part of a state", s, like=self.start) for s in state)
+        if len(tensors) != count or any(s.shape[-2:] != size for s in tensors):
             raise ValueError(
-                f"This model needs a static context of shape (*B, {self.static_dim}). Call "
-                f"condition(static=...), and use the distribution that it returns."
+                f"Expected a state of {count} tensor(s) of shape (*B, {size[0]}, {size[1]}), as "
+                f"step returns it, got {[tuple(s.shape) for s in tensors]}."
             )
-        if not self.static_dim:
-            raise ValueError("Expected no static context, as the model was built without one.")
-        return self._check_row("static", static, self.static_dim)
-
-    def _check_row(self, name: str, row: Any, width: int) -> Tensor:
-        row = check_tensor(name, row, like=self.start)
-        if row.dim() < 1 or row.shape[-1] != width:
-            raise ValueError(f"Expected {name} of shape (*B, {width}), got {tuple(row.shape)}.")
-        self._check_finite(name, row)
-        return row
-
-    def _check_finite(self, name: str, value: Tensor) -> None:
-        if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
-            raise ValueError(f"Expected {name} to be finite, got NaN or infinity.")
+        return tensors
 
 
 def _split(batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -642,35 +532,8 @@ def _as_modules(transforms: Any) -> list[Any]:
     return [as_transform_module(t) for t in flatten_transforms(list(transforms))]
 
 
-def _common_shape(tensors: Mapping[str, tuple[Tensor | None, int]]) -> Size:
-    """The shape that batch shapes broadcast to; with each tensor, the dimensions of its event."""
-    shapes = {
-        name: tuple(t.shape[: t.dim() - event_dim])
-        for name, (t, event_dim) in tensors.items()
-        if t is not None
-    }
-    try:
-        return torch.broadcast_shapes(*shapes.values())
-    except RuntimeError:
-        got = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
-        raise ValueError(f"Expected batch shapes that broadcast, got {got}.") from None
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> Any:
-    if value not in tuple(choices):
-        raise ValueError(f"Expected {name} to be one of {tuple(choices)}, got {value!r}.")
-    return value
-
-
-def _check_count(name: str, value: object) -> int:
-    count = as_int(value)
-    if count is None or count < 0:
-        raise ValueError(f"Expected {name} to be an integer of at least 0, got {value!r}.")
-    return count
-
-
 def _check_rank(rank: object, dim: int) -> int:
-    count = _check_count("rank", rank)
+    count = check_count("rank", rank)
     if count > dim:
         raise ValueError(
             f"Expected a rank from 0 to dim={dim}, got {count}. Precisions of full rank need no "

@@ -50,6 +50,11 @@ class Recurrence(nn.Module):
         """Number of tensors that are carried on: two of an LSTM, one of a GRU."""
         return 2 if isinstance(self.rnn, nn.LSTM) else 1
 
+    @property
+    def num_outputs(self) -> int:
+        """Entries of an output: H, or 2 H of a bidirectional network."""
+        return self.rnn.hidden_size * (2 if self.rnn.bidirectional else 1)
+
     def forward(
         self, inputs: Tensor, memory: Memory | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Memory]:

@@ -1,4 +1,4 @@
-"""How close two sets of samples are, without a density; these functions know no model."""
+"""Precision and recall: how close two sets of points are, from nearest neighbours."""
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .validation import check_positive_int
+from ..validation import check_positive_int
 
 # Up to this many columns, direct differences cost no more than twice the matrix product.
 _DIRECT_DIM = 16

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from pyromix import metrics
-from pyromix.metrics import PrecisionRecall, precision_recall
+from pyromix.metrics import PrecisionRecall, neighbors, precision_recall
 
 
 def obvious(real, generated, k=3):
@@ -115,9 +114,9 @@ def test_near_duplicates_far_apart():
 
 def test_products_are_right_where_they_are_used():
     points = torch.randn(300, 200).double() * torch.logspace(-5, 0, 300)[:, None]
-    floor = metrics._smallest_safe_distance(points, points)
-    direct = metrics._squared_distances(points, points, direct=True)
-    products = metrics._squared_distances(points, points, direct=False)
+    floor = neighbors._smallest_safe_distance(points, points)
+    direct = neighbors._squared_distances(points, points, direct=True)
+    products = neighbors._squared_distances(points, points, direct=False)
     safe = direct > floor
     assert 0 < safe.sum() < safe.numel() - len(points)
     assert ((products - direct).abs() <= 1e-6 * direct)[safe].all()

@@ -1,0 +1,92 @@
+"""Checks of what a model of sequences is given, and of how it is built."""
+
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_finite",
+    "check_lengths",
+    "check_row",
+    "common_shape",
+    "within",
+]
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from ..validation import as_int, check_tensor, is_traced
+
+
+def within(lengths: Tensor, num_steps: int) -> Tensor:
+    r"""Which steps come before the end of sequences with lengths (\*B): shape (\*B, T)."""
+    return torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def check_lengths(lengths: Any, longest: int, like: Tensor) -> Tensor | None:
+    """Lengths, None or a tensor of integers from 1 to the longest on a tensor's device."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise ValueError(
+            f"Expected lengths to be a tensor of integers, int64 or int32, got {got}."
+        )
+    if lengths.device != like.device:
+        raise ValueError(f"Expected lengths on device {like.device}, got {lengths.device}.")
+    if not is_traced() and lengths.numel():
+        low, high = (int(t) for t in lengths.aminmax())
+        if low < 1 or high > longest:
+            raise ValueError(
+                f"Expected lengths from 1 to {longest}, got lengths from {low} to {high}. Leave "
+                f"empty sequences out."
+            )
+    return lengths
+
+
+def check_row(name: str, row: Any, width: int, like: Tensor) -> Tensor:
+    r"""A tensor of shape (\*B, width)."""
+    row = check_tensor(name, row, like=like)
+    if row.dim() < 1 or row.shape[-1] != width:
+        raise ValueError(f"Expected {name} of shape (*B, {width}), got {tuple(row.shape)}.")
+    return row
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raises an error for NaN or infinity."""
+    if not is_traced() and not bool(value.isfinite().all()):
+        count = int((~value.isfinite()).sum())
+        raise ValueError(
+            f"Expected {name} to be finite, got NaN or infinity in {count} of {value.numel()} "
+            f"entries. Padding after a sequence's end is ignored if lengths are given."
+        )
+
+
+def common_shape(tensors: Mapping[str, tuple[Tensor | None, int]]) -> Size:
+    """The shape that batch shapes broadcast to; with each tensor, the dimensions of its event."""
+    shapes = {
+        name: tuple(t.shape[: t.dim() - event_dim])
+        for name, (t, event_dim) in tensors.items()
+        if t is not None
+    }
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        got = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        raise ValueError(f"Expected batch shapes that broadcast, got {got}.") from None
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
+    """One of some names."""
+    if value not in tuple(choices):
+        raise ValueError(f"Expected {name} to be one of {tuple(choices)}, got {value!r}.")
+    return value
+
+
+def check_count(name: str, value: object) -> int:
+    """An integer of at least 0."""
+    count = as_int(value)
+    if count is None or count < 0:
+        raise ValueError(f"Expected {name} to be an integer of at least 0, got {value!r}.")
+    return count

@@ -1,0 +1,121 @@
+"""What a model of sequences is told beside values: contexts of steps, and of sequences."""
+
+__all__ = ["Inputs"]
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..validation import check_tensor
+from .checks import check_finite, check_row, within
+from .recurrence import Recurrence
+from .standardize import Standardize
+
+
+class Inputs(nn.Module):
+    """Contexts, standardised and, if an encoder is given, read as a whole.
+
+    Args:
+        context_dim: Entries of the context of a step, zero for none.
+        static_dim: Entries of the context of a sequence, zero for none.
+        encoder: A bidirectional recurrence that reads the contexts of all steps.
+    """
+
+    def __init__(self, context_dim: int, static_dim: int, encoder: Recurrence | None) -> None:
+        super().__init__()
+        self.context_dim, self.static_dim = context_dim, static_dim
+        self.standardize_context = Standardize(context_dim)
+        self.standardize_static = Standardize(static_dim)
+        self.encoder: Any = encoder
+
+    @property
+    def width(self) -> int:
+        """Number of entries that a step's inputs have in the end."""
+        encoded = self.context_dim if self.encoder is None else self.encoder.num_outputs
+        return encoded + self.static_dim
+
+    def forward(
+        self, context: Tensor | None, static: Tensor | None, lengths: Tensor | None
+    ) -> Tensor | None:
+        r"""The inputs of steps.
+
+        Args:
+            context: Shape (\*C, T, context_dim).
+            static: Shape (\*S, static_dim).
+            lengths: Numbers of steps that contexts have, shape (\*L).
+
+        Returns:
+            Tensor of shape (\*B, T, width), or (\*S, 1, width) if there is no context, or None if
+            there are no inputs.
+        """
+        parts = []
+        if context is not None:
+            context = self.standardize_context(context)
+            parts.append(context if self.encoder is None else self._encode(context, lengths))
+        if static is not None:
+            parts.append(self.standardize_static(static).unsqueeze(-2))
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        return torch.cat([part.expand(*leading, -1) for part in parts], -1)
+
+    def check_context(
+        self, context: Any, lengths: Tensor | None, like: Tensor, validate: bool
+    ) -> Tensor | None:
+        """A context of steps, its padding replaced by zeros."""
+        if not self.context_dim:
+            if context is not None:
+                raise ValueError(
+                    "Expected no context of every step, as the model was built without "
+                    "context_dim."
+                )
+            return None
+        if context is None:
+            raise ValueError(
+                f"This model needs a context of shape (*B, T, {self.context_dim}). Call "
+                f"condition(context), and use the distribution that it returns; train on pairs "
+                f"(values, context)."
+            )
+        context = check_tensor("context", context, like=like)
+        if context.dim() < 2 or context.shape[-1] != self.context_dim:
+            raise ValueError(
+                f"Expected a context of shape (*B, T, {self.context_dim}), got "
+                f"{tuple(context.shape)}."
+            )
+        if lengths is not None:
+            present = within(lengths, context.shape[-2]).unsqueeze(-1)
+            context = torch.where(present, context, 0.0)
+        if validate:
+            check_finite("context", context)
+        return context
+
+    def check_static(self, static: Any, like: Tensor, validate: bool) -> Tensor | None:
+        """A context of sequences."""
+        if not self.static_dim:
+            if static is not None:
+                raise ValueError(
+                    "Expected no static context, as the model was built without static_dim."
+                )
+            return None
+        if static is None:
+            raise ValueError(
+                f"This model needs a static context of shape (*B, {self.static_dim}). Call "
+                f"condition(static=...), and use the distribution that it returns."
+            )
+        static = check_row("static", static, self.static_dim, like)
+        if validate:
+            check_finite("static", static)
+        return static
+
+    def _encode(self, context: Tensor, lengths: Tensor | None) -> Tensor:
+        leading = context.shape[:-2]
+        if lengths is not None:
+            leading = torch.broadcast_shapes(leading, lengths.shape)
+            lengths = lengths.expand(leading).reshape(-1)
+        flat = context.expand(*leading, -1, -1).reshape(-1, *context.shape[-2:])
+        encoded, _ = self.encoder(flat, None, lengths)
+        if lengths is not None:
+            present = within(lengths, context.shape[-2]).unsqueeze(-1)
+            encoded = torch.where(present, encoded, 0.0)
+        return encoded.reshape(*leading, *encoded.shape[-2:])
