@@ -7,6 +7,7 @@ __all__ = [
     "check_positive_int",
     "check_tensor",
     "check_value",
+    "check_value_shape",
     "is_expandable",
     "is_traced",
 ]
@@ -80,6 +81,26 @@ def check_value(
     Raises:
         ValueError: If the value does not fit.
     """
+    value = check_value_shape(distribution, value, like=like)
+    # A sum is not finite if an entry is not: one pass over good values.
+    if distribution._validate_args and not is_traced() and not math.isfinite(value.sum().item()):
+        missing = int(value.isnan().sum())
+        if missing:
+            raise ValueError(
+                f"Expected a value without NaN, got {missing} NaN among {value.numel()} entries. "
+                f"Remove or impute them before scoring."
+            )
+    return value
+
+
+def check_value_shape(
+    distribution: Distribution, value: object, *, like: Tensor | None = None
+) -> Tensor:
+    """Checks a value as `check_value` does, but not for NaN.
+
+    Raises:
+        ValueError: If type, dtype, device or shape do not fit.
+    """
     value = check_tensor("value", value, like=like)
     event_shape, batch_shape = distribution.event_shape, distribution.batch_shape
     event_dim = len(event_shape)
@@ -97,14 +118,6 @@ def check_value(
             f"To score one value under every distribution of the batch, insert dimensions of "
             f"size 1."
         )
-    # A sum is not finite if an entry is not: one pass over good values.
-    if distribution._validate_args and not is_traced() and not math.isfinite(value.sum().item()):
-        missing = int(value.isnan().sum())
-        if missing:
-            raise ValueError(
-                f"Expected a value without NaN, got {missing} NaN among {value.numel()} entries. "
-                f"Remove or impute them before scoring."
-            )
     return value
 
 

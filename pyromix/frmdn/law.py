@@ -13,7 +13,7 @@ from torch.distributions.transforms import identity_transform
 from torch.types import _size
 
 from ..flow import FlowLaw
-from ..validation import check_expandable, check_value
+from ..validation import check_expandable, check_value, check_value_shape
 from .checks import within
 from .generation import generate
 
@@ -197,10 +197,9 @@ class SequenceLaw(TorchDistribution):
     def _without_padding(self, value: Tensor) -> Tensor:
         """Checked values, with the location of the data in place of what follows an end."""
         model = self._model
-        if self._lengths is None or not isinstance(value, Tensor) or value.dim() < 2:
-            return check_value(self, value, like=model.start)
-        if value.shape[-2] == self.event_shape[0] and value.dtype == model.start.dtype:
-            present = within(self._lengths, value.shape[-2]).unsqueeze(-1)
+        if self._lengths is not None:
+            value = check_value_shape(self, value, like=model.start)
+            present = within(self._lengths, self.event_shape[0]).unsqueeze(-1)
             value = torch.where(present, value, model.standardize.loc)
         return check_value(self, value, like=model.start)
 
