@@ -186,6 +186,7 @@ ENTRIES = {
     },
     "frmdn-spline": Entry("FRMDN, splines", partial(recurrent, flow=spline), 1e-3),
 }
+BASELINES = {f"frmdn-{r}": f"rmdn-{r}" for r in RANKS} | {"frmdn-spline": "rmdn-0"}
 LABELS = {LINEAR: "linear model of frames"} | {name: e.label for name, e in ENTRIES.items()}
 
 
@@ -284,10 +285,8 @@ def report(results: dict[str, dict[str, Any]], data: Data) -> None:
         nats = torch.tensor(numbers["nats"]).double()
         mean, error = bits(nats, data)
         pace = f"{1e3 * numbers['seconds'] / numbers['steps']:.0f}" if "steps" in numbers else ""
-        gain = ""
-        rank = name.removeprefix("frmdn-")
-        baseline = results.get(f"rmdn-{rank if rank.isdigit() else 0}")
-        if name.startswith("frmdn") and baseline:
+        gain, baseline = "", results.get(BASELINES.get(name, ""))
+        if baseline:
             gain = "{:.3f} ± {:.3f}".format(*bits(torch.tensor(baseline["nats"]) - nats, data))
         print(
             f"{LABELS[name]:>24} {numbers['parameters']:>10,} {pace:>8} "
