@@ -33,6 +33,7 @@ from .arguments import UnknownArgumentsError, constructor_arguments
 from .branching import BranchingTransform, inverted_message
 from .core import DistributionModule
 from .registry import decode, encode, register
+from .splines import keep_splines_inside
 from .validation import is_traced
 
 
@@ -61,6 +62,7 @@ def as_transform_module(transform: Transform | ConditionalTransform) -> Any:
         # These keep their transform out of sight of modules, and lose it in copies.
         return InverseTransform(as_transform_module(transform.inv))
     if isinstance(transform, nn.Module):
+        keep_splines_inside(transform)
         return transform
     if isinstance(transform, Transform):
         return PlainTransform.wrap(transform)
