@@ -265,7 +265,7 @@ BASELINES = {f"frmdn-{r}": f"rmdn-{r}" for r in RANKS} | {
 
 SETTINGS = {
     "quick": Setting("quick", 96, 128, ("rmdn-0", "frmdn-0")),
-    "default": Setting("default", 1500, 128, tuple(ENTRIES)),
+    "default": Setting("default", 1000, 128, tuple(ENTRIES)),
     "paper": Setting("paper", 50_000, 256, tuple(ENTRIES)),
 }
 
