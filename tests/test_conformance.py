@@ -173,16 +173,19 @@ CASES = {
     "rad-mixture": Case(lambda: _folded(RAD(2, num_layers=2, base=GaussianMixture(2, 3)))),
     "frmdn-numbers": Case(lambda: _sequences(1, 2, 3)),
     "frmdn-gru": Case(lambda: _sequences(2, 1, cell="gru", num_layers=2, head_dims=(4,))),
-    "frmdn-rank": Case(lambda: _sequences(3, 2, rank=2, cell="gru")),
+    "frmdn-rank": Case(lambda: _sequences(3, 2, rank=2, cell="gru"), num_samples=8000),
     "frmdn-shared-factor": Case(
-        lambda: _sequences(2, 2, rank=1, factor="shared", positivity="exp", num_layers=2)
+        lambda: _sequences(2, 2, rank=1, factor="shared", positivity="exp", num_layers=2),
+        num_samples=8000,
     ),
     "frmdn-flow": Case(
         lambda: _sequences(1, 3, 2, near_identity(transforms.spline(1, count_bins=4))),
         traceable=False,  # Pyro's splines index by a mask
+        num_samples=8000,
     ),
     "frmdn-conditional-flow": Case(
-        lambda: _sequences(2, 2, 2, transforms.conditional_affine_coupling(2, 4, hidden_dims=[4]))
+        lambda: _sequences(2, 2, 2, transforms.conditional_affine_coupling(2, 4, hidden_dims=[4])),
+        num_samples=8000,
     ),
     "frmdn-fold": Case(lambda: _folded(_sequences(1, 2, 2, Fold((4,)))), seed=1),
     "frmdn-logit": Case(
