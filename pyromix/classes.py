@@ -133,17 +133,7 @@ class ClassConditional(DistributionModule):
         Returns:
             What the model gives, of batch shape B.
         """
-        label = torch.as_tensor(label, device=self.contexts.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ValueError(f"Expected integer labels of classes, got {label.dtype}.")
-        if not is_traced() and label.numel():
-            low, high = (int(t) for t in label.aminmax())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"Expected labels from 0 to {self.num_classes - 1}, got labels from {low} to "
-                    f"{high}."
-                )
-        return self.model.condition(self.contexts[label])
+        return self.model.condition(self._contexts_of(label))
 
     def class_log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density given every class.
@@ -155,9 +145,13 @@ class ClassConditional(DistributionModule):
             Tensor :math:`\log p(x \mid y)` of shape (\*S, C).
         """
         value = check_value(self, value, like=self.contexts)
-        return self.model.condition(self.contexts).log_prob(
-            value.unsqueeze(-1 - len(self.event_shape))
+        event_dim = len(self.event_shape)
+        leading = value.shape[: value.dim() - event_dim]
+        # Expanded: not every transform broadcasts values with a context.
+        wide = value.unsqueeze(-1 - event_dim).expand(
+            *leading, self.num_classes, *self.event_shape
         )
+        return self.model.condition(self.contexts).log_prob(wide)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density, the class summed out; shape (\*S) for values ``(*S, *event_shape)``."""
@@ -188,8 +182,7 @@ class ClassConditional(DistributionModule):
         value, label = split_batch(batch)
         if label is None:
             return super().loss(batch, progress)
-        self.condition(label)  # says which labels are wrong
-        loss = self.model.loss((value, self.contexts[label]), progress)
+        loss = self.model.loss((value, self._contexts_of(label)), progress)
         return loss - self.prior.log()[label].mean()
 
     def config(self) -> dict[str, Any]:
@@ -201,4 +194,18 @@ class ClassConditional(DistributionModule):
         value, label = split_batch(data)
         super().initialize(data)
         if label is not None and not self.model.initialized:
-            self.model.initialize((value, self.contexts[label]))
+            self.model.initialize((value, self._contexts_of(label)))
+
+    def _contexts_of(self, label: Any) -> Tensor:
+        """Contexts of labels, which are checked."""
+        label = torch.as_tensor(label, device=self.contexts.device)
+        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+            raise ValueError(f"Expected integer labels of classes, got {label.dtype}.")
+        if not is_traced() and label.numel():
+            low, high = (int(t) for t in label.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"Expected labels from 0 to {self.num_classes - 1}, got labels from {low} to "
+                    f"{high}."
+                )
+        return self.contexts[label]

@@ -71,7 +71,7 @@ def common_shape(tensors: Mapping[str, tuple[Tensor | None, int]]) -> Size:
         if t is not None
     }
     try:
-        return torch.broadcast_shapes(*shapes.values())
+        return torch.broadcast_shapes((), *shapes.values())
     except RuntimeError:
         got = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
         raise ValueError(f"Expected batch shapes that broadcast, got {got}.") from None

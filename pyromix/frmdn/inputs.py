@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..validation import check_tensor
-from .checks import check_finite, check_row, within
+from .checks import check_finite, check_row, common_shape, within
 from .recurrence import Recurrence
 from .standardize import Standardize
 
@@ -74,8 +74,8 @@ class Inputs(nn.Module):
         if context is None:
             raise ValueError(
                 f"This model needs a context of shape (*B, T, {self.context_dim}). Call "
-                f"condition(context), and use the distribution that it returns; train on pairs "
-                f"(values, context)."
+                f"condition(context), and use the distribution that it returns; pass context to "
+                f"predict, and x to step; train on pairs (values, context)."
             )
         context = check_tensor("context", context, like=like)
         if context.dim() < 2 or context.shape[-1] != self.context_dim:
@@ -84,6 +84,7 @@ class Inputs(nn.Module):
                 f"{tuple(context.shape)}."
             )
         if lengths is not None:
+            common_shape({"context": (context, 2), "lengths": (lengths, 0)})
             present = within(lengths, context.shape[-2]).unsqueeze(-1)
             context = torch.where(present, context, 0.0)
         if validate:
@@ -101,7 +102,8 @@ class Inputs(nn.Module):
         if static is None:
             raise ValueError(
                 f"This model needs a static context of shape (*B, {self.static_dim}). Call "
-                f"condition(static=...), and use the distribution that it returns."
+                f"condition(static=...), and use the distribution that it returns; pass static "
+                f"to predict and step, too."
             )
         static = check_row("static", static, self.static_dim, like)
         if validate:

@@ -80,6 +80,12 @@ class SequenceLaw(TorchDistribution):
         self._validate_args = validate_args
         self.has_rsample = model.has_rsample
 
+    def __repr__(self) -> str:
+        return (
+            f"SequenceLaw(batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)}, ragged={self._lengths is not None})"
+        )
+
     @property
     def support(self) -> constraints.Constraint:
         """Sequences of real vectors."""
@@ -196,7 +202,14 @@ class SequenceLaw(TorchDistribution):
 
     def _without_padding(self, value: Tensor) -> Tensor:
         """Checked values, with the location of the data in place of what follows an end."""
-        model = self._model
+        model, (length, dim) = self._model, self.event_shape
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[-2] != length:
+            raise ValueError(
+                f"Expected sequences whose last two dimensions are the event shape "
+                f"({length}, {dim}), got shape {tuple(value.shape)}. Pad shorter ones, and pass "
+                f"lengths to condition; for longer ones build a longer model, which takes the "
+                f"same parameters with load_state_dict."
+            )
         if self._lengths is not None:
             value = check_value_shape(self, value, like=model.start)
             present = within(self._lengths, self.event_shape[0]).unsqueeze(-1)

@@ -295,8 +295,10 @@ class FRMDN(DistributionModule):
         if lengths is not None:
             prefix = prefix[..., : int(lengths.max()), :]
         num_steps = prefix.shape[-2]
-        context, static = self._check_inputs(context, static, totals)
         needed = num_steps + horizon
+        if isinstance(context, Tensor) and context.dim() > 1:
+            context = context[..., :needed, :]  # what comes later is not to be read
+        context, static = self._check_inputs(context, static, totals)
         if context is not None and context.shape[-2] < needed:
             raise ValueError(
                 f"Expected a context for all steps, {horizon} to come included, of shape (*B, "
@@ -311,7 +313,7 @@ class FRMDN(DistributionModule):
             }
         )
         ends = torch.tensor(num_steps, device=prefix.device) if lengths is None else lengths
-        ends = ends.expand(batch)
+        ends, prefix = ends.expand(batch), prefix.expand(*batch, -1, -1)
         prefix = torch.where(
             within(ends, num_steps).unsqueeze(-1), prefix, self.standardize.loc
         )  # (*B, t, D)
@@ -513,17 +515,17 @@ class FRMDN(DistributionModule):
 
 def _split(batch: Batch) -> tuple[Tensor, dict[str, Any]]:
     """Values of a batch, and arguments of `condition`."""
-    if isinstance(batch, Mapping) and "value" in batch:
-        inputs = {name: batch[name] for name in batch if name != "value"}
-        unknown = set(inputs) - {"context", "static", "lengths"}
-        if unknown:
-            raise ValueError(
-                f"Expected a batch with keys 'value' and of 'context', 'static' and 'lengths' "
-                f"those that there are, got {sorted(unknown)} as well."
-            )
-        return batch["value"], inputs
-    value, context = split_batch(batch)
-    return value, {"context": context}
+    match batch:
+        case {"value": value, **inputs} if set(inputs) <= {"context", "static", "lengths"}:
+            return value, {str(name): given for name, given in inputs.items()}
+        case Tensor() | [Tensor()] | [Tensor(), _]:
+            value, context = split_batch(batch)
+            return value, {"context": context}
+    got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+    raise ValueError(
+        f"Expected a batch that is a tensor, a pair (values, context), or a mapping with the key "
+        f"'value' and, of 'context', 'static' and 'lengths', those that there are, got {got}."
+    )
 
 
 def _as_modules(transforms: Any) -> list[Any]:

@@ -2,18 +2,16 @@
 
 import math
 
-import pyro.distributions.testing.gof as gof
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
-from scipy.stats import chi2, kstest
+from scipy.stats import kstest
+
+from pyromix.testing import GOODNESS_OF_FIT, goodness_of_fit
 
 from .models import KINDS, build, close, driven_spline, inputs, law_of, values
 
 P_VALUE = 1e-5
-# Pyro's test of goodness of fit takes the distances of neighbours to be independent: a right law
-# has a p-value below 1e-5 about once in 200 times.
-GOODNESS_OF_FIT = 1e-8
 STANDARD_ERRORS = 6.0
 
 # Of two numbers: what fits a plane, with components and steps that are not alike.
@@ -72,16 +70,6 @@ def test_integrates_to_one_over_the_coordinates_of_a_step():
         with torch.no_grad():
             mass = float(model.log_prob(points).exp().sum() * volume)
         assert abs(mass - 1) < 1e-3
-
-
-def goodness_of_fit(x, log_prob):
-    """A p-value, in units in which no coordinate is much narrower than another."""
-    scale = x.std(0)
-    log_prob = log_prob.detach() + scale.log().sum()
-    with pytest.MonkeyPatch.context() as patch:
-        # Pyro's own turns to 1 where the statistic is large.
-        patch.setattr(gof, "chi2sf", lambda statistic, dof: float(chi2.sf(statistic, dof)))
-        return gof.auto_goodness_of_fit((x / scale).flatten(1), log_prob.exp())
 
 
 def test_goodness_of_fit_finds_a_wrong_scale():

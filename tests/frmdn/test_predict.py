@@ -6,14 +6,10 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from pyromix.testing import GOODNESS_OF_FIT, goodness_of_fit
+
 from .models import KINDS, build, close, inputs
-from .test_draws import (
-    GOODNESS_OF_FIT,
-    P_VALUE,
-    STANDARD_ERRORS,
-    goodness_of_fit,
-    probabilities,
-)
+from .test_draws import P_VALUE, STANDARD_ERRORS, probabilities
 
 PREDICTABLE = {
     "lstm": {},
