@@ -9,7 +9,7 @@ outside put back afterwards: results are the same.
 
 __all__ = ["keep_splines_inside"]
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +25,11 @@ def keep_splines_inside(module: nn.Module) -> None:
         module: A transform. Changed in place; its parameters and results stay as they are.
     """
     for part in module.modules():
+        # Partial functions, as those can be copied and pickled with the module they belong to.
         if isinstance(part, Spline):
-            part.spline_op = MethodType(_spline_op, part)  # type: ignore[method-assign]
+            part.spline_op = partial(_spline_op, part)  # type: ignore[method-assign]
         elif isinstance(part, ConditionalSpline):
-            part.condition = MethodType(_condition, part)  # type: ignore[method-assign]
+            part.condition = partial(_condition, part)  # type: ignore[method-assign]
 
 
 class _InsideSpline(ConditionedSpline):

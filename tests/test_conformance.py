@@ -6,7 +6,18 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
 
-from pyromix import RAD, Flow, Fold, FoldingCoupling, GaussianMixture, MixtureOfNormals
+from pyromix import (
+    FRMDN,
+    RAD,
+    Flow,
+    Fold,
+    FoldingCoupling,
+    GaussianMixture,
+    LogitMap,
+    MixtureOfNormals,
+    class_conditional,
+    near_identity,
+)
 from pyromix.drmm import DRMM
 from pyromix.evidence import Box, LinearGaussian
 from pyromix.mixtures import (
@@ -66,6 +77,17 @@ def _folded(law):
         elif isinstance(part, Fold):
             part.raw.add_(0.5 * torch.randn_like(part.raw))
     return law
+
+
+@torch.no_grad()
+def _sequences(dim, length, num_components=2, *parts, **options):
+    """With states that matter: those of a new model hardly change the law."""
+    options = {"hidden_dim": 4, **options}
+    model = FRMDN(dim, length, num_components, transforms=parts, **options)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("transforms"):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
 
 
 CASES = {
@@ -149,6 +171,35 @@ CASES = {
     "rad": Case(lambda: _folded(RAD(2, num_layers=3))),
     "rad-many": Case(lambda: _folded(RAD(5, num_layers=4, partition="random"))),
     "rad-mixture": Case(lambda: _folded(RAD(2, num_layers=2, base=GaussianMixture(2, 3)))),
+    "frmdn-numbers": Case(lambda: _sequences(1, 2, 3)),
+    "frmdn-gru": Case(lambda: _sequences(2, 1, cell="gru", num_layers=2, head_dims=(4,))),
+    "frmdn-rank": Case(lambda: _sequences(3, 2, rank=2, cell="gru"), num_samples=8000),
+    "frmdn-shared-factor": Case(
+        lambda: _sequences(2, 2, rank=1, factor="shared", positivity="exp", num_layers=2),
+        num_samples=8000,
+    ),
+    "frmdn-flow": Case(
+        lambda: _sequences(1, 3, 2, near_identity(transforms.spline(1, count_bins=4))),
+        traceable=False,  # Pyro's splines index by a mask
+        num_samples=8000,
+    ),
+    "frmdn-conditional-flow": Case(
+        lambda: _sequences(2, 2, 2, transforms.conditional_affine_coupling(2, 4, hidden_dims=[4])),
+        num_samples=8000,
+    ),
+    "frmdn-fold": Case(lambda: _folded(_sequences(1, 2, 2, Fold((4,)))), seed=1),
+    "frmdn-logit": Case(
+        lambda: Flow(_sequences(1, 2, 3), [LogitMap(num_levels=4, margin=0.05)]),
+        smooth=False,
+    ),
+    "classes": Case(
+        lambda: class_conditional(GaussianMixture(2, 2, context_dim=3, hidden_dims=(4,)), 3)
+    ),
+    "classes-sequences": Case(
+        lambda: class_conditional(
+            _sequences(1, 2, static_dim=2), 2, prior=torch.tensor([0.3, 0.7])
+        )
+    ),
 }
 
 
