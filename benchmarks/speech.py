@@ -25,17 +25,19 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from planar_flows import num_parameters
 from rad_figures import BLUE, INK, RED, save
+from scipy.fft import dct
 from sequences import Store, affine_couplings, spline_couplings, train
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Transform, constraints
 
 from pyromix import FRMDN, dequantize
 from pyromix.core import Batch
@@ -159,6 +161,32 @@ def recurrent(
     )  # fmt: skip
 
 
+class Cosines(Transform):
+    """Frames from their cosine coefficients: a rotation, in which frequencies are coordinates.
+
+    A diagonal precision says nothing of how neighbouring samples move together; of coefficients,
+    it is a spectrum.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x @ cosines(x.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y @ cosines(y.dtype).mT
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        return x.new_zeros(x.shape[:-1])
+
+
+@cache
+def cosines(dtype: torch.dtype) -> Tensor:
+    """The orthonormal cosine transform of a frame, a coefficient in every row."""
+    return torch.from_numpy(dct(np.eye(FRAME), norm="ortho", axis=0)).to(dtype)
+
+
 def affine() -> list[Any]:
     return affine_couplings(FRAME, 2, 256)
 
@@ -185,8 +213,17 @@ ENTRIES = {
         for r in RANKS
     },
     "frmdn-spline": Entry("FRMDN, splines", partial(recurrent, flow=spline), 1e-3),
+    "rmdn-cosines": Entry(
+        "RMDN of coefficients", partial(recurrent, flow=lambda: [Cosines()]), 1e-3
+    ),
+    "frmdn-cosines": Entry(
+        "FRMDN of coefficients", partial(recurrent, flow=lambda: [*affine(), Cosines()]), 1e-3
+    ),
 }
-BASELINES = {f"frmdn-{r}": f"rmdn-{r}" for r in RANKS} | {"frmdn-spline": "rmdn-0"}
+BASELINES = {f"frmdn-{r}": f"rmdn-{r}" for r in RANKS} | {
+    "frmdn-spline": "rmdn-0",
+    "frmdn-cosines": "rmdn-cosines",
+}
 LABELS = {LINEAR: "linear model of frames"} | {name: e.label for name, e in ENTRIES.items()}
 
 
@@ -202,7 +239,20 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "quick": Setting("quick", 60, 32, 64, (LINEAR, "rmdn-0", "frmdn-0")),
-    "default": Setting("default", 1000, 32, 128, (LINEAR, "rmdn-k1", "rmdn-0", "frmdn-0")),
+    "default": Setting(
+        "default",
+        1000,
+        32,
+        128,
+        (
+            LINEAR,
+            "rmdn-k1",
+            "rmdn-0",
+            "frmdn-0",
+            "rmdn-cosines",
+            "frmdn-cosines",
+        ),
+    ),
     "paper": Setting("paper", 50_000, 64, 2000, tuple(LABELS)),
 }
 
