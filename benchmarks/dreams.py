@@ -4,14 +4,13 @@ A dream starts from the first frames of a test sequence, and is under its action
 where there is one to ask, goes on from its true state, which no model knows.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from pinball import Pinball
 from torch import Generator, Tensor
-from world_model_figures import Readout, draw_fans, draw_film, draw_next, draw_paths
+from world_model_figures import Readout, draw_fans, draw_film, draw_paths
 from worlds import World
 
 from pyromix import FRMDN
@@ -144,7 +143,7 @@ def report_dreams(models: dict[str, FRMDN], world: World) -> None:
     if world.states is not None:
         ensembles["the system itself"] = play_often(world, chosen, DREAMS, horizon)
     for name, ensemble in ensembles.items():
-        scores = energy_score(ensemble / scale, observed)
+        scores = energy_score(ensemble / scale, observed, fair=True)
         cells = (
             f"{float(s.mean()):.3f} ± {float(s.std()) / len(s) ** 0.5:.3f}"
             for s in (scores[:, h - 1] for h in places)
@@ -164,18 +163,14 @@ def draw_pinball(models: dict[str, FRMDN], world: World, path: Path) -> None:
     table = Pinball(seed=4)
     codes, states = table.play(table.start(2000), table.actions(2000, 5))
     readout = Readout(codes[:, -1], states[-1].position)
-    index = {horizon: crossroads(world, readout, horizon) for horizon in (3, 10)}
-    for horizon, draw, stem in (
-        (10, draw_paths, "paths"),
-        (3, partial(draw_next, steps=3), "next"),
-    ):
-        chosen, num = index[horizon], 30 if horizon == 10 else 400
-        futures = {"the system": play_often(world, chosen, num, horizon)}
-        for name, model in models.items():
-            futures[name] = dream_often(model, world, chosen, num, horizon)
-        past = world.test["value"][chosen, : world.prefix]
-        draw(futures, past, readout, path=path.with_stem(f"{path.stem}_{stem}"))
-    draw_one_fan(models, world, index[10][:1], path)
+    horizon, num = 10, 30
+    chosen = crossroads(world, readout, horizon)
+    futures = {"the system": play_often(world, chosen, num, horizon)}
+    for name, model in models.items():
+        futures[name] = dream_often(model, world, chosen, num, horizon)
+    past = world.test["value"][chosen, : world.prefix]
+    draw_paths(futures, past, readout, path.with_stem(f"{path.stem}_paths"))
+    draw_one_fan(models, world, chosen[:1], path)
 
 
 def crossroads(world: World, readout: Readout, horizon: int) -> Tensor:
@@ -192,7 +187,7 @@ def crossroads(world: World, readout: Readout, horizon: int) -> Tensor:
 
 
 def draw_one_fan(models: dict[str, FRMDN], world: World, index: Tensor, path: Path) -> None:
-    """Of the four coordinates that vary most, in units of the noise of a code."""
+    """Of one sequence, in the four coordinates that vary least from frame to frame."""
     horizon = world.length - world.prefix
     futures = (
         {} if world.states is None else {"the system": play_often(world, index, 300, horizon)}
@@ -200,12 +195,12 @@ def draw_one_fan(models: dict[str, FRMDN], world: World, index: Tensor, path: Pa
     for name, model in models.items():
         futures[name] = dream_often(model, world, index, 300, horizon)
     values = world.test["value"]
-    chosen = (values[:, 1:] - values[:, :-1]).var((0, 1)) / values.var((0, 1))
+    variation = (values[:, 1:] - values[:, :-1]).var((0, 1)) / values.var((0, 1))
     draw_fans(
         {name: codes[:, 0] for name, codes in futures.items()},
         values[index[0], : world.prefix],
         values[index[0], world.prefix :],
-        chosen.argsort()[:4].tolist(),
+        variation.argsort()[:4].tolist(),
         path.with_stem(f"{path.stem}_fans"),
     )
 

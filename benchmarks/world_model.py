@@ -21,9 +21,10 @@ Prints, on test data:
   difference, over sequences); numbers of parameters, and milliseconds a training step;
 - dreams: models go on by themselves from the first frames of a test sequence, under its actions.
   Means, standard deviations and steps from frame to frame of dreams against those of what really
-  followed, beside those of other real sequences, which are never exactly the same; and the energy
-  score (the lower the better) of 20 dreams of one sequence, beside, for pinball, that of 20 runs
-  of the true system from the true state, and that of 20 frames at random.
+  followed, beside those of other real sequences, which are never exactly the same. And the energy
+  score (the fair one; the lower the better) of 20 dreams of a sequence, beside that of 20 frames
+  at random and, for pinball, of 20 runs of the true system from the true state: a bound, as no
+  model is shown speeds.
 
 Figures under out/: the table; dreams beside what happens (for frames, as film strips). Every model
 has a file of results and one of parameters in out/world_model_*/, so that processes can share the

@@ -93,33 +93,6 @@ def draw_paths(
     save(figure, path)
 
 
-def draw_next(
-    futures: Mapping[str, Tensor], past: Tensor, readout: Readout, steps: int, path: Path
-) -> None:
-    """Where the puck is some frames later, close up: many runs of the system, and dreams."""
-    rows, columns = len(past), len(futures)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns, 2.6 * rows + 0.4), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for row in range(rows):
-        before = readout(past[row])[-4:]
-        first = readout(next(iter(futures.values()))[:, row, steps - 1])
-        center = torch.cat([first, before[-1:]]).quantile(0.5, 0)
-        for ax, (name, codes) in zip(axes[row], futures.items(), strict=True):
-            table(ax)
-            places = readout(codes[:, row, steps - 1])
-            ax.scatter(*places.T.numpy(), s=3, color=BLUE, alpha=0.5, linewidths=0, zorder=3)
-            ax.plot(*before.T.numpy(), ".-", color=INK, linewidth=1.4, markersize=4, zorder=4)
-            ax.set(
-                xlim=(center[0] - 0.8, center[0] + 0.8),
-                ylim=(center[1] - 0.8, center[1] + 0.8),
-            )
-            if row == 0:
-                ax.set_title(name, fontsize=10)
-    save(figure, path)
-
-
 def table(ax: Any) -> None:
     """Walls and bumpers."""
     ax.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color=GRAY))
