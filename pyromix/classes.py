@@ -172,18 +172,37 @@ class ClassConditional(DistributionModule):
             label = Categorical(self.prior).sample(Size(sample_shape))
             return self.condition(label).sample()
 
+    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+        """Raises an error: classes jump.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "A law over classes has no pathwise gradients, as classes jump: draw with sample(), "
+            "or from condition(label)."
+        )
+
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
         r"""What training minimises: the model's loss given the labels, minus :math:`\log p(y)`.
 
         Args:
-            batch: Values and integer labels; or values alone, of which the class is summed out.
+            batch: Values ``(N, *event_shape)`` and integer labels (N,); or values alone, of which
+                the class is summed out.
             progress: How far training has come.
         """
         value, label = split_batch(batch)
         if label is None:
             return super().loss(batch, progress)
-        loss = self.model.loss((value, self._contexts_of(label)), progress)
-        return loss - self.prior.log()[label].mean()
+        contexts = self._contexts_of(label)
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        if label.shape != leading:
+            raise ValueError(
+                f"Expected one integer label for each value, of shape {tuple(leading)}, got shape "
+                f"{tuple(label.shape)}."
+            )
+        loss = self.model.loss((value, contexts), progress)
+        return loss - self.prior.log()[label.long()].mean()
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data; a prior is part of the state."""
@@ -208,4 +227,4 @@ class ClassConditional(DistributionModule):
                     f"Expected labels from 0 to {self.num_classes - 1}, got labels from {low} to "
                     f"{high}."
                 )
-        return self.contexts[label]
+        return self.contexts[label.long()]

@@ -97,6 +97,7 @@ class DistributionModule(nn.Module, TorchDistribution):
         """
         value, context = split_batch(batch)
         law = self if context is None else self.condition(context)
+        check_paired(law, value)
         return -law.log_prob(value).mean()
 
     def stage(self, progress: float) -> str | None:  # noqa: ARG002
@@ -168,6 +169,23 @@ class DistributionModule(nn.Module, TorchDistribution):
         shown = {k: v for k, v in arguments.items() if isinstance(v, plain)}
         return ", ".join(
             f"{k}={tuple(v) if isinstance(v, Size) else v!r}" for k, v in shown.items()
+        )
+
+
+def check_paired(law: Distribution, value: Tensor) -> None:
+    """Checks that a law given a batch's contexts is one law for each of the batch's values.
+
+    Others would broadcast, and every value be scored under the laws of all contexts.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    leading = value.shape[: value.dim() - len(law.event_shape)]
+    if law.batch_shape and law.batch_shape != leading:
+        raise ValueError(
+            f"Expected one context for each value, got values of shape {tuple(value.shape)}, "
+            f"whose leading shape is {tuple(leading)}, and contexts that give laws of batch shape "
+            f"{tuple(law.batch_shape)}. Remove or expand dimensions of size 1."
         )
 
 

@@ -442,10 +442,15 @@ class Flow(DistributionModule, FlowLaw):
         check_tensor("context", context)
         base = self.base.condition(context) if self._has_conditional_base else self.base_dist
         batch_shape = base.batch_shape
-        if self._has_conditional_transforms:
+        if self._has_conditional_transforms and not self._has_conditional_base:
             batch_shape = torch.broadcast_shapes(context.shape[:-1], batch_shape)
+        vectors = context
+        if context.dim() - 1 == len(batch_shape):  # not one for every vector of an event
+            extra = self.event_shape[:-1]
+            vectors = context.reshape(*context.shape[:-1], *[1] * len(extra), context.shape[-1])
+            vectors = vectors.expand(*context.shape[:-1], *extra, -1)
         transforms = [
-            t.condition(context) if isinstance(t, ConditionalTransform) else t
+            t.condition(vectors) if isinstance(t, ConditionalTransform) else t
             for t in self.transforms
         ]
         if base.batch_shape != batch_shape:

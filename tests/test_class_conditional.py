@@ -373,3 +373,18 @@ BAD = [
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_labels_and_contexts_belong_to_values():
+    """Others would broadcast, and every value be scored under every label."""
+    law = class_conditional(GaussianMixture(2, 1, context_dim=3), 3)
+    x, labels = torch.randn(5, 2), torch.tensor([0, 1, 2, 1, 0])
+    expected = law.loss((x, labels))
+    torch.testing.assert_close(law.loss((x, labels.to(torch.uint8))), expected)
+    assert law.condition(labels.to(torch.uint8)).batch_shape == (5,)
+    with pytest.raises(ValueError, match="one integer label for each value"):
+        law.loss((x, labels.unsqueeze(-1)))
+    with pytest.raises(ValueError, match="one context for each value"):
+        law.model.loss((x, torch.randn(5, 1, 3)))
+    with pytest.raises(NotImplementedError, match="classes jump"):
+        law.rsample()

@@ -336,6 +336,17 @@ def test_base_and_transforms_may_both_be_conditional():
     assert base.initialized
 
 
+def test_one_context_serves_all_vectors_of_an_event():
+    """Also where there are as many vectors as contexts."""
+    coupling = transforms.conditional_affine_coupling(3, 2)
+    x, context = torch.randn(4, 4, 3), torch.randn(4, 2)
+    law = Flow(dist.Normal(torch.zeros(4, 3), 1.0).to_event(2), coupling).condition(context)
+    assert (law.batch_shape, law.event_shape) == ((4,), (4, 3))
+    alone = Flow(normal(3), coupling)
+    expected = sum(alone.condition(context).log_prob(x[:, t]) for t in range(4))
+    torch.testing.assert_close(law.log_prob(x), expected)
+
+
 def test_conditional_flow_learns():
     """y = 2 c + noise of scale exp(-1)."""
     context = torch.randn(2000, 1)

@@ -58,8 +58,8 @@ def check_finite(name: str, value: Tensor) -> None:
     if not is_traced() and not bool(value.isfinite().all()):
         count = int((~value.isfinite()).sum())
         raise ValueError(
-            f"Expected {name} to be finite, got NaN or infinity in {count} of {value.numel()} "
-            f"entries. Padding after a sequence's end is ignored if lengths are given."
+            f"Expected {name} to be finite up to the ends of sequences, got NaN or infinity in "
+            f"{count} of {value.numel()} entries. Fill gaps in; pass lengths if it is padding."
         )
 
 

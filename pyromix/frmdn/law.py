@@ -158,6 +158,11 @@ class SequenceLaw(TorchDistribution):
         Raises:
             NotImplementedError: If a transform draws branches: those jump.
         """
+        if not self._model.has_pathwise_draws:
+            raise NotImplementedError(
+                "A model of sequences with branching transforms has no pathwise gradients: draw "
+                "with sample(). As a guide it has score-function gradients."
+            )
         return self._generate(Size(sample_shape), pathwise=True)[0]
 
     def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:

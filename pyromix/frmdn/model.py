@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import AffineTransform, constraints
 from torch.types import _size
 
-from ..core import Batch, DistributionModule, split_batch
+from ..core import Batch, DistributionModule, check_paired, split_batch
 from ..flow import FlowLaw
 from ..mixtures.initialization import find_clusters
 from ..networks import check_widths
@@ -168,13 +168,18 @@ class FRMDN(DistributionModule):
             floor=scale_floor,
         )
         self.transforms = nn.ModuleList(_as_modules(transforms))
-        self.has_rsample = not any(getattr(t, "branching", False) for t in self.transforms)
+        self.has_rsample = self.has_pathwise_draws
         self._try_transforms()
 
     @property
     def support(self) -> constraints.Constraint:
         """Sequences of real vectors."""
         return constraints.independent(constraints.real, 2)
+
+    @property
+    def has_pathwise_draws(self) -> bool:
+        """Whether draws have pathwise gradients: without transforms that draw branches."""
+        return not any(getattr(t, "branching", False) for t in self.transforms)
 
     @property
     def conditional(self) -> bool:
@@ -232,7 +237,9 @@ class FRMDN(DistributionModule):
             progress: Not used.
         """
         value, inputs = _split(batch)
-        return -self._law_given(inputs).log_prob(value).mean()
+        law = self._law_given(inputs)
+        check_paired(law, value)
+        return -law.log_prob(value).mean()
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws without a graph, shape (\*S, T, D)."""
@@ -338,6 +345,9 @@ class FRMDN(DistributionModule):
         The first call takes no value: ``law, state = model.step(x=x_1)`` gives the law of
         :math:`y_1`. Then, with what was observed or drawn, ``model.step(state, y_1, x_2)`` gives
         that of :math:`y_2`, and so on, without end.
+
+        Gradients reach through the state to all calls before: without need for them, call under
+        `torch.no_grad()`.
 
         Args:
             state: What the last call returned. To go on with some sequences of a batch, index
@@ -463,13 +473,13 @@ class FRMDN(DistributionModule):
                     space = space.base_constraint
                 if space is not constraints.real and space.event_dim > 1:
                     raise ValueError(
-                        f"Expected transforms of vectors, got {type(transform).__name__} over "
-                        f"events of {space.event_dim} dimensions."
+                        f"Expected transforms of vectors, got {_name(transform)} over events of "
+                        f"{space.event_dim} dimensions."
                     )
                 if space not in (constraints.real, constraints.real_vector):
                     raise ValueError(
                         f"Expected transforms of real vectors onto real vectors, got "
-                        f"{type(transform).__name__} with a {end} of {space}. For values that are "
+                        f"{_name(transform)} with a {end} of {space}. For values that are "
                         f"bounded put the model into a Flow: Flow(FRMDN(...), [transform])."
                     )
         try:
@@ -484,7 +494,7 @@ class FRMDN(DistributionModule):
             raise ValueError(
                 f"Expected transforms of vectors of dim={self.dim} entries, of which conditional "
                 f"ones have context_dim=hidden_dim={self.hidden_dim}, got "
-                f"{[type(t).__name__ for t in self.transforms]}{reason}."
+                f"{[_name(t) for t in self.transforms]}{reason}."
             )
 
     def _told_apart(self, context: Any, static: Any) -> tuple[Any, Any]:
@@ -532,6 +542,12 @@ def _as_modules(transforms: Any) -> list[Any]:
     if not isinstance(transforms, Sequence | nn.ModuleList):
         transforms = [transforms]
     return [as_transform_module(t) for t in flatten_transforms(list(transforms))]
+
+
+def _name(transform: Any) -> str:
+    """Name of a transform's class, which may be wrapped as a module."""
+    arguments = getattr(transform, "arguments", None)
+    return getattr(arguments, "_cls", type(transform)).__name__
 
 
 def _check_rank(rank: object, dim: int) -> int:

@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core import Batch, DistributionModule, split_batch
+from ..core import Batch, DistributionModule, check_paired, split_batch
 from ..evidence import Evidence
 from ..support import real_or_missing_vector
 from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
@@ -168,6 +168,7 @@ class GaussianMixture(DistributionModule):
         """Mean negative log-density of a batch: values, or a pair of values and context."""
         value, context = split_batch(batch)
         law = self.distribution if context is None else self._given_context(context)
+        check_paired(law, value)
         return -self._log_prob(law, value).mean()
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:

@@ -268,3 +268,14 @@ def test_checks_of_values_can_be_switched_off():
     law = model(validate_args=False)
     assert law.log_prob(broken((3, 2), (2, 1))).isnan()
     driven(validate_args=False).condition(broken((3, 1), (0, 0)))
+
+
+@pytest.mark.parametrize("name", ["static", "lengths"])
+def test_a_batch_has_one_input_for_each_value(name):
+    model = FRMDN(1, 3, 2, hidden_dim=4, static_dim=1)
+    batch = {"value": torch.randn(5, 3, 1), "static": torch.randn(5, 1)}
+    batch["lengths"] = torch.tensor([1, 2, 3, 3, 2])
+    assert model.loss(batch).shape == ()
+    batch[name] = batch[name].unsqueeze(1)
+    with pytest.raises(ValueError, match="one context for each value"):
+        model.loss(batch)
