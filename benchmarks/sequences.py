@@ -32,20 +32,13 @@ AddNoise = Callable[[Batch], Batch]
 # ---- flows --------------------------------------------------------------------------------------
 
 
-def affine_couplings(
-    dim: int, count: int = 2, hidden: int = 64, bounds: tuple[float, float] = (-5.0, 3.0)
-) -> list[Any]:
-    """Affine couplings as in the paper: four linear layers, with leaky rectifiers between.
-
-    The bounds are those of logarithms of scales.
-    """
+def affine_couplings(dim: int, count: int = 2, hidden: int = 64) -> list[Any]:
+    """Affine couplings as in the paper: four linear layers, with leaky rectifiers between."""
 
     def make() -> Any:
         half = dim // 2
         network = DenseNN(half, [hidden] * 3, [half, half], nn.LeakyReLU(0.1))
-        return transforms.AffineCoupling(
-            half, network, log_scale_min_clip=bounds[0], log_scale_max_clip=bounds[1]
-        )
+        return transforms.AffineCoupling(half, network)
 
     return in_turns(dim, count, make)
 

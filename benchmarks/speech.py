@@ -188,9 +188,7 @@ def cosines(dtype: torch.dtype) -> Tensor:
 
 
 def affine() -> list[Any]:
-    # With Pyro's own bounds, -5 and 3, a loud frame of a voice that no model has heard may be
-    # taken a hundred deviations away from all components.
-    return affine_couplings(FRAME, 2, 256, (-1.0, 1.0))
+    return affine_couplings(FRAME, 2, 256)
 
 
 def spline() -> list[Any]:
@@ -215,16 +213,14 @@ ENTRIES = {
         for r in RANKS
     },
     "frmdn-spline": Entry("FRMDN, splines", partial(recurrent, flow=spline), 1e-3),
-    "rmdn-cosines": Entry(
-        "RMDN of coefficients", partial(recurrent, flow=lambda: [Cosines()]), 1e-3
-    ),
-    "frmdn-cosines": Entry(
-        "FRMDN of coefficients", partial(recurrent, flow=lambda: [*affine(), Cosines()]), 1e-3
-    ),
+    # A flow without parameters. Couplings after it are better in the median of recordings of a new
+    # voice, but take some of its frames a hundred deviations away from all components; bounds that
+    # prevent it cost more than the couplings gain.
+    "frmdn-cosines": Entry("FRMDN, cosines", partial(recurrent, flow=lambda: [Cosines()]), 1e-3),
 }
 BASELINES = {f"frmdn-{r}": f"rmdn-{r}" for r in RANKS} | {
     "frmdn-spline": "rmdn-0",
-    "frmdn-cosines": "rmdn-cosines",
+    "frmdn-cosines": "rmdn-0",
 }
 LABELS = {LINEAR: "linear model of frames"} | {name: e.label for name, e in ENTRIES.items()}
 
