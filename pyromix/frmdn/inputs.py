@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..standardize import Standardize
 from ..validation import check_tensor
 from .checks import check_finite, check_row, common_shape, within
 from .recurrence import Recurrence
-from .standardize import Standardize
 
 
 class Inputs(nn.Module):

@@ -17,6 +17,7 @@ from ..flow import FlowLaw
 from ..mixtures.initialization import find_clusters
 from ..networks import check_widths
 from ..plain import as_transform_module, flatten_transforms
+from ..standardize import Standardize
 from ..validation import check_positive_int, check_tensor
 from .checks import (
     check_choice,
@@ -32,7 +33,6 @@ from .head import POSITIVE, MixtureHead
 from .inputs import Inputs
 from .law import SequenceLaw
 from .recurrence import CELLS, Memory, Recurrence
-from .standardize import Standardize
 
 Cell = Literal["lstm", "gru"]
 Encoder = Literal["causal", "bidirectional"]

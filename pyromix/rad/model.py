@@ -11,6 +11,7 @@ from torch.distributions import AffineTransform, Distribution
 
 from ..core import Batch, DistributionModule, split_batch
 from ..flow import Flow
+from ..standardize import location_and_scale
 from ..validation import check_positive_int, check_tensor
 from .coupling import ConditionalFoldingCoupling, FoldingCoupling
 
@@ -112,9 +113,7 @@ class RAD(Flow):
                 f"Expected finite data of shape (N, {self.dim}), got shape {tuple(x.shape)} with "
                 f"{int((~x.isfinite()).sum())} entries that are not finite."
             )
-        loc, scale = x.mean(0), x.std(0, correction=0)
-        # A constant column keeps its unit.
-        scale = torch.where(scale > 1e-6 * loc.abs(), scale, torch.ones_like(scale))
+        loc, scale = location_and_scale(x)
         arguments: Any = self.transforms[-1].arguments
         arguments.loc.copy_(loc)
         arguments.scale.copy_(scale)

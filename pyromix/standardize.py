@@ -1,6 +1,6 @@
 """Location and scale of data, as part of a model."""
 
-__all__ = ["Standardize"]
+__all__ = ["Standardize", "location_and_scale"]
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,13 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def set_from(self, rows: Tensor) -> None:
-        """Takes mean and standard deviation of rows (N, dim); a constant column keeps its unit."""
-        loc, scale = rows.mean(0), rows.std(0, correction=0)
+        """Takes location and scale of rows (N, dim)."""
+        loc, scale = location_and_scale(rows)
         self.loc.copy_(loc)
-        self.scale.copy_(torch.where(scale > 1e-6 * loc.abs(), scale, torch.ones_like(scale)))
+        self.scale.copy_(scale)
+
+
+def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of rows (N, dim); a constant column keeps its unit."""
+    loc, scale = rows.mean(0), rows.std(0, correction=0)
+    return loc, torch.where(scale > 1e-6 * loc.abs(), scale, torch.ones_like(scale))
