@@ -417,9 +417,11 @@ def draw_samples(models: dict[str, Any], test: Part, path: Path) -> None:
         torch.manual_seed(0)
         panels[ENTRIES[name].label] = quantize(model.condition(labels).sample())
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.7), layout="constrained", squeeze=False
+        2, 2, figsize=(8.8, 7.4), layout="constrained", gridspec_kw={"wspace": 0.06}
     )
-    for ax, (title, images) in zip(axes[0], panels.items(), strict=True):
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (title, images) in zip(axes.flat, panels.items(), strict=False):  # up to four
         plot_images(images, ax, columns=CLASSES)
         ax.set_title(title)
     save(figure, path)
