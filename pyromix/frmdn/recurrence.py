@@ -72,7 +72,7 @@ class Recurrence(nn.Module):
         if is_traced():
             return self._unrolled(inputs, memory, lengths)
         given: Any = memory if memory is None or len(memory) > 1 else memory[0]
-        if lengths is None:
+        if lengths is None or len(inputs) == 0:  # nothing cannot be packed
             outputs, final = self.rnn(inputs, given)
         else:
             packed = pack_padded_sequence(

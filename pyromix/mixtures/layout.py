@@ -24,7 +24,7 @@ class RowLayout:
     def __init__(self, leading: Sequence[int], own: Sequence[int]) -> None:
         self.leading = Size(leading)
         self.own = Size((*[1] * (len(leading) - len(own)), *own))
-        self._kept = [i for i, size in enumerate(self.own) if size > 1]
+        self._kept = [i for i, size in enumerate(self.own) if size != 1]
         self._rows = [i for i, size in enumerate(self.own) if size == 1]
         self.batch = Size(self.own[i] for i in self._kept)
 

@@ -275,3 +275,14 @@ def test_missing_values_within_a_sequence_are_no_padding():
     with pytest.raises(ValueError, match="NaN"):
         model.condition(lengths=torch.tensor([1, 2, 1])).log_prob(y)
     model.condition(lengths=torch.tensor([1, 1, 1])).log_prob(y)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_there_may_be_no_sequence(rank):
+    model = FRMDN(2, 6, 2, rank=rank, hidden_dim=4)
+    none = torch.zeros(0, 6, 2)
+    lengths = torch.zeros(0, dtype=torch.int64)
+    assert model.log_prob(none).shape == (0,)
+    assert model.condition(lengths=lengths).log_prob(none).shape == (0,)
+    assert model.sample((0,)).shape == (0, 6, 2)
+    assert model.predict(none[:, :3], 2, 5).shape == (5, 0, 2, 2)
