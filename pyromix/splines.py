@@ -26,7 +26,7 @@ def keep_splines_inside(module: nn.Module) -> None:
     """
     for part in module.modules():
         # Partial functions, as those can be copied and pickled with the module they belong to.
-        if isinstance(part, Spline):
+        if isinstance(part, Spline) and type(part).spline_op is ConditionedSpline.spline_op:
             part.spline_op = partial(_spline_op, part)  # type: ignore[method-assign]
         elif isinstance(part, ConditionalSpline):
             part.condition = partial(_condition, part)  # type: ignore[method-assign]
