@@ -352,6 +352,11 @@ def report(results: dict[str, dict[str, Any]]) -> None:
             f"{gap(numbers, results.get(PEER)):>15} {-statistics.mean(numbers['nats']):>8.1f} "
             f"{-numbers['logit nats']:>10.1f} {accuracy:>8}"
         )
+    for name, numbers in results.items():
+        kind, _, rank = name.partition("-")
+        before = results.get(f"{kind}-{int(rank) - 1}") if rank.isdigit() else None
+        if before:
+            print(f"{ENTRIES[name].label}: {gap(numbers, before)} below the rank before")
     for numbers in list(results.values())[:1]:  # all have been scored with the same noise
         least = statistics.mean(numbers["nats"]) - numbers["logit nats"]
         print(f"Zero bits are {least:.1f} logit nats: no law of integers takes less in the mean.")

@@ -105,18 +105,21 @@ def train(
         torch.manual_seed(0)
         model.initialize(add_noise(data))
 
-    def factor(step: int) -> float:
-        return min(1.0, 2 * (1 - step / steps) + 0.02)
-
-    def schedule(optimizer: Optimizer) -> LambdaLR:
-        return LambdaLR(optimizer, factor)
-
     wrapped: Any = Noisy(model, add_noise)
     return fit(
-        wrapped, data, steps=steps, batch_size=batch_size, lr=lr, scheduler=schedule,
+        wrapped, data, steps=steps, batch_size=batch_size, lr=lr, scheduler=falling(steps),
         gradient_clip=CLIP, validation=validation, validation_every=max(1, steps // VALIDATIONS),
         patience=PATIENCE, seed=0, progress_bar=False,
     )  # fmt: skip
+
+
+def falling(steps: int) -> Callable[[Optimizer], LambdaLR]:
+    """Learning rates that are constant over the first half, and then fall to 2%."""
+
+    def schedule(optimizer: Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps) + 0.02))
+
+    return schedule
 
 
 # ---- results ------------------------------------------------------------------------------------

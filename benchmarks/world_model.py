@@ -48,8 +48,8 @@ from typing import Any, NamedTuple
 import torch
 from dreams import draw_dreams, report_dreams
 from pyro.distributions.transforms import affine_coupling, permute, spline_coupling
+from sequences import falling
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from world_model_figures import draw_table
 from worlds import OUT, SETTINGS, Batch, Setting, World, environment, pinball
 
@@ -130,12 +130,8 @@ def kinds(setting: Setting) -> list[Kind]:
 
 
 def train(model: FRMDN, world: World, steps: int, lr: float) -> Any:
-    def falling(optimizer: torch.optim.Optimizer) -> LambdaLR:
-        """Constant over the first half, then down to 2%."""
-        return LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps) + 0.02))
-
     return fit(
-        model, world.train, steps=steps, batch_size=BATCH, lr=lr, scheduler=falling,
+        model, world.train, steps=steps, batch_size=BATCH, lr=lr, scheduler=falling(steps),
         gradient_clip=CLIP, validation=world.validation, validation_every=max(1, steps // 40),
         seed=0, progress_bar=False,
     )  # fmt: skip

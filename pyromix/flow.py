@@ -487,23 +487,12 @@ class Flow(DistributionModule, FlowLaw):
 
     def config(self) -> dict[str, Any]:
         """Base and transforms as plain data."""
-        transforms = list(self.transforms)
-        first = [next(j for j, u in enumerate(transforms) if u is t) for t in transforms]
-        return {
-            "base": encode(self.base),
-            "transforms": [
-                encode(t) if j == i else {"same as": j}
-                for i, (t, j) in enumerate(zip(transforms, first, strict=True))
-            ],
-        }
+        return {"base": encode(self.base), "transforms": encode(self.transforms)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Flow":
-        """Builds base and transforms; one that occurs twice is one object again."""
-        transforms: list[Any] = []
-        for data in config["transforms"]:
-            transforms.append(transforms[data["same as"]] if "same as" in data else decode(data))
-        return cls(decode(config["base"]), transforms)
+        """Builds base and transforms."""
+        return cls(decode(config["base"]), decode(config["transforms"]))
 
     def __getstate__(self) -> dict[str, Any]:
         self.clear_cache()  # cached graphs can be neither copied nor pickled

@@ -54,8 +54,15 @@ def encode(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, list | nn.ModuleList):
+    if isinstance(value, list):
         return [encode(v) for v in value]
+    if isinstance(value, nn.ModuleList):
+        # A module that occurs twice is one object again when it is rebuilt.
+        first = {id(part): i for i, part in reversed(list(enumerate(value)))}
+        return [
+            encode(part) if first[id(part)] == i else {"same as": first[id(part)]}
+            for i, part in enumerate(value)
+        ]
     if isinstance(value, tuple):  # torch.Size, too
         return {"tuple": [encode(v) for v in value]}
     if isinstance(value, dict):
@@ -84,7 +91,11 @@ def decode(data: Any) -> Any:
     if data is None or isinstance(data, bool | int | str | float):
         return data
     if isinstance(data, list):
-        return [decode(v) for v in data]
+        items: list[Any] = []
+        for item in data:
+            same = item.get("same as") if isinstance(item, dict) else None
+            items.append(decode(item) if same is None else items[same])
+        return items
     if not isinstance(data, dict):
         raise ValueError(f"Expected plain data, got {type(data).__name__}.")
     match data:

@@ -3,7 +3,10 @@
 __all__ = [
     "as_int",
     "broadcastable",
+    "check_choice",
+    "check_count",
     "check_expandable",
+    "check_floor",
     "check_positive_int",
     "check_tensor",
     "check_value",
@@ -14,7 +17,8 @@ __all__ = [
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -131,6 +135,43 @@ def check_positive_int(name: str, value: object) -> int:
     if integer is None or integer < 1:
         raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
     return integer
+
+
+def check_count(name: str, value: object) -> int:
+    """Checks that an argument is an integer of at least zero, and returns it as an `int`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    count = as_int(value)
+    if count is None or count < 0:
+        raise ValueError(f"Expected {name} to be an integer of at least 0, got {value!r}.")
+    return count
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
+    """Checks that an argument is one of some names, and returns it.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in tuple(choices):
+        raise ValueError(f"Expected {name} to be one of {tuple(choices)}, got {value!r}.")
+    return value
+
+
+def check_floor(name: str, value: float) -> float:
+    """Checks that the smallest scale or variance of a mixture is positive, and returns it.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"Expected a positive, finite {name}, got {value}. Without a floor the likelihood of "
+            f"a mixture is unbounded."
+        )
+    return value
 
 
 def as_int(value: object) -> int | None:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from ..validation import as_int, check_positive_int
+from ..validation import check_count, check_positive_int
 
 # A centred triangle of equal sides, corners at a distance of 2.
 _TRIANGLE = ((0.0, 2.0), (-math.sqrt(3.0), -1.0), (math.sqrt(3.0), -1.0))
@@ -88,9 +88,7 @@ def sierpinski(num: int, depth: int = 8, *, generator: Generator | None = None) 
         >>> sierpinski(5).shape
         torch.Size([5, 2])
     """
-    levels = as_int(depth)
-    if levels is None or levels < 0:
-        raise ValueError(f"Expected depth to be an integer of at least 0, got {depth!r}.")
+    levels = check_count("depth", depth)
     # Barycentric coordinates: each removal leaves three triangles of half the size, one at each
     # corner, and a digit says which; inside the last one, flat Dirichlet coordinates are uniform.
     inside = -(-_uniform(num, 3, generator=generator)).log1p()

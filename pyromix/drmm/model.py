@@ -13,7 +13,15 @@ from torch.types import _size
 
 from ..core import Batch, DistributionModule, split_batch
 from ..support import mixed_columns, real_or_missing_vector
-from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
+from ..validation import (
+    check_choice,
+    check_count,
+    check_floor,
+    check_positive_int,
+    check_tensor,
+    check_value,
+    is_traced,
+)
 from .conditioned import Settings, condition_on
 from .initialization import initial_parameters
 from .law import Columns, ResidualMixture, Rows
@@ -134,23 +142,16 @@ class DRMM(DistributionModule):
         if not isinstance(categories, Iterable):
             raise ValueError(f"Expected categories such as (3, 10), got {categories!r}.")
         categories = tuple(check_positive_int("every entry of categories", n) for n in categories)
-        _check_choice("scale", scale, ("diagonal", "spherical", "scalar"))
-        _check_choice("inner_scale", inner_scale, ("diagonal", "scalar"))
-        _check_choice("missing", missing, ("error", "marginalize"))
-        if not 0 < scale_floor < math.inf:
-            raise ValueError(
-                f"Expected a positive, finite scale_floor, got {scale_floor}. Without a floor the "
-                f"likelihood is unbounded."
-            )
+        check_choice("scale", scale, ("diagonal", "spherical", "scalar"))
+        check_choice("inner_scale", inner_scale, ("diagonal", "scalar"))
+        check_choice("missing", missing, ("error", "marginalize"))
+        check_floor("scale_floor", scale_floor)
         for name, value in (("smoothing", smoothing), ("truncation", truncation)):
             if not 0 <= value < 1:
                 raise ValueError(f"Expected {name} from 0 to 1, got {value}.")
         if not 0 <= orphans < math.inf:
             raise ValueError(f"Expected finite orphans of at least 0, got {orphans}.")
-        if as_int(max_exact) is None or max_exact < 0:
-            raise ValueError(
-                f"Expected max_exact to be an integer of at least 0, got {max_exact}."
-            )
+        check_count("max_exact", max_exact)
         super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
         self.dim = dim
         self.num_layers = num_layers
@@ -516,11 +517,6 @@ class DRMM(DistributionModule):
                     )
             codes.append(torch.where(absent, -1.0, column).long())
         return Rows(real, observed, tuple(codes))
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Expected {name} to be one of {choices}, got {value!r}.")
 
 
 def _check_curriculum(curriculum: Any) -> tuple[tuple[str, float], ...]:

@@ -1,8 +1,6 @@
 """Checks of what a model of sequences is given, and of how it is built."""
 
 __all__ = [
-    "check_choice",
-    "check_count",
     "check_finite",
     "check_lengths",
     "check_row",
@@ -10,13 +8,13 @@ __all__ = [
     "within",
 ]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from ..validation import as_int, check_tensor, is_traced
+from ..validation import check_tensor, is_traced
 
 
 def within(lengths: Tensor, num_steps: int) -> Tensor:
@@ -75,18 +73,3 @@ def common_shape(tensors: Mapping[str, tuple[Tensor | None, int]]) -> Size:
     except RuntimeError:
         got = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
         raise ValueError(f"Expected batch shapes that broadcast, got {got}.") from None
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
-    """One of some names."""
-    if value not in tuple(choices):
-        raise ValueError(f"Expected {name} to be one of {tuple(choices)}, got {value!r}.")
-    return value
-
-
-def check_count(name: str, value: object) -> int:
-    """An integer of at least 0."""
-    count = as_int(value)
-    if count is None or count < 0:
-        raise ValueError(f"Expected {name} to be an integer of at least 0, got {value!r}.")
-    return count

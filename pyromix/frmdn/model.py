@@ -2,7 +2,6 @@
 
 __all__ = ["FRMDN"]
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,10 +17,14 @@ from ..mixtures.initialization import find_clusters
 from ..networks import check_widths
 from ..plain import as_transform_module, flatten_transforms
 from ..standardize import Standardize
-from ..validation import check_positive_int, check_tensor
-from .checks import (
+from ..validation import (
     check_choice,
     check_count,
+    check_floor,
+    check_positive_int,
+    check_tensor,
+)
+from .checks import (
     check_finite,
     check_lengths,
     check_row,
@@ -138,12 +141,7 @@ class FRMDN(DistributionModule):
         self.encoder = check_choice("encoder", encoder, ("causal", "bidirectional"))
         self.factor = check_choice("factor", factor, ("network", "shared"))
         self.positivity = check_choice("positivity", positivity, POSITIVE)
-        if not 0 < scale_floor < math.inf:
-            raise ValueError(
-                f"Expected a positive, finite scale_floor, got {scale_floor}. Without a floor the "
-                f"likelihood of a mixture is unbounded."
-            )
-        self.scale_floor = scale_floor
+        self.scale_floor = check_floor("scale_floor", scale_floor)
         if encoder == "bidirectional" and not context_dim:
             raise ValueError(
                 "Expected a context_dim for encoder='bidirectional', which reads the context of "

@@ -15,7 +15,14 @@ from torch.types import _size
 from ..core import Batch, DistributionModule, check_paired, split_batch
 from ..evidence import Evidence
 from ..support import real_or_missing_vector
-from ..validation import as_int, check_positive_int, check_tensor, check_value, is_traced
+from ..validation import (
+    check_count,
+    check_floor,
+    check_positive_int,
+    check_tensor,
+    check_value,
+    is_traced,
+)
 from .covariance import Moments, make_structure
 from .finite import FiniteMixture
 from .initialization import find_clusters
@@ -81,16 +88,11 @@ class GaussianMixture(DistributionModule):
     ) -> None:
         dim = check_positive_int("dim", dim)
         num_components = check_positive_int("num_components", num_components)
-        if not 0 < variance_floor < math.inf:
-            raise ValueError(
-                f"Expected a positive, finite variance_floor, got {variance_floor}. Without a "
-                f"floor the likelihood of a mixture is unbounded."
-            )
+        check_floor("variance_floor", variance_floor)
         if missing not in ("error", "marginalize"):
             raise ValueError(f"Expected missing to be 'error' or 'marginalize', got {missing!r}.")
         for name, value in (("rank", rank), ("context_dim", context_dim)):
-            if (as_int(value) or 0) < 0 or as_int(value) is None:
-                raise ValueError(f"Expected {name} to be an integer of at least 0, got {value!r}.")
+            check_count(name, value)
         super().__init__(event_shape=(dim,), validate_args=validate_args)
         self.dim = dim
         self.num_components = num_components

@@ -234,3 +234,14 @@ def test_a_flow_on_sequences():
     slope = 256 * z.sigmoid() * (-z).sigmoid()
     expected = model.base.condition(labels).log_prob(z) - slope.log().sum((-1, -2))
     close(model.condition(labels).log_prob(pixels), expected)
+
+
+def test_a_transform_that_occurs_twice_is_one_when_loaded(tmp_path):
+    coupling = transforms.affine_coupling(2, [4])
+    model = FRMDN(2, 3, 2, hidden_dim=4, transforms=[coupling, coupling])
+    path = tmp_path / "model.safetensors"
+    save(model, path)
+    other = load(path)
+    assert other.transforms[0] is other.transforms[1]
+    y = model.sample((3,))
+    torch.testing.assert_close(other.log_prob(y), model.log_prob(y))
