@@ -25,6 +25,8 @@ __all__ = [
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
     "Observed",
+    "RelaxedGaussianMixture",
+    "RelaxedMixtureOfNormals",
     "class_conditional",
     "dequantize",
     "fit",
@@ -58,6 +60,8 @@ from .mixtures import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
+    RelaxedGaussianMixture,
+    RelaxedMixtureOfNormals,
     fit_em,
 )
 from .near_identity import near_identity

@@ -208,6 +208,10 @@ class ClassConditional(DistributionModule):
         """The constructor's arguments as plain data; a prior is part of the state."""
         return {name: value for name, value in super().config().items() if name != "prior"}
 
+    def anneal(self, progress: float) -> None:
+        """Hands on to the model how far training has come."""
+        self.model.anneal(progress)
+
     def initialize(self, data: Batch) -> None:
         """Initialises the model, if there are labels: it needs contexts."""
         value, label = split_batch(data)

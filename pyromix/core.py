@@ -104,6 +104,15 @@ class DistributionModule(nn.Module, TorchDistribution):
         """Name of the stage of training, for models with a curriculum; `History` records it."""
         return None
 
+    def anneal(self, progress: float) -> None:
+        """Sets what follows a schedule, such as a temperature; by default nothing does.
+
+        `fit` calls it before every step, and once more at the end of training.
+
+        Args:
+            progress: How far training has come, from 0 to 1.
+        """
+
     def learning_rate_factor(self, progress: float) -> float:  # noqa: ARG002
         """Factor of the learning rate, which `fit` follows unless it is given a scheduler.
 

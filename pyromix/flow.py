@@ -457,6 +457,11 @@ class Flow(DistributionModule, FlowLaw):
             base = base.expand(batch_shape)
         return self._with(base, transforms)
 
+    def anneal(self, progress: float) -> None:
+        """Hands on to the base how far training has come."""
+        if isinstance(self.base, DistributionModule):
+            self.base.anneal(progress)
+
     def initialize(self, data: Batch) -> None:
         """Initialises the base, unless it was before, from the data pulled back to it."""
         super().initialize(data)

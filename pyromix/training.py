@@ -304,14 +304,20 @@ class _Trainer:
                 elif self.step % self.checkpoint_every == 0:
                     self._write_checkpoint()
                 self._report(bar)
+        self._anneal()
         self._write_checkpoint()
         if self.best_state is not None:
             self.model.load_state_dict(self.best_state)
         self.model.eval()
 
+    def _anneal(self) -> None:
+        if isinstance(self.model, DistributionModule):
+            self.model.anneal(min(1.0, self.step / self.steps))
+
     def _take_step(self, batch: Any) -> None:
         batch = self.fabric.to_device(batch)
         self.stepper.zero_grad()
+        self._anneal()
         loss: Tensor = self.module(_Batch(batch), self.step / self.steps)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise ValueError(

@@ -7,6 +7,8 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "RelaxedGaussianMixture",
+    "RelaxedMixtureOfNormals",
     "UnionOfConditioned",
     "fit_em",
 ]
@@ -17,4 +19,6 @@ from .em import fit_em
 from .learnable import GaussianMixture
 from .normal import MixtureOfNormals
 from .precision import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
+from .relaxed import RelaxedMixtureOfNormals
+from .relaxed_learnable import RelaxedGaussianMixture
 from .union import UnionOfConditioned

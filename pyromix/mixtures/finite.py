@@ -199,7 +199,7 @@ class FiniteMixture(TorchDistribution):
 
         with :math:`x_i` differentiable in the components' parameters and :math:`\ell_i` in
         `logits`: no gradient passes through the choice of a component. Fewer draws than
-        components use a random subset of them. The draws of a component are spread evenly, by a
+        components use a random subset of them, at equal steps. The draws of a component are spread evenly, by a
         scrambled Sobol sequence: each has the component's law, but they are not independent.
 
         Args:
@@ -212,7 +212,11 @@ class FiniteMixture(TorchDistribution):
         num_samples = check_positive_int("num_samples", num_samples)
         k = self.num_components
         each, rest = divmod(num_samples, k)
-        chosen = torch.randperm(k, device=self._loc.device)[:rest]
+        # The rest at equal steps from a random start: every component is as likely to be among
+        # them, and so is every group of components that stand together, as far as it can be.
+        start = torch.rand((), device=self._loc.device)
+        chosen = ((torch.arange(rest, device=start.device) + start) * (k / max(rest, 1))).long()
+        chosen = chosen.clamp(max=k - 1)
         component = torch.arange(k, device=chosen.device).repeat_interleave(each)
         component = torch.cat([component, chosen])
         count = torch.bincount(component, minlength=k)[component] if each else num_samples / k
