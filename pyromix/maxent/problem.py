@@ -138,11 +138,12 @@ class MaximumEntropy:
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
         learning rate falls. On the way to the targets, t stands for levels that move towards
         them by half a standard deviation a round: a law that is squeezed at once may not come out
-        of its corner. Till they are there, the weights of mixtures are held. The squared violation comes from two halves of a batch, so that its
-        estimate is unbiased. Then fresh draws test the constraints, move the multipliers, and
-        raise c if the violation has not come down to the given share. The search ends when the
-        constraints hold and the entropy has settled; the round of highest entropy among those in
-        which they hold is kept, or that of least violation if there is none.
+        of its corner. Until they are there, the weights of mixtures are held. The squared
+        violation comes from two halves of a batch, so that its estimate is unbiased. Then fresh
+        draws test the constraints, move the multipliers, and raise c if the violation has not
+        come down to the given share. The search ends when the constraints hold and the entropy
+        has settled; the round of highest entropy among those in which they hold is kept, or that
+        of least violation if there is none.
 
         Args:
             rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
