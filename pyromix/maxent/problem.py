@@ -120,7 +120,7 @@ class MaximumEntropy:
         rounds: int = 40,
         steps: int = 150,
         batch_size: int = 512,
-        lr: float = 5e-3,
+        lr: float = 3e-3,
         optimizer: OptimizerFactory = adam,
         penalty: float = 2.0,
         growth: float = 2.0,
