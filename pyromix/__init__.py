@@ -21,6 +21,7 @@ __all__ = [
     "LinearInequality",
     "LogitMap",
     "LowRankPrecisionNormal",
+    "MaximumEntropy",
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
@@ -54,6 +55,7 @@ from .evidence import (
 )
 from .flow import Flow
 from .frmdn import FRMDN
+from .maxent import MaximumEntropy
 from .mixtures import (
     GaussianMixture,
     LowRankPrecisionNormal,

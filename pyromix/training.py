@@ -1,6 +1,6 @@
 """The one training loop, for every model with a `loss`."""
 
-__all__ = ["History", "NonFiniteLossError", "fit"]
+__all__ = ["History", "NonFiniteLossError", "adam", "deferred_interrupt", "fit"]
 
 import copy
 import json
@@ -287,7 +287,7 @@ class _Trainer:
             unit="step",
             disable=not (progress_bar and self.fabric.is_global_zero),
         )
-        with bar, _deferred_interrupt(deferred) as interrupted:
+        with bar, deferred_interrupt(deferred) as interrupted:
             batches = self.stream.batches(self.step)
             while self.history.outcome == "running":
                 if self.step >= self.steps:
@@ -483,7 +483,7 @@ class _Trainer:
 
 
 @contextmanager
-def _deferred_interrupt(enabled: bool) -> Iterator[threading.Event]:
+def deferred_interrupt(enabled: bool) -> Iterator[threading.Event]:
     """Turns the first Ctrl-C into a flag, so that no update is left half done."""
     flag = threading.Event()
     previous = signal.getsignal(signal.SIGINT)

@@ -199,8 +199,9 @@ class FiniteMixture(TorchDistribution):
 
         with :math:`x_i` differentiable in the components' parameters and :math:`\ell_i` in
         `logits`: no gradient passes through the choice of a component. Fewer draws than
-        components use a random subset of them, at equal steps. The draws of a component are spread evenly, by a
-        scrambled Sobol sequence: each has the component's law, but they are not independent.
+        components use a random subset of them, at equal steps. The draws of a component are spread
+        evenly, by a scrambled Sobol sequence: each has the component's law, but they are not
+        independent.
 
         Args:
             num_samples: Number of draws n.

@@ -79,10 +79,8 @@ class RelaxedMixtureOfNormals(TorchDistribution):
     Example:
         >>> loc = torch.tensor([[-2.0], [2.0]])
         >>> law = RelaxedMixtureOfNormals(0.1, torch.zeros(2), loc, torch.full((2, 1), 0.3))
-        >>> law.log_prob(torch.tensor([[-2.0], [0.0]])).exp()
-        tensor([0.5844, 0.0255])
-        >>> law.mixture.log_prob(torch.tensor([[-2.0], [0.0]])).exp()
-        tensor([6.6490e-01, 2.9654e-10])
+        >>> law.log_prob(torch.zeros(1)).exp(), law.mixture.log_prob(torch.zeros(1)).exp() < 1e-9
+        (tensor(0.0255), tensor(True))
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {

@@ -1,0 +1,7 @@
+"""Distributions of maximum entropy under constraints on expectations."""
+
+__all__ = ["InfeasibleError", "MaximumEntropy", "MaximumEntropyResult", "spline_flow"]
+
+from .flows import spline_flow
+from .problem import InfeasibleError, MaximumEntropy
+from .result import MaximumEntropyResult

@@ -1,0 +1,106 @@
+"""Draws with gradients and densities, from whatever a distribution offers."""
+
+__all__ = ["Draws", "Gradient", "Sampler", "make_sampler", "sample_and_score"]
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from ..validation import check_choice
+
+Gradient = Literal["auto", "pathwise", "stratified"]
+
+
+class Draws(NamedTuple):
+    """Draws x of a law, such that its expectations are sums weighted by `weight`."""
+
+    x: Tensor
+    """Shape (n, *event_shape)."""
+    weight: Tensor
+    """Shape (n,)."""
+    log_prob: Tensor
+    """Shape (n,)."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Expectation of values (n, ...)."""
+        return torch.tensordot(self.weight, values, 1)
+
+
+Sampler = Callable[[int], Draws]
+
+
+def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
+    """The way to draw from a distribution with unbiased gradients.
+
+    Args:
+        distribution: The distribution.
+        gradient: ``"stratified"`` for weighted draws, ``"pathwise"`` for `rsample`, or
+            ``"auto"`` for the first of these that there is.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    check_choice("gradient", gradient, ("auto", "pathwise", "stratified"))
+    if gradient != "pathwise":
+        sampler = _stratified(distribution)
+        if sampler is not None:
+            return sampler
+        if gradient == "stratified":
+            raise ValueError(
+                f"Expected a mixture, or a Flow on one, for stratified gradients, got "
+                f"{type(distribution).__name__}."
+            )
+    if not distribution.has_rsample:
+        raise ValueError(
+            f"Expected a distribution with pathwise gradients or weighted draws, got "
+            f"{type(distribution).__name__}, which has neither."
+        )
+
+    def pathwise(count: int) -> Draws:
+        if hasattr(distribution, "rsample_and_log_prob"):
+            x, log_prob = distribution.rsample_and_log_prob(Size((count,)))
+        else:
+            x = distribution.rsample(Size((count,)))
+            log_prob = distribution.log_prob(x)
+        return Draws(x, torch.full_like(log_prob, 1 / count), log_prob)
+
+    return pathwise
+
+
+def _stratified(distribution: Any) -> Sampler | None:
+    def flow(count: int) -> Draws:
+        x, log_weight, log_prob = distribution.rsample_weighted_and_log_prob(count)
+        return Draws(x, log_weight.exp(), log_prob)
+
+    def mixture(count: int) -> Draws:
+        x, log_weight = distribution.rsample_weighted(count)
+        return Draws(x, log_weight.exp(), distribution.log_prob(x))
+
+    if hasattr(distribution, "rsample_weighted"):
+        return mixture
+    if not hasattr(distribution, "rsample_weighted_and_log_prob"):
+        return None
+    try:  # only the base can tell
+        with torch.random.fork_rng(), torch.no_grad():
+            flow(1)
+    except NotImplementedError:
+        return None
+    return flow
+
+
+@torch.no_grad()
+def sample_and_score(distribution: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Independent draws as a user gets them, and their log-densities, without a graph."""
+    parts = []
+    for size in [10_000] * (count // 10_000) + [count % 10_000]:
+        if not size:
+            continue
+        if hasattr(distribution, "rsample_and_log_prob"):
+            parts.append(distribution.rsample_and_log_prob(Size((size,))))
+        else:
+            x = distribution.sample(Size((size,)))
+            parts.append((x, distribution.log_prob(x)))
+    x, log_prob = (torch.cat(part) for part in zip(*parts, strict=True))
+    return x, log_prob

@@ -1,0 +1,83 @@
+"""Flows that are fit for maximum entropy: mixtures through splines, onto a support."""
+
+__all__ = ["spline_flow"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions.transforms as transforms
+import torch
+from torch.distributions import biject_to, constraints
+
+from ..flow import Flow
+from ..mixtures import GaussianMixture, RelaxedGaussianMixture
+from ..near_identity import near_identity
+from ..validation import check_count, check_positive_int
+
+
+def spline_flow(
+    dim: int,
+    num_components: int = 1,
+    *,
+    temperatures: float | Sequence[float] | None = None,
+    num_layers: int = 2,
+    support: constraints.Constraint | None = None,
+    bins: int = 8,
+    hidden_dims: Sequence[int] = (32, 32),
+    bound: float = 5.0,
+) -> Flow:
+    """A mixture of normals through autoregressive splines, as a flow onto a support.
+
+    Draws and their densities take one pass, whatever the dimension; the density of other values
+    takes one pass for every dimension. The splines start near the identity.
+
+    Args:
+        dim: Number of unconstrained coordinates.
+        num_components: Components of the base; with one it is a normal.
+        temperatures: Makes the base a `RelaxedGaussianMixture`.
+        num_layers: Number of splines, with the coordinates reversed between them.
+        support: Where draws lie: a constraint of PyTorch, such as ``constraints.positive``,
+            ``constraints.interval(0.0, 1.0)`` (for every coordinate) or ``constraints.simplex``
+            (of one more entry than `dim`); by default all of space.
+        bins: Pieces of every spline.
+        hidden_dims: Widths of the networks' hidden layers.
+        bound: The splines act between -bound and bound, and are the identity outside.
+
+    Returns:
+        A `Flow` of event shape (dim,), or (dim + 1,) on the simplex.
+
+    Raises:
+        ValueError: If an argument is out of range, or PyTorch knows no bijection to the support.
+
+    Example:
+        >>> flow = spline_flow(2, num_components=3, support=constraints.simplex)
+        >>> flow.sample((5,)).sum(-1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000])
+    """
+    dim = check_positive_int("dim", dim)
+    parts: list[Any] = []
+    for i in range(check_count("num_layers", num_layers)):
+        if dim == 1:
+            parts.append(transforms.Spline(1, count_bins=bins, bound=bound))
+            continue
+        if i:
+            parts.append(transforms.Permute(torch.arange(dim - 1, -1, -1)))
+        widths = [max(dim, width) for width in hidden_dims]  # as autoregressive networks need
+        parts.append(transforms.spline_autoregressive(dim, widths, count_bins=bins, bound=bound))
+    for part in parts:
+        if not isinstance(part, transforms.Permute):
+            near_identity(part)
+    if support is not None:
+        try:
+            parts.append(biject_to(support))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"Expected a support that PyTorch has a bijection to, got {support}. Put a "
+                f"transform of your own last in a Flow."
+            ) from error
+    base: GaussianMixture | RelaxedGaussianMixture
+    if temperatures is None:
+        base = GaussianMixture(dim, num_components)
+    else:
+        base = RelaxedGaussianMixture(dim, num_components, temperatures)
+    return Flow(base, parts)

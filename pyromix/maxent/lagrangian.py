@@ -1,0 +1,165 @@
+r"""The augmented Lagrangian of an entropy under constraints on expectations.
+
+.. math:: L = -H + \lambda^\top R + \tfrac{c}{2} R^\top M R, \qquad R = E[T(x)] - t
+
+M is the inverse covariance of the statistics under the present law, so that the penalty is
+counted in standard deviations and does not care how statistics are scaled or mixed. That is also
+the metric in which the multipliers converge evenly: near the optimum, the expectations change by
+minus the covariance times the change of the multipliers, and the update :math:`\lambda + c M R`
+shrinks every violation by the same factor 1 / (1 + c).
+"""
+
+__all__ = ["AugmentedLagrangian", "rejected", "squared_violation"]
+
+import torch
+from scipy.stats import binom, ttest_ind
+from torch import Tensor
+
+from .draws import Draws
+from .expectations import Expectations
+
+# Of correlations: how strongly statistics may depend on each other before it is taken as rounding.
+RIDGE = 1e-4
+# Weight of a step in the running means of violations.
+SMOOTHING = 0.02
+
+
+def squared_violation(first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
+    """Unbiased estimate of R' M R, and of its gradient, from two independent estimates of R.
+
+    One estimate in both places would add its variance, and the gradient would shrink the variance
+    of the statistics.
+    """
+    return first @ metric @ second
+
+
+def rejected(violations: Tensor, one_sided: Tensor, level: float = 0.05) -> Tensor:
+    """Which constraints sign tests reject, of independent violations (B, m) of batch means.
+
+    The tests ask whether violations are as often above zero as below; the level is Bonferroni's,
+    for all constraints together.
+
+    Args:
+        violations: Of B batches, shape (B, m).
+        one_sided: Which constraints only violations above zero speak against, shape (m,).
+        level: Probability of rejecting any constraint of those that hold.
+
+    Returns:
+        Booleans, shape (m,).
+    """
+    count, m = violations.shape
+    above = (violations > 0).sum(0).cpu().numpy()
+    upper = torch.as_tensor(binom.sf(above - 1, count, 0.5))
+    lower = torch.as_tensor(binom.cdf(above, count, 0.5))
+    both = (2 * torch.minimum(upper, lower)).clamp(max=1)
+    p_values = torch.where(one_sided.cpu(), upper, both)
+    return (p_values < level / m).to(violations.device)
+
+
+class AugmentedLagrangian:
+    """Multipliers, penalty and the metric of violations.
+
+    Args:
+        expectations: The constraints.
+        penalty: c at the start.
+        growth: Factor by which c grows.
+        max_penalty: What c may grow to.
+        reduction: Share of the violation before that a round must come down to, lest c grow.
+    """
+
+    def __init__(
+        self,
+        expectations: Expectations,
+        *,
+        penalty: float,
+        growth: float,
+        max_penalty: float,
+        reduction: float,
+    ) -> None:
+        self.levels, self.split = expectations.levels, expectations.num_equalities
+        self.penalty, self.growth, self.max_penalty = penalty, growth, max_penalty
+        self.reduction = reduction
+        m = len(self.levels)
+        self.multipliers = torch.zeros_like(self.levels)
+        self.metric = torch.eye(m).to(self.levels)
+        self.running = torch.zeros_like(self.levels)  # mean violation of recent steps
+        self._before: Tensor | None = None  # violations of batches at the end of the last round
+
+    @property
+    def is_inequality(self) -> Tensor:
+        """Which constraints are inequalities, shape (m,)."""
+        m = len(self.levels)
+        return torch.arange(m, device=self.levels.device) >= self.split
+
+    def measure(self, values: Tensor) -> None:
+        """Takes the metric from statistics (n, m) of draws of the present law."""
+        covariance = torch.cov(values.double().mT).reshape(len(self.levels), -1)
+        variance = covariance.diagonal()
+        scale = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        correlation = covariance / scale / scale.unsqueeze(-1)
+        correlation = correlation + RIDGE * torch.eye(len(scale)).to(correlation)
+        # An inequality is met by slack of its own, which a metric must not mix with the others'.
+        apart = self.is_inequality.unsqueeze(-1) | self.is_inequality
+        correlation = torch.where(apart & ~torch.eye(len(scale)).to(apart), 0.0, correlation)
+        inverse = torch.linalg.inv(correlation)
+        self.metric = (inverse / scale / scale.unsqueeze(-1)).to(self.levels)
+
+    def loss(self, first: tuple[Draws, Tensor], second: tuple[Draws, Tensor]) -> Tensor:
+        """The Lagrangian's estimate from two independent sets of draws and their statistics."""
+        means, entropies = [], []
+        for draws, values in (first, second):
+            # Weights need not sum to one: levels within the sum are a control variate.
+            means.append(draws.mean(values - self.levels))
+            level = draws.log_prob.detach().mean()
+            entropies.append(-draws.mean(draws.log_prob - level) - level)
+        violation = (means[0] + means[1]) / 2
+        self.running += SMOOTHING * (violation.detach() - self.running)
+        slack = self._slack(self.running)
+        penalty = squared_violation(means[0] + slack, means[1] + slack, self.metric)
+        entropy = (entropies[0] + entropies[1]) / 2
+        self.entropy = float(entropy.detach())
+        return -entropy + self.multipliers @ violation + 0.5 * self.penalty * penalty
+
+    def update(self, violation: Tensor) -> None:
+        """Moves the multipliers along the violation (m,) at the end of a round."""
+        shifted = violation + self._slack(violation)
+        self.multipliers = self.multipliers + self.penalty * self.metric @ shifted
+
+    def grow(self, violations: Tensor, generator: torch.Generator) -> float:
+        """Raises the penalty, with the probability that violations have not come down enough.
+
+        Squared violations, estimated without bias from pairs of batches, are compared with those
+        of the round before by Welch's test, both in the present metric.
+
+        Args:
+            violations: Of batch means at the end of the round, shape (B, m).
+            generator: Source of randomness.
+
+        Returns:
+            The p-value of having come down enough, as far as the test can tell.
+        """
+        violations = violations.clone()
+        before, self._before = self._before, violations
+        if before is None:
+            return 1.0
+        new, old = (self._squares(v) for v in (violations, before))
+        test = ttest_ind(
+            new.cpu().numpy(), self.reduction**2 * old.cpu().numpy(),
+            equal_var=False, alternative="greater",
+        )  # fmt: skip
+        p_value = float(test.pvalue) if test.pvalue == test.pvalue else 1.0  # constant: no test
+        if float(torch.rand((), generator=generator)) > p_value:
+            self.penalty = min(self.growth * self.penalty, self.max_penalty)
+        return p_value
+
+    def _squares(self, violations: Tensor) -> Tensor:
+        """Squared norms of the violation, one for each pair of batches."""
+        shifted = violations + self._slack(violations.mean(0))
+        half = len(shifted) // 2
+        return ((shifted[:half] @ self.metric) * shifted[half : 2 * half]).sum(-1)
+
+    def _slack(self, violation: Tensor) -> Tensor:
+        """What inequalities may lack without cost: the penalty ends where the multiplier does."""
+        stiffness = self.penalty * self.metric.diagonal()
+        slack = (-violation - self.multipliers / stiffness).clamp(min=0)
+        return torch.where(self.is_inequality, slack, 0.0)

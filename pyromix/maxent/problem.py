@@ -1,0 +1,462 @@
+"""Maximum entropy under constraints on expectations."""
+
+__all__ = ["InfeasibleError", "MaximumEntropy"]
+
+import copy
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from ..core import DistributionModule
+from ..training import NonFiniteLossError, OptimizerFactory, adam, deferred_interrupt
+from ..validation import check_count, check_positive_int
+from .draws import Gradient, make_sampler, sample_and_score
+from .expectations import Expectations, Statistics
+from .lagrangian import AugmentedLagrangian, rejected
+from .result import MaximumEntropyResult, Outcome, Round
+from .start import gaussian_on, move_to
+
+NUM_BATCHES = 200  # of the sign tests
+# Relative to the highest, the learning rate at the end of a round.
+LOWEST_RATE = 0.02
+# Rounds without a tenth less violation, though the penalty grew, after which targets are given up.
+HOPELESS_ROUNDS = 3
+# Nats by which the entropy still rises in a round, when it does not seem to end.
+RISING = 0.1
+
+
+class InfeasibleError(ValueError):
+    """No distribution of the family meets the targets; `result` is where the search ended."""
+
+    def __init__(self, message: str, result: MaximumEntropyResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class MaximumEntropy:
+    r"""The least assuming distribution with given averages.
+
+    .. math:: \max_q H(q) \quad \text{subject to} \quad E_q[T(x)] = t, \quad E_q[S(x)] \le b
+
+    over a family of distributions, such as flows (Loaiza-Ganem, Gao and Cunningham 2017). The
+    optimum over all distributions is :math:`q(x) \propto e^{-\lambda^\top T(x)}` on the support.
+    A flow on a mixture can have many modes, which flows on a normal find hard: those may settle
+    on one mode that meets every constraint at a lower entropy.
+
+    Args:
+        distribution: What to optimise, in place: a module without batch dimensions that has
+            pathwise or weighted draws, such as `pyromix.maxent.spline_flow` makes, any `Flow`,
+            or a `GaussianMixture`. Its support is the problem's: to bound it, put a transform
+            such as ``biject_to(constraints.simplex)`` last in a flow.
+        statistics: Function T from draws (n, \*event_shape) to (n, m) or (n,), differentiable by
+            PyTorch.
+        targets: Their expectations t, shape (m,) or a number.
+        inequalities: Function S, likewise.
+        bounds: The largest expectations b.
+        names: Of all constraints, equalities first, for the result.
+        gradient: ``"stratified"`` for weighted draws (flows on mixtures, and mixtures),
+            ``"pathwise"`` for `rsample`, ``"auto"`` for the first of these that there is.
+
+    Raises:
+        ValueError: If the distribution or the constraints do not fit.
+
+    Example:
+        >>> from pyromix import GaussianMixture
+        >>> _ = torch.manual_seed(0)
+        >>> problem = MaximumEntropy(
+        ...     GaussianMixture(1, 1),
+        ...     lambda x: torch.cat([x, x.square()], -1),
+        ...     targets=[1.0, 5.0],
+        ... )
+        >>> result = problem.solve(steps=200, lr=0.02, seed=0, progress_bar=False)
+        >>> abs(result.entropy - 0.5 * math.log(2 * math.pi * math.e * 4.0)) < 0.02
+        True
+    """
+
+    def __init__(
+        self,
+        distribution: Any,
+        statistics: Statistics | None = None,
+        targets: Tensor | Sequence[float] | float | None = None,
+        *,
+        inequalities: Statistics | None = None,
+        bounds: Tensor | Sequence[float] | float | None = None,
+        names: Sequence[str] | None = None,
+        gradient: Gradient = "auto",
+    ) -> None:
+        _check_distribution(distribution)
+        self.distribution = distribution
+        like = next(distribution.parameters())
+        self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
+        self.sampler = make_sampler(distribution, gradient)
+        with torch.random.fork_rng(), torch.no_grad():
+            self.expectations.values(self.sampler(16).x)  # says what does not fit
+
+    def solve(
+        self,
+        *,
+        rounds: int = 10,
+        steps: int = 500,
+        batch_size: int = 512,
+        lr: float = 2e-3,
+        optimizer: OptimizerFactory = adam,
+        penalty: float = 1.0,
+        growth: float = 4.0,
+        max_penalty: float = 1000.0,
+        reduction: float = 0.25,
+        start: Distribution | Literal["auto"] | None = "auto",
+        start_steps: int = 200,
+        tolerance: float = 0.005,
+        seed: int | None = None,
+        progress_bar: bool = True,
+    ) -> MaximumEntropyResult:
+        r"""Maximises the entropy, in rounds of an augmented Lagrangian.
+
+        A round minimises :math:`-H + \lambda^\top R + \frac{c}{2} R^\top M R` with
+        :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
+        learning rate falls. The squared violation comes from two halves of a batch, so that its
+        estimate is unbiased. Then fresh draws test the constraints, move the multipliers, and
+        raise c if the violation has not come down to the given share. The search ends when the
+        constraints hold and the entropy has settled; the round of highest entropy among those in
+        which they hold is kept, or that of least violation if there is none.
+
+        Args:
+            rounds: Largest number of rounds. At least half of them are run, over which schedules
+                of the distribution, such as temperatures, come to their end.
+            steps: Optimisation steps in a round.
+            batch_size: Draws in a step.
+            lr: Learning rate at the start of a round; it falls to 2% of that.
+            optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``.
+            penalty: c in the first round. Every round divides violations by 1 + c, once steps
+                suffice for its minimum.
+            growth: Factor by which c grows.
+            max_penalty: What c may grow to.
+            reduction: Share of the violation that a round must come down to, lest c grow.
+            start: Law to start near: ``"auto"`` for a normal, mapped onto the support, unless
+                the distribution has been initialised or trained before; None to start from the
+                parameters as they are.
+            start_steps: Steps towards that law.
+            tolerance: Change of the entropy, in nats, below which it has settled.
+            seed: Seed of everything random; by default drawn from PyTorch's global generator,
+                which is left as it was.
+            progress_bar: Whether to show a bar.
+
+        Returns:
+            Entropy, violations, multipliers and the course of the search.
+
+        Raises:
+            InfeasibleError: If the violation does not come down however strongly it is
+                penalised: no distribution of the family, and maybe none at all, meets the targets.
+            NonFiniteLossError: If the Lagrangian becomes NaN or infinite.
+            ValueError: For an argument that is out of range, or statistics that are not finite.
+
+        Warns:
+            UserWarning: If the entropy still rises steadily at the end: the constraints leave a
+                direction free, and there is no maximum.
+        """
+        for name, count in (("rounds", rounds), ("steps", steps)):
+            check_positive_int(name, count)
+        check_count("start_steps", start_steps)
+        if check_positive_int("batch_size", batch_size) < 2:
+            raise ValueError("Expected a batch_size of at least 2: a batch is split into halves.")
+        if not 0 < penalty <= max_penalty or growth < 1 or not 0 < reduction <= 1:
+            raise ValueError(
+                f"Expected 0 < penalty <= max_penalty, growth of at least 1 and reduction in "
+                f"(0, 1], got {penalty}, {max_penalty}, {growth}, {reduction}."
+            )
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        device = self.expectations.levels.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            torch.manual_seed(seed)
+            search = _Search(self, rounds, steps, batch_size, tolerance)
+            search.lagrangian = AugmentedLagrangian(
+                self.expectations, penalty=penalty, growth=growth, max_penalty=max_penalty,
+                reduction=reduction,
+            )  # fmt: skip
+            search.begin(start, start_steps)
+            search.run(optimizer, lr, progress_bar)
+            return search.conclude()
+
+
+class _Evaluation(NamedTuple):
+    """What fresh draws say about the present law."""
+
+    values: Tensor
+    log_prob: Tensor
+    batches: Tensor
+    """Violations of batch means, shape (B, m); of inequalities, negative where there is slack."""
+    scale: Tensor
+
+    @property
+    def violation(self) -> Tensor:
+        return self.batches.mean(0)
+
+
+class _Search:
+    """One run of the augmented Lagrangian."""
+
+    lagrangian: AugmentedLagrangian
+
+    def __init__(
+        self, problem: MaximumEntropy, rounds: int, steps: int, batch_size: int, tolerance: float
+    ) -> None:
+        self.distribution = problem.distribution
+        self.expectations, self.sampler = problem.expectations, problem.sampler
+        self.num_rounds, self.steps, self.batch_size = rounds, steps, batch_size
+        self.tolerance = tolerance
+        self.entropies: list[float] = []
+        self.rounds: list[Round] = []
+        self.best_round, self.best_state = -1, self._state()
+        self.outcome: Outcome = "running"
+        self.first_scale: Tensor | None = None  # of the statistics
+        self.penalties: list[float] = []
+        self.started = time.perf_counter()
+
+    def begin(self, start: Any, steps: int) -> None:
+        """Moves the distribution to where the search starts."""
+        law = self.distribution
+        if isinstance(start, str):
+            if start != "auto":
+                raise ValueError(f"Expected start to be 'auto', None or a law, got {start!r}.")
+            known = isinstance(law, DistributionModule) and bool(law.initialized)
+            start = None if known else gaussian_on(law, self.expectations.levels)
+        if start is not None:
+            move_to(start, law, self.sampler, steps, self.batch_size)
+        self._check(self.evaluate())
+
+    def run(self, optimizer: OptimizerFactory, lr: float, progress_bar: bool) -> None:
+        """Takes rounds until one says that it is the last."""
+        own = optimizer([p for p in self.distribution.parameters() if p.requires_grad], lr=lr)
+        plan = LambdaLR(own, lambda step: _rate(step % self.steps / self.steps))
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        bar = tqdm(total=self.num_rounds * self.steps, unit="step", disable=not progress_bar)
+        with bar, deferred_interrupt(True) as interrupted:
+            while self.outcome == "running":
+                for _ in range(self.steps):
+                    self._take_step(own)
+                    plan.step()
+                    bar.update()
+                    if interrupted.is_set():
+                        self.outcome = "interrupted"
+                        break
+                self._end_round(generator)
+                last = self.rounds[-1]
+                bar.set_postfix(
+                    entropy=f"{last.entropy:.4g}",
+                    violation=f"{float(last.scaled_violations.max()):.2g} sd",
+                )
+
+    def conclude(self) -> MaximumEntropyResult:
+        """Restores the best round, looks at it afresh, and says what was found."""
+        self._restore(self.best_state)
+        fresh = self.evaluate(2)
+        count = len(fresh.values)
+        best = self.rounds[self.best_round]
+        sd, means = fresh.values.std(0), fresh.values.mean(0)
+        violation = self._clip(fresh.violation)
+        result = MaximumEntropyResult(
+            distribution=self.distribution,
+            names=self.expectations.names,
+            levels=self.expectations.levels,
+            means=means,
+            violations=violation,
+            standard_errors=sd / math.sqrt(count),
+            scaled_violations=_in_deviations(violation, sd),
+            multipliers=best.multipliers,
+            entropy=-float(fresh.log_prob.double().mean()),
+            entropy_error=float(fresh.log_prob.std()) / math.sqrt(count),
+            residual=float((fresh.log_prob + fresh.values @ best.multipliers).std()),
+            feasible=not bool(self._rejected(fresh).any()),
+            outcome=self.outcome,
+            seconds=time.perf_counter() - self.started,
+            entropies=self.entropies,
+            rounds=self.rounds,
+            best_round=self.best_round,
+        )
+        if self.outcome == "infeasible":
+            worst = int(result.scaled_violations.argmax())
+            raise InfeasibleError(
+                f"The violation has not come down in {HOPELESS_ROUNDS} rounds, while the penalty "
+                f"grew to {self.lagrangian.penalty:g}: no law of this family, and maybe none at "
+                f"all, meets the targets. Farthest off: {result.names[worst]!r} is "
+                f"{float(means[worst]):.4g} instead of {float(result.levels[worst]):.4g}. Check "
+                f"the targets, or give the distribution more freedom; see `result` of this error.",
+                result,
+            )
+        if self._rises():
+            self._warn()
+        return result
+
+    def evaluate(self, factor: int = 1) -> _Evaluation:
+        """Looks at fresh, independent draws, as a user gets them."""
+        size = max(2, factor * self.batch_size // 2)
+        x, log_prob = sample_and_score(self.distribution, NUM_BATCHES * size)
+        with torch.no_grad():
+            values = self.expectations.values(x)
+            batches = values.reshape(NUM_BATCHES, size, -1).mean(1) - self.expectations.levels
+        return _Evaluation(values, log_prob, batches, x.std(0))
+
+    def _take_step(self, optimizer: Any) -> None:
+        total = self.num_rounds * self.steps
+        if isinstance(self.distribution, DistributionModule):
+            self.distribution.anneal(min(1.0, 2 * len(self.entropies) / total))
+        optimizer.zero_grad()
+        halves = []
+        for size in (self.batch_size - self.batch_size // 2, self.batch_size // 2):
+            draws = self.sampler(size)
+            halves.append((draws, self.expectations.values(draws.x)))
+        loss = self.lagrangian.loss(*halves)
+        loss.backward()
+        gradients = [p.grad for p in self.distribution.parameters() if p.grad is not None]
+        if not gradients or not bool(nn.utils.get_total_norm(gradients).isfinite()):
+            raise NonFiniteLossError(
+                f"The gradient is not finite at step {len(self.entropies) + 1}, where the "
+                f"Lagrangian is {float(loss.detach()):.4g}. Lower lr, start nearer to the "
+                f"targets, or mend statistics whose gradients are infinite, as that of a root is "
+                f"at zero."
+            )
+        optimizer.step()
+        self.entropies.append(self.lagrangian.entropy)
+
+    def _end_round(self, generator: torch.Generator) -> None:
+        fresh = self.evaluate()
+        self._check(fresh)
+        penalty, feasible = self.lagrangian.penalty, not bool(self._rejected(fresh).any())
+        self.lagrangian.measure(fresh.values)
+        self.lagrangian.update(fresh.violation)
+        if not feasible:
+            self.lagrangian.grow(fresh.batches, generator)
+        violation = self._clip(fresh.violation)
+        self.rounds.append(
+            Round(
+                entropy=-float(fresh.log_prob.double().mean()),
+                violations=violation,
+                scaled_violations=_in_deviations(violation, fresh.values.std(0)),
+                multipliers=self.lagrangian.multipliers,
+                penalty=penalty,
+                feasible=feasible,
+                scale=fresh.scale,
+            )
+        )
+        if self._is_best():
+            self.best_round, self.best_state = len(self.rounds) - 1, self._state()
+        if self.outcome == "interrupted":
+            return
+        if self._is_hopeless():
+            self.outcome = "infeasible"
+        elif self._has_settled():
+            self.outcome = "converged"
+        elif len(self.rounds) == self.num_rounds:
+            self.outcome = "finished"
+
+    def _check(self, fresh: _Evaluation) -> None:
+        """Takes the metric, and the first scale of violations, from the law at the start."""
+        if self.first_scale is None:
+            self.first_scale = fresh.values.std(0)
+            self.lagrangian.measure(fresh.values)
+        if not bool(fresh.log_prob.isfinite().all()):
+            raise NonFiniteLossError(
+                f"The log-density of {int((~fresh.log_prob.isfinite()).sum())} of "
+                f"{len(fresh.log_prob)} draws is not finite, after {len(self.entropies)} steps. "
+                f"Lower lr, or bound the support away from where it rounds."
+            )
+
+    def _rejected(self, fresh: _Evaluation) -> Tensor:
+        return rejected(fresh.batches, self.lagrangian.is_inequality)
+
+    def _clip(self, violation: Tensor) -> Tensor:
+        """Slack of an inequality is no violation."""
+        return torch.where(self.lagrangian.is_inequality, violation.clamp(min=0), violation)
+
+    def _is_best(self) -> bool:
+        if self.best_round < 0:
+            return True
+        new, old = self.rounds[-1], self.rounds[self.best_round]
+        if new.feasible != old.feasible:
+            return new.feasible
+        if new.feasible:
+            return new.entropy > old.entropy
+        return bool(new.scaled_violations.norm() < old.scaled_violations.norm())
+
+    def _has_settled(self) -> bool:
+        if len(self.rounds) < max(2, self.num_rounds // 2):
+            return False
+        new, old = self.rounds[-1], self.rounds[-2]
+        return new.feasible and abs(new.entropy - old.entropy) < self.tolerance
+
+    def _is_hopeless(self) -> bool:
+        """Whether the violation stays, in the first law's deviations, as the penalty grows."""
+        last = self.rounds[-1 - HOPELESS_ROUNDS :]
+        if len(last) <= HOPELESS_ROUNDS or any(r.feasible for r in last):
+            return False
+        assert self.first_scale is not None
+        sizes = [_in_deviations(r.violations, self.first_scale).norm() for r in last]
+        stays = all(b > 0.9 * a for a, b in itertools.pairwise(sizes))
+        return stays and last[-1].penalty > last[0].penalty
+
+    def _rises(self) -> bool:
+        """Whether the entropy rises at a pace that does not slow down."""
+        if self.outcome != "finished" or len(self.rounds) < 3:
+            return False
+        a, b, c = (r.entropy for r in self.rounds[-3:])
+        return c - b > RISING and c - b > 0.5 * (b - a)
+
+    def _warn(self) -> None:
+        old, new = (r.scale.flatten() for r in (self.rounds[-3], self.rounds[-1]))
+        ratio = new / old.clamp(min=torch.finfo(old.dtype).tiny)
+        worst = int(ratio.argmax())
+        warnings.warn(
+            f"The entropy still rises by {self.rounds[-1].entropy - self.rounds[-2].entropy:.2g} "
+            f"nats a round. Either the rounds are too few, or the constraints leave a direction "
+            f"free, so that there is no maximum: coordinate {worst} of the draws has spread by a "
+            f"factor of {float(ratio[worst]):.2g} in two rounds. Constrain its spread, or bound "
+            f"the support.",
+            stacklevel=4,
+        )
+
+    def _state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = copy.deepcopy(self.distribution.state_dict())
+        return state
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        self.distribution.load_state_dict(state)
+        if isinstance(self.distribution, DistributionModule):
+            self.distribution.initialized.fill_(True)
+
+
+def _rate(progress: float) -> float:
+    """Learning rate within a round: a cosine from one down to the lowest."""
+    return LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _in_deviations(violation: Tensor, sd: Tensor) -> Tensor:
+    """Sizes of violations in standard deviations; those of constants count as they are."""
+    return violation.abs() / torch.where(sd > 0, sd, torch.ones_like(sd))
+
+
+def _check_distribution(distribution: Any) -> None:
+    parameters: Iterable[Tensor] = ()
+    if isinstance(distribution, nn.Module):
+        parameters = distribution.parameters()
+    if not isinstance(distribution, Distribution) or not any(p.requires_grad for p in parameters):
+        raise ValueError(
+            f"Expected a distribution with parameters of its own, such as a Flow or a "
+            f"GaussianMixture, got {type(distribution).__name__}. Wrap a plain one whose tensors "
+            f"are nn.Parameter: Flow(distribution, [])."
+        )
+    if distribution.batch_shape:
+        raise ValueError(
+            f"Expected a distribution without batch dimensions, got batch shape "
+            f"{tuple(distribution.batch_shape)}. Make them part of the event, with to_event."
+        )
