@@ -1,8 +1,9 @@
 """Figures of maxent.py: what was found, beside the answers."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -43,9 +44,10 @@ def bases_of(problem: str, flows: Flows) -> list[str]:
     return [base for base in BASES if (problem, base) in flows]
 
 
-def frame(ax: Axes, limits: tuple[float, float, float, float]) -> None:
+def frame(ax: Axes, limits: Sequence[float], aspect: Literal["equal", "auto"] = "equal") -> None:
     left, right, bottom, top = limits
-    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect=aspect, box_aspect=1)
+    ax.set(xticks=[], yticks=[])
     for side in ax.spines.values():
         side.set_color("0.8")
 
@@ -146,9 +148,9 @@ def draw_gaussian(problem: Problem, flows: Flows, found: Found, path: Path) -> N
     for column, (title, x) in zip(axes.T, columns, strict=True):
         column[0].set_title(title, fontsize=10)
         for ax, (i, j) in zip(column, pairs, strict=True):
-            center = mean[[i, j]]
-            frame(ax, tuple((center[k] + s * 5).item() for k in (0, 1) for s in (-1, 1)))  # type: ignore[arg-type]
-            ax.set(xticks=[], yticks=[])
+            center, reach = mean[[i, j]], 3.9 * covariance.diagonal()[[i, j]].sqrt()
+            ends = torch.stack([center - reach, center + reach], -1).flatten().tolist()
+            frame(ax, ends, "auto")
             ax.scatter(*x[:, [i, j]].T.numpy(), s=1, color="0.45", linewidths=0, rasterized=True)
             factor = torch.linalg.cholesky(covariance[[i, j]][:, [i, j]])
             for radius in (1, 2, 3):
@@ -211,9 +213,8 @@ def draw_wells(problems: Problems, flows: Flows, found: Found, path: Path) -> No
     names = list(dict.fromkeys(name for name, _ in rows))
     titles = list(BASES)
     figure = plt.figure(figsize=(11.5, 2.25 * len(rows) + 3.4), layout="constrained")
-    upper, lower = figure.subfigures(  # type: ignore[misc]
-        2, 1, height_ratios=(2.25 * len(rows), 3.4)
-    )
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.25 * len(rows), 3.4))
+    upper, lower = parts
     axes = upper.subplots(len(rows), 1 + len(titles), squeeze=False)
     for row, (name, (i, j)) in zip(axes, rows, strict=True):
         keys = ["answer", *bases_of(name, flows)]
@@ -225,7 +226,6 @@ def draw_wells(problems: Problems, flows: Flows, found: Found, path: Path) -> No
                 continue
             title, x = panels[key]
             frame(ax, (-2.5, 2.5, -2.5, 2.5))
-            ax.set(xticks=[], yticks=[])
             ax.hist2d(
                 *x[:, [i, j]].T.numpy(), bins=60, range=[[-2.5, 2.5]] * 2, cmap="Blues",
                 norm=PowerNorm(0.6, vmin=0, vmax=60), rasterized=True,
@@ -262,9 +262,7 @@ def draw_oscillation(problem: Problem, flows: Flows, found: Found, path: Path) -
         column[0].set_title(title, fontsize=10)
         points = (x[:, [1, 2]], x[:, [0, 3]], torch.stack(eigenvalue(x.double()), -1))
         for ax, y, (_, limits) in zip(column, points, rows, strict=True):
-            frame(ax, limits)
-            ax.set(xticks=[], yticks=[], aspect="auto")
-            ax.set_box_aspect(1)
+            frame(ax, limits, "auto")
             ax.scatter(*y.T.numpy(), s=1.2, color=INK, alpha=0.5, linewidths=0, rasterized=True)
         for deviations in (1, 2):
             angle = torch.linspace(0, 2 * math.pi, 200)
@@ -286,11 +284,15 @@ def draw_rounds(problems: Problems, found: Found, path: Path) -> None:
     names = [name for name in problems if any((name, base) in found for base in BASES)]
     if not names:
         return
-    figure, axes = plt.subplots(
-        2, len(names), figsize=(2.5 * len(names), 5.0), layout="constrained", sharex="col",
-        squeeze=False,
-    )  # fmt: skip
-    for (top, bottom), name in zip(axes.T, names, strict=True):
+    blocks = -(-len(names) // 4)
+    figure = plt.figure(figsize=(11.5, 4.6 * blocks), layout="constrained")
+    rows: Any = figure.subfigures(blocks, 1, squeeze=False)
+    parts = [part.subplots(2, 4, sharex="col") for part in rows[:, 0]]
+    columns = [(top, bottom) for part in parts for top, bottom in part.T]
+    for top, bottom in columns[len(names) :]:
+        top.set_axis_off()
+        bottom.set_axis_off()
+    for (top, bottom), name in zip(columns, names, strict=False):
         truth, targets = problems[name].truth, problems[name].targets
         top.axhline(truth.entropy, color="0.8", linewidth=5)
         for base in BASES:
@@ -308,9 +310,11 @@ def draw_rounds(problems: Problems, found: Found, path: Path) -> None:
             bottom.plot(steps, kl.clamp(min=1e-4).numpy(), **style)
         top.set_title(name, fontsize=10)
         bottom.set(yscale="log", xlabel="round")
-    axes[0, 0].set_ylabel("entropy")
-    axes[1, 0].set_ylabel("KL to the answer")
-    legend(axes[0, -1])
+        bottom.locator_params(axis="x", integer=True)
+    for part in parts:
+        part[0, 0].set_ylabel("entropy")
+        part[1, 0].set_ylabel("KL to the answer")
+    legend(columns[0][0])
     save(figure, path)
 
 
