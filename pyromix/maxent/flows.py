@@ -22,9 +22,9 @@ def spline_flow(
     temperatures: float | Sequence[float] | None = None,
     num_layers: int = 2,
     support: constraints.Constraint | None = None,
-    bins: int = 8,
+    bins: int = 16,
     hidden_dims: Sequence[int] = (32, 32),
-    bound: float = 5.0,
+    bound: float = 10.0,
 ) -> Flow:
     """A mixture of normals through autoregressive splines, as a flow onto a support.
 
@@ -41,7 +41,8 @@ def spline_flow(
             (of one more entry than `dim`); by default all of space.
         bins: Pieces of every spline.
         hidden_dims: Widths of the networks' hidden layers.
-        bound: The splines act between -bound and bound, and are the identity outside.
+        bound: The splines act between -bound and bound, and are the identity outside. Supports
+            with borders have heavy tails on the real line: keep it wide.
 
     Returns:
         A `Flow` of event shape (dim,), or (dim + 1,) on the simplex.

@@ -107,9 +107,9 @@ class MaximumEntropy:
         rounds: int = 10,
         steps: int = 500,
         batch_size: int = 512,
-        lr: float = 2e-3,
+        lr: float = 5e-3,
         optimizer: OptimizerFactory = adam,
-        penalty: float = 1.0,
+        penalty: float = 4.0,
         growth: float = 4.0,
         max_penalty: float = 1000.0,
         reduction: float = 0.25,
@@ -307,6 +307,15 @@ class _Search:
             batches = values.reshape(NUM_BATCHES, size, -1).mean(1) - self.expectations.levels
         return _Evaluation(values, log_prob, batches, x.std(0))
 
+    @torch.no_grad()
+    def _precise_violation(self) -> Tensor:
+        """The violation from the draws of steps: stratified ones are more even than others."""
+        means = []
+        for _ in range(NUM_BATCHES):
+            draws = self.sampler(self.batch_size)
+            means.append(draws.mean(self.expectations.values(draws.x) - self.expectations.levels))
+        return torch.stack(means).mean(0)
+
     def _take_step(self, optimizer: Any) -> None:
         total = self.num_rounds * self.steps
         if isinstance(self.distribution, DistributionModule):
@@ -334,7 +343,7 @@ class _Search:
         self._check(fresh)
         penalty, feasible = self.lagrangian.penalty, not bool(self._rejected(fresh).any())
         self.lagrangian.measure(fresh.values)
-        self.lagrangian.update(fresh.violation)
+        self.lagrangian.update(self._precise_violation())
         if not feasible:
             self.lagrangian.grow(fresh.batches, generator)
         violation = self._clip(fresh.violation)
@@ -386,14 +395,19 @@ class _Search:
         if new.feasible != old.feasible:
             return new.feasible
         if new.feasible:
-            return new.entropy > old.entropy
+            return self._corrected_entropy(new) > self._corrected_entropy(old)
         return bool(new.scaled_violations.norm() < old.scaled_violations.norm())
+
+    def _corrected_entropy(self, end: Round) -> float:
+        """The entropy, less what is gained by a violation too small for the tests to see."""
+        return end.entropy - float(self.lagrangian.multipliers @ end.violations)
 
     def _has_settled(self) -> bool:
         if len(self.rounds) < max(2, self.num_rounds // 2):
             return False
         new, old = self.rounds[-1], self.rounds[-2]
-        return new.feasible and abs(new.entropy - old.entropy) < self.tolerance
+        gain = self._corrected_entropy(new) - self._corrected_entropy(old)
+        return new.feasible and abs(gain) < self.tolerance
 
     def _is_hopeless(self) -> bool:
         """Whether the violation stays, in the first law's deviations, as the penalty grows."""
