@@ -39,18 +39,19 @@ import argparse
 import math
 import statistics
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from maxent_figures import draw_figures
 from maxent_problems import BASES, PROBLEMS, Problem, comparisons
-from pyromix.maxent import InfeasibleError, spline_flow
 from sequences import Store
 from torch import Tensor
 from torch.distributions import Gamma
 
 from pyromix import Flow, MaximumEntropy, RelaxedGaussianMixture
+from pyromix.maxent import InfeasibleError, spline_flow
 
 OUT = Path("out")
 DRAWS = 100_000
@@ -131,10 +132,12 @@ def solve(problem: Problem, base: str, seed: int, setting: Setting) -> tuple[dic
     task = MaximumEntropy(
         flow, problem.statistics, problem.targets, names=problem.names, gradient=GRADIENTS[base]
     )
-    try:
-        result = task.solve(seed=seed, progress_bar=False, **options)
-    except InfeasibleError as error:  # every problem has an answer, but a search may lose it
-        result = error.result
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few rounds: the gap says it
+        try:
+            result = task.solve(seed=seed, progress_bar=False, **options)
+        except InfeasibleError as error:  # every problem has an answer, but a search may lose it
+            result = error.result
     seconds = time.perf_counter() - start
     torch.manual_seed(1000 + seed)
     law = own_law(flow)

@@ -176,7 +176,7 @@ def draw_simplex(problem: Problem, flows: Flows, found: Found, path: Path) -> No
         for base in bases_of(problem.name, flows)
     ]
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(2.7 * len(panels), 3.0), layout="constrained", squeeze=False
+        1, len(panels), figsize=(2.6 * len(panels), 2.8), layout="constrained", squeeze=False
     )
     for ax, (title, density) in zip(axes[0], panels, strict=True):
         image = ax.tripcolor(
@@ -190,6 +190,7 @@ def draw_simplex(problem: Problem, flows: Flows, found: Found, path: Path) -> No
         ax.set_title(title, fontsize=10)
         ax.set(aspect="equal", xlim=(-0.06, 1.06), ylim=(-0.1, 0.95))
         ax.set_axis_off()
+        ax.plot([0, 1, 0.5, 0], [0, 0, 3**0.5 / 2, 0], color="0.8", linewidth=0.8)
         for corner, (left, bottom) in zip(
             ("x1", "x2", "x3"), ((0, 0), (1, 0), (0.5, 3**0.5 / 2)), strict=True
         ):
@@ -197,7 +198,9 @@ def draw_simplex(problem: Problem, flows: Flows, found: Found, path: Path) -> No
                 corner, (left, bottom), (0, -4 if bottom == 0 else 3), textcoords="offset points",
                 ha="center", va="top" if bottom == 0 else "bottom", fontsize=9,
             )  # fmt: skip
-    figure.colorbar(image, ax=axes[0].tolist(), shrink=0.7, label="density of (x1, x2)")
+    figure.colorbar(
+        image, ax=axes[0].tolist(), shrink=0.7, label="density of (x1, x2)\nlines: the answer's"
+    )
     save(figure, path)
 
 
