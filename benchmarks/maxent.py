@@ -16,7 +16,7 @@ Prints, from 100,000 fresh draws of what was found,
 - the largest violation of a constraint, over its standard error and over the deviation of the
   statistic; and the largest error of a multiplier, times that deviation (under the answer);
 - the lightest and the heaviest mode, as multiples of their share, which all have in common;
-- seconds, and of how many seeds sign tests reject that the constraints hold.
+- seconds of a processor, and of how many seeds sign tests reject that the constraints hold.
 
 The density of the relaxed law is that of a finite mixture, and this is the law that is optimised
 and scored. A second line scores draws of the relaxed law itself with that density. That makes its
@@ -127,7 +127,7 @@ def make_flow(problem: Problem, base: str) -> Flow:
 def solve(problem: Problem, base: str, seed: int, setting: Setting) -> tuple[dict[str, Any], Flow]:
     torch.manual_seed(seed)
     flow = make_flow(problem, base)
-    start = time.perf_counter()
+    start = time.process_time()
     options = problem.solve_options(base, setting.name == "quick")
     task = MaximumEntropy(
         flow, problem.statistics, problem.targets, names=problem.names, gradient=GRADIENTS[base]
@@ -138,7 +138,7 @@ def solve(problem: Problem, base: str, seed: int, setting: Setting) -> tuple[dic
             result = task.solve(seed=seed, progress_bar=False, **options)
         except InfeasibleError as error:  # every problem has an answer, but a search may lose it
             result = error.result
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     torch.manual_seed(1000 + seed)
     law = own_law(flow)
     numbers = score(problem, *draw_and_score(law, DRAWS), result.multipliers)
