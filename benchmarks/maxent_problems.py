@@ -32,6 +32,8 @@ BASES = {
 }
 
 
+# For small problems, whose rounds take seconds.
+PRECISE: dict[str, Any] = {"tolerance": 0.003}
 # Half a minute at most, in which divergences fall to about a hundredth.
 QUICK: dict[str, Any] = {"rounds": 14, "steps": 50, "start_steps": 100, "lr": 1e-2}
 
@@ -184,7 +186,7 @@ def gaussian() -> Problem:
             torch.cat([diag, products[first, second]]).sqrt(), draw,
         ),
         flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
-        solve={}, quick=QUICK,
+        solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
 
@@ -209,7 +211,7 @@ def dirichlet() -> Problem:
             (alpha.polygamma(1) - total.polygamma(1)).sqrt(), draw,
         ),
         flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
-        solve={}, quick=QUICK,
+        solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
 
@@ -251,13 +253,13 @@ def wells(dim: int, **settings: Any) -> Problem:
 def well() -> Problem:
     return wells(
         1, flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
-        solve={}, quick=QUICK,
+        solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
 
 def wells4() -> Problem:
     return wells(
-        4, flow={}, mixture={"num_components": 16}, temperatures=(1.0, 0.1),
+        4, flow={}, mixture={"num_components": 32}, temperatures=(1.0, 0.1),
         solve={}, quick=QUICK,
     )  # fmt: skip
 
@@ -265,7 +267,7 @@ def wells4() -> Problem:
 def wells8() -> Problem:
     return wells(
         8, flow={}, mixture={"num_components": 256}, temperatures=(1.0, 0.1),
-        solve={"steps": 300}, quick=QUICK | {"rounds": 8, "steps": 30, "start_steps": 50},
+        solve={"rounds": 30}, quick=QUICK | {"rounds": 8, "steps": 30, "start_steps": 50},
     )  # fmt: skip
 
 
@@ -281,7 +283,7 @@ def exponential() -> Problem:
         "exponential", (1,), constraints.positive, lambda x: x, one, ("x",),
         Truth(1.0, 0.0, one, one, draw),
         flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
-        solve={}, quick=QUICK,
+        solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
 
@@ -311,7 +313,7 @@ def prices() -> Problem:
             covariance.diagonal().sqrt(), draw_on_line(grid, log_density),
         ),
         flow={}, mixture={"num_components": 4}, temperatures=(1.0, 0.1),
-        solve={}, quick=QUICK,
+        solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
 
@@ -434,8 +436,8 @@ def oscillation() -> Problem:
         OSCILLATION, ("re", "re^2", "im", "(im - 2 pi)^2"),
         Truth(entropy, answer.log_normalizer, answer.multipliers, answer.deviations, draw),
         modes=lambda x: (x[:, 1] > x[:, 2]).long(), num_modes=2,
-        flow={"hidden_dims": (64, 64)}, mixture={"num_components": 8}, temperatures=(1.0, 0.1),
-        solve={"steps": 300}, quick=QUICK,
+        flow={}, mixture={"num_components": 32}, temperatures=(1.0, 0.1),
+        solve={"steps": 200}, quick=QUICK,
     )  # fmt: skip
 
 
