@@ -208,6 +208,11 @@ class ClassConditional(DistributionModule):
         """The constructor's arguments as plain data; a prior is part of the state."""
         return {name: value for name, value in super().config().items() if name != "prior"}
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the model follows a schedule."""
+        return self.model.scheduled
+
     def anneal(self, progress: float) -> None:
         """Hands on to the model how far training has come."""
         self.model.anneal(progress)

@@ -104,6 +104,11 @@ class DistributionModule(nn.Module, TorchDistribution):
         """Name of the stage of training, for models with a curriculum; `History` records it."""
         return None
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether `anneal` changes anything in the course of training."""
+        return False
+
     def anneal(self, progress: float) -> None:
         """Sets what follows a schedule, such as a temperature; by default nothing does.
 

@@ -197,7 +197,9 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         return result
 
-    def rsample_weighted_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    def rsample_weighted_and_log_prob(
+        self, num_samples: int, num_sets: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted draws of a flow on a mixture, and their log-densities, in one forward pass.
 
         Expectations are sums over the draws, weighted by the exponentials of the log-weights;
@@ -206,10 +208,12 @@ class FlowLaw(dist.TransformedDistribution):
 
         Args:
             num_samples: Number of draws n.
+            num_sets: Number of independent sets of so many draws.
 
         Returns:
             Samples of shape ``(n,) + batch_shape + event_shape``, log-weights and log-densities,
-            both of shape ``(n,) + batch_shape``.
+            both of shape ``(n,) + batch_shape``. With s sets, the first dimension is s n, one set
+            after the other, each with weights of its own.
 
         Raises:
             NotImplementedError: If the base is not a mixture with weighted draws, or a transform
@@ -226,7 +230,8 @@ class FlowLaw(dist.TransformedDistribution):
                 f"{type(base).__name__}. Other laws have no weighted draws."
             )
         self.clear_cache()
-        z, log_weight = base.rsample_weighted(num_samples)
+        sets = [base.rsample_weighted(num_samples) for _ in range(num_sets)]
+        z, log_weight = (torch.cat(part) for part in zip(*sets, strict=True))
         x, log_prob = self._push_and_score(z, base.log_prob(z))
         self.clear_cache()
         return x, log_weight, log_prob
@@ -456,6 +461,11 @@ class Flow(DistributionModule, FlowLaw):
         if base.batch_shape != batch_shape:
             base = base.expand(batch_shape)
         return self._with(base, transforms)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the base follows a schedule."""
+        return isinstance(self.base, DistributionModule) and self.base.scheduled
 
     def anneal(self, progress: float) -> None:
         """Hands on to the base how far training has come."""

@@ -2,8 +2,7 @@
 
 __all__ = ["Draws", "Gradient", "Sampler", "make_sampler", "sample_and_score"]
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Size, Tensor
@@ -28,7 +27,11 @@ class Draws(NamedTuple):
         return torch.tensordot(self.weight, values, 1)
 
 
-Sampler = Callable[[int], Draws]
+class Sampler(Protocol):
+    """Draws independent sets of so many draws each, in one pass."""
+
+    def __call__(self, count: int, num_sets: int = 1) -> list[Draws]:
+        """Returns the sets."""
 
 
 def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
@@ -58,25 +61,27 @@ def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
             f"{type(distribution).__name__}, which has neither."
         )
 
-    def pathwise(count: int) -> Draws:
+    def pathwise(count: int, num_sets: int = 1) -> list[Draws]:
+        size = Size((num_sets * count,))
         if hasattr(distribution, "rsample_and_log_prob"):
-            x, log_prob = distribution.rsample_and_log_prob(Size((count,)))
+            x, log_prob = distribution.rsample_and_log_prob(size)
         else:
-            x = distribution.rsample(Size((count,)))
+            x = distribution.rsample(size)
             log_prob = distribution.log_prob(x)
-        return Draws(x, torch.full_like(log_prob, 1 / count), log_prob)
+        return _split(count, x, torch.full_like(log_prob, 1 / count), log_prob)
 
     return pathwise
 
 
 def _stratified(distribution: Any) -> Sampler | None:
-    def flow(count: int) -> Draws:
-        x, log_weight, log_prob = distribution.rsample_weighted_and_log_prob(count)
-        return Draws(x, log_weight.exp(), log_prob)
+    def flow(count: int, num_sets: int = 1) -> list[Draws]:
+        x, log_weight, log_prob = distribution.rsample_weighted_and_log_prob(count, num_sets)
+        return _split(count, x, log_weight.exp(), log_prob)
 
-    def mixture(count: int) -> Draws:
-        x, log_weight = distribution.rsample_weighted(count)
-        return Draws(x, log_weight.exp(), distribution.log_prob(x))
+    def mixture(count: int, num_sets: int = 1) -> list[Draws]:
+        sets = [distribution.rsample_weighted(count) for _ in range(num_sets)]
+        x, log_weight = (torch.cat(part) for part in zip(*sets, strict=True))
+        return _split(count, x, log_weight.exp(), distribution.log_prob(x))
 
     if hasattr(distribution, "rsample_weighted"):
         return mixture
@@ -88,6 +93,11 @@ def _stratified(distribution: Any) -> Sampler | None:
     except NotImplementedError:
         return None
     return flow
+
+
+def _split(count: int, x: Tensor, weight: Tensor, log_prob: Tensor) -> list[Draws]:
+    parts = (part.split(count) for part in (x, weight, log_prob))
+    return [Draws(*part) for part in zip(*parts, strict=True)]
 
 
 @torch.no_grad()

@@ -7,6 +7,11 @@ counted in standard deviations and does not care how statistics are scaled or mi
 the metric in which the multipliers converge evenly: near the optimum, the expectations change by
 minus the covariance times the change of the multipliers, and the update :math:`\lambda + c M R`
 shrinks every violation by the same factor 1 / (1 + c).
+
+Far from the targets, violations of many standard deviations would squeeze the law into a corner,
+from which it comes out slowly, if at all. So levels move from the expectations of the first law to
+the targets, by about one standard deviation in a round. Expectations form a convex set: if the
+targets can be met, so can all levels on the way.
 """
 
 __all__ = ["AugmentedLagrangian", "rejected", "squared_violation"]
@@ -22,6 +27,11 @@ from .expectations import Expectations
 RIDGE = 1e-4
 # Weight of a step in the running means of violations.
 SMOOTHING = 0.02
+# How far levels move in a round, in standard deviations, and as a share of the whole distance.
+STRIDE = 0.5
+SHARE = 0.7
+# Distance, in standard deviations, at which the targets themselves become the levels.
+NEAR = 0.1
 
 
 def squared_violation(first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
@@ -76,10 +86,11 @@ class AugmentedLagrangian:
         max_penalty: float,
         reduction: float,
     ) -> None:
-        self.levels, self.split = expectations.levels, expectations.num_equalities
+        self.targets, self.split = expectations.levels, expectations.num_equalities
+        self.levels = self.targets  # of the present round
         self.penalty, self.growth, self.max_penalty = penalty, growth, max_penalty
         self.reduction = reduction
-        m = len(self.levels)
+        m = len(self.targets)
         self.multipliers = torch.zeros_like(self.levels)
         self.metric = torch.eye(m).to(self.levels)
         self.running = torch.zeros_like(self.levels)  # mean violation of recent steps
@@ -120,10 +131,32 @@ class AugmentedLagrangian:
         self.entropy = float(entropy.detach())
         return -entropy + self.multipliers @ violation + 0.5 * self.penalty * penalty
 
-    def update(self, violation: Tensor) -> None:
-        """Moves the multipliers along the violation (m,) at the end of a round."""
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the levels of the present round are the targets themselves."""
+        return self.levels is self.targets
+
+    def update(self, means: Tensor) -> None:
+        """Moves the multipliers at the end of a round, by expectations (m,) of the statistics."""
+        violation = means - self.levels
         shifted = violation + self._slack(violation)
+        size = float(self._norm(shifted))
+        shifted = shifted * min(1.0, STRIDE / max(size, 1e-12))
         self.multipliers = self.multipliers + self.penalty * self.metric @ shifted
+
+    def aim(self, means: Tensor) -> None:
+        """Sets the levels of the next round, from expectations (m,) on the way to the targets."""
+        violation = means - self.targets
+        violation = torch.where(self.is_inequality, violation.clamp(min=0), violation)
+        size = float(self._norm(violation))
+        if size <= NEAR:
+            self.levels = self.targets
+        else:
+            self.levels = self.targets + (1 - min(STRIDE / size, SHARE)) * violation
+        self.running = means - self.levels
+
+    def _norm(self, violation: Tensor) -> Tensor:
+        return (violation @ self.metric @ violation).clamp(min=0).sqrt()
 
     def grow(self, violations: Tensor, generator: torch.Generator) -> float:
         """Raises the penalty, with the probability that violations have not come down enough.
@@ -138,8 +171,7 @@ class AugmentedLagrangian:
         Returns:
             The p-value of having come down enough, as far as the test can tell.
         """
-        violations = violations.clone()
-        before, self._before = self._before, violations
+        before, self._before = self._before, violations.clone()
         if before is None:
             return 1.0
         new, old = (self._squares(v) for v in (violations, before))

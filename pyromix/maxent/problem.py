@@ -5,8 +5,10 @@ __all__ = ["InfeasibleError", "MaximumEntropy"]
 import copy
 import itertools
 import math
+import statistics
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -26,10 +28,18 @@ from .result import MaximumEntropyResult, Outcome, Round
 from .start import gaussian_on, move_to
 
 NUM_BATCHES = 200  # of the sign tests
+NUM_SETS = 50  # of draws that multipliers are updated by, each of four batches
 # Relative to the highest, the learning rate at the end of a round.
-LOWEST_RATE = 0.02
-# Rounds without a tenth less violation, though the penalty grew, after which targets are given up.
-HOPELESS_ROUNDS = 3
+LOWEST_RATE = 0.05
+# Gradients longer than so many times the median of recent ones are shortened to that.
+LARGEST_NORM = 3.0
+NUM_NORMS = 100
+# Rounds with hardly less violation, after which targets are given up.
+HOPELESS_ROUNDS = 4
+# Share of all rounds over which schedules of the distribution come to their end.
+ANNEALED = 0.5
+# Rounds in which the entropy must stay.
+SETTLED_ROUNDS = 2
 # Nats by which the entropy still rises in a round, when it does not seem to end.
 RISING = 0.1
 
@@ -99,23 +109,23 @@ class MaximumEntropy:
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
         self.sampler = make_sampler(distribution, gradient)
         with torch.random.fork_rng(), torch.no_grad():
-            self.expectations.values(self.sampler(16).x)  # says what does not fit
+            self.expectations.values(self.sampler(16)[0].x)  # says what does not fit
 
     def solve(
         self,
         *,
-        rounds: int = 10,
-        steps: int = 500,
+        rounds: int = 40,
+        steps: int = 150,
         batch_size: int = 512,
         lr: float = 5e-3,
         optimizer: OptimizerFactory = adam,
         penalty: float = 4.0,
-        growth: float = 4.0,
-        max_penalty: float = 1000.0,
+        growth: float = 2.0,
+        max_penalty: float = 16.0,
         reduction: float = 0.25,
         start: Distribution | Literal["auto"] | None = "auto",
         start_steps: int = 200,
-        tolerance: float = 0.005,
+        tolerance: float = 0.01,
         seed: int | None = None,
         progress_bar: bool = True,
     ) -> MaximumEntropyResult:
@@ -130,11 +140,11 @@ class MaximumEntropy:
         which they hold is kept, or that of least violation if there is none.
 
         Args:
-            rounds: Largest number of rounds. At least half of them are run, over which schedules
-                of the distribution, such as temperatures, come to their end.
+            rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
+                come to their end over the first half.
             steps: Optimisation steps in a round.
             batch_size: Draws in a step.
-            lr: Learning rate at the start of a round; it falls to 2% of that.
+            lr: Learning rate at the start of a round; it falls to 5% of that.
             optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``.
             penalty: c in the first round. Every round divides violations by 1 + c, once steps
                 suffice for its minimum.
@@ -216,6 +226,7 @@ class _Search:
         self.num_rounds, self.steps, self.batch_size = rounds, steps, batch_size
         self.tolerance = tolerance
         self.entropies: list[float] = []
+        self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.rounds: list[Round] = []
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
@@ -287,8 +298,8 @@ class _Search:
         if self.outcome == "infeasible":
             worst = int(result.scaled_violations.argmax())
             raise InfeasibleError(
-                f"The violation has not come down in {HOPELESS_ROUNDS} rounds, while the penalty "
-                f"grew to {self.lagrangian.penalty:g}: no law of this family, and maybe none at "
+                f"The violation has not come down in the last {HOPELESS_ROUNDS} rounds: no law of "
+                f"this family, and maybe none at "
                 f"all, meets the targets. Farthest off: {result.names[worst]!r} is "
                 f"{float(means[worst]):.4g} instead of {float(result.levels[worst]):.4g}. Check "
                 f"the targets, or give the distribution more freedom; see `result` of this error.",
@@ -308,33 +319,37 @@ class _Search:
         return _Evaluation(values, log_prob, batches, x.std(0))
 
     @torch.no_grad()
-    def _precise_violation(self) -> Tensor:
-        """The violation from the draws of steps: stratified ones are more even than others."""
+    def _precise_means(self) -> Tensor:
+        """Expectations by draws like those of steps: stratified ones are more even than others."""
         means = []
-        for _ in range(NUM_BATCHES):
-            draws = self.sampler(self.batch_size)
-            means.append(draws.mean(self.expectations.values(draws.x) - self.expectations.levels))
+        for _ in range(NUM_SETS):
+            (draws,) = self.sampler(4 * self.batch_size)
+            excess = draws.mean(self.expectations.values(draws.x) - self.expectations.levels)
+            means.append(excess + self.expectations.levels)
         return torch.stack(means).mean(0)
 
     def _take_step(self, optimizer: Any) -> None:
         total = self.num_rounds * self.steps
         if isinstance(self.distribution, DistributionModule):
-            self.distribution.anneal(min(1.0, 2 * len(self.entropies) / total))
+            self.distribution.anneal(min(1.0, len(self.entropies) / (ANNEALED * total)))
         optimizer.zero_grad()
-        halves = []
-        for size in (self.batch_size - self.batch_size // 2, self.batch_size // 2):
-            draws = self.sampler(size)
-            halves.append((draws, self.expectations.values(draws.x)))
-        loss = self.lagrangian.loss(*halves)
+        first, second = self.sampler(self.batch_size // 2, num_sets=2)
+        values = self.expectations.values(torch.cat([first.x, second.x])).chunk(2)
+        loss = self.lagrangian.loss((first, values[0]), (second, values[1]))
         loss.backward()
-        gradients = [p.grad for p in self.distribution.parameters() if p.grad is not None]
-        if not gradients or not bool(nn.utils.get_total_norm(gradients).isfinite()):
+        parameters = [p for p in self.distribution.parameters() if p.grad is not None]
+        norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(norm):
             raise NonFiniteLossError(
                 f"The gradient is not finite at step {len(self.entropies) + 1}, where the "
                 f"Lagrangian is {float(loss.detach()):.4g}. Lower lr, start nearer to the "
                 f"targets, or mend statistics whose gradients are infinite, as that of a root is "
                 f"at zero."
             )
+        # A single draw where a statistic is steep can undo a thousand steps.
+        self.norms.append(norm)
+        limit = LARGEST_NORM * statistics.median(self.norms)
+        nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
         optimizer.step()
         self.entropies.append(self.lagrangian.entropy)
 
@@ -343,9 +358,11 @@ class _Search:
         self._check(fresh)
         penalty, feasible = self.lagrangian.penalty, not bool(self._rejected(fresh).any())
         self.lagrangian.measure(fresh.values)
-        self.lagrangian.update(self._precise_violation())
-        if not feasible:
+        means = self._precise_means()
+        self.lagrangian.update(means)
+        if self.lagrangian.has_arrived and not feasible:
             self.lagrangian.grow(fresh.batches, generator)
+        self.lagrangian.aim(means)
         violation = self._clip(fresh.violation)
         self.rounds.append(
             Round(
@@ -374,6 +391,7 @@ class _Search:
         if self.first_scale is None:
             self.first_scale = fresh.values.std(0)
             self.lagrangian.measure(fresh.values)
+            self.lagrangian.aim(fresh.values.mean(0))
         if not bool(fresh.log_prob.isfinite().all()):
             raise NonFiniteLossError(
                 f"The log-density of {int((~fresh.log_prob.isfinite()).sum())} of "
@@ -403,11 +421,15 @@ class _Search:
         return end.entropy - float(self.lagrangian.multipliers @ end.violations)
 
     def _has_settled(self) -> bool:
-        if len(self.rounds) < max(2, self.num_rounds // 2):
+        law = self.distribution
+        scheduled = isinstance(law, DistributionModule) and law.scheduled
+        if scheduled and len(self.rounds) < ANNEALED * self.num_rounds + SETTLED_ROUNDS:
             return False
-        new, old = self.rounds[-1], self.rounds[-2]
-        gain = self._corrected_entropy(new) - self._corrected_entropy(old)
-        return new.feasible and abs(gain) < self.tolerance
+        last = self.rounds[-1 - SETTLED_ROUNDS :]
+        entropies = [self._corrected_entropy(r) for r in last if r.feasible]
+        if len(entropies) <= SETTLED_ROUNDS:
+            return False
+        return max(entropies) - min(entropies) < self.tolerance
 
     def _is_hopeless(self) -> bool:
         """Whether the violation stays, in the first law's deviations, as the penalty grows."""
@@ -416,8 +438,7 @@ class _Search:
             return False
         assert self.first_scale is not None
         sizes = [_in_deviations(r.violations, self.first_scale).norm() for r in last]
-        stays = all(b > 0.9 * a for a, b in itertools.pairwise(sizes))
-        return stays and last[-1].penalty > last[0].penalty
+        return all(b > 0.99 * a for a, b in itertools.pairwise(sizes))
 
     def _rises(self) -> bool:
         """Whether the entropy rises at a pace that does not slow down."""

@@ -52,7 +52,7 @@ def move_to(
     optimizer = adam([p for p in distribution.parameters() if p.requires_grad], lr=5e-3)
     for _ in range(steps):
         optimizer.zero_grad()
-        own = sampler(batch_size)
+        (own,) = sampler(batch_size)
         loss = own.mean(own.log_prob - target.log_prob(own.x))
         loss.backward()
         optimizer.step()

@@ -99,6 +99,11 @@ class RelaxedGaussianMixture(DistributionModule):
         """Variance of every coordinate, shape (D,)."""
         return self.distribution.variance
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the temperature changes in the course of training."""
+        return self.temperatures[0] != self.temperatures[1]
+
     def anneal(self, progress: float) -> None:
         """Sets the temperature that the schedule has when training has come so far."""
         start, end = self.temperatures
