@@ -262,7 +262,7 @@ def test_the_best_weights_come_back_with_the_temperature_they_were_validated_at(
     history = train(model, data, validation=held_out, validation_every=2)
     assert 0 < history.best_step < 20
     expected = min(history.validation_losses)
-    assert float(model.loss(held_out)) == pytest.approx(expected, abs=1e-9)
+    assert model.loss(held_out).item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
