@@ -13,6 +13,7 @@ from pyro.distributions.score_parts import ScoreParts
 from pyro.ops.provenance import extract_provenance
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
+from torch.distributions.transforms import AffineTransform
 from torch.distributions.utils import _sum_rightmost
 from torch.overrides import TorchFunctionMode
 from torch.types import _size
@@ -22,11 +23,13 @@ from .branching import BranchingTransform
 from .core import Batch, DistributionModule, split_batch
 from .plain import (
     PlainDistribution,
+    PlainTransform,
     as_distribution_module,
     as_transform_module,
     flatten_transforms,
 )
 from .registry import decode, encode
+from .support import move_support
 from .validation import check_expandable, check_tensor, check_value, is_traced
 
 BRANCH_SCORE = "_pyromix_branch_score"  # attribute of draws
@@ -69,6 +72,24 @@ class FlowLaw(dist.TransformedDistribution):
     def branching(self) -> bool:
         """Whether a transform draws branches, as folds do."""
         return any(getattr(t, "branching", False) for t in self.transforms)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """Where draws lie.
+
+        PyTorch takes the codomain of the last transform, which is all of space for an affine one,
+        also after a sigmoid. Here intervals and half-lines move with it.
+        """
+        transforms: list[Any] = list(self.transforms)
+        last: list[AffineTransform] = []
+        while transforms and isinstance(affine := _plain(transforms[-1]), AffineTransform):
+            last.insert(0, affine)
+            transforms.pop()
+        support = transforms[-1].codomain if transforms else self.base_dist.support
+        for affine in last:
+            support = move_support(support, affine)
+        missing = len(self.event_shape) - support.event_dim
+        return constraints.independent(support, missing) if missing > 0 else support
 
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
@@ -519,6 +540,11 @@ class Flow(DistributionModule, FlowLaw):
                 "This flow has conditional transforms, or a conditional base. Call "
                 "condition(context), and use the distribution that it returns."
             )
+
+
+def _plain(transform: Any) -> Any:
+    """A transform that is wrapped as a module, as it is without."""
+    return transform.build() if isinstance(transform, PlainTransform) else transform
 
 
 def _invert(transform: Any, y: Tensor) -> Tensor:

@@ -4,17 +4,19 @@ __all__ = [
     "box",
     "half_space",
     "mixed_columns",
+    "move_support",
     "open_interval",
     "real_or_missing",
     "real_or_missing_vector",
 ]
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
-from torch.distributions.transforms import identity_transform
+from torch.distributions.transforms import AffineTransform, identity_transform
 
 
 class _RealOrMissing(constraints.Constraint):
@@ -120,6 +122,34 @@ class half_space(constraints.Constraint):  # noqa: N801
     def check(self, value: Tensor) -> Tensor:
         """Whether each vector lies on the positive side."""
         return value @ self.a + self.b >= 0
+
+
+def move_support(
+    support: constraints.Constraint, affine: AffineTransform
+) -> constraints.Constraint:
+    """The image of an interval or a half-line under an affine transform; else its codomain."""
+    inner = support
+    while isinstance(inner, constraints.independent):
+        inner = inner.base_constraint
+    ends: dict[str, Tensor] = {}
+    for name in ("lower_bound", "upper_bound"):
+        if hasattr(inner, name):
+            ends[name] = torch.as_tensor(affine.loc + affine.scale * getattr(inner, name))
+    falls = torch.as_tensor(affine.scale) < 0
+    moved: Any
+    if isinstance(inner, constraints.interval):
+        low, high = ends["lower_bound"], ends["upper_bound"]
+        moved = constraints.interval(torch.minimum(low, high), torch.maximum(low, high))
+    elif isinstance(inner, constraints.greater_than | constraints.less_than) and (
+        bool(falls.all()) or not bool(falls.any())
+    ):
+        above = isinstance(inner, constraints.greater_than) != bool(falls.all())
+        (end,) = ends.values()
+        moved = constraints.greater_than(end) if above else constraints.less_than(end)
+    else:
+        return affine.codomain
+    missing = support.event_dim - moved.event_dim
+    return constraints.independent(moved, missing) if missing > 0 else moved
 
 
 class _OntoBox(Transform):

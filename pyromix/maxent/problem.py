@@ -29,13 +29,17 @@ from .start import gaussian_on, move_to
 
 NUM_BATCHES = 200  # of the sign tests
 NUM_SETS = 50  # of draws that multipliers are updated by, each of four batches
-# Relative to the highest, the learning rate at the end of a round.
+# Share of the learning rate that is left at the end of a round, and at the end of all; and of
+# every round, once levels have come to the targets.
 LOWEST_RATE = 0.05
+DECAY = 0.8
 # Gradients longer than so many times the median of recent ones are shortened to that.
-LARGEST_NORM = 3.0
+LARGEST_NORM = 2.0
 NUM_NORMS = 100
-# Rounds with hardly less violation, after which targets are given up.
+# Rounds with hardly less violation, and far from the targets still, after which those are given
+# up; the distance in standard deviations: before it fails, a law has next to no spread left.
 HOPELESS_ROUNDS = 4
+HOPELESS_DISTANCE = 0.5
 # Share of all rounds over which schedules of the distribution come to their end.
 ANNEALED = 0.5
 # Rounds in which the entropy must stay.
@@ -119,9 +123,9 @@ class MaximumEntropy:
         batch_size: int = 512,
         lr: float = 5e-3,
         optimizer: OptimizerFactory = adam,
-        penalty: float = 4.0,
+        penalty: float = 2.0,
         growth: float = 2.0,
-        max_penalty: float = 16.0,
+        max_penalty: float = 8.0,
         reduction: float = 0.25,
         start: Distribution | Literal["auto"] | None = "auto",
         start_steps: int = 200,
@@ -133,7 +137,9 @@ class MaximumEntropy:
 
         A round minimises :math:`-H + \lambda^\top R + \frac{c}{2} R^\top M R` with
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
-        learning rate falls. The squared violation comes from two halves of a batch, so that its
+        learning rate falls. On the way to the targets, t stands for levels that move towards
+        them by half a standard deviation a round: a law that is squeezed at once may not come out
+        of its corner. The squared violation comes from two halves of a batch, so that its
         estimate is unbiased. Then fresh draws test the constraints, move the multipliers, and
         raise c if the violation has not come down to the given share. The search ends when the
         constraints hold and the entropy has settled; the round of highest entropy among those in
@@ -144,7 +150,8 @@ class MaximumEntropy:
                 come to their end over the first half.
             steps: Optimisation steps in a round.
             batch_size: Draws in a step.
-            lr: Learning rate at the start of a round; it falls to 5% of that.
+            lr: Learning rate at the start of a round; it falls to 5% of that. Once the targets are
+                near, later rounds start lower.
             optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``.
             penalty: c in the first round. Every round divides violations by 1 + c, once steps
                 suffice for its minimum.
@@ -228,6 +235,7 @@ class _Search:
         self.entropies: list[float] = []
         self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.rounds: list[Round] = []
+        self.rounds_at_targets = 0
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
         self.first_scale: Tensor | None = None  # of the statistics
@@ -249,7 +257,7 @@ class _Search:
     def run(self, optimizer: OptimizerFactory, lr: float, progress_bar: bool) -> None:
         """Takes rounds until one says that it is the last."""
         own = optimizer([p for p in self.distribution.parameters() if p.requires_grad], lr=lr)
-        plan = LambdaLR(own, lambda step: _rate(step % self.steps / self.steps))
+        plan = LambdaLR(own, self._rate)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         bar = tqdm(total=self.num_rounds * self.steps, unit="step", disable=not progress_bar)
         with bar, deferred_interrupt(True) as interrupted:
@@ -318,6 +326,15 @@ class _Search:
             batches = values.reshape(NUM_BATCHES, size, -1).mean(1) - self.expectations.levels
         return _Evaluation(values, log_prob, batches, x.std(0))
 
+    def _rate(self, step: int) -> float:
+        """Factor of the learning rate: it falls in every round, and from round to round at last.
+
+        Once levels are the targets, what is left of violations is mostly the noise of steps.
+        """
+        progress = step % self.steps / self.steps
+        within = LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
+        return within * max(LOWEST_RATE, DECAY**self.rounds_at_targets)
+
     @torch.no_grad()
     def _precise_means(self) -> Tensor:
         """Expectations by draws like those of steps: stratified ones are more even than others."""
@@ -360,8 +377,10 @@ class _Search:
         self.lagrangian.measure(fresh.values)
         means = self._precise_means()
         self.lagrangian.update(means)
-        if self.lagrangian.has_arrived and not feasible:
-            self.lagrangian.grow(fresh.batches, generator)
+        if self.lagrangian.has_arrived:
+            self.rounds_at_targets += 1
+            if not feasible:
+                self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
         violation = self._clip(fresh.violation)
         self.rounds.append(
@@ -434,7 +453,8 @@ class _Search:
     def _is_hopeless(self) -> bool:
         """Whether the violation stays, in the first law's deviations, as the penalty grows."""
         last = self.rounds[-1 - HOPELESS_ROUNDS :]
-        if len(last) <= HOPELESS_ROUNDS or any(r.feasible for r in last):
+        far = all(float(r.scaled_violations.max()) > HOPELESS_DISTANCE for r in last)
+        if len(last) <= HOPELESS_ROUNDS or not far:
             return False
         assert self.first_scale is not None
         sizes = [_in_deviations(r.violations, self.first_scale).norm() for r in last]
@@ -468,11 +488,6 @@ class _Search:
         self.distribution.load_state_dict(state)
         if isinstance(self.distribution, DistributionModule):
             self.distribution.initialized.fill_(True)
-
-
-def _rate(progress: float) -> float:
-    """Learning rate within a round: a cosine from one down to the lowest."""
-    return LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _in_deviations(violation: Tensor, sd: Tensor) -> Tensor:
