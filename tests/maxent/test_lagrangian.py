@@ -66,8 +66,8 @@ def test_squared_violations_of_two_halves_are_unbiased_and_of_one_batch_are_not(
     expected = torch.stack([exact.detach(), *torch.autograd.grad(exact, own)])
     off = {name: standard_errors_off(torch.stack(row), expected) for name, row in rows.items()}
     assert (off["halves"] < 5).all()
-    assert off["one"][0] > 10  # by the variance of the mean
-    assert off["one"][2] > 10  # and its gradient in the scale
+    assert off["one"][0] > 7  # by the variance of the mean
+    assert off["one"][2] > 7  # and its gradient in the scale
 
 
 @pytest.mark.parametrize("penalty", [0.5, 20.0])

@@ -8,9 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, constraints, kl_divergence
-from torch.distributions.transforms import ExpTransform
 
-from pyromix import Flow, GaussianMixture, MaximumEntropy, RelaxedGaussianMixture
+from pyromix import GaussianMixture, MaximumEntropy, RelaxedGaussianMixture
 from pyromix.maxent import InfeasibleError, spline_flow
 
 
@@ -26,6 +25,16 @@ def normal(targets=(1.0, 5.0), function=moments, **options):
 def solve(problem, **settings):
     settings = {"steps": 60, "rounds": 15, "lr": 0.02, "start_steps": 20, "seed": 0, **settings}
     return problem.solve(progress_bar=False, **settings)
+
+
+def holds(result):
+    """Whether the round that was kept met the constraints, and fresh draws say so to their error.
+
+    The sign tests on fresh draws, as tests at a level, reject one in twenty results that do.
+    """
+    tolerance = 4 * result.standard_errors + 0.01 * result.levels.abs()
+    held = bool((result.violations.abs() < tolerance).all())
+    return result.rounds[result.best_round].feasible and held
 
 
 NORMAL_ENTROPY = 0.5 * math.log(2 * math.pi * math.e * 4.0)
@@ -48,9 +57,8 @@ def test_mean_and_covariance_give_a_normal():
     result = solve(MaximumEntropy(model, statistics, targets), rounds=20)
     assert result.outcome == "converged"
     expected = MultivariateNormal(mean, covariance)
-    with torch.no_grad():
-        law = model.distribution
-    got = MultivariateNormal(law.loc[0], law.component_covariance[0])
+    law = model.distribution
+    got = MultivariateNormal(law.loc[0].detach(), law.component_covariance[0].detach())
     assert float(kl_divergence(got, expected)) < 1e-3
     assert result.entropy == pytest.approx(float(expected.entropy()), abs=0.02)
     # log q = const - lambda . T
@@ -61,9 +69,9 @@ def test_mean_and_covariance_give_a_normal():
 
 
 def test_a_mean_on_the_positive_half_gives_an_exponential():
-    flow = Flow(spline_flow(1, num_layers=1), [ExpTransform()])
+    flow = spline_flow(1, num_layers=1, support=constraints.positive)
     problem = MaximumEntropy(flow, lambda x: x.squeeze(-1), 2.0)
-    result = solve(problem, lr=0.01, batch_size=256)
+    result = solve(problem, lr=0.01)
     assert result.entropy == pytest.approx(1 + math.log(2), abs=0.02 + 4 * result.entropy_error)
     assert float(result.multipliers) == pytest.approx(0.5, abs=0.05)
     x = torch.tensor([[0.2], [1.0], [4.0]])
@@ -112,7 +120,7 @@ def test_of_two_inequalities_one_binds():
         names=["mean", "second", "fourth"],
     )
     result = solve(problem, rounds=20)
-    assert result.feasible
+    assert holds(result)
     assert result.entropy == pytest.approx(NORMAL_ENTROPY, abs=0.02)
     torch.testing.assert_close(
         result.multipliers, torch.tensor([-0.25, 0.125, 0.0]), atol=0.02, rtol=0
@@ -125,7 +133,7 @@ def test_of_two_inequalities_one_binds():
 def test_inequalities_alone():
     problem = MaximumEntropy(GaussianMixture(1, 1), inequalities=moments, bounds=[1.0, 1.0])
     result = solve(problem)
-    assert result.feasible
+    assert holds(result)
     # With a mean of zero there is the most room for the second moment.
     assert result.entropy == pytest.approx(0.5 * math.log(2 * math.pi * math.e), abs=0.02)
     torch.testing.assert_close(result.multipliers, torch.tensor([0.0, 0.5]), atol=0.05, rtol=0)
@@ -139,7 +147,7 @@ def test_constraints_that_depend_on_each_other():
 
     result = solve(normal((1.0, 5.0, 6.0), statistics), rounds=20)
     assert result.entropy == pytest.approx(NORMAL_ENTROPY, abs=0.02)
-    assert result.feasible
+    assert holds(result)
     a, b, c = result.multipliers.tolist()
     assert a + c == pytest.approx(-0.25, abs=0.03)
     assert b + c == pytest.approx(0.125, abs=0.02)
@@ -152,7 +160,7 @@ def test_a_statistic_that_is_constant_and_right():
         return torch.cat([moments(x), torch.ones_like(x)], -1)
 
     result = solve(normal((1.0, 5.0, 1.0), statistics), rounds=20)
-    assert result.feasible
+    assert holds(result)
     assert result.entropy == pytest.approx(NORMAL_ENTROPY, abs=0.02)
 
 
@@ -172,7 +180,7 @@ def test_targets_that_nothing_meets(function, targets, worst):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         with pytest.raises(InfeasibleError, match=f"{worst!r}") as error:
-            solve(normal(targets, function), rounds=40)
+            solve(normal(targets, function), rounds=40, steps=30)
     result = error.value.result
     assert result.outcome == "infeasible"
     assert not result.feasible
@@ -182,7 +190,7 @@ def test_targets_that_nothing_meets(function, targets, worst):
 def test_the_round_of_least_violation_is_kept_where_targets_are_not_met():
     """Measured alike in every round, whatever the spread of the statistics then is."""
     with pytest.raises(InfeasibleError) as error:
-        solve(normal([0.0, -1.0]), rounds=40)
+        solve(normal([0.0, -1.0]), rounds=40, steps=30)
     result = error.value.result
     sizes = torch.stack([r.violations.norm() for r in result.rounds])
     assert sizes[result.best_round] < sizes.min() + 0.1
@@ -291,19 +299,19 @@ def test_where_the_search_starts():
     still = {"steps": 1, "rounds": 1, "lr": 1e-12}
     problem = MaximumEntropy(law, lambda x: x.squeeze(-1), 0.0)
     solve(problem, start=None, **still)
-    assert float(law.mean) == pytest.approx(40.0)
+    assert law.mean.item() == pytest.approx(40.0)
     # What was set or trained before is left alone by default,
     law.initialized.fill_(True)
     solve(problem, **still)
-    assert float(law.mean) == pytest.approx(40.0)
+    assert law.mean.item() == pytest.approx(40.0)
     # else the search starts from a standard normal,
     law.initialized.fill_(False)
     solve(problem, **still)
-    assert float(law.mean) == pytest.approx(0.0, abs=0.1)
+    assert law.mean.item() == pytest.approx(0.0, abs=0.1)
     # or from what it is given.
     law.initialized.fill_(False)
     solve(problem, start=dist.Normal(torch.tensor([3.0]), 0.5).to_event(1), **still)
-    assert float(law.mean) == pytest.approx(3.0, abs=0.1)
+    assert law.mean.item() == pytest.approx(3.0, abs=0.1)
 
 
 class Watched(RelaxedGaussianMixture):
@@ -335,7 +343,7 @@ def test_stratified_and_pathwise_searches_come_to_the_same():
     entropies = []
     for gradient in ("stratified", "pathwise"):
         problem = MaximumEntropy(GaussianMixture(1, 2), moments, [1.0, 5.0], gradient=gradient)
-        entropies.append(solve(problem).entropy)
+        entropies.append(solve(problem, steps=40).entropy)
     assert entropies == pytest.approx([NORMAL_ENTROPY] * 2, abs=0.02)
 
 
