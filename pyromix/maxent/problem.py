@@ -29,10 +29,8 @@ from .start import gaussian_on, move_to
 
 NUM_BATCHES = 200  # of the sign tests
 NUM_SETS = 50  # of draws that multipliers are updated by, each of four batches
-# Share of the learning rate that is left at the end of a round, and at the end of all; and of
-# every round, once levels have come to the targets.
+# Share of the learning rate that is left at the end of a round, and at the start of the last.
 LOWEST_RATE = 0.05
-DECAY = 0.8
 # Gradients longer than so many times the median of recent ones are shortened to that.
 LARGEST_NORM = 2.0
 NUM_NORMS = 100
@@ -235,7 +233,7 @@ class _Search:
         self.entropies: list[float] = []
         self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.rounds: list[Round] = []
-        self.rounds_at_targets = 0
+        self.arrival: int | None = None  # first round whose levels are the targets
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
         self.first_scale: Tensor | None = None  # of the statistics
@@ -331,9 +329,11 @@ class _Search:
 
         Once levels are the targets, what is left of violations is mostly the noise of steps.
         """
-        progress = step % self.steps / self.steps
-        within = LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
-        return within * max(LOWEST_RATE, DECAY**self.rounds_at_targets)
+        current, step = divmod(step, self.steps)
+        within = (1 + math.cos(math.pi * step / self.steps)) / 2
+        arrived = self.arrival or current
+        share = (current - arrived) / max(1, self.num_rounds - 1 - arrived)
+        return LOWEST_RATE**share * (LOWEST_RATE + (1 - LOWEST_RATE) * within)
 
     @torch.no_grad()
     def _precise_means(self) -> Tensor:
@@ -378,7 +378,7 @@ class _Search:
         means = self._precise_means()
         self.lagrangian.update(means)
         if self.lagrangian.has_arrived:
-            self.rounds_at_targets += 1
+            self.arrival = self.arrival or len(self.rounds)
             if not feasible:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
