@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..core import DistributionModule
+from ..mixtures import GaussianMixture
 from ..training import NonFiniteLossError, OptimizerFactory, adam, deferred_interrupt
 from ..validation import check_count, check_positive_int
 from .draws import Gradient, make_sampler, sample_and_score
@@ -137,11 +138,12 @@ class MaximumEntropy:
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
         learning rate falls. On the way to the targets, t stands for levels that move towards
         them by half a standard deviation a round: a law that is squeezed at once may not come out
-        of its corner. The squared violation comes from two halves of a batch, so that its
-        estimate is unbiased. Then fresh draws test the constraints, move the multipliers, and
-        raise c if the violation has not come down to the given share. The search ends when the
-        constraints hold and the entropy has settled; the round of highest entropy among those in
-        which they hold is kept, or that of least violation if there is none.
+        of its corner. Until they are there, the weights of mixtures are held. The squared
+        violation comes from two halves of a batch, so that its estimate is unbiased. Then fresh
+        draws test the constraints, move the multipliers, and raise c if the violation has not
+        come down to the given share. The search ends when the constraints hold and the entropy
+        has settled; the round of highest entropy among those in which they hold is kept, or that
+        of least violation if there is none.
 
         Args:
             rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
@@ -251,10 +253,21 @@ class _Search:
         if start is not None:
             move_to(start, law, self.sampler, steps, self.batch_size)
         self._check(self.evaluate())
+        # On the way, a mode that falls behind the others for a while would lose its weight, and
+        # with that the gradient that could bring it back.
+        mixtures = [m for m in law.modules() if isinstance(m, GaussianMixture)]
+        self.held = [m.logits for m in mixtures if m.logits.requires_grad]
+        self.hold(not self.lagrangian.has_arrived)
+
+    def hold(self, held: bool) -> None:
+        """Holds the weights of mixtures, or releases them."""
+        for parameter in self.held:
+            parameter.requires_grad_(not held)
 
     def run(self, optimizer: OptimizerFactory, lr: float, progress_bar: bool) -> None:
         """Takes rounds until one says that it is the last."""
-        own = optimizer([p for p in self.distribution.parameters() if p.requires_grad], lr=lr)
+        learnable = [p for p in self.distribution.parameters() if p.requires_grad]
+        own = optimizer([*learnable, *(p for p in self.held if not p.requires_grad)], lr=lr)
         plan = LambdaLR(own, self._rate)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         bar = tqdm(total=self.num_rounds * self.steps, unit="step", disable=not progress_bar)
@@ -276,6 +289,7 @@ class _Search:
 
     def conclude(self) -> MaximumEntropyResult:
         """Restores the best round, looks at it afresh, and says what was found."""
+        self.hold(False)
         self._restore(self.best_state)
         fresh = self.evaluate(2)
         count = len(fresh.values)
@@ -382,6 +396,8 @@ class _Search:
             if not feasible:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
+        if self.lagrangian.has_arrived:
+            self.hold(False)
         violation = self._clip(fresh.violation)
         self.rounds.append(
             Round(
