@@ -113,14 +113,18 @@ def test_bad_input(call, message):
 
 
 def test_statistics_that_turn_bad_in_the_course_of_the_search():
-    calls = []
+    """The error leaves the distribution as trainable as it was."""
+    calls, law = [], GaussianMixture(1, 2)
+    law.loc.requires_grad_(False)
 
     def worn(x):
         calls.append(1)
         return moments(x) / (1 if len(calls) < 4 else math.nan)
 
     with pytest.raises(ValueError, match="finite statistics"):
-        solve(problem(function=worn), steps=10)
+        solve(problem(law, worn, targets=(9.0, 100.0)), steps=10)
+    trainable = {name for name, p in law.named_parameters() if p.requires_grad}
+    assert trainable == {name for name, _ in law.named_parameters()} - {"loc"}
 
 
 def test_gradients_that_are_not_finite():

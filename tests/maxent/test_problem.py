@@ -100,7 +100,7 @@ def test_means_of_logarithms_on_the_simplex_give_a_dirichlet():
     flow = spline_flow(2, num_layers=1, support=constraints.simplex, bins=8, hidden_dims=(16,))
     targets = torch.digamma(torch.tensor([1.0, 2.0, 3.0])) - torch.digamma(torch.tensor(6.0))
     problem = MaximumEntropy(flow, torch.log, targets)
-    result = solve(problem, steps=60, lr=0.01, batch_size=256)
+    result = solve(problem, steps=50, lr=0.01, batch_size=256)
     assert result.entropy == pytest.approx(-1.244345, abs=0.02)
     torch.testing.assert_close(result.multipliers, torch.tensor([0.0, -1, -2]), atol=0.15, rtol=0)
     assert constraints.simplex.check(flow.sample((100,))).all()
@@ -234,7 +234,7 @@ class Spoiling(torch.optim.Adam):
                 for p in self.own:
                     p.add_(0.3)
         if self.count % self.steps == 0:
-            self.ends.append([p.detach().clone() for p in self.own])
+            self.ends.append({id(p): p.detach().clone() for p in self.own})
 
 
 def test_the_best_feasible_round_is_what_is_returned():
@@ -246,10 +246,8 @@ def test_the_best_feasible_round_is_what_is_returned():
     assert not result.rounds[-1].feasible
     best = result.rounds[result.best_round]
     assert best.feasible
-    kept = list(problem.distribution.parameters())
-    assert len(kept) == len(Spoiling.last.own)
-    for parameter, end in zip(kept, Spoiling.last.ends[result.best_round], strict=True):
-        assert torch.equal(parameter, end)
+    end = Spoiling.last.ends[result.best_round]
+    assert all(torch.equal(p, end[id(p)]) for p in problem.distribution.parameters())
     assert result.distribution is problem.distribution
     assert result.entropy == pytest.approx(best.entropy, abs=5 * result.entropy_error)
     assert result.entropy == pytest.approx(NORMAL_ENTROPY, abs=0.05)
@@ -343,7 +341,7 @@ def test_stratified_and_pathwise_searches_come_to_the_same():
     entropies = []
     for gradient in ("stratified", "pathwise"):
         problem = MaximumEntropy(GaussianMixture(1, 2), moments, [1.0, 5.0], gradient=gradient)
-        entropies.append(solve(problem, steps=40).entropy)
+        entropies.append(solve(problem, steps=40, batch_size=256).entropy)
     assert entropies == pytest.approx([NORMAL_ENTROPY] * 2, abs=0.02)
 
 
