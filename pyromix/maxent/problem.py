@@ -111,8 +111,14 @@ class MaximumEntropy:
         like = next(distribution.parameters())
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
         self.sampler = make_sampler(distribution, gradient)
-        with torch.random.fork_rng(), torch.no_grad():
-            self.expectations.values(self.sampler(16)[0].x)  # says what does not fit
+        with torch.random.fork_rng(), torch.enable_grad():
+            (draws,) = self.sampler(16)
+            values = self.expectations.values(draws.x)  # says what does not fit
+        if not values.requires_grad and not draws.weight.requires_grad:
+            raise ValueError(
+                "Expected statistics with a gradient in the draws, got some without, such as "
+                "indicators and counts have. Use smooth ones: a sigmoid for an indicator."
+            )
 
     def solve(
         self,
@@ -120,7 +126,7 @@ class MaximumEntropy:
         rounds: int = 40,
         steps: int = 150,
         batch_size: int = 512,
-        lr: float = 5e-3,
+        lr: float = 3e-3,
         optimizer: OptimizerFactory = adam,
         penalty: float = 2.0,
         growth: float = 2.0,
@@ -201,8 +207,11 @@ class MaximumEntropy:
                 self.expectations, penalty=penalty, growth=growth, max_penalty=max_penalty,
                 reduction=reduction,
             )  # fmt: skip
-            search.begin(start, start_steps)
-            search.run(optimizer, lr, progress_bar)
+            try:
+                search.begin(start, start_steps)
+                search.run(optimizer, lr, progress_bar)
+            finally:
+                search.hold(False)
             return search.conclude()
 
 
@@ -235,6 +244,7 @@ class _Search:
         self.entropies: list[float] = []
         self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.rounds: list[Round] = []
+        self.held: list[nn.Parameter] = []  # weights of mixtures, on the way to the targets
         self.arrival: int | None = None  # first round whose levels are the targets
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
@@ -289,7 +299,6 @@ class _Search:
 
     def conclude(self) -> MaximumEntropyResult:
         """Restores the best round, looks at it afresh, and says what was found."""
-        self.hold(False)
         self._restore(self.best_state)
         fresh = self.evaluate(2)
         count = len(fresh.values)
