@@ -81,6 +81,10 @@ BAD = [
     (lambda: problem(inequalities=moments, bounds=1.0), "inequalities of draws.*the bounds"),
     (lambda: problem(function=lambda x: moments(x).log()), r"finite statistics.*'statistic 0'"),
     (lambda: problem(function=lambda x: moments(x) / 0, names=["a", "b"]), r"infinity.*'a'"),
+    (
+        lambda: problem(function=lambda x: 1.0 * (x > 0), targets=0.5, gradient="pathwise"),
+        "gradient in the draws",
+    ),
     (lambda: problem(names=["one"]), "Expected 2 names"),
     (lambda: problem(names="ab"), "Expected 2 names"),
     # settings
