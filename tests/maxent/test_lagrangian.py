@@ -175,7 +175,7 @@ def test_draws_are_scored_in_parts_as_in_one():
 
 def test_the_metric_is_the_inverse_covariance():
     part, x = lagrangian(), torch.randn(50_000, 1)
-    part.measure(statistics(x))
+    part.measure(statistics(x), torch.zeros(len(x)))
     covariance = torch.cov(statistics(x).mT)
     torch.testing.assert_close(part.metric @ covariance, torch.eye(2), atol=1e-3, rtol=0)
 
@@ -185,7 +185,7 @@ def test_the_metric_of_dependent_and_constant_statistics_is_finite():
         return torch.cat([x, 2 * x, torch.ones_like(x)], -1)
 
     part, x = lagrangian(dependent, torch.tensor([1.0, 2.0, 1.0])), torch.randn(1000, 1)
-    part.measure(dependent(x))
+    part.measure(dependent(x), torch.zeros(len(x)))
     assert part.metric.isfinite().all()
     torch.testing.assert_close(part.metric, part.metric.mT)
     assert (torch.linalg.eigvalsh(part.metric) > 0).all()
@@ -238,7 +238,7 @@ def test_a_round_moves_multipliers_along_the_violation():
 
 def test_multipliers_of_inequalities_are_never_negative():
     part = lagrangian(None, None, lambda x: x.square(), torch.tensor([1.0]))
-    part.measure(torch.randn(1000, 1))
+    part.measure(torch.randn(1000, 1), torch.zeros(1000))
     for mean in (1.2, 1.3, 0.9, 0.5, 0.2, 0.1, 0.1):
         part.update(torch.tensor([mean]))
         assert part.multipliers >= 0
