@@ -453,3 +453,25 @@ def test_users_network_in_a_transform():
     assert any(p is network[0].weight for p in flow.parameters())
     x, log_prob = flow.rsample_and_log_prob((3,))
     torch.testing.assert_close(flow.log_prob(x), log_prob)
+
+
+@pytest.mark.parametrize(
+    ("parts", "low", "high"),
+    [
+        ([transforms.SigmoidTransform(), transforms.AffineTransform(-10.0, 20.0)], -10.0, 10.0),
+        ([transforms.SigmoidTransform(), transforms.AffineTransform(1.0, -4.0)], -3.0, 1.0),
+        ([transforms.ExpTransform(), transforms.AffineTransform(2.0, 3.0)], 2.0, math.inf),
+        ([transforms.ExpTransform(), transforms.AffineTransform(2.0, -3.0)], -math.inf, 2.0),
+        ([transforms.AffineTransform(2.0, -3.0)], -math.inf, math.inf),
+    ],
+)
+def test_support_moves_with_affine_transforms(parts, low, high):
+    flow = Flow(dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1), parts)
+    inside = torch.linspace(max(low, -20) + 0.01, min(high, 20) - 0.01, 7)
+    outside = [v for v in (low - 0.01, high + 0.01) if math.isfinite(v)]
+    assert flow.support.event_dim == 1
+    assert flow.support.check(inside.unsqueeze(-1).expand(7, 2)).all()
+    for value in outside:
+        assert not flow.support.check(torch.tensor([inside[3], value]))
+    back = torch.distributions.biject_to(flow.support)
+    assert flow.support.check(back(torch.randn(50, 2))).all()

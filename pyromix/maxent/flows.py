@@ -23,7 +23,7 @@ def spline_flow(
     num_layers: int = 2,
     support: constraints.Constraint | None = None,
     bins: int = 16,
-    hidden_dims: Sequence[int] = (32, 32),
+    hidden_dims: Sequence[int] = (64, 64),
     bound: float = 10.0,
 ) -> Flow:
     """A mixture of normals through autoregressive splines, as a flow onto a support.

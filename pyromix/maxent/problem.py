@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..core import DistributionModule
+from ..mixtures import GaussianMixture
 from ..training import NonFiniteLossError, OptimizerFactory, adam, deferred_interrupt
 from ..validation import check_count, check_positive_int
 from .draws import Gradient, make_sampler, sample_and_score
@@ -29,10 +30,8 @@ from .start import gaussian_on, move_to
 
 NUM_BATCHES = 200  # of the sign tests
 NUM_SETS = 50  # of draws that multipliers are updated by, each of four batches
-# Share of the learning rate that is left at the end of a round, and at the end of all; and of
-# every round, once levels have come to the targets.
+# Share of the learning rate that is left at the end of a round, and at the start of the last.
 LOWEST_RATE = 0.05
-DECAY = 0.8
 # Gradients longer than so many times the median of recent ones are shortened to that.
 LARGEST_NORM = 2.0
 NUM_NORMS = 100
@@ -112,8 +111,14 @@ class MaximumEntropy:
         like = next(distribution.parameters())
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
         self.sampler = make_sampler(distribution, gradient)
-        with torch.random.fork_rng(), torch.no_grad():
-            self.expectations.values(self.sampler(16)[0].x)  # says what does not fit
+        with torch.random.fork_rng(), torch.enable_grad():
+            (draws,) = self.sampler(16)
+            values = self.expectations.values(draws.x)  # says what does not fit
+        if not values.requires_grad and not draws.weight.requires_grad:
+            raise ValueError(
+                "Expected statistics with a gradient in the draws, got some without, such as "
+                "indicators and counts have. Use smooth ones: a sigmoid for an indicator."
+            )
 
     def solve(
         self,
@@ -121,7 +126,7 @@ class MaximumEntropy:
         rounds: int = 40,
         steps: int = 150,
         batch_size: int = 512,
-        lr: float = 5e-3,
+        lr: float = 3e-3,
         optimizer: OptimizerFactory = adam,
         penalty: float = 2.0,
         growth: float = 2.0,
@@ -139,11 +144,12 @@ class MaximumEntropy:
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
         learning rate falls. On the way to the targets, t stands for levels that move towards
         them by half a standard deviation a round: a law that is squeezed at once may not come out
-        of its corner. The squared violation comes from two halves of a batch, so that its
-        estimate is unbiased. Then fresh draws test the constraints, move the multipliers, and
-        raise c if the violation has not come down to the given share. The search ends when the
-        constraints hold and the entropy has settled; the round of highest entropy among those in
-        which they hold is kept, or that of least violation if there is none.
+        of its corner. Until they are there, the weights of mixtures are held. The squared
+        violation comes from two halves of a batch, so that its estimate is unbiased. Then fresh
+        draws test the constraints, move the multipliers, and raise c if the violation has not
+        come down to the given share. The search ends when the constraints hold and the entropy
+        has settled; the round of highest entropy among those in which they hold is kept, or that
+        of least violation if there is none.
 
         Args:
             rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
@@ -201,8 +207,11 @@ class MaximumEntropy:
                 self.expectations, penalty=penalty, growth=growth, max_penalty=max_penalty,
                 reduction=reduction,
             )  # fmt: skip
-            search.begin(start, start_steps)
-            search.run(optimizer, lr, progress_bar)
+            try:
+                search.begin(start, start_steps)
+                search.run(optimizer, lr, progress_bar)
+            finally:
+                search.hold(False)
             return search.conclude()
 
 
@@ -235,7 +244,8 @@ class _Search:
         self.entropies: list[float] = []
         self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.rounds: list[Round] = []
-        self.rounds_at_targets = 0
+        self.held: list[nn.Parameter] = []  # weights of mixtures, on the way to the targets
+        self.arrival: int | None = None  # first round whose levels are the targets
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
         self.first_scale: Tensor | None = None  # of the statistics
@@ -253,10 +263,21 @@ class _Search:
         if start is not None:
             move_to(start, law, self.sampler, steps, self.batch_size)
         self._check(self.evaluate())
+        # On the way, a mode that falls behind the others for a while would lose its weight, and
+        # with that the gradient that could bring it back.
+        mixtures = [m for m in law.modules() if isinstance(m, GaussianMixture)]
+        self.held = [m.logits for m in mixtures if m.logits.requires_grad]
+        self.hold(not self.lagrangian.has_arrived)
+
+    def hold(self, held: bool) -> None:
+        """Holds the weights of mixtures, or releases them."""
+        for parameter in self.held:
+            parameter.requires_grad_(not held)
 
     def run(self, optimizer: OptimizerFactory, lr: float, progress_bar: bool) -> None:
         """Takes rounds until one says that it is the last."""
-        own = optimizer([p for p in self.distribution.parameters() if p.requires_grad], lr=lr)
+        learnable = [p for p in self.distribution.parameters() if p.requires_grad]
+        own = optimizer([*learnable, *(p for p in self.held if not p.requires_grad)], lr=lr)
         plan = LambdaLR(own, self._rate)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         bar = tqdm(total=self.num_rounds * self.steps, unit="step", disable=not progress_bar)
@@ -331,9 +352,11 @@ class _Search:
 
         Once levels are the targets, what is left of violations is mostly the noise of steps.
         """
-        progress = step % self.steps / self.steps
-        within = LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
-        return within * max(LOWEST_RATE, DECAY**self.rounds_at_targets)
+        current, step = divmod(step, self.steps)
+        within = (1 + math.cos(math.pi * step / self.steps)) / 2
+        arrived = self.arrival or current
+        share = (current - arrived) / max(1, self.num_rounds - 1 - arrived)
+        return LOWEST_RATE**share * (LOWEST_RATE + (1 - LOWEST_RATE) * within)
 
     @torch.no_grad()
     def _precise_means(self) -> Tensor:
@@ -378,10 +401,12 @@ class _Search:
         means = self._precise_means()
         self.lagrangian.update(means)
         if self.lagrangian.has_arrived:
-            self.rounds_at_targets += 1
+            self.arrival = self.arrival or len(self.rounds)
             if not feasible:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
+        if self.lagrangian.has_arrived:
+            self.hold(False)
         violation = self._clip(fresh.violation)
         self.rounds.append(
             Round(
