@@ -15,6 +15,8 @@ from pyromix import (
     GaussianMixture,
     LogitMap,
     MixtureOfNormals,
+    RelaxedGaussianMixture,
+    RelaxedMixtureOfNormals,
     class_conditional,
     near_identity,
 )
@@ -31,6 +33,17 @@ from pyromix.testing import Case, parametrize
 def _mixture(batch=(), k=3, dim=2):
     return MixtureOfNormals(
         torch.randn(*batch, k), torch.randn(*batch, k, dim), 0.3 + torch.rand(*batch, k, dim)
+    )
+
+
+def _relaxed(batch=(), k=3, dim=2):
+    """With enough inner points that nothing here tells draws and density apart."""
+    return RelaxedMixtureOfNormals(
+        0.4 + torch.rand(batch),
+        torch.randn(*batch, k),
+        torch.randn(*batch, k, dim),
+        0.3 + torch.rand(*batch, k, dim),
+        num_inner=96,
     )
 
 
@@ -123,6 +136,10 @@ CASES = {
     "learnable-diagonal": Case(lambda: GaussianMixture(2, 3)),
     "learnable-spherical": Case(lambda: GaussianMixture(3, 4, "spherical")),
     "learnable-shared": Case(lambda: GaussianMixture(3, 4, "shared")),
+    "relaxed": Case(_relaxed),
+    "relaxed-1d": Case(lambda: _relaxed(dim=1)),
+    "relaxed-batch": Case(lambda: _relaxed((2,))),
+    "relaxed-learnable": Case(lambda: RelaxedGaussianMixture(2, 3, 0.7, num_inner=96)),
     "drmm": Case(lambda: _drmm(2, 2, 4)),
     "drmm-1d": Case(lambda: _drmm(1, 3, 2, scale="spherical", inner_scale="scalar")),
     "drmm-one-layer": Case(lambda: _drmm(3, 1, 4, scale="scalar")),
@@ -152,6 +169,12 @@ CASES = {
     ),
     "flow-mixture": Case(
         lambda: Flow(GaussianMixture(2, 3), [transforms.affine_autoregressive(2).inv])
+    ),
+    "flow-relaxed": Case(
+        lambda: Flow(
+            RelaxedGaussianMixture(2, 3, (1.0, 0.1), num_inner=96),
+            [transforms.affine_autoregressive(2).inv],
+        )
     ),
     "flow-fold": Case(lambda: _folded(Flow(_normal(), [Fold(), Fold()]))),
     "flow-fold-batch": Case(lambda: _folded(Flow(_normal(3), [Fold()]))),

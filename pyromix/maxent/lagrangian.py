@@ -30,6 +30,8 @@ SMOOTHING = 0.02
 # How far levels move in a round, in standard deviations, and as a share of the whole distance.
 STRIDE = 0.5
 SHARE = 0.7
+# How far multipliers may be ahead of those that the law itself has, in the same unit.
+LEAD = 2.0
 # Distance, in standard deviations, at which the targets themselves become the levels.
 NEAR = 0.1
 
@@ -57,8 +59,9 @@ def rejected(violations: Tensor, one_sided: Tensor, level: float = 0.05) -> Tens
     Returns:
         Booleans, shape (m,).
     """
-    count, m = violations.shape
+    m = violations.shape[1]
     above = (violations > 0).sum(0).cpu().numpy()
+    count = (violations != 0).sum(0).cpu().numpy()  # a constraint that holds exactly says nothing
     upper = torch.as_tensor(binom.sf(above - 1, count, 0.5))
     lower = torch.as_tensor(binom.cdf(above, count, 0.5))
     both = (2 * torch.minimum(upper, lower)).clamp(max=1)
@@ -92,7 +95,8 @@ class AugmentedLagrangian:
         self.reduction = reduction
         m = len(self.targets)
         self.multipliers = torch.zeros_like(self.levels)
-        self.metric = torch.eye(m).to(self.levels)
+        self.own_multipliers = torch.zeros_like(self.targets)
+        self.metric = self.covariance = torch.eye(m).to(self.targets)
         self.running = torch.zeros_like(self.levels)  # mean violation of recent steps
         self._before: Tensor | None = None  # violations of batches at the end of the last round
 
@@ -102,13 +106,25 @@ class AugmentedLagrangian:
         m = len(self.levels)
         return torch.arange(m, device=self.levels.device) >= self.split
 
-    def measure(self, values: Tensor) -> None:
-        """Takes the metric from statistics (n, m) of draws of the present law."""
+    def measure(self, values: Tensor, log_prob: Tensor) -> None:
+        r"""Looks at draws of the present law: the metric of violations, and its own multipliers.
+
+        A law whose entropy is maximal for its expectations has :math:`\log q = -\lambda^\top T`
+        up to a constant: the regression of log-densities on statistics says with which ones.
+
+        Args:
+            values: Statistics, shape (n, m).
+            log_prob: Log-densities, shape (n,).
+        """
         covariance = torch.cov(values.double().mT).reshape(len(self.levels), -1)
         variance = covariance.diagonal()
         scale = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
         correlation = covariance / scale / scale.unsqueeze(-1)
         correlation = correlation + RIDGE * torch.eye(len(scale)).to(correlation)
+        centred = (values.double() - values.double().mean(0)) / scale
+        slope = centred.mT @ (log_prob.double() - log_prob.double().mean()) / len(values)
+        self.own_multipliers = (-torch.linalg.solve(correlation, slope) / scale).to(self.targets)
+        self.covariance = (correlation * scale * scale.unsqueeze(-1)).to(self.targets)
         # An inequality is met by slack of its own, which a metric must not mix with the others'.
         apart = self.is_inequality.unsqueeze(-1) | self.is_inequality
         correlation = torch.where(apart & ~torch.eye(len(scale)).to(apart), 0.0, correlation)
@@ -142,7 +158,12 @@ class AugmentedLagrangian:
         shifted = violation + self._slack(violation)
         size = float(self._norm(shifted))
         shifted = shifted * min(1.0, STRIDE / max(size, 1e-12))
-        self.multipliers = self.multipliers + self.penalty * self.metric @ shifted
+        moved = self.multipliers + self.penalty * self.metric @ shifted
+        # What the law has not followed yet must not add up, round by round.
+        lead = moved - self.own_multipliers
+        size = float((lead @ self.covariance @ lead).clamp(min=0).sqrt())
+        moved = self.own_multipliers + min(1.0, LEAD / max(size, 1e-12)) * lead
+        self.multipliers = torch.where(self.is_inequality, moved.clamp(min=0), moved)
 
     def aim(self, means: Tensor) -> None:
         """Sets the levels of the next round, from expectations (m,) on the way to the targets."""

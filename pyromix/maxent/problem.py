@@ -43,8 +43,8 @@ HOPELESS_DISTANCE = 0.5
 ANNEALED = 0.5
 # Rounds in which the entropy must stay.
 SETTLED_ROUNDS = 2
-# Nats by which the entropy still rises in a round, when it does not seem to end.
-RISING = 0.1
+# Nats by which the entropy still rises, when it does not seem to end.
+RISING = 0.3
 
 
 class InfeasibleError(ValueError):
@@ -196,6 +196,8 @@ class MaximumEntropy:
                 f"Expected 0 < penalty <= max_penalty, growth of at least 1 and reduction in "
                 f"(0, 1], got {penalty}, {max_penalty}, {growth}, {reduction}."
             )
+        if not 0 < lr < math.inf or not tolerance > 0:
+            raise ValueError(f"Expected positive lr and tolerance, got {lr} and {tolerance}.")
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         device = self.expectations.levels.device
@@ -255,11 +257,11 @@ class _Search:
     def begin(self, start: Any, steps: int) -> None:
         """Moves the distribution to where the search starts."""
         law = self.distribution
-        if isinstance(start, str):
-            if start != "auto":
-                raise ValueError(f"Expected start to be 'auto', None or a law, got {start!r}.")
+        if start == "auto":
             known = isinstance(law, DistributionModule) and bool(law.initialized)
             start = None if known else gaussian_on(law, self.expectations.levels)
+        if start is not None and not isinstance(start, Distribution):
+            raise ValueError(f"Expected start to be 'auto', None or a law, got {start!r}.")
         if start is not None:
             move_to(start, law, self.sampler, steps, self.batch_size)
         self._check(self.evaluate())
@@ -354,7 +356,7 @@ class _Search:
         """
         current, step = divmod(step, self.steps)
         within = (1 + math.cos(math.pi * step / self.steps)) / 2
-        arrived = self.arrival or current
+        arrived = current if self.arrival is None else self.arrival
         share = (current - arrived) / max(1, self.num_rounds - 1 - arrived)
         return LOWEST_RATE**share * (LOWEST_RATE + (1 - LOWEST_RATE) * within)
 
@@ -397,11 +399,11 @@ class _Search:
         fresh = self.evaluate()
         self._check(fresh)
         penalty, feasible = self.lagrangian.penalty, not bool(self._rejected(fresh).any())
-        self.lagrangian.measure(fresh.values)
+        self.lagrangian.measure(fresh.values, fresh.log_prob)
         means = self._precise_means()
         self.lagrangian.update(means)
         if self.lagrangian.has_arrived:
-            self.arrival = self.arrival or len(self.rounds)
+            self.arrival = len(self.rounds) if self.arrival is None else self.arrival
             if not feasible:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
@@ -434,7 +436,7 @@ class _Search:
         """Takes the metric, and the first scale of violations, from the law at the start."""
         if self.first_scale is None:
             self.first_scale = fresh.values.std(0)
-            self.lagrangian.measure(fresh.values)
+            self.lagrangian.measure(fresh.values, fresh.log_prob)
             self.lagrangian.aim(fresh.values.mean(0))
         if not bool(fresh.log_prob.isfinite().all()):
             raise NonFiniteLossError(
@@ -458,7 +460,7 @@ class _Search:
             return new.feasible
         if new.feasible:
             return self._corrected_entropy(new) > self._corrected_entropy(old)
-        return bool(new.scaled_violations.norm() < old.scaled_violations.norm())
+        return bool(self._distance(new) < self._distance(old))
 
     def _corrected_entropy(self, end: Round) -> float:
         """The entropy, less what is gained by a violation too small for the tests to see."""
@@ -481,27 +483,37 @@ class _Search:
         far = all(float(r.scaled_violations.max()) > HOPELESS_DISTANCE for r in last)
         if len(last) <= HOPELESS_ROUNDS or not far:
             return False
-        assert self.first_scale is not None
-        sizes = [_in_deviations(r.violations, self.first_scale).norm() for r in last]
+        sizes = [self._distance(r) for r in last]
         return all(b > 0.99 * a for a, b in itertools.pairwise(sizes))
 
+    def _distance(self, end: Round) -> float:
+        """Violation in deviations of the first law: those of the present one may shrink."""
+        assert self.first_scale is not None
+        return float(_in_deviations(end.violations, self.first_scale).norm())
+
     def _rises(self) -> bool:
-        """Whether the entropy rises at a pace that does not slow down."""
-        if self.outcome != "finished" or len(self.rounds) < 3:
+        """Whether the entropy rises, though the levels are the targets, and does not slow down.
+
+        Over the last quarter of the rounds, steps are too small to tell.
+        """
+        if self.outcome != "finished" or self.arrival is None:
             return False
-        a, b, c = (r.entropy for r in self.rounds[-3:])
-        return c - b > RISING and c - b > 0.5 * (b - a)
+        entropies = [r.entropy for r in self.rounds[self.arrival : -len(self.rounds) // 4]]
+        if len(entropies) < 3:
+            return False
+        first, middle, last = entropies[0], entropies[len(entropies) // 2], entropies[-1]
+        return last - middle > max(RISING, 0.2 * (middle - first))
 
     def _warn(self) -> None:
-        old, new = (r.scale.flatten() for r in (self.rounds[-3], self.rounds[-1]))
+        old, new = (r.scale.flatten() for r in (self.rounds[0], self.rounds[-1]))
         ratio = new / old.clamp(min=torch.finfo(old.dtype).tiny)
         worst = int(ratio.argmax())
+        gain = self.rounds[-1].entropy - self.rounds[0].entropy
         warnings.warn(
-            f"The entropy still rises by {self.rounds[-1].entropy - self.rounds[-2].entropy:.2g} "
-            f"nats a round. Either the rounds are too few, or the constraints leave a direction "
-            f"free, so that there is no maximum: coordinate {worst} of the draws has spread by a "
-            f"factor of {float(ratio[worst]):.2g} in two rounds. Constrain its spread, or bound "
-            f"the support.",
+            f"The entropy has risen all the time, by {gain:.2g} nats. Either the rounds are too "
+            f"few, or the constraints leave a direction free, so that there is no maximum: "
+            f"coordinate {worst} of the draws has spread by a factor of {float(ratio[worst]):.2g} "
+            f"since the first round. Constrain its spread, or bound the support.",
             stacklevel=4,
         )
 

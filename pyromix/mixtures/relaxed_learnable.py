@@ -75,7 +75,7 @@ class RelaxedGaussianMixture(DistributionModule):
         self.register_buffer("temperature", torch.tensor(self.temperatures[0]))
         # Part of the law, and of checkpoints.
         points = inner_points(self.num_components, self.num_inner)
-        self.register_buffer("points", points.to(mixture.loc))
+        self.register_buffer("points", points.to(mixture.loc, copy=True))
         self.has_rsample = True
 
     @property
