@@ -462,15 +462,16 @@ except InfeasibleError as error:
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     problem = MaximumEntropy(GaussianMixture(1, 1), powers(1), 0.0)
-    problem.solve(rounds=4, steps=100, lr=0.02, seed=0, progress_bar=False)
-print(caught[-1].message)
+    problem.solve(rounds=10, steps=50, lr=0.02, seed=0, progress_bar=False)
+for warning in caught:
+    print(warning.message)
 
 # %% [markdown]
 # - **Modes that the search has lost** are seen by no test. Start in all of them, use a mixture
 #   for base, and compare entropies over seeds.
 # - **Statistics without gradients**, such as indicators, need smooth versions: `torch.sigmoid((x -
 #   1) / 0.05)` for the probability of more than 1.
-# - **Steps that are too few** for the law to follow its multipliers let averages swing past their
-#   targets; more `steps` or a larger `lr` help.
+# - **Steps that are too few** for the law to follow its multipliers let averages swing about their
+#   targets until the rounds are up; more `steps` or a larger `lr` help.
 #
 # The page on maximum entropy, `docs/maximum_entropy.md`, has more on all of this.
