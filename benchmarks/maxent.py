@@ -50,7 +50,7 @@ from sequences import Store
 from torch import Tensor
 from torch.distributions import Gamma
 
-from pyromix import Flow, MaximumEntropy, RelaxedGaussianMixture
+from pyromix import Flow, MaximumEntropy, RelaxedGaussianMixture, load, save
 from pyromix.maxent import InfeasibleError, spline_flow
 
 OUT = Path("out")
@@ -102,7 +102,7 @@ def score(problem: Problem, x: Tensor, log_prob: Tensor, multipliers: Tensor) ->
 
 
 @torch.no_grad()
-def own_law(flow: Flow) -> Flow:
+def own_law(flow: Any) -> Flow:
     """The law of `log_prob`, with draws of its own: the finite mixture behind a relaxed one."""
     if not isinstance(flow.base, RelaxedGaussianMixture):
         return flow
@@ -300,7 +300,10 @@ def main() -> None:
             for base in arguments.bases:
                 for seed in seeds:
                     numbers, flow = solve(problem, base, seed, setting)
-                    store.save(f"{problem.name}_{base}_{seed}", numbers, flow)
+                    name = f"{problem.name}_{base}_{seed}"
+                    store.save(name, numbers, None)
+                    # With its settings, so that it can be drawn when defaults have changed.
+                    save(flow, store.folder / f"{name}.safetensors")
                     print(
                         f"  {problem.name}, {base}, seed {seed}: KL {numbers['kl']:.4f}, "
                         f"{numbers['seconds']:.0f} s",
@@ -317,8 +320,7 @@ def main() -> None:
             numbers_of = store.numbers(names)
             found[problem.name, base] = list(numbers_of.values())
             median = sorted(names, key=lambda name: numbers_of[name]["kl"])[len(names) // 2]
-            flow = store.load(median, make_flow(problem, base))
-            flows[problem.name, base] = own_law(flow)
+            flows[problem.name, base] = own_law(load(store.folder / f"{median}.safetensors"))
         results = {b: found[problem.name, b] for b in BASES if (problem.name, b) in found}
         if results:
             report(problem, results)

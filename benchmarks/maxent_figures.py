@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -223,17 +224,22 @@ def draw_wells(problems: Problems, flows: Flows, found: Found, path: Path) -> No
         keys = ["answer", *bases_of(name, flows)]
         drawn = columns_of(problems[name], flows, found, 30_000)
         panels = dict(zip(keys, drawn, strict=True))
+        highest = 0.0
         for ax, key in zip(row, ["answer", *titles], strict=True):
             if key not in panels:
                 ax.set_axis_off()
                 continue
             title, x = panels[key]
             frame(ax, (-2.5, 2.5, -2.5, 2.5))
-            ax.hist2d(
-                *x[:, [i, j]].T.numpy(), bins=60, range=[[-2.5, 2.5]] * 2, cmap="Blues",
-                norm=PowerNorm(0.6, vmin=0, vmax=60), rasterized=True,
+            counts, left, bottom = np.histogram2d(
+                x[:, i].numpy(), x[:, j].numpy(), bins=60, range=[[-2.5, 2.5]] * 2
+            )
+            highest = counts.max() if key == "answer" else highest  # the first panel
+            ax.pcolormesh(
+                left, bottom, counts.T, cmap="Blues", norm=PowerNorm(0.6, vmin=0, vmax=highest),
+                rasterized=True,
             )  # fmt: skip
-            ax.set_title(title.strip(), fontsize=10)
+            ax.set_title(title, fontsize=10)
         row[0].set_ylabel(f"{name}\nx{i + 1} (across), x{j + 1}")
     for ax, name in zip(lower.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         count = problems[name].num_modes
