@@ -282,7 +282,8 @@ class _Search:
         self.ahead = [p for p in free if id(p) in ahead]
         self.behind = [p for p in free if id(p) not in ahead]
         if not self.lagrangian.has_arrived and mixtures:
-            self._hold("transforms", self.behind)
+            if self.behind:
+                self._hold("transforms", self.behind)
             self._hold("weights", [m.logits for m in mixtures if m.logits.requires_grad])
 
     def _hold(self, name: str, parameters: list[nn.Parameter]) -> None:
