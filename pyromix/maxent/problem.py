@@ -35,6 +35,10 @@ LOWEST_RATE = 0.05
 # Gradients longer than so many times the median of recent ones are shortened to that.
 LARGEST_NORM = 2.0
 NUM_NORMS = 100
+# Share of the way, in deviations of the first law, that is left when transforms join mixtures,
+# and how much faster than with them those move on their own.
+NEARLY = 0.1
+AHEAD_RATE = 5.0
 # Rounds with hardly less violation, and far from the targets still, after which those are given
 # up; the distance in standard deviations: before it fails, a law has next to no spread left.
 HOPELESS_ROUNDS = 4
@@ -144,7 +148,8 @@ class MaximumEntropy:
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
         learning rate falls. On the way to the targets, t stands for levels that move towards
         them by half a standard deviation a round: a law that is squeezed at once may not come out
-        of its corner. Until they are there, the weights of mixtures are held. The squared
+        of its corner. The mixture below a flow goes ahead alone for nine tenths of the way, and
+        its weights are held until levels are the targets: both keep modes alive. The squared
         violation comes from two halves of a batch, so that its estimate is unbiased. Then fresh
         draws test the constraints, move the multipliers, and raise c if the violation has not
         come down to the given share. The search ends when the constraints hold and the entropy
@@ -213,7 +218,7 @@ class MaximumEntropy:
                 search.begin(start, start_steps)
                 search.run(optimizer, lr, progress_bar)
             finally:
-                search.hold(False)
+                search.release()
             return search.conclude()
 
 
@@ -246,7 +251,7 @@ class _Search:
         self.entropies: list[float] = []
         self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.rounds: list[Round] = []
-        self.held: list[nn.Parameter] = []  # weights of mixtures, on the way to the targets
+        self.held: dict[str, list[nn.Parameter]] = {}
         self.arrival: int | None = None  # first round whose levels are the targets
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
@@ -265,22 +270,39 @@ class _Search:
         if start is not None:
             move_to(start, law, self.sampler, steps, self.batch_size)
         self._check(self.evaluate())
-        # On the way, a mode that falls behind the others for a while would lose its weight, and
-        # with that the gradient that could bring it back.
+        self.first_distance = self._distance(self._first_violation)
+        # Mixtures go ahead alone. Within a flow, what lies between two modes costs much, and
+        # transforms would rather push all of it to one side than tear it apart; components are
+        # free to take sides. Their weights wait for longer still: a mode that falls behind the
+        # others for a while would lose its weight, and with that the gradient to come back.
         mixtures = [m for m in law.modules() if isinstance(m, GaussianMixture)]
-        self.held = [m.logits for m in mixtures if m.logits.requires_grad]
-        self.hold(not self.lagrangian.has_arrived)
+        mixtures = [m for m in mixtures if m.num_components > 1]
+        ahead = {id(p) for m in mixtures for p in m.parameters()}
+        free = [p for p in law.parameters() if p.requires_grad]
+        self.ahead = [p for p in free if id(p) in ahead]
+        self.behind = [p for p in free if id(p) not in ahead]
+        if not self.lagrangian.has_arrived and mixtures:
+            self._hold("transforms", self.behind)
+            self._hold("weights", [m.logits for m in mixtures if m.logits.requires_grad])
 
-    def hold(self, held: bool) -> None:
-        """Holds the weights of mixtures, or releases them."""
-        for parameter in self.held:
-            parameter.requires_grad_(not held)
+    def _hold(self, name: str, parameters: list[nn.Parameter]) -> None:
+        """Leaves parameters as they are, until they are released."""
+        self.held[name] = parameters
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+    def release(self, *names: str) -> None:
+        """Lets parameters move again; by default all that are held."""
+        for name in names or list(self.held):
+            for parameter in self.held.pop(name, []):
+                parameter.requires_grad_(True)
 
     def run(self, optimizer: OptimizerFactory, lr: float, progress_bar: bool) -> None:
         """Takes rounds until one says that it is the last."""
-        learnable = [p for p in self.distribution.parameters() if p.requires_grad]
-        own = optimizer([*learnable, *(p for p in self.held if not p.requires_grad)], lr=lr)
-        plan = LambdaLR(own, self._rate)
+        groups = [(self.ahead, self._rate_ahead), (self.behind, self._rate)]
+        groups = [(parameters, rate) for parameters, rate in groups if parameters]
+        own = optimizer([{"params": parameters} for parameters, _ in groups], lr=lr)
+        plan = LambdaLR(own, [rate for _, rate in groups])
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         bar = tqdm(total=self.num_rounds * self.steps, unit="step", disable=not progress_bar)
         with bar, deferred_interrupt(True) as interrupted:
@@ -360,6 +382,10 @@ class _Search:
         share = (current - arrived) / max(1, self.num_rounds - 1 - arrived)
         return LOWEST_RATE**share * (LOWEST_RATE + (1 - LOWEST_RATE) * within)
 
+    def _rate_ahead(self, step: int) -> float:
+        """Factor for mixtures, whose units are larger than those of networks."""
+        return self._rate(step) * (AHEAD_RATE if "transforms" in self.held else 1.0)
+
     @torch.no_grad()
     def _precise_means(self) -> Tensor:
         """Expectations by draws like those of steps: stratified ones are more even than others."""
@@ -408,7 +434,7 @@ class _Search:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
         if self.lagrangian.has_arrived:
-            self.hold(False)
+            self.release()
         violation = self._clip(fresh.violation)
         self.rounds.append(
             Round(
@@ -421,6 +447,9 @@ class _Search:
                 scale=fresh.scale,
             )
         )
+        near = self._distance(violation) < NEARLY * self.first_distance
+        if near or len(self.rounds) > self.num_rounds // 3:
+            self.release("transforms")
         if self._is_best():
             self.best_round, self.best_state = len(self.rounds) - 1, self._state()
         if self.outcome == "interrupted":
@@ -436,6 +465,7 @@ class _Search:
         """Takes the metric, and the first scale of violations, from the law at the start."""
         if self.first_scale is None:
             self.first_scale = fresh.values.std(0)
+            self._first_violation = self._clip(fresh.violation)
             self.lagrangian.measure(fresh.values, fresh.log_prob)
             self.lagrangian.aim(fresh.values.mean(0))
         if not bool(fresh.log_prob.isfinite().all()):
@@ -460,7 +490,7 @@ class _Search:
             return new.feasible
         if new.feasible:
             return self._corrected_entropy(new) > self._corrected_entropy(old)
-        return bool(self._distance(new) < self._distance(old))
+        return bool(self._distance(new.violations) < self._distance(old.violations))
 
     def _corrected_entropy(self, end: Round) -> float:
         """The entropy, less what is gained by a violation too small for the tests to see."""
@@ -483,13 +513,13 @@ class _Search:
         far = all(float(r.scaled_violations.max()) > HOPELESS_DISTANCE for r in last)
         if len(last) <= HOPELESS_ROUNDS or not far:
             return False
-        sizes = [self._distance(r) for r in last]
+        sizes = [self._distance(r.violations) for r in last]
         return all(b > 0.99 * a for a, b in itertools.pairwise(sizes))
 
-    def _distance(self, end: Round) -> float:
+    def _distance(self, violation: Tensor) -> float:
         """Violation in deviations of the first law: those of the present one may shrink."""
         assert self.first_scale is not None
-        return float(_in_deviations(end.violations, self.first_scale).norm())
+        return float(_in_deviations(violation, self.first_scale).norm())
 
     def _rises(self) -> bool:
         """Whether the entropy rises, though the levels are the targets, and does not slow down.
