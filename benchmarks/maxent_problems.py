@@ -15,7 +15,7 @@ which its draws estimate without knowing which constraints it breaks.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -66,6 +66,7 @@ class Problem:
     temperatures: Any  # of the relaxed mixture
     solve: dict[str, Any]
     quick: dict[str, Any]
+    normal: dict[str, Any] = field(default_factory=dict)  # in addition, for a normal
     modes: Callable[[Tensor], Tensor] | None = None  # (n, *event) -> (n,), from 0
     num_modes: int = 1  # of equal mass
 
@@ -77,7 +78,7 @@ class Problem:
     def flow_options(self, base: str) -> dict[str, Any]:
         options = {"dim": self.dim, "support": self.support} | self.flow
         if base == "normal":
-            return options | {"num_components": 1}
+            return options | {"num_components": 1} | self.normal
         options |= self.mixture
         return options | ({"temperatures": self.temperatures} if base == "relaxed" else {})
 
@@ -187,7 +188,7 @@ def gaussian() -> Problem:
             torch.cat([diag, products[first, second]]).sqrt(), draw,
         ),
         flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
-        solve=PRECISE, quick=QUICK,
+        normal={"covariance": "full"}, solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
 

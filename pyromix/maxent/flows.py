@@ -11,6 +11,7 @@ from torch.distributions import biject_to, constraints
 
 from ..flow import Flow
 from ..mixtures import GaussianMixture, RelaxedGaussianMixture
+from ..mixtures.learnable import Covariance
 from ..near_identity import near_identity
 from ..validation import check_count, check_positive_int
 
@@ -19,6 +20,7 @@ def spline_flow(
     dim: int,
     num_components: int = 1,
     *,
+    covariance: Covariance = "diagonal",
     temperatures: float | Sequence[float] | None = None,
     num_layers: int = 2,
     support: constraints.Constraint | None = None,
@@ -34,6 +36,8 @@ def spline_flow(
     Args:
         dim: Number of unconstrained coordinates.
         num_components: Components of the base; with one it is a normal.
+        covariance: Of the base's components, see `GaussianMixture`: splines bend, but learn
+            correlations slowly.
         temperatures: Makes the base a `RelaxedGaussianMixture`.
         num_layers: Number of splines, with the coordinates reversed between them.
         support: Where draws lie: a constraint of PyTorch, such as ``constraints.positive``,
@@ -78,7 +82,9 @@ def spline_flow(
             ) from error
     base: GaussianMixture | RelaxedGaussianMixture
     if temperatures is None:
-        base = GaussianMixture(dim, num_components)
+        base = GaussianMixture(dim, num_components, covariance)
+    elif covariance != "diagonal":
+        raise ValueError(f"Expected diagonal covariances with temperatures, got {covariance!r}.")
     else:
         base = RelaxedGaussianMixture(dim, num_components, temperatures)
     return Flow(base, parts)

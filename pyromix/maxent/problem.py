@@ -149,7 +149,8 @@ class MaximumEntropy:
         learning rate falls. On the way to the targets, t stands for levels that move towards
         them by half a standard deviation a round: a law that is squeezed at once may not come out
         of its corner. The mixture below a flow goes ahead alone for nine tenths of the way, and
-        its weights are held until levels are the targets: both keep modes alive. The squared
+        its weights are held until levels are the targets (at most a third and half of the rounds):
+        both keep modes alive. The squared
         violation comes from two halves of a batch, so that its estimate is unbiased. Then fresh
         draws test the constraints, move the multipliers, and raise c if the violation has not
         come down to the given share. The search ends when the constraints hold and the entropy
@@ -434,7 +435,7 @@ class _Search:
             if not feasible:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
-        if self.lagrangian.has_arrived:
+        if self.lagrangian.has_arrived or len(self.rounds) >= self.num_rounds // 2:
             self.release()
         violation = self._clip(fresh.violation)
         self.rounds.append(
