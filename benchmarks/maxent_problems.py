@@ -253,7 +253,7 @@ def wells(dim: int, **settings: Any) -> Problem:
 
 def well() -> Problem:
     return wells(
-        1, flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
+        1, flow={}, mixture={"num_components": 4}, temperatures=(1.0, 0.1),
         solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
@@ -283,7 +283,7 @@ def exponential() -> Problem:
     return Problem(
         "exponential", (1,), constraints.positive, lambda x: x, one, ("x",),
         Truth(1.0, 0.0, one, one, draw),
-        flow={}, mixture={"num_components": 2}, temperatures=(1.0, 0.1),
+        flow={}, mixture={"num_components": 4}, temperatures=(1.0, 0.1),
         solve=PRECISE, quick=QUICK,
     )  # fmt: skip
 
