@@ -244,12 +244,11 @@ for name, count in (("mixture", 8), ("normal", 1)):
         rounds=20, steps=100, lr=0.01, start=start, seed=0, progress_bar=False
     )
     systems[name].requires_grad_(False)
-    print(f"{name} base: {found[name]}\nresidual {found[name].residual:.2f}\n")
+    print(f"{name} base: {found[name]}\n")
 
 # %% [markdown]
-# Both keep every average. Half of the squared residuals says that they are some hundredths of a
-# nat from what they could be. But the entropies differ by far more than that: by a little more
-# than $\ln 2 = 0.693$. So does what they believe.
+# Both keep every average, and nothing in the tables speaks against either. But the entropies
+# differ, by about $\ln 2 = 0.693$. So does what they believe.
 
 # %%
 torch.manual_seed(1)
@@ -287,7 +286,7 @@ figure.savefig(OUT / "maxent_modes.png")
 # way. The mixture has both modes, and each as often as the other. The normal base has one: a
 # continuous map would have to keep a bridge to the other one, which no average allows. It meets
 # everything that was asked, and is sure of a direction that nobody mentioned. No test of
-# averages can see that, nor can the residual, which looks at the mode that there is; entropy can.
+# averages can see that, nor can the residual, which looks only where there are draws; entropy can.
 #
 # Trajectories, from $x = (1, 0)$:
 
