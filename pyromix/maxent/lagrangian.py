@@ -10,7 +10,7 @@ shrinks every violation by the same factor 1 / (1 + c).
 
 Far from the targets, violations of many standard deviations would squeeze the law into a corner,
 from which it comes out slowly, if at all. So levels move from the expectations of the first law to
-the targets, by about one standard deviation in a round. Expectations form a convex set: if the
+the targets, by about half a standard deviation in a round. Expectations form a convex set: if the
 targets can be met, so can all levels on the way.
 """
 

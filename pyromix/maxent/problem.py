@@ -39,6 +39,8 @@ NUM_NORMS = 100
 # and how much faster than with them those move on their own.
 NEARLY = 0.1
 AHEAD_RATE = 5.0
+# Share of the violation before that a round must come below, lest what is held be in its way.
+STALLED = 0.95
 # Rounds with hardly less violation, and far from the targets still, after which those are given
 # up; the distance in standard deviations: before it fails, a law has next to no spread left.
 HOPELESS_ROUNDS = 4
@@ -149,13 +151,12 @@ class MaximumEntropy:
         learning rate falls. On the way to the targets, t stands for levels that move towards
         them by half a standard deviation a round: a law that is squeezed at once may not come out
         of its corner. The mixture below a flow goes ahead alone for nine tenths of the way, and
-        its weights are held until levels are the targets (at most a third and half of the rounds):
-        both keep modes alive. The squared
-        violation comes from two halves of a batch, so that its estimate is unbiased. Then fresh
-        draws test the constraints, move the multipliers, and raise c if the violation has not
-        come down to the given share. The search ends when the constraints hold and the entropy
-        has settled; the round of highest entropy among those in which they hold is kept, or that
-        of least violation if there is none.
+        its weights are held until levels are the targets, or the search stalls: both keep modes
+        alive. The squared violation comes from two halves of a batch, so that its estimate is
+        unbiased. Then fresh draws test the constraints, move the multipliers, and raise c if the
+        violation has not come down to the given share. The search ends when the constraints hold
+        and the entropy has settled; the round of highest entropy among those in which they hold
+        is kept, or that of least violation if there is none.
 
         Args:
             rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
@@ -435,8 +436,6 @@ class _Search:
             if not feasible:
                 self.lagrangian.grow(fresh.batches, generator)
         self.lagrangian.aim(means)
-        if self.lagrangian.has_arrived or len(self.rounds) >= self.num_rounds // 2:
-            self.release()
         violation = self._clip(fresh.violation)
         self.rounds.append(
             Round(
@@ -449,9 +448,7 @@ class _Search:
                 scale=fresh.scale,
             )
         )
-        near = self._distance(violation) < NEARLY * self.first_distance
-        if near or len(self.rounds) > self.num_rounds // 3:
-            self.release("transforms")
+        self._release_if_due()
         if self._is_best():
             self.best_round, self.best_state = len(self.rounds) - 1, self._state()
         if self.outcome == "interrupted":
@@ -462,6 +459,15 @@ class _Search:
             self.outcome = "converged"
         elif len(self.rounds) == self.num_rounds:
             self.outcome = "finished"
+
+    def _release_if_due(self) -> None:
+        """Lets go of what is held once it has served its purpose, or is in the way itself."""
+        distances = [self._distance(r.violations) for r in self.rounds[-2:]]
+        stalled = len(distances) == 2 and distances[1] > STALLED * distances[0]
+        if self.lagrangian.has_arrived or stalled or len(self.rounds) >= self.num_rounds // 2:
+            self.release()
+        elif distances[-1] < NEARLY * self.first_distance:
+            self.release("transforms")
 
     def _check(self, fresh: _Evaluation) -> None:
         """Takes the metric, and the first scale of violations, from the law at the start."""

@@ -63,7 +63,8 @@ class MaximumEntropyResult:
     """Its standard error."""
     residual: float
     r"""Standard deviation of :math:`\log q(x) + \lambda^\top T(x)` under q: zero at the optimum.
-    Half its square is, where it is small, the divergence from the optimum."""
+    Half its square is, where it is small, the divergence from the optimum on the modes that q
+    has: of one that it lacks, it says nothing."""
     feasible: bool
     """Whether no sign test on fresh draws rejects a constraint, at a level of 5% for all."""
     outcome: Outcome
@@ -82,7 +83,8 @@ class MaximumEntropyResult:
         lines = [
             f"entropy {self.entropy:.4f} +- {self.entropy_error:.4f} nats, {self.outcome} after "
             f"{len(self.rounds)} rounds ({self.seconds:.0f} s), "
-            f"constraints {'hold' if self.feasible else 'DO NOT HOLD'}",
+            f"constraints {'hold' if self.feasible else 'DO NOT HOLD'}, residual "
+            f"{self.residual:.2g}",
             f"{'':20} {'asked':>12} {'got':>12} {'violation':>12} {'+-':>10} {'in sd':>8} "
             f"{'multiplier':>12}",
         ]

@@ -41,8 +41,8 @@ class RelaxedMixtureOfNormals(TorchDistribution):
     It is not the mixture: means and scales blend, and draws fall onto bridges between components.
     With means at -2 and 2 and scales of 0.3, 6% of the draws at temperature 0.1, and half of those
     at temperature 1, lie within -1 and 1, where the mixture has 0.04%. As the temperature falls
-    to zero, the law tends to the `mixture`, and the pathwise gradient to that of a mixture
-    without the part that moves draws from one component to another.
+    to zero, the law tends to the `mixture`. Pathwise gradients stay those of the relaxed law, but
+    their deviation in the weights grows without bound.
 
     `rsample` is exact for this law. Its density has no closed form: `log_prob` takes the mean over
     a fixed set of `num_inner` points c, and is the density of a finite mixture of normals,
