@@ -17,7 +17,6 @@ targets can be met, so can all levels on the way.
 __all__ = ["AugmentedLagrangian", "rejected", "squared_violation"]
 
 import torch
-from scipy.stats import binom, ttest_ind
 from torch import Tensor
 
 from .draws import Draws
@@ -59,6 +58,8 @@ def rejected(violations: Tensor, one_sided: Tensor, level: float = 0.05) -> Tens
     Returns:
         Booleans, shape (m,).
     """
+    from scipy.stats import binom  # adds a filter of warnings: not on import
+
     m = violations.shape[1]
     above = (violations > 0).sum(0).cpu().numpy()
     count = (violations != 0).sum(0).cpu().numpy()  # a constraint that holds exactly says nothing
@@ -192,6 +193,8 @@ class AugmentedLagrangian:
         Returns:
             The p-value of having come down enough, as far as the test can tell.
         """
+        from scipy.stats import ttest_ind  # as above
+
         before, self._before = self._before, violations.clone()
         if before is None:
             return 1.0
