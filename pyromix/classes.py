@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
 from .core import Batch, DistributionModule, split_batch
-from .validation import as_int, check_tensor, check_value, is_traced
+from .validation import check_positive_int, check_tensor, check_value, is_traced
 
 
 def class_conditional(
@@ -78,11 +78,7 @@ class ClassConditional(DistributionModule):
         contexts: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        count = as_int(num_classes)
-        if count is None or count < 1:
-            raise ValueError(
-                f"Expected num_classes to be an integer of at least 1, got {num_classes!r}."
-            )
+        count = check_positive_int("num_classes", num_classes)
         if not isinstance(model, DistributionModule) or not model.conditional:
             raise ValueError(
                 f"Expected a model that takes a context, got {type(model).__name__}"

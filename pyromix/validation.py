@@ -131,21 +131,18 @@ def check_positive_int(name: str, value: object) -> int:
     Raises:
         ValueError: If it is not.
     """
-    integer = as_int(value)
-    if integer is None or integer < 1:
-        raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
-    return integer
+    return check_count(name, value, least=1)
 
 
-def check_count(name: str, value: object) -> int:
-    """Checks that an argument is an integer of at least zero, and returns it as an `int`.
+def check_count(name: str, value: object, least: int = 0) -> int:
+    """Checks that an argument is an integer of at least `least`, and returns it as an `int`.
 
     Raises:
         ValueError: If it is not.
     """
     count = as_int(value)
-    if count is None or count < 0:
-        raise ValueError(f"Expected {name} to be an integer of at least 0, got {value!r}.")
+    if count is None or count < least:
+        raise ValueError(f"Expected {name} to be an integer of at least {least}, got {value!r}.")
     return count
 
 

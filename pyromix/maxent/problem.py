@@ -258,7 +258,6 @@ class _Search:
         self.best_round, self.best_state = -1, self._state()
         self.outcome: Outcome = "running"
         self.first_scale: Tensor | None = None  # of the statistics
-        self.penalties: list[float] = []
         self.started = time.perf_counter()
 
     def begin(self, start: Any, steps: int) -> None:
