@@ -1,6 +1,7 @@
 """Deep mixture distributions for Pyro and PyTorch."""
 
 __all__ = [
+    "DCGMM",
     "DRMM",
     "FRMDN",
     "RAD",
@@ -42,6 +43,7 @@ __all__ = [
 from .checkpoints import load, save
 from .classes import ClassConditional, class_conditional
 from .core import DistributionModule
+from .dcgmm import DCGMM
 from .drmm import DRMM
 from .evidence import (
     AnyOf,

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.optim import Optimizer
 from torch.types import _size
 
 from .arguments import UnknownArgumentsError, constructor_arguments
@@ -64,6 +65,8 @@ class DistributionModule(nn.Module, TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     # A plain attribute, not a property: Pyro's has_rsample_(False) sets it on the instance.
     has_rsample: bool = False
+    default_lr: ClassVar[float] = 1e-3
+    """Learning rate of `fit`, unless it is given one."""
     initialized: Tensor
 
     def __init__(
@@ -125,6 +128,18 @@ class DistributionModule(nn.Module, TorchDistribution):
             progress: How far training has come, from 0 to 1.
         """
         return 1.0
+
+    def make_optimizer(self, lr: float) -> Optimizer | None:  # noqa: ARG002
+        """The optimizer that `fit` uses, unless it is given one; None for `fit`'s own default.
+
+        Args:
+            lr: Learning rate.
+        """
+        return None
+
+    def metrics(self) -> Mapping[str, float]:
+        """What `History` records of the step whose loss was computed last, beside the loss."""
+        return {}
 
     def initialize(self, data: Batch) -> None:  # noqa: ARG002
         """Sets parameters from data before training starts; by default none.

@@ -28,6 +28,8 @@ class History:
     """Number of steps that had been taken at each validation."""
     validation_losses: list[float] = field(default_factory=list)
     """Mean loss over the validation data at each validation."""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    """What models measure beside the loss, such as likelihoods of layers: for every step."""
     stages: dict[str, int] = field(default_factory=dict)
     """Names of the stages of training, for models that have them, and the steps before each."""
     outcome: Outcome = "running"
@@ -91,6 +93,10 @@ class History:
         state: dict[str, Any] = {"outcome": self.outcome, "stages": self.stages}
         for name in _LISTS:
             state[name] = torch.tensor(getattr(self, name), dtype=torch.float64)
+        state["metrics"] = {
+            name: torch.tensor(values, dtype=torch.float64)
+            for name, values in self.metrics.items()
+        }
         return state
 
     @classmethod
@@ -100,7 +106,8 @@ class History:
         values: dict[str, Any] = {name: value.tolist() for name, value in lists.items()}
         values["validation_steps"] = [int(step) for step in values["validation_steps"]]
         stages = {name: int(step) for name, step in state["stages"].items()}
-        return cls(**values, stages=stages, outcome=state["outcome"])
+        metrics = {name: column.tolist() for name, column in state["metrics"].items()}
+        return cls(**values, metrics=metrics, stages=stages, outcome=state["outcome"])
 
 
 _LISTS = ("losses", "learning_rates", "seconds", "validation_steps", "validation_losses")

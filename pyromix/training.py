@@ -49,8 +49,8 @@ def fit(
     *,
     steps: int = 1000,
     batch_size: int = 256,
-    lr: float = 1e-3,
-    optimizer: OptimizerFactory = adam,
+    lr: float | None = None,
+    optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     gradient_clip: float | None = None,
     validation: Any = None,
@@ -78,8 +78,9 @@ def fit(
             device.
         steps: Number of optimisation steps.
         batch_size: Number of items in a step's batch, over all processes.
-        lr: Learning rate.
-        optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``.
+        lr: Learning rate; by default the model's own, which is 0.001 for most.
+        optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``. By default the
+            model's own, which is `adam` for most.
         scheduler: Makes a PyTorch learning-rate scheduler from the optimizer. It is stepped after
             every step; a `ReduceLROnPlateau` after every validation. By default the rate follows
             the model's own `learning_rate_factor`: it is constant for most.
@@ -176,7 +177,8 @@ def fit(
                 model.initialize(fabric.to_device(stream.preview()))
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             torch.manual_seed(seed + fabric.global_rank)
-        own = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr)
+        lr = getattr(model, "default_lr", DistributionModule.default_lr) if lr is None else lr
+        own = _make_optimizer(model, optimizer, lr)
         if scheduler is None and _has_learning_rates(model):
             scheduler = partial(_follow_model, model=model, steps=steps)
         plan = None if scheduler is None else scheduler(own)
@@ -213,6 +215,15 @@ def fit(
         with torch.enable_grad():
             trainer.train(progress_bar)
     return trainer.history
+
+
+def _make_optimizer(model: nn.Module, factory: OptimizerFactory | None, lr: float) -> Optimizer:
+    """The optimizer asked for, or the model's own, or Adam."""
+    if factory is None and isinstance(model, DistributionModule):
+        own = model.make_optimizer(lr)
+        if own is not None:
+            return own
+    return (factory or adam)([p for p in model.parameters() if p.requires_grad], lr=lr)
 
 
 def _has_learning_rates(model: nn.Module) -> bool:
@@ -346,6 +357,9 @@ class _Trainer:
         ):
             self.scheduler.step()
         self.history.losses.append(value)
+        if isinstance(self.model, DistributionModule):
+            for name, measured in self.model.metrics().items():
+                self.history.metrics.setdefault(name, []).append(measured)
 
     def _check_gradients(self, batch: Any) -> None:
         """Stops before a step that would spoil the parameters."""

@@ -1,0 +1,191 @@
+"""The shapes of a deep convolutional mixture, layer by layer, with checks."""
+
+__all__ = ["Architecture", "Block"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from .layers import GMM, Classifier, Folding, Layer, Pooling
+from .patches import (
+    average_patches,
+    average_pooled,
+    count_windows,
+    extract_patches,
+    max_pool,
+)
+from .wiring import Wiring, trace
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer of mixtures, with the foldings and poolings between it and what is below."""
+
+    steps: tuple[Folding | Pooling, ...]
+    """From below to the mixtures."""
+    sizes: tuple[Size, ...]
+    """Height and width below, and after each of the steps."""
+    channels: int
+    """Channels of what is below."""
+    dim: int
+    """Channels that the mixtures see."""
+    num_components: int
+
+    @property
+    def below(self) -> Size:
+        """Height and width of what is below."""
+        return self.sizes[0]
+
+    @property
+    def size(self) -> Size:
+        """Rows and columns of positions."""
+        return self.sizes[-1]
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions."""
+        return self.size[0] * self.size[1]
+
+    def up(self, values: Tensor) -> Tensor:
+        """What the mixtures see of values below: (N, H, W, C) becomes (N, H', W', dim)."""
+        for step in self.steps:
+            if isinstance(step, Pooling):
+                values = max_pool(values, step)
+            else:
+                values = extract_patches(values, step)
+        return values
+
+    def down(self, values: Tensor) -> Tensor:
+        """Averages on the way back: (N, H', W', dim) becomes (N, H, W, C)."""
+        for step, size in zip(reversed(self.steps), reversed(self.sizes[:-1]), strict=True):
+            if isinstance(step, Pooling):
+                values = average_pooled(values, step, size)
+            else:
+                values = average_patches(values, step, size)
+        return values
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Which slice of which position's vector reaches each position below."""
+        return trace(self.steps, self.sizes)
+
+
+class Architecture:
+    """Blocks of layers, from the image upwards.
+
+    Args:
+        event_shape: Channels, height and width of an image.
+        layers: The layers, from the image upwards.
+
+    Raises:
+        ValueError: If they do not fit each other or the image.
+    """
+
+    def __init__(self, event_shape: Sequence[int], layers: Sequence[Layer]) -> None:
+        self.event_shape, self.layers = tuple(event_shape), tuple(layers)
+        _check_order(self.layers)
+        channels, *rest = self.event_shape
+        size: Size = (rest[0], rest[1])
+        self.rows = [("image", size, channels)]
+        self.blocks: list[Block] = []
+        self.num_classes: int | None = None
+        steps: list[Folding | Pooling] = []
+        sizes, below = [size], channels
+        for number, layer in enumerate(self.layers, start=1):
+            if isinstance(layer, Classifier):
+                self.num_classes = channels = layer.num_classes
+                if size != (1, 1):
+                    raise ValueError(
+                        f"Expected a top mixture with a single position below a classifier, got "
+                        f"{size[0]} x {size[1]}. Fold what is left first: Folding({size})."
+                    )
+            elif isinstance(layer, GMM):
+                block = Block(tuple(steps), tuple(sizes), below, channels, layer.num_components)
+                self.blocks.append(block)
+                below = channels = layer.num_components
+                steps, sizes = [], [size]
+            else:
+                self._check_tiles(number, layer, size)
+                size = count_windows(size, layer)
+                if isinstance(layer, Folding):
+                    channels *= layer.size[0] * layer.size[1]
+                steps.append(layer)
+                sizes.append(size)
+            self.rows.append((str(layer), size, channels))
+
+    def _check_tiles(self, number: int, layer: Folding | Pooling, size: Size) -> None:
+        """Checks that windows cover an image without a rest."""
+        for axis, length in enumerate(size):
+            kernel, stride = layer.size[axis], layer.step[axis]
+            side = ("high", "wide")[axis]
+            if length < kernel:
+                raise ValueError(
+                    f"Layer {number}, {layer}, does not fit: its input is {size[0]} x {size[1]}, "
+                    f"and at least {kernel} pixels {side} are needed.\n{self.summary()}"
+                )
+            rest = (length - kernel) % stride
+            if rest:
+                raise ValueError(
+                    f"Layer {number}, {layer}, does not tile its input of {size[0]} x {size[1]}: "
+                    f"{rest} would be left over. The nearest sizes that fit are {length - rest} "
+                    f"and {length - rest + stride} {side}; or change kernel or stride.\n"
+                    f"{self.summary()}"
+                )
+
+    def summary(self) -> str:
+        """A table of the shapes, layer by layer."""
+        lines = [
+            f"{number or '':>3}  {name:<32} {size[0]:>4} x {size[1]:<4} {channels:>6} channels"
+            for number, (name, size, channels) in enumerate(self.rows)
+        ]
+        return "\n".join(lines)
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether every pixel lies in a single patch."""
+        return self.blocks[0].wiring.disjoint
+
+    @property
+    def exact(self) -> bool:
+        """Whether codes form a tree: pixels in one patch, positions under one code above."""
+        return self.disjoint and all(block.wiring.single_parent for block in self.blocks[1:])
+
+
+def _check_order(layers: Sequence[object]) -> None:
+    """Checks the kinds of the layers and their order.
+
+    Raises:
+        ValueError: If something is missing or out of place.
+    """
+    if not layers:
+        raise ValueError(
+            "Expected at least one layer, got none. The smallest model is [Folding((height, "
+            "width)), GMM(10)]."
+        )
+    for number, layer in enumerate(layers, start=1):
+        if not isinstance(layer, Folding | Pooling | GMM | Classifier):
+            raise ValueError(
+                f"Expected layers that are Folding, Pooling, GMM or Classifier, got {layer!r} as "
+                f"layer {number}."
+            )
+    *rest, top = layers
+    if any(isinstance(layer, Classifier) for layer in rest):
+        raise ValueError("Expected a Classifier only as the last layer.")
+    if not isinstance(top, Classifier):
+        rest = list(layers)
+    if not rest or not isinstance(rest[-1], GMM):
+        raise ValueError(
+            "Expected a GMM layer at the top, under a Classifier if there is one: the law starts "
+            f"there. Got {rest[-1] if rest else 'none'}; add GMM(36), say."
+        )
+    first = next(i for i, layer in enumerate(rest) if isinstance(layer, GMM))
+    if any(isinstance(layer, Pooling) for layer in rest[:first]):
+        raise ValueError(
+            "Expected no Pooling of pixels: below the first GMM layer come only Foldings."
+        )
+    if first > 1:
+        raise ValueError("Expected at most one Folding below the first GMM layer.")

@@ -1,0 +1,90 @@
+"""Neighbourhoods of components, which shrink in the course of training."""
+
+__all__ = ["Neighbourhood"]
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Loss is averaged over so many steps, and the width shrinks by this factor whenever the average
+# has hardly changed, compared with all that it has changed since the start.
+WINDOW = 20
+STATIONARY = 0.05
+SHRINKAGE = 0.9
+SMALLEST_WIDTH = 0.01
+
+
+class Neighbourhood(nn.Module):
+    r"""Weights by which components on a grid share what they are responsible for.
+
+    Components lie on a grid that wraps around. Scores are averaged over it with a Gaussian
+    filter, so that neighbours learn alike, and none is left out; the filter's width shrinks from
+    :math:`0.25 \sqrt{2K}` to nearly nothing whenever the loss is stationary (Gepperth and Pfülb
+    2020). It does so at the latest along a geometric schedule, so that it arrives however few
+    steps there are.
+
+    Args:
+        num_components: Number of components K, on a grid as nearly square as K allows.
+    """
+
+    distances: Tensor
+    width: Tensor
+    window: Tensor
+    first: Tensor
+    previous: Tensor
+
+    def __init__(self, num_components: int) -> None:
+        super().__init__()
+        rows = math.isqrt(num_components)
+        while num_components % rows:
+            rows -= 1
+        self.grid = rows, num_components // rows
+        place = torch.arange(num_components)
+        squared = torch.zeros(num_components, num_components)
+        for position, length in (
+            (place // self.grid[1], self.grid[0]),
+            (place % self.grid[1], self.grid[1]),
+        ):
+            along = (position.unsqueeze(-1) - position).abs()
+            squared += torch.minimum(along, length - along).square()
+        self.start = 0.25 * math.sqrt(2 * num_components)
+        self.register_buffer("distances", squared, persistent=False)
+        self.register_buffer("width", torch.tensor(max(self.start, SMALLEST_WIDTH)))
+        # Sum of the losses in the present window, and their number.
+        self.register_buffer("window", torch.zeros(2))
+        # Mean loss in the first window and in the one before this; NaN until there is one.
+        self.register_buffer("first", torch.tensor(math.nan))
+        self.register_buffer("previous", torch.tensor(math.nan))
+
+    @property
+    def filter(self) -> Tensor:
+        """Weights of all components for each, shape (K, K); symmetric, with rows that sum to 1."""
+        return (-0.5 * self.distances / self.width.square()).softmax(-1)
+
+    @torch.no_grad()
+    def limit(self, progress: float) -> None:
+        """Holds the width below its schedule.
+
+        Args:
+            progress: From 0 at the start, to 1 where the smallest width must be reached.
+        """
+        share = min(1.0, max(0.0, progress))
+        largest = self.start * (SMALLEST_WIDTH / self.start) ** share
+        self.width.clamp_(min=SMALLEST_WIDTH, max=max(largest, SMALLEST_WIDTH))
+
+    @torch.no_grad()
+    def observe(self, loss: Tensor) -> None:
+        """Takes note of a step's loss, and shrinks the width if losses are stationary."""
+        self.window += torch.stack([loss.detach().to(self.window), self.window.new_ones(())])
+        if int(self.window[1]) < WINDOW:
+            return
+        mean = self.window[0] / self.window[1]
+        self.window.zero_()
+        if bool(self.first.isnan()):
+            self.first.copy_(mean)
+        else:
+            gain = (self.previous - mean) / (self.first - mean).abs().clamp(min=1e-12)
+            if -2 * STATIONARY < float(gain) < STATIONARY:
+                self.width.mul_(SHRINKAGE).clamp_(min=SMALLEST_WIDTH)
+        self.previous.copy_(mean)

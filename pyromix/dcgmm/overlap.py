@@ -1,0 +1,160 @@
+"""Codes of overlapping patches, given an image that is their average."""
+
+__all__ = ["PatchGroups"]
+
+import math
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from ..mixtures.density import LOG_2PI
+from .architecture import Block
+from .law import TopDownLaw
+
+
+class PatchGroups:
+    """Updates factors of patches in turn, together for those that do not overlap.
+
+    A pixel's mean is the average over n patches. Given the factors of the others, a patch's codes
+    see what those leave, and each centroid, divided by n, is a candidate for the rest.
+
+    Args:
+        law: With one scale for all pixels.
+        images: Shape (N, H, W, C).
+        observed: One for pixels that count, zero for others, of the same shape.
+    """
+
+    # Shapes: images N, top components T, rows and columns of a group of patches H' and W',
+    # numbers in a patch D, components K.
+
+    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
+        bottom = law.blocks[0]
+        (self.window,) = bottom.steps
+        self.rows, self.columns = bottom.size
+        self.images = images.unsqueeze(1)
+        self.observed = None if observed is None else observed.unsqueeze(1)
+        self.loc, self.scale = law.loc, law.scale
+        (h, w), (down, right) = self.window.size, self.window.step
+        apart = -(-h // down), -(-w // right)  # patches so far apart do not overlap
+        self.period = apart[0] * down, apart[1] * right
+        self.groups = [
+            (slice(a, None, apart[0]), slice(b, None, apart[1]))
+            for a in range(min(apart[0], self.rows))
+            for b in range(min(apart[1], self.columns))
+        ]
+        place = torch.arange(self.rows * self.columns).reshape(bottom.size)
+        order = torch.cat([place[group].flatten() for group in self.groups])
+        self.restore = order.argsort().to(images.device)
+        share = coverage(law.blocks[0]).reciprocal().to(images)
+        self.share = [self._take(share, group) for group in self.groups]  # (1, H', W', D)
+        seen = [
+            share if self.observed is None else share * self._take(self.observed, group)
+            for share, group in zip(self.share, self.groups, strict=True)
+        ]
+        self.seen = seen  # (N or 1, 1, H', W', D), or without the first dimension
+        # Half the squared norm of each centroid's contribution, (N or 1, 1, H', W', K).
+        square = 0.5 * self.loc.square().mT
+        self.norms = [
+            (seen * share) @ square for seen, share in zip(self.seen, self.share, strict=True)
+        ]
+
+    def start(self, control: Tensor) -> Tensor:
+        """Factors (N, T, P, K) from patches as if each were the only one.
+
+        Args:
+            control: Logarithms of their control, shape (N, T, P, K).
+        """
+        control = control.unflatten(2, (self.rows, self.columns))
+        square = 0.5 * self.loc.square().mT
+        factors = []
+        for group, seen in zip(self.groups, self.seen, strict=True):
+            patches = self._take(self.images, group) * seen
+            fit = (patches @ self.loc.mT - seen @ square) / self.scale.square()
+            factors.append((control[:, :, *group] + fit).softmax(-1))
+        self.parts = factors
+        self.own = [factor @ self.loc for factor in factors]
+        total = sum(
+            self._place(own * share, group)
+            for own, share, group in zip(self.own, self.share, self.groups, strict=True)
+        )
+        assert isinstance(total, Tensor)
+        self.mean = total
+        return self._factor()
+
+    def sweep(self, control: Tensor) -> Tensor:
+        """Factors (N, T, P, K) after each group was updated once, given the others."""
+        control = control.unflatten(2, (self.rows, self.columns))
+        for i, group in enumerate(self.groups):
+            share = self.share[i]
+            rest = self._take(self.images - self.mean, group) + self.own[i] * share
+            fit = (rest * self.seen[i]) @ self.loc.mT - self.norms[i]
+            self.parts[i] = (control[:, :, *group] + fit / self.scale.square()).softmax(-1)
+            own = self.parts[i] @ self.loc
+            self.mean = self.mean + self._place((own - self.own[i]) * share, group)
+            self.own[i] = own
+        return self._factor()
+
+    def expected_log_prob(self, factor: Tensor) -> Tensor:  # noqa: ARG002 - those of the last sweep
+        """Expected log-density of the image, shape (N, T)."""
+        error = (self.images - self.mean).square()
+        if self.observed is None:
+            count = error.new_tensor(math.prod(error.shape[2:]))
+        else:
+            error = error * self.observed
+            count = self.observed.sum((-1, -2, -3))
+        total = error.sum((-1, -2, -3))
+        for part, own, norms, seen, share in zip(
+            self.parts, self.own, self.norms, self.seen, self.share, strict=True
+        ):
+            total = total + 2 * (part * norms).sum((-1, -2, -3))
+            total = total - (own.square() * (seen * share)).sum((-1, -2, -3))
+        variance = self.scale.square()
+        return -0.5 * (total / variance + count * (variance.log() + LOG_2PI))
+
+    def _factor(self) -> Tensor:
+        """The factors of all patches, in the order of their positions."""
+        return torch.cat([part.flatten(2, 3) for part in self.parts], 2)[:, :, self.restore]
+
+    def _take(self, images: Tensor, group: tuple[slice, slice]) -> Tensor:
+        """Patches of a group, which do not overlap: (*B, H, W, C) becomes (*B, H', W', D)."""
+        (h, w), (rows, columns) = self.window.size, self._extent(group)
+        top, left = self._corner(group)
+        down, right = self.period
+        bottom = rows * down - images.shape[-3] + top
+        beside = columns * right - images.shape[-2] + left
+        cut = nnf.pad(images, (0, 0, -left, beside, -top, bottom))
+        cells = cut.unflatten(-2, (columns, right)).unflatten(-4, (rows, down))
+        return cells[..., :h, :, :w, :].transpose(-4, -3).flatten(-3)
+
+    def _place(self, patches: Tensor, group: tuple[slice, slice]) -> Tensor:
+        """Images that hold the patches of a group, and zero elsewhere."""
+        (h, w), (rows, columns) = self.window.size, self._extent(group)
+        top, left = self._corner(group)
+        down, right = self.period
+        height, width, channels = self.images.shape[-3:]
+        cells = patches.unflatten(-1, (h, w, channels)).transpose(-4, -3)
+        cells = nnf.pad(cells, (0, 0, 0, right - w, 0, 0, 0, down - h))
+        whole = cells.flatten(-3, -2).flatten(-4, -3)
+        beside = width - left - columns * right
+        return nnf.pad(whole, (0, 0, left, beside, top, height - top - rows * down))
+
+    def _extent(self, group: tuple[slice, slice]) -> tuple[int, int]:
+        """Rows and columns of a group."""
+        rows, columns = (
+            len(range(side)[part])
+            for side, part in zip((self.rows, self.columns), group, strict=True)
+        )
+        return rows, columns
+
+    def _corner(self, group: tuple[slice, slice]) -> tuple[int, int]:
+        """Row and column of the first pixel of a group."""
+        down, right = self.window.step
+        return group[0].start * down, group[1].start * right
+
+
+def coverage(bottom: Block) -> Tensor:
+    """Number of patches that hold each pixel, shape (1, H, W, C)."""
+    wiring = bottom.wiring
+    count = (wiring.weight > 0).sum(-1)[wiring.group]
+    return count.reshape(1, *bottom.below, 1).expand(-1, -1, -1, bottom.channels)

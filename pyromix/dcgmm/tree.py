@@ -1,0 +1,81 @@
+"""Exact inference where codes form a tree."""
+
+__all__ = ["Tree"]
+
+import torch
+from torch import Tensor
+
+from ..mixtures.density import log_sum_exp
+from .law import TopDownLaw, draw
+from .wiring import Wiring
+
+
+class Tree:
+    """Sums over all codes, as every patch and every code hangs on a single code above.
+
+    Going up, what lies under a position is summed up in one number for each of its codes.
+
+    Args:
+        law: Whose architecture is exact.
+        images: Shape (N, H, W, C).
+        observed: One for pixels that count, zero for others, of the same shape.
+    """
+
+    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
+        self.law = law
+        messages = [law.patch_log_prob(images, observed)]
+        self.links: list[tuple[Tensor, Tensor]] = []
+        for layer, control in enumerate(law.control):
+            wiring = law.blocks[layer + 1].wiring.to(law.loc)
+            table, parent = link(control, wiring)
+            self.links.append((table, parent))
+            below = log_matmul(messages[-1], table)
+            above = below.new_zeros(len(images), law.blocks[layer + 1].num_positions, len(control))
+            messages.append(above.index_add(1, parent, below))
+        self.messages = messages
+        weights = law.log_weights.log_softmax(-1).unsqueeze(-2)
+        self.top = messages[-1] + weights
+        self.log_evidence = log_sum_exp(self.top).sum(-1)
+
+    def marginals(self) -> Tensor:
+        """Probability of every code of the bottom patches, shape (N, P, K)."""
+        probability = self.top.softmax(-1)
+        for message, (table, parent) in self._down():
+            above = probability[:, parent]  # (N, P, K above)
+            sums = log_matmul(message, table)
+            likelihood = (message - message.amax(-1, keepdim=True)).exp()
+            scaled = above * (message.amax(-1, keepdim=True) - sums).exp()
+            probability = likelihood * torch.einsum("npa,pab->npb", scaled, table)
+        return probability
+
+    def draw(self) -> Tensor:
+        """Codes of the bottom patches, shape (N, P)."""
+        codes = draw(self.top.softmax(-1))
+        for message, (table, parent) in self._down():
+            position = torch.arange(len(parent), device=codes.device)
+            chosen = table[position, codes[:, parent]]  # (N, P, K)
+            codes = draw((message + chosen.log()).softmax(-1))
+        return codes
+
+    def _down(self) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        return list(zip(self.messages[:-1], self.links, strict=True))[::-1]
+
+
+def link(control: Tensor, wiring: Wiring) -> tuple[Tensor, Tensor]:
+    """Probabilities of codes below given the one above, and which that is.
+
+    Args:
+        control: Of the slices, shape (K, J, K below).
+        wiring: Whose positions below have a single parent.
+
+    Returns:
+        Tables of shape (P below, K, K below), and positions above of shape (P below,).
+    """
+    tables = (control[:, wiring.slice] * wiring.weight.unsqueeze(-1)).sum(-2)  # (K, G, K below)
+    return tables.movedim(0, 1)[wiring.group], wiring.parent[:, 0][wiring.group]
+
+
+def log_matmul(message: Tensor, table: Tensor) -> Tensor:
+    """Sums out codes below: (N, P, K below) and (P, K, K below) to (N, P, K)."""
+    largest = message.detach().amax(-1, keepdim=True)
+    return torch.einsum("npb,pab->npa", (message - largest).exp(), table).log() + largest
