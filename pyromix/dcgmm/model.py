@@ -291,7 +291,7 @@ class DCGMM(DistributionModule):
         value = self._checked(value)
         with torch.no_grad():
             codes = [scores.argmax(-1).flatten(1) for scores in self._scores(self._grid(value))]
-        return tuple(code.reshape(*value.shape[:-3], -1) for code in codes)
+        return tuple(code.reshape(*value.shape[:-3], code.shape[-1]) for code in codes)
 
     def decode(self, codes: Tensor) -> Tensor:
         r"""Mean images given the codes of the bottom patches.
@@ -448,7 +448,7 @@ class DCGMM(DistributionModule):
         mask: Tensor | None = None,
         num_samples: int | None = None,
         *,
-        threshold: float = 2.0,
+        threshold: float = 3.0,
         noise: bool = False,
     ) -> Tensor:
         r"""Completes images whose pixels are partly missing or corrupted.
@@ -459,10 +459,10 @@ class DCGMM(DistributionModule):
         Args:
             value: Images, shape ``(*S, C, H, W)``. Where the mask says that pixels are unknown
                 they are not looked at, and may be NaN.
-            mask: True where pixels are known, of a shape that broadcasts to the images'. Without
-                one, they are taken to be corrupted where the `outlier_map` of the bottom layer, by
-                itself or in context, exceeds `threshold`: repeatedly, as what they are completed
-                to tells the top layer more.
+            mask: True where pixels are known, shape ``(*S, H, W)``, or one that broadcasts to the
+                images'. Without one, they are taken to be corrupted where the `outlier_map` of
+                the bottom layer, by itself or in context, exceeds `threshold`: repeatedly, as
+                what they are completed to tells the top layer more.
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
             noise: Whether draws get the pixels' noise.
@@ -472,6 +472,7 @@ class DCGMM(DistributionModule):
 
         Raises:
             ValueError: For a mask of another kind or shape, or NaN among known pixels.
+                Without a mask, for a bottom layer that sees the image as one patch.
             RuntimeError: Without a mask, before `calibrate`.
         """
         value = check_value_shape(self, value, like=self._like)
@@ -504,7 +505,7 @@ class DCGMM(DistributionModule):
                 spread = law.pixel_scale(codes) * torch.randn_like(mean)
                 draws.append(mean + spread if noise else mean)
             parts.append(torch.stack(draws))
-        return self._image(torch.cat(parts, 1)).reshape(-1, *value.shape)
+        return self._image(torch.cat(parts, 1)).reshape(num_samples or 1, *value.shape)
 
     @torch.no_grad()
     def _find_corrupted(self, value: Tensor, threshold: float) -> Tensor:
@@ -513,6 +514,11 @@ class DCGMM(DistributionModule):
         The top layer says what an image is, and that says which places do not belong to it. What
         they are completed to tells the top layer more, in turn.
         """
+        if self.architecture.blocks[0].num_positions == 1:
+            raise ValueError(
+                "Expected a mask: the bottom layer sees the image as one patch, and cannot say "
+                "which part of it is corrupted. Use smaller windows for that."
+            )
         images, filled = self._grid(value), value
         known = torch.ones_like(value, dtype=torch.bool)
         for _ in range(BLIND_ROUNDS):
@@ -636,7 +642,8 @@ class DCGMM(DistributionModule):
         classifier = self._classifier
         value = self._checked(value)
         top = self._scores(self._grid(value))[-1].softmax(-1).flatten(1)
-        return classifier(top).log_softmax(-1).reshape(*value.shape[:-3], -1)
+        log_prob = classifier(top).log_softmax(-1)
+        return log_prob.reshape(*value.shape[:-3], classifier.out_features)
 
     def classify(self, value: Tensor) -> Tensor:
         r"""The most probable class of images: integers of shape (\*S)."""
@@ -668,14 +675,13 @@ class DCGMM(DistributionModule):
         for i, (block, mixture) in enumerate(
             zip(self.architecture.blocks, self._mixtures, strict=True), start=1
         ):
-            scores = mixture.training_scores(block.up(activity), centroids_only)
+            loss, scores = mixture.training_loss(block.up(activity), centroids_only)
             if i == 1:
                 codes = scores[:NOISE_IMAGES].argmax(-1).flatten(1)
-            loss = -mixture.smoothed_maximum(scores).mean()
             mixture.neighbourhood.observe(loss)
             losses.append(loss)
             # Every layer learns for itself: what it sees is data to it.
-            activity = scores.detach().softmax(-1)
+            activity = scores.softmax(-1)
             self._metrics[f"layer {i}"] = -loss.item()
         if self.log_noise is not None:
             with torch.no_grad():
@@ -831,6 +837,14 @@ class DCGMM(DistributionModule):
             raise ValueError(
                 "Expected a boolean mask, True where pixels are known; pass mask.bool()."
             )
+        if value.dim() > 3 and mask.shape == (*value.shape[:-3], *value.shape[-2:]):
+            if mask.shape[-3] == value.shape[-3] > 1:
+                raise ValueError(
+                    f"Expected a mask that says whether it is of images or of channels, got shape "
+                    f"{tuple(mask.shape)}, and there are as many of both. Insert a dimension of "
+                    f"size 1."
+                )
+            mask = mask.unsqueeze(-3)
         try:
             known = mask.expand(value.shape)
         except RuntimeError:
