@@ -24,14 +24,15 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from dcgmm_models import BATCH
 from mixture import interleaved_medians, peak_of
 from torch import Tensor
 
+import pyromix.dcgmm.mixture as layers
 from pyromix import DCGMM, fit
 from pyromix.dcgmm.presets import PRESETS
 
@@ -60,21 +61,21 @@ def make_model(name: str, device: str) -> Any:
 # ---- scores by differences ----------------------------------------------------------------------
 
 
-def difference_scores(layer: Any, values: Tensor, centroids_only: bool = False) -> Tensor:
-    r"""What a layer's `scores` are, (\*, D) to (\*, K), by way of (\*, K, D)."""
-    scale, log_weights = layer.scale, layer.log_weights
-    if centroids_only:
-        scale, log_weights = scale.detach(), log_weights.detach()
-    deviations = (values.unsqueeze(-2) - layer.loc) / scale
-    constant = log_weights - scale.log().sum(-1)
-    constant = constant - 0.5 * layer.loc.shape[-1] * math.log(2 * math.pi)
+def difference_scores(rows: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """What the library's scores are, (N, D) to (N, K), by way of (N, K, D)."""
+    deviations = (rows.unsqueeze(-2) - loc) / scale
+    constant = offset - scale.log().sum(-1) - 0.5 * loc.shape[-1] * math.log(2 * math.pi)
     return constant - 0.5 * deviations.square().sum(-1)
 
 
-def by_differences(model: Any) -> Any:
-    for layer in model.mixtures:
-        layer.scores = partial(difference_scores, layer)
-    return model
+def by_differences(job: Job) -> Job:
+    """The same job, in which all layers score by differences."""
+
+    def run() -> None:
+        with patch.object(layers, "component_log_prob", difference_scores):
+            job()
+
+    return run
 
 
 def shapes(model: Any, images: Tensor) -> list[tuple[int, int, int]]:
@@ -118,14 +119,14 @@ def void(_: object) -> None:
 def products_job(model: Any, images: Tensor) -> Job:
     """Products of rows and their squares with parameters, and back: first and second moments."""
     device = images.device
-    layers = [
+    operands = [
         (torch.rand(m, d, device=device), torch.rand(d, k, device=device),
          torch.rand(m, k, device=device))
         for m, d, k in shapes(model, images)
     ]  # fmt: skip
 
     def run() -> None:
-        for rows, weights, scores in layers:
+        for rows, weights, scores in operands:
             for _ in range(2):
                 rows @ weights
             for _ in range(2):
@@ -152,12 +153,17 @@ def check_differences(name: str, images: Tensor, device: str) -> None:
     Raises:
         RuntimeError: If their losses or gradients differ.
     """
-    found = []
-    for model in (make_model(name, device), by_differences(make_model(name, device))):
-        loss = model.double().loss(images.double(), 1.0)
+    found: list[tuple[float, Tensor]] = []
+
+    def ask() -> None:
+        model = make_model(name, device).double()
+        loss = model.loss(images.double(), 1.0)
         loss.backward()
         slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         found.append((loss.item(), torch.cat(slopes)))
+
+    for job in (ask, by_differences(ask)):
+        job()
     (loss, gradient), (other, other_gradient) = found
     error = float((gradient - other_gradient).norm() / gradient.norm())
     if abs(loss - other) > 1e-9 * abs(loss) or not error < 1e-6:
@@ -175,13 +181,13 @@ def time_steps(name: str, seconds: float, device: str) -> None:
     fits = largest(make_model(name, device), images) <= BUDGET
     if fits:
         check_differences(name, images[:10], device)
-        jobs[DIFFERENCES] = step_job(by_differences(make_model(name, device)), images)
+        jobs[DIFFERENCES] = by_differences(step_job(make_model(name, device), images))
     medians = interleaved_medians(
         {what: synchronised(job, device) for what, job in jobs.items()}, seconds
     )
     medians[FIT] /= FIT_STEPS
-    layers = ", ".join(f"{m} x {d} x {k}" for m, d, k in shapes(make_model(name, device), images))
-    print(f"\n{name}, {BATCH} images: rows x channels x components {layers}")
+    sizes = ", ".join(f"{m} x {d} x {k}" for m, d, k in shapes(make_model(name, device), images))
+    print(f"\n{name}, {BATCH} images: rows x channels x components {sizes}")
     for what, took in medians.items():
         print(f"{what:>16} {1e3 * took:>9.2f} ms {took / medians[STEP]:>8.2f} x a step")
     if not fits:
@@ -194,10 +200,11 @@ def time_steps(name: str, seconds: float, device: str) -> None:
 def measure_in_this_process(name: str, what: str, device: str) -> float:
     """Mebibytes that a step takes at its peak."""
     model = make_model(name, device)
+    small, job = (step_job(model, make_images(count, device)) for count in (1, BATCH))
     if what == DIFFERENCES:
-        by_differences(model)
-    step_job(model, make_images(1, device))()  # loads what is loaded lazily
-    job = synchronised(step_job(model, make_images(BATCH, device)), device)
+        small, job = by_differences(small), by_differences(job)
+    small()  # loads what is loaded lazily
+    job = synchronised(job, device)
     if device == "cpu":
         return peak_of(job)
     torch.cuda.synchronize()

@@ -25,7 +25,7 @@ HALVES = ("left", "right", "upper", "lower")
 TASKS = (*HALVES, "square")
 SQUARE, MARGIN = 10, 4  # pixels, of 28
 NEIGHBOURS = (1, 5, 10, 20)
-MEAN, UNTOUCHED = "mean image", "left as it is"
+MEAN, UNTOUCHED, UNTOUCHED_NOISE = "mean image", "left empty", "left as noise"
 MASKED, BLIND, BLIND_NOISE = "known mask", "blind, empty", "blind, noise"
 COMPLETING = [name for name, flat in FLATS.items() if flat.em and flat.components > 25]
 
@@ -54,11 +54,12 @@ class Task(NamedTuple):
         return torch.where(self.known, self.images, torch.nan)
 
     def errors(self, completed: Tensor) -> dict[str, list[float]]:
-        """Mean squared errors of every image, over what was hidden and over what was known."""
+        """Mean squared errors of every image, over what was hidden, over the rest and over all."""
         squared = (completed - self.images).square()
+        parts = {"hidden": ~self.known, "known": self.known, "all": torch.ones_like(self.known)}
         return {
             name: ((squared * part).flatten(1).sum(-1) / part.flatten(1).sum(-1)).tolist()
-            for name, part in (("hidden", ~self.known), ("known", self.known))
+            for name, part in parts.items()
         }
 
 
@@ -110,7 +111,7 @@ def merge(task: Task, values: Tensor) -> Tensor:
 def complete_by_peers(data: Images, task: Task, flats: dict[str, Any]) -> dict[str, Tensor]:
     """Completions by the mean image, by neighbours and by flat mixtures."""
     mean = data.train.mean(0).flatten().expand(len(task.images), -1)
-    found = {UNTOUCHED: task.empty, MEAN: merge(task, mean)}
+    found = {UNTOUCHED: task.empty, UNTOUCHED_NOISE: task.noisy, MEAN: merge(task, mean)}
     found |= {f"{k} nearest": values for k, values in nearest_means(data, task).items()}
     for name, flat in flats.items():
         filled = in_chunks(flat.impute, task.missing.flatten(1), 1000)
@@ -189,6 +190,7 @@ def report_completions(results: dict[str, dict[str, Numbers]]) -> None:
     table("decibels over hidden pixels (and standard errors over images)", "hidden", results)
     blind = [method for method in results if method.endswith((BLIND, BLIND_NOISE))]
     table("blind: decibels over pixels that were not hidden", "known", blind)
+    table("blind: decibels over all pixels", "all", [UNTOUCHED, UNTOUCHED_NOISE, *blind])
     for task in TASKS:
         best = {}
         for kind in ("nearest", "flat"):

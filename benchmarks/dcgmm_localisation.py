@@ -99,15 +99,22 @@ def simple_maps(data: Images, images: Tensor) -> dict[str, Tensor]:
 
 
 def maps_of(name: str, model: Any, images: Tensor) -> dict[str, Tensor]:
-    """Maps by a model: one for each layer, but for those that see the image as a whole."""
+    """Maps by a model: two for each layer, but for those that see the image as a whole.
+
+    One tells how likely a place is by itself, the other how it agrees with the top layer.
+    """
     if name in FLATS:
         return {f"deviations, {name}": deviations(model, images)}
     positions = [values.numel() for values in model.layer_log_likelihoods(images[:1])]
-    return {
-        f"{name}, layer {layer + 1}": in_chunks(partial(model.outlier_map, layer=layer), images)
-        for layer, count in enumerate(positions)
-        if count > 1
-    }
+    found = {}
+    for layer, count in enumerate(positions):
+        if count > 1:
+            title = f"{name}, layer {layer + 1}"
+            found[title] = in_chunks(partial(model.outlier_map, layer=layer), images)
+            if layer + 1 < len(positions):
+                ask = partial(model.outlier_map, layer=layer, context=True)
+                found[f"{title}, in context"] = in_chunks(ask, images)
+    return found
 
 
 # ---- scores -------------------------------------------------------------------------------------
