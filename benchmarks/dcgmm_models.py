@@ -184,6 +184,14 @@ def in_chunks(ask: Callable[[Tensor], Tensor], images: Tensor, size: int = CHUNK
 class Results(Store):
     """A store that tells what is in it."""
 
+    def save(self, name: str, numbers: Numbers, model: Any) -> None:
+        """Numbers appear last and at once: a run that is killed leaves no half of them."""
+        super().save(f"{name}.new", numbers, model)
+        for suffix in ("pt", "json"):
+            written = self.folder / f"{name}.new.{suffix}"
+            if written.exists():
+                written.replace(self.folder / f"{name}.{suffix}")
+
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.json").exists()
 
