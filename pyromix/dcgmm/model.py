@@ -183,7 +183,7 @@ class DCGMM(DistributionModule):
             ValueError: For an unknown name, or images that the windows do not fit.
 
         Example:
-            >>> print(DCGMM.preset("2L-c").summary())
+            >>> print(DCGMM.preset("2L-c").summary())  # doctest: +NORMALIZE_WHITESPACE
                  image                              28 x 28        1 channels
               1  Folding 8 x 8, stride 2 x 2       11 x 11       64 channels
               2  GMM 25                            11 x 11       25 channels
@@ -668,7 +668,7 @@ class DCGMM(DistributionModule):
         for i, (block, mixture) in enumerate(
             zip(self.architecture.blocks, self._mixtures, strict=True), start=1
         ):
-            scores = mixture.scores(block.up(activity), centroids_only)
+            scores = mixture.training_scores(block.up(activity), centroids_only)
             if i == 1:
                 codes = scores[:NOISE_IMAGES].argmax(-1).flatten(1)
             loss = -mixture.smoothed_maximum(scores).mean()
