@@ -32,8 +32,8 @@ from dcgmm_models import BATCH
 from mixture import interleaved_medians, peak_of
 from torch import Tensor
 
-import pyromix.dcgmm.mixture as layers
 from pyromix import DCGMM, fit
+from pyromix.dcgmm.mixture import MixtureLayer
 from pyromix.dcgmm.presets import PRESETS
 
 SIDE = 28
@@ -61,18 +61,24 @@ def make_model(name: str, device: str) -> Any:
 # ---- scores by differences ----------------------------------------------------------------------
 
 
-def difference_scores(rows: Tensor, loc: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """What the library's scores are, (N, D) to (N, K), by way of (N, K, D)."""
-    deviations = (rows.unsqueeze(-2) - loc) / scale
-    constant = offset - scale.log().sum(-1) - 0.5 * loc.shape[-1] * math.log(2 * math.pi)
-    return constant - 0.5 * deviations.square().sum(-1)
+def difference_loss(layer: Any, values: Tensor, centroids_only: bool) -> tuple[Tensor, Tensor]:
+    """What `training_loss` of a layer returns, by way of differences (N, K, D) and autograd."""
+    precision, log_weights = layer.precision, layer.log_weights
+    if centroids_only:
+        precision, log_weights = precision.detach(), log_weights.detach()
+    rows = values.reshape(-1, layer.dim)
+    squares = (rows.unsqueeze(-2) - layer.loc).square() * precision
+    constant = (precision.log() - math.log(2 * math.pi)).sum(-1)
+    scores = log_weights + 0.5 * (constant - squares.sum(-1))
+    loss = -(scores @ layer.neighbourhood.filter).amax(-1).mean()
+    return loss, scores.detach().reshape(*values.shape[:-1], layer.num_components)
 
 
 def by_differences(job: Job) -> Job:
-    """The same job, in which all layers score by differences."""
+    """The same job, in which all layers take differences."""
 
     def run() -> None:
-        with patch.object(layers, "component_log_prob", difference_scores):
+        with patch.object(MixtureLayer, "training_loss", difference_loss):
             job()
 
     return run
@@ -157,6 +163,8 @@ def check_differences(name: str, images: Tensor, device: str) -> None:
 
     def ask() -> None:
         model = make_model(name, device).double()
+        for layer in model.mixtures:
+            layer.share.fill_(1.0)  # no component is behind: all have the same step size
         loss = model.loss(images.double(), 1.0)
         loss.backward()
         slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
