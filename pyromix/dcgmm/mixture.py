@@ -81,18 +81,18 @@ class MixtureLayer(nn.Module):
         Returns:
             The loss, and the scores (\*, K) without a graph.
         """
-        rows, weights = values.reshape(-1, self.dim), self.neighbourhood.filter
+        rows = values.reshape(-1, self.dim)
         with torch.no_grad():
             # Differences are small compared to values that lie far from zero.
             centre = self.loc.mean(0)
             rows = rows - centre
             squares = rows.square()
             scores = self._product_scores(rows, squares, centre)
-            winner = (scores @ weights).argmax(-1)
+            winner = (scores @ self.neighbourhood.filter).argmax(-1)
             sums = torch.zeros_like(self.loc)
             counts = torch.bincount(winner, minlength=self.num_components).to(sums)
             shares, first, second = (
-                weights @ moment / len(rows)
+                self.neighbourhood.smooth(moment) / len(rows)
                 for moment in (
                     counts.unsqueeze(-1),
                     sums.index_add(0, winner, rows),

@@ -2,8 +2,10 @@
 
 __all__ = ["DCGMM"]
 
+import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -449,6 +451,7 @@ class DCGMM(DistributionModule):
         num_samples: int | None = None,
         *,
         threshold: float = 3.0,
+        temperature: float = 1.0,
         noise: bool = False,
     ) -> Tensor:
         r"""Completes images whose pixels are partly missing or corrupted.
@@ -465,6 +468,9 @@ class DCGMM(DistributionModule):
                 what they are completed to tells the top layer more.
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
+            temperature: By what to divide the log-density of pixels given codes. The law takes
+                the errors of neighbouring pixels for independent, and is more certain of what an
+                image is than it should be: means of several candidates are nearer on average.
             noise: Whether draws get the pixels' noise.
 
         Returns:
@@ -477,21 +483,30 @@ class DCGMM(DistributionModule):
         """
         value = check_value_shape(self, value, like=self._like)
         count = 1 if num_samples is None else check_positive_int("num_samples", num_samples)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Expected a positive, finite temperature, got {temperature}.")
         if mask is None:
             known = self._find_corrupted(self._checked(value), threshold)
         else:
             known = self._known(value, mask)
             self._checked(torch.where(known, value, 0.0))
-        filled = self._fill(value, known, None if num_samples is None else count, noise)
+        law = self.law
+        law = replace(law, scale=law.scale * math.sqrt(temperature))
+        filled = self._fill(law, value, known, None if num_samples is None else count, noise)
         completed = torch.where(known, value, filled)
         return completed.squeeze(0) if num_samples is None else completed
 
     @torch.no_grad()
     def _fill(
-        self, value: Tensor, known: Tensor, num_samples: int | None, noise: bool = False
+        self,
+        law: TopDownLaw,
+        value: Tensor,
+        known: Tensor,
+        num_samples: int | None,
+        noise: bool = False,
     ) -> Tensor:
         """Means (1, *S, C, H, W) or draws (num_samples, *S, C, H, W) given known pixels."""
-        law, parts = self.law, []
+        parts = []
         grid, weight = self._grid(torch.where(known, value, 0.0)), self._grid(known.to(value))
         for images, observed in zip(grid.split(BLOCK), weight.split(BLOCK), strict=True):
             posterior = infer(law, images, observed)
@@ -502,7 +517,7 @@ class DCGMM(DistributionModule):
             for _ in range(num_samples):
                 codes = posterior.draw()
                 mean = law.decode(codes)
-                spread = law.pixel_scale(codes) * torch.randn_like(mean)
+                spread = self.law.pixel_scale(codes) * torch.randn_like(mean)
                 draws.append(mean + spread if noise else mean)
             parts.append(torch.stack(draws))
         return self._image(torch.cat(parts, 1)).reshape(num_samples or 1, *value.shape)
@@ -531,7 +546,7 @@ class DCGMM(DistributionModule):
                 deviations = torch.maximum(deviations, context)
             fine = self._over_pixels(deviations, 0) <= threshold
             known = fine.reshape(*value.shape[:-3], 1, *value.shape[-2:]).expand(value.shape)
-            filled = torch.where(known, value, self._fill(value, known, None).squeeze(0))
+            filled = torch.where(known, value, self._fill(self.law, value, known, None).squeeze(0))
         return known
 
     def variants(
