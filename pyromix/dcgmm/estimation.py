@@ -12,6 +12,9 @@ from .law import TopDownLaw
 from .mixture import MixtureLayer
 from .outliers import Calibration
 
+# Images that are read together.
+IMAGES = 256
+
 
 @dataclass(frozen=True)
 class Estimation:
@@ -33,6 +36,9 @@ class Estimation:
 
     def scores(self, images: Tensor) -> list[Tensor]:
         """Log-densities plus log-weights of all components: shapes (N, rows, columns, K)."""
+        if len(images) > IMAGES:  # what layers see is many times larger than the images
+            parts = [self.scores(block) for block in images.split(IMAGES)]
+            return [torch.cat(part) for part in zip(*parts, strict=True)]
         scores: list[Tensor] = []
         for block, mixture in zip(self.law.blocks, self.mixtures, strict=True):
             below = scores[-1].softmax(-1) if scores else images
