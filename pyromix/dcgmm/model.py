@@ -485,7 +485,8 @@ class DCGMM(DistributionModule):
                 known = known.reshape(value.shape)
             else:
                 known = self._known(value, mask)
-            images = self._checked(torch.where(known, value, 0.0))
+            blank = float(value.new_zeros(()).clamp(*self.pixel_range))
+            images = self._checked(torch.where(known, value, blank))
             grids = self._grid(images), self._grid(known)
             filled = fill(self.law, *grids, num_samples, temperature, noise)
             filled = self._image(filled).reshape(len(filled), *value.shape)
