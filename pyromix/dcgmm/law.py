@@ -65,6 +65,21 @@ class TopDownLaw:
         slices = self.control[layer][codes[:, wiring.parent], wiring.slice]  # (N, G, I, K)
         return (slices * wiring.weight.unsqueeze(-1)).sum(-2)[:, wiring.group]
 
+    def expected_controls(self, layer: int, probabilities: Tensor) -> Tensor:
+        """Probabilities of a layer's codes, given those of codes above.
+
+        Args:
+            layer: From 0 at the bottom; not the top.
+            probabilities: Of the codes of the layer above, shape (N, P above, K above).
+
+        Returns:
+            Tensor of shape (N, P, K).
+        """
+        wiring = self.blocks[layer + 1].wiring.to(self.loc)
+        expected = torch.einsum("nqa,ajk->nqjk", probabilities, self.control[layer])
+        slices = expected[:, wiring.parent, wiring.slice]  # (N, G, I, K)
+        return (slices * wiring.weight.unsqueeze(-1)).sum(-2)[:, wiring.group]
+
     def top_weights(self, num: int) -> Tensor:
         """Probabilities of the top codes, shape (N, P, K)."""
         top = self.blocks[-1]

@@ -156,7 +156,9 @@ class DCGMM(DistributionModule):
             self.classifier = nn.Linear(blocks[-1].num_components, self.architecture.num_classes)
             nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
-        self.calibration = Calibration([block.size for block in blocks])
+        sizes = [block.size for block in blocks]
+        self.calibration = Calibration(sizes)
+        self.context_calibration = Calibration(sizes[:-1])
         self.register_buffer("pixel_range", torch.tensor([-torch.inf, torch.inf]))
         self._metrics: dict[str, float] = {}
 
@@ -348,6 +350,8 @@ class DCGMM(DistributionModule):
     def calibrate(self, data: Tensor, batch_size: int = 256) -> None:
         """Takes note of the mean and spread of each layer's and position's log-likelihood.
 
+        So it does of how well they agree with what the top layer expects of them.
+
         Args:
             data: Images that are no outliers, such as the training data, shape (N, C, H, W).
             batch_size: Images that are worked on together.
@@ -356,9 +360,15 @@ class DCGMM(DistributionModule):
             ValueError: For fewer than two images.
         """
         data = self._checked(data).reshape(-1, *self.event_shape)
+        own: list[list[Tensor]] = []
+        context: list[list[Tensor]] = []
         with torch.no_grad():
-            parts = [self.layer_log_likelihoods(batch) for batch in data.split(batch_size)]
-        self.calibration.set([torch.cat(part) for part in zip(*parts, strict=True)])
+            for batch in data.split(check_positive_int("batch_size", batch_size)):
+                scores = self._scores(self._grid(batch))
+                own.append([log_sum_exp(part) for part in scores])
+                context.append(self._agreements(scores, scores[-1].softmax(-1)))
+        self.calibration.set([torch.cat(part) for part in zip(*own, strict=True)])
+        self.context_calibration.set([torch.cat(part) for part in zip(*context, strict=True)])
 
     def is_outlier(self, value: Tensor, threshold: float = 2.0) -> Tensor:
         r"""Whether images are unlike those of `calibrate`, at any of the top positions (eq. 6).
@@ -377,35 +387,44 @@ class DCGMM(DistributionModule):
             top = self.layer_log_likelihoods(value)[-1]
             return (self.calibration.deviations(-1, top) > threshold).any(-1).any(-1)
 
-    def outlier_map(self, value: Tensor, layer: int = 0) -> Tensor:
+    def outlier_map(self, value: Tensor, layer: int = 0, context: bool = False) -> Tensor:
         r"""How unlike those of `calibrate` each place of an image is.
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
             layer: Layer of mixtures, from 0 at the bottom.
+            context: Whether a place is judged by how well the codes that it shows agree with what
+                the top layer, which saw all of the image, expects there, instead of by their
+                likelihood: this finds, say, that the middle of a stroke is blank. Not for the top
+                layer.
 
         Returns:
-            Standard deviations by which the layer's log-likelihood falls short of its mean,
-            averaged over the windows that see a pixel: shape ``(*S, H, W)``.
+            Standard deviations by which likelihood or agreement falls short of its mean, averaged
+            over the windows that see a pixel: shape ``(*S, H, W)``.
 
         Raises:
             RuntimeError: Before `calibrate`.
-            ValueError: For a layer that there is not.
+            ValueError: For a layer that there is not, or the context of the top layer.
         """
-        blocks = self.architecture.blocks
-        if not -len(blocks) <= layer < len(blocks):
+        count = len(self.architecture.blocks)
+        if not -count <= layer < count:
+            raise ValueError(f"Expected a layer of mixtures from 0 to {count - 1}, got {layer}.")
+        layer %= count
+        if context and layer == count - 1:
             raise ValueError(
-                f"Expected a layer of mixtures from 0 to {len(blocks) - 1}, got {layer}."
+                "Expected a layer below the top with context=True: nothing is above the top."
             )
-        layer %= len(blocks)
+        value = self._checked(value)
         with torch.no_grad():
-            value = self._checked(value)
-            seen = self.layer_log_likelihoods(value)[layer]
-            grid = self.calibration.deviations(layer, seen).reshape(-1, *seen.shape[-2:], 1)
-            for block in reversed(blocks[: layer + 1]):
-                cells = block.dim // block.channels
-                grid = block.down(grid.expand(*grid.shape[:-1], cells))
-        return grid.reshape(*value.shape[:-3], *value.shape[-2:])
+            scores = self._scores(self._grid(value))
+            if context:
+                given = self._agreements(scores, scores[-1].softmax(-1))[layer]
+                deviations = self.context_calibration.deviations(layer, given)
+            else:
+                deviations = self.calibration.deviations(layer, log_sum_exp(scores[layer]))
+            return self._over_pixels(deviations, layer).reshape(
+                *value.shape[:-3], *value.shape[-2:]
+            )
 
     def cluster(self, value: Tensor) -> Tensor:
         r"""The most responsible top component: integers of shape (\*S).
@@ -441,7 +460,9 @@ class DCGMM(DistributionModule):
             value: Images, shape ``(*S, C, H, W)``. Where the mask says that pixels are unknown
                 they are not looked at, and may be NaN.
             mask: True where pixels are known, of a shape that broadcasts to the images'. Without
-                one, pixels are taken to be corrupted where `outlier_map` exceeds `threshold`.
+                one, they are taken to be corrupted where the `outlier_map` of the bottom layer, by
+                itself or in context, exceeds `threshold`: repeatedly, as what they are completed
+                to tells the top layer more.
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
             noise: Whether draws get the pixels' noise.
@@ -454,28 +475,58 @@ class DCGMM(DistributionModule):
             RuntimeError: Without a mask, before `calibrate`.
         """
         value = check_value_shape(self, value, like=self._like)
-        known = self._known(value, mask, threshold)
-        seen = torch.where(known, value, 0.0)
-        self._checked(seen)
         count = 1 if num_samples is None else check_positive_int("num_samples", num_samples)
-        with torch.no_grad():
-            law, parts = self.law, []
-            grid, weight = self._grid(seen), self._grid(known.to(value))
-            for images, observed in zip(grid.split(BLOCK), weight.split(BLOCK), strict=True):
-                posterior = infer(law, images, observed)
-                if num_samples is None:
-                    parts.append(law.decode_mean(posterior.marginals()).unsqueeze(0))
-                    continue
-                draws = []
-                for _ in range(count):
-                    codes = posterior.draw()
-                    mean = law.decode(codes)
-                    spread = law.pixel_scale(codes) * torch.randn_like(mean)
-                    draws.append(mean + spread if noise else mean)
-                parts.append(torch.stack(draws))
-            filled = self._image(torch.cat(parts, 1)).reshape(count, *value.shape)
+        if mask is None:
+            known = self._find_corrupted(self._checked(value), threshold)
+        else:
+            known = self._known(value, mask)
+            self._checked(torch.where(known, value, 0.0))
+        filled = self._fill(value, known, None if num_samples is None else count, noise)
         completed = torch.where(known, value, filled)
         return completed.squeeze(0) if num_samples is None else completed
+
+    @torch.no_grad()
+    def _fill(
+        self, value: Tensor, known: Tensor, num_samples: int | None, noise: bool = False
+    ) -> Tensor:
+        """Means (1, *S, C, H, W) or draws (num_samples, *S, C, H, W) given known pixels."""
+        law, parts = self.law, []
+        grid, weight = self._grid(torch.where(known, value, 0.0)), self._grid(known.to(value))
+        for images, observed in zip(grid.split(BLOCK), weight.split(BLOCK), strict=True):
+            posterior = infer(law, images, observed)
+            if num_samples is None:
+                parts.append(law.decode_mean(posterior.marginals()).unsqueeze(0))
+                continue
+            draws = []
+            for _ in range(num_samples):
+                codes = posterior.draw()
+                mean = law.decode(codes)
+                spread = law.pixel_scale(codes) * torch.randn_like(mean)
+                draws.append(mean + spread if noise else mean)
+            parts.append(torch.stack(draws))
+        return self._image(torch.cat(parts, 1)).reshape(-1, *value.shape)
+
+    @torch.no_grad()
+    def _find_corrupted(self, value: Tensor, threshold: float) -> Tensor:
+        """Which pixels are fine: a boolean tensor of the shape of the images.
+
+        The top layer says what an image is, and that says which places do not belong to it. What
+        they are completed to tells the top layer more, in turn.
+        """
+        images, filled = self._grid(value), value
+        known = torch.ones_like(value, dtype=torch.bool)
+        for _ in range(BLIND_ROUNDS):
+            top = self._scores(self._grid(filled))[-1].softmax(-1)
+            scores = self._scores(images)
+            deviations = self.calibration.deviations(0, log_sum_exp(scores[0]))
+            if len(scores) > 1:
+                agreement = self._agreements(scores, top)[0]
+                context = self.context_calibration.deviations(0, agreement)
+                deviations = torch.maximum(deviations, context)
+            fine = self._over_pixels(deviations, 0) <= threshold
+            known = fine.reshape(*value.shape[:-3], 1, *value.shape[-2:]).expand(value.shape)
+            filled = torch.where(known, value, self._fill(value, known, None).squeeze(0))
+        return known
 
     def variants(
         self,
@@ -731,6 +782,34 @@ class DCGMM(DistributionModule):
             scores.append(mixture.scores(block.up(below)))
         return scores
 
+    def _agreements(self, scores: list[Tensor], top: Tensor) -> list[Tensor]:
+        """How well layers below the top agree with what the top expects of them.
+
+        Args:
+            scores: Of all layers, from the bottom: shapes (N, rows, columns, K).
+            top: Responsibilities of the top layer, shape (N, rows, columns, K).
+
+        Returns:
+            For every layer but the top, from the bottom, minus the Kullback-Leibler divergence of
+            what is expected from its responsibilities: a tensor of shape (N, rows, columns).
+        """
+        law, expected = self.law, top.flatten(1, 2)
+        result: list[Tensor] = []
+        for layer in reversed(range(len(scores) - 1)):
+            expected = law.expected_controls(layer, expected)
+            found = scores[layer].softmax(-1)
+            surprise = torch.special.xlogy(found, expected.reshape(found.shape))
+            result.insert(0, (surprise + torch.special.entr(found)).sum(-1))
+        return result
+
+    def _over_pixels(self, values: Tensor, layer: int) -> Tensor:
+        """Averages over the windows that see a pixel: (N, rows, columns) to (N, H, W)."""
+        grid = values.unsqueeze(-1)
+        for block in reversed(self.architecture.blocks[: layer + 1]):
+            cells = block.dim // block.channels
+            grid = block.down(grid.expand(*grid.shape[:-1], cells))
+        return grid.squeeze(-1)
+
     def _checked(self, value: Tensor) -> Tensor:
         """Checks images, and warns of pixels that are far from those of training."""
         value = check_value(self, value, like=self._like)
@@ -746,10 +825,8 @@ class DCGMM(DistributionModule):
                 )
         return value
 
-    def _known(self, value: Tensor, mask: Tensor | None, threshold: float) -> Tensor:
+    def _known(self, value: Tensor, mask: Tensor) -> Tensor:
         """Which pixels are known: a boolean tensor of the shape of the images."""
-        if mask is None:
-            return (self.outlier_map(value) <= threshold).unsqueeze(-3).expand(value.shape)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise ValueError(
                 "Expected a boolean mask, True where pixels are known; pass mask.bool()."
@@ -768,6 +845,9 @@ class DCGMM(DistributionModule):
 
 # Images that are completed together.
 BLOCK = 32
+
+# How often corrupted pixels are looked for, and completed.
+BLIND_ROUNDS = 3
 
 
 def _relative_rate(name: str) -> float:

@@ -1,4 +1,4 @@
-"""What log-likelihoods are usual, layer by layer and position by position."""
+"""Which log-likelihoods are usual, position by position."""
 
 __all__ = ["Calibration"]
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 
 class Calibration(nn.Module):
-    """Mean and standard deviation of the log-likelihood of every layer and position (eq. 6).
+    """Means and standard deviations of maps of log-likelihoods, position by position (eq. 6).
 
     Args:
-        sizes: Rows and columns of the positions of each layer, from the bottom.
+        sizes: Rows and columns of each map.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
-        self.num_layers = len(sizes)
-        for layer, size in enumerate(sizes):
-            self.register_buffer(f"mean{layer}", torch.full(size, math.nan))
-            self.register_buffer(f"deviation{layer}", torch.full(size, math.nan))
+        self.num_maps = len(sizes)
+        for index, size in enumerate(sizes):
+            self.register_buffer(f"mean{index}", torch.full(size, math.nan))
+            self.register_buffer(f"deviation{index}", torch.full(size, math.nan))
 
     @torch.no_grad()
     def set(self, log_likelihoods: Sequence[Tensor]) -> None:
-        """Takes note of log-likelihoods (N, rows, columns) of each layer.
+        """Takes note of log-likelihoods: for each map a tensor (N, rows, columns).
 
         Raises:
             ValueError: For fewer than two images.
@@ -34,21 +34,21 @@ class Calibration(nn.Module):
             raise ValueError(
                 f"Expected at least two images to calibrate on, got {len(log_likelihoods[0])}."
             )
-        for layer, values in enumerate(log_likelihoods):
-            self.get_buffer(f"mean{layer}").copy_(values.mean(0))
+        for index, values in enumerate(log_likelihoods):
+            self.get_buffer(f"mean{index}").copy_(values.mean(0))
             deviation = values.std(0)
             # What never varied, as where all images are blank, must not divide by zero.
             least = 1e-3 * deviation.mean() + torch.finfo(values.dtype).tiny
-            self.get_buffer(f"deviation{layer}").copy_(deviation.clamp(min=least))
+            self.get_buffer(f"deviation{index}").copy_(deviation.clamp(min=least))
 
-    def deviations(self, layer: int, log_likelihood: Tensor) -> Tensor:
+    def deviations(self, index: int, log_likelihood: Tensor) -> Tensor:
         """How many standard deviations log-likelihoods fall short of their mean.
 
         Raises:
             RuntimeError: Before anything was set.
         """
-        layer %= self.num_layers
-        mean, deviation = (self.get_buffer(f"{name}{layer}") for name in ("mean", "deviation"))
+        index %= self.num_maps
+        mean, deviation = (self.get_buffer(f"{name}{index}") for name in ("mean", "deviation"))
         if bool(mean.isnan().any()):
             raise RuntimeError(
                 "What is usual is not known yet: call calibrate(images) with the training data "
