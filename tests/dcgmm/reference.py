@@ -154,6 +154,18 @@ class Slow:
         rows = self.down([[signals[k] for k in row] for row in self.grid(layer, codes)], layer)
         return [self.restrict(place) for row in rows for place in row]
 
+    def expected_control(self, layer, activities):
+        """The same as `control`, expected over codes with probabilities [row][column][code]."""
+        below = self.components[layer - 1]
+        signals = [self._slices(vector, below) for vector in self.mixtures[layer]["loc"]]
+
+        def expected(probs):
+            numbers = zip(*signals, strict=True)  # of all codes, one place after the other
+            return [sum(p * v for p, v in zip(probs, part, strict=True)) for part in numbers]
+
+        rows = [[expected(probs) for probs in row] for row in activities]
+        return self.down(rows, layer)
+
     def restrict(self, probs):
         """Changes that `sample` may be asked for: a temperature, and the S largest alone."""
         probs = [value ** (1 / self.temperature) for value in probs]
@@ -222,6 +234,15 @@ class Slow:
     def log_prob(self, x):
         return self.law().log_prob(x)
 
+    def joint(self, image, codes):
+        """Log-density of an image and all of its codes, from the bottom; image (C, H, W)."""
+        total = math.log(self.top_weights()[codes[-1]])
+        for layer in range(1, self.num_layers):
+            laws = self.control(layer, codes[layer])
+            total += sum(math.log(law[k]) for law, k in zip(laws, codes[layer - 1], strict=True))
+        mean, variance = self.decode(codes[0])
+        return total + torch.distributions.Normal(mean, variance.sqrt()).log_prob(image).sum()
+
     # ---- up ----
 
     def scores(self, layer, vector):
@@ -238,15 +259,22 @@ class Slow:
 
     def up(self, image):
         """Log-likelihoods and responsibilities of every layer, each [row][column]."""
-        signal, likelihoods, activities = as_lists(image), [], []
+        likelihoods, activities = [], []
+        for scores in self.all_scores(image):
+            likelihoods.append([[_logsumexp(s) for s in row] for row in scores])
+            activities.append([[_softmax(s) for s in row] for row in scores])
+        return likelihoods, activities
+
+    def all_scores(self, image):
+        """Scores of every layer, each [row][column][code]."""
+        signal, result = as_lists(image), []
         for layer, chain in enumerate(self.chains):
             for window, _ in chain:
                 signal = (fold if isinstance(window, Folding) else pool)(signal, window)
             scores = [[self.scores(layer, vector) for vector in row] for row in signal]
-            likelihoods.append([[_logsumexp(s) for s in row] for row in scores])
             signal = [[_softmax(s) for s in row] for row in scores]
-            activities.append(signal)
-        return likelihoods, activities
+            result.append(scores)
+        return result
 
 
 class Finite:

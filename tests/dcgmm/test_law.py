@@ -122,6 +122,35 @@ def test_single_precision(name):
     assert error.max() < 1e-4
 
 
+@kinds("tree: 3L", "tree: two tops", "pixels", "controls, one top")
+def test_many_images_are_worked_on_in_blocks(name, monkeypatch):
+    """With the same numbers and gradients, for one law and for a law for each image."""
+
+    def results(law):
+        y = x.clone().requires_grad_()
+        value = law.log_prob(y)
+        grads = torch.autograd.grad(value.sum(), [y, *model.parameters()], allow_unused=True)
+        with torch.no_grad():
+            close(law.log_prob(x), value)
+        return [value, *(g for g in grads if g is not None)]
+
+    one_top = "two tops" not in name
+    model = build(name, num_classes=3 if one_top else None, deviation=0.5)
+    x = images_for(model, 8)
+    laws = [model]
+    if one_top:
+        torch.nn.init.normal_(model.classifier.weight)
+        laws.append(model.condition(torch.arange(len(x)) % 3))
+    for law in laws:
+        expected = results(law)
+        with monkeypatch.context() as patch:
+            patch.setattr("pyromix.dcgmm.inference.BLOCK_NUMBERS", 1)
+            got = results(law)
+        assert len(got) == len(expected)
+        for a, b in zip(got, expected, strict=True):
+            close(a, b)
+
+
 # ---- the bound --------------------------------------------------------------------------------
 
 # Codes that the bound may sum over: with none, all above the bottom are approximated, too.

@@ -47,7 +47,7 @@ def test_a_prior_of_images():
         x = pyro.sample("x", model)
         pyro.sample("y", dist.Normal(x, noise).to_event(3), obs=observed)
 
-    mcmc = MCMC(NUTS(program), num_samples=300, warmup_steps=150, disable_progbar=True)
+    mcmc = MCMC(NUTS(program), num_samples=200, warmup_steps=100, disable_progbar=True)
     mcmc.run()
     x = mcmc.get_samples()["x"].flatten(1)
     total = law.variances + noise**2

@@ -124,6 +124,109 @@ def test_draws_look_like_digits(trained):
         assert near < torch.cdist(noise, flat).min(1).values.mean()
 
 
+# ---- the loss ---------------------------------------------------------------------------------
+
+
+def neighbours(num, width):
+    """Weights by which components share: a Gaussian on a grid that wraps around."""
+    rows = max(r for r in range(1, num + 1) if num % r == 0 and r * r <= num)
+    columns = num // rows
+    table = []
+    for a in range(num):
+        row = []
+        for b in range(num):
+            down = abs(a // columns - b // columns)
+            right = abs(a % columns - b % columns)
+            squared = min(down, rows - down) ** 2 + min(right, columns - right) ** 2
+            row.append(math.exp(-0.5 * squared / width**2))
+        table.append([value / sum(row) for value in row])
+    return table
+
+
+@pytest.mark.parametrize("num", [1, 4, 6, 7, 9, 12, 25])
+def test_neighbourhoods_against_loops(num):
+    model = DCGMM((1, 2, 2), [Folding(2), GMM(num)])
+    part = model.mixtures[0].neighbourhood
+    assert float(part.width) == pytest.approx(0.25 * math.sqrt(2 * num))
+    for width in (float(part.width), 0.3, 0.01):
+        part.width.fill_(width)
+        close(part.filter, torch.tensor(neighbours(num, width)))
+
+
+@pytest.mark.parametrize("name", ["tree: 3L", "tree: two tops", "pixels", "three layers"])
+def test_the_loss_against_loops(name):
+    """In training, the largest smoothed score of each position; else the law with one's codes."""
+    model = build(name, deviation=0.5)
+    x = model.sample((5,))
+    slow = Slow(model)
+    expected = []
+    for mixture, k in zip(model.mixtures, slow.components, strict=True):
+        mixture.neighbourhood.width.fill_(0.6)
+        expected.append(torch.tensor(neighbours(k, 0.6)))
+    scores = [slow.all_scores(image) for image in x]
+    layers = [
+        torch.stack([(torch.tensor(s[i]) @ g).amax(-1).mean() for s in scores]).mean()
+        for i, g in enumerate(expected)
+    ]
+    noise = 0.0
+    if model.log_noise is not None:
+        for image, codes in zip(x, model.encode(x)[0].tolist(), strict=True):
+            mean, variance = slow.decode(tuple(codes))
+            normal = torch.distributions.Normal(mean, variance.sqrt())
+            noise = noise - normal.log_prob(image).mean() / len(x)
+    model.train()
+    close(model.loss(x), noise - sum(layers))
+    for i, value in enumerate(layers):
+        assert model.metrics()[f"layer {i + 1}"] == pytest.approx(float(value))
+    model.eval()
+    codes = zip(*(c.tolist() for c in model.encode(x)), strict=True)
+    joint = [slow.joint(i, [tuple(c) for c in own]) for i, own in zip(x, codes, strict=True)]
+    close(model.loss(x), -torch.stack(joint).mean())
+
+
+def test_the_loss_of_labels():
+    """A cross-entropy of the responsibilities of the top, beside the other losses."""
+    model = build("pixels", num_classes=3)
+    torch.nn.init.normal_(model.classifier.weight)
+    x, labels = model.sample((6,)), torch.arange(6) % 3
+    entropy = -model.class_log_prob(x)[range(6), labels].mean()
+    plain = build("pixels")
+    plain.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("classifier")}
+    )
+    for mode in (True, False):
+        model.train(mode), plain.train(mode)
+        close(model.loss((x, labels)), plain.loss(x) + entropy)
+    accuracy = (model.classify(x) == labels).double().mean()
+    assert model.metrics()["class accuracy"] == pytest.approx(float(accuracy))
+
+
+def test_layers_learn_for_themselves():
+    """What a layer sees is data to it: it sends no gradient down."""
+    images, _ = digits()
+    torch.manual_seed(0)
+    one = DCGMM((1, 8, 8), [Folding(4), GMM(4)])
+    three = DCGMM(
+        (1, 8, 8), [Folding(4), GMM(4), Folding((1, 2)), GMM(4), Folding((2, 1)), GMM(4)]
+    )
+    three.mixtures[0].load_state_dict(one.mixtures[0].state_dict())
+    for model in (one, three):
+        train(model, images, steps=15)
+    close(three.mixtures[0].loc, one.mixtures[0].loc, 0.0)
+    close(three.mixtures[0].scale, one.mixtures[0].scale, 0.0)
+
+
+def test_the_shared_noise_is_learnt():
+    """It is what patches leave unexplained, on average."""
+    images, _ = digits()
+    torch.manual_seed(0)
+    model = small()
+    train(model, images, steps=300, batch_size=50)
+    with torch.no_grad():
+        rest = (images - model.decode(model.encode(images)[0])).square().mean().sqrt()
+        assert abs(float(model.noise_scale.log() - rest.log())) < 0.1
+
+
 # ---- what training does -----------------------------------------------------------------------
 
 
@@ -221,6 +324,12 @@ def test_seeds():
         train(model, images, seed=seed)
     assert same(models[0], models[1])
     assert not same(models[0], models[2])
+
+
+def test_stages():
+    images, _ = digits()
+    history = train(small(centroid_share=0.3), images, steps=10)
+    assert list(history.stages.items()) == [("centroids", 0), ("centroids and precisions", 3)]
 
 
 def test_resuming_gives_the_same_numbers(tmp_path):
