@@ -64,6 +64,10 @@ LOOPS = {
         (1, 2, 5),
         [Folding(2, 1), GMM(3), Pooling((1, 2)), Folding((1, 2)), GMM(3)],
     ),
+    "pooling twice": (
+        (1, 1, 8),
+        [Folding((1, 2)), GMM(3), Pooling((1, 2), 1), Pooling((1, 2), 1), GMM(2)],
+    ),
     "overlapping pooling": ((1, 1, 6), [Folding((1, 2)), GMM(3), Pooling((1, 2), 1), GMM(2)]),
 }
 

@@ -12,7 +12,7 @@ from .reference import Slow
 
 ROUNDING = 1e-9
 # Of those that are no trees, the ones whose patches do not overlap.
-DISJOINT = ("controls", "controls, one top", "overlapping pooling")
+DISJOINT = ("controls", "controls, one top", "pooling twice", "overlapping pooling")
 
 
 @kinds()

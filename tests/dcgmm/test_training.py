@@ -153,6 +153,30 @@ def test_neighbourhoods_against_loops(num):
         close(part.filter, torch.tensor(neighbours(num, width)))
 
 
+def test_neighbourhoods_shrink_where_losses_are_stationary():
+    """After a window of 20 steps that has gained little, by a tenth; and in time."""
+    part = DCGMM((1, 2, 2), [Folding(2), GMM(9)]).mixtures[0].neighbourhood
+    start = float(part.width)
+
+    def windows(*losses):
+        for loss in losses:
+            for _ in range(20):
+                part.observe(torch.tensor(loss))
+        return float(part.width) / start
+
+    assert windows(10.0) == 1  # nothing to compare with
+    assert windows(6.0, 4.0, 3.0) == 1  # shares of 1, 1/3 and 1/7 of all that was gained
+    assert windows(2.9) == pytest.approx(0.9)  # of 0.1 / 7.1
+    assert windows(2.9, 2.9) == pytest.approx(0.9**3)
+    assert windows(2.0) == pytest.approx(0.9**3)
+    part.limit(0.0)
+    assert float(part.width) == pytest.approx(0.9**3 * start)
+    part.limit(0.9)
+    assert float(part.width) == pytest.approx(start * (0.01 / start) ** 0.9)
+    part.limit(1.0)
+    assert float(part.width) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("name", ["tree: 3L", "tree: two tops", "pixels", "three layers"])
 def test_the_loss_against_loops(name):
     """In training, the largest smoothed score of each position; else the law with one's codes."""
