@@ -85,8 +85,10 @@ class ClassLaw(TorchDistribution):
         model = self.model
         with torch.no_grad():
             leading = shape[: -len(self.event_shape)]
-            weights = self.log_weights.exp().expand(*leading, -1).reshape(leading.numel(), 1, -1)
-            images = draw_images(model.law, model._mixtures, draw(weights), options)
+            weights = self.log_weights.exp()
+            weights = weights.expand(*leading, -1).reshape(leading.numel(), weights.shape[-1])
+            top = draw(weights).unsqueeze(-1)
+            images = draw_images(model.law, model._mixtures, top, options)
         return model._image(images).reshape(shape)
 
 

@@ -1,6 +1,6 @@
 """What pixels tell about codes: exactly where these form a tree, else by a lower bound."""
 
-__all__ = ["Posterior", "infer", "log_prob"]
+__all__ = ["Posterior", "images_per_block", "infer", "log_prob"]
 
 import math
 from typing import Protocol
@@ -47,7 +47,7 @@ def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
     Images are worked on in blocks, which are computed again in the backward pass instead of being
     kept.
     """
-    size = max(1, BLOCK_NUMBERS // numbers_per_image(law))
+    size = images_per_block(law)
     if len(images) <= size or is_traced():
         return infer(law, images).log_evidence
 
@@ -61,16 +61,17 @@ def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
     return torch.cat([evidence(*part) for part in parts])
 
 
-def numbers_per_image(law: TopDownLaw) -> int:
-    """About how many numbers inference holds for one image."""
-    numbers = [
-        block.num_positions * (block.num_components + block.dim) for block in law.blocks[:1]
-    ] + [
-        math.prod(block.wiring.parent.shape) * block.channels + block.num_positions * block.dim
-        for block in law.blocks[1:-1]
-    ]
-    top = law.blocks[-1]
-    several = 1 if law.architecture.exact else max(law.max_codes, top.num_components)
-    if len(law.blocks) < 3 and top.num_positions == 1:
-        several = top.num_components
-    return 2 * several * sum(numbers)
+def images_per_block(law: TopDownLaw) -> int:
+    """How many images inference works on together, so that memory stays within bounds."""
+    bottom, *above = law.blocks
+    numbers = bottom.num_positions * (bottom.num_components + bottom.dim)
+    for block in above[:-1]:
+        numbers += math.prod(block.wiring.parent.shape) * block.channels
+        numbers += block.num_positions * block.dim
+    enumerated = 1
+    if not law.architecture.exact and above:
+        top = law.blocks[-1]
+        enumerated = top.num_components if top.num_positions == 1 else 1
+        if len(above) > 1 or top.num_positions > 1:
+            enumerated = max(enumerated, law.max_codes)
+    return max(1, BLOCK_NUMBERS // (2 * enumerated * numbers))

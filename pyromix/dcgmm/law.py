@@ -124,7 +124,7 @@ class TopDownLaw:
 
     def _down(self, patches: Tensor) -> Tensor:
         bottom = self.blocks[0]
-        return bottom.down(patches.reshape(len(patches), *bottom.size, -1))
+        return bottom.down(patches.unflatten(1, bottom.size))
 
     # ---- upwards --------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class TopDownLaw:
         seen = None if observed is None else bottom.up(observed).reshape(-1, bottom.dim)
         scale = self.scale.expand_as(self.loc)
         scores = component_log_prob(rows, self.loc, scale, self.loc.new_zeros(()), seen)
-        return scores.reshape(len(images), bottom.num_positions, -1)
+        return scores.reshape(len(images), bottom.num_positions, bottom.num_components)
 
 
 def slices(loc: Tensor, num_slices: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 __all__ = ["DCGMM"]
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -26,7 +27,9 @@ from ..validation import (
 )
 from .architecture import Architecture
 from .class_law import ClassLaw, class_weights
-from .inference import infer, log_prob
+from .completion import fill, find_known
+from .estimation import Estimation
+from .inference import log_prob
 from .law import TopDownLaw, draw, normal_log_prob, slices
 from .layers import Layer
 from .mixture import MixtureLayer
@@ -183,7 +186,7 @@ class DCGMM(DistributionModule):
             ValueError: For an unknown name, or images that the windows do not fit.
 
         Example:
-            >>> print(DCGMM.preset("2L-c").summary())
+            >>> print(DCGMM.preset("2L-c").summary())  # doctest: +NORMALIZE_WHITESPACE
                  image                              28 x 28        1 channels
               1  Folding 8 x 8, stride 2 x 2       11 x 11       64 channels
               2  GMM 25                            11 x 11       25 channels
@@ -290,8 +293,11 @@ class DCGMM(DistributionModule):
         """
         value = self._checked(value)
         with torch.no_grad():
-            codes = [scores.argmax(-1).flatten(1) for scores in self._scores(self._grid(value))]
-        return tuple(code.reshape(*value.shape[:-3], -1) for code in codes)
+            codes = [
+                scores.argmax(-1).flatten(1)
+                for scores in self._estimation.scores(self._grid(value))
+            ]
+        return tuple(code.reshape(*value.shape[:-3], code.shape[-1]) for code in codes)
 
     def decode(self, codes: Tensor) -> Tensor:
         r"""Mean images given the codes of the bottom patches.
@@ -336,7 +342,7 @@ class DCGMM(DistributionModule):
         value = self._checked(value)
         return tuple(
             log_sum_exp(scores).reshape(*value.shape[:-3], *scores.shape[1:3])
-            for scores in self._scores(self._grid(value))
+            for scores in self._estimation.scores(self._grid(value))
         )
 
     def score(self, value: Tensor) -> Tensor:
@@ -360,15 +366,9 @@ class DCGMM(DistributionModule):
             ValueError: For fewer than two images.
         """
         data = self._checked(data).reshape(-1, *self.event_shape)
-        own: list[list[Tensor]] = []
-        context: list[list[Tensor]] = []
+        batches = self._grid(data).split(check_positive_int("batch_size", batch_size))
         with torch.no_grad():
-            for batch in data.split(check_positive_int("batch_size", batch_size)):
-                scores = self._scores(self._grid(batch))
-                own.append([log_sum_exp(part) for part in scores])
-                context.append(self._agreements(scores, scores[-1].softmax(-1)))
-        self.calibration.set([torch.cat(part) for part in zip(*own, strict=True)])
-        self.context_calibration.set([torch.cat(part) for part in zip(*context, strict=True)])
+            self._estimation.calibrate(list(batches))
 
     def is_outlier(self, value: Tensor, threshold: float = 2.0) -> Tensor:
         r"""Whether images are unlike those of `calibrate`, at any of the top positions (eq. 6).
@@ -383,9 +383,10 @@ class DCGMM(DistributionModule):
         Raises:
             RuntimeError: Before `calibrate`.
         """
+        value = self._checked(value)
         with torch.no_grad():
-            top = self.layer_log_likelihoods(value)[-1]
-            return (self.calibration.deviations(-1, top) > threshold).any(-1).any(-1)
+            deviations = self._estimation.deviations(self._grid(value), -1)
+            return (deviations > threshold).any(-1).any(-1).reshape(value.shape[:-3])
 
     def outlier_map(self, value: Tensor, layer: int = 0, context: bool = False) -> Tensor:
         r"""How unlike those of `calibrate` each place of an image is.
@@ -414,17 +415,11 @@ class DCGMM(DistributionModule):
             raise ValueError(
                 "Expected a layer below the top with context=True: nothing is above the top."
             )
-        value = self._checked(value)
+        value, estimation = self._checked(value), self._estimation
         with torch.no_grad():
-            scores = self._scores(self._grid(value))
-            if context:
-                given = self._agreements(scores, scores[-1].softmax(-1))[layer]
-                deviations = self.context_calibration.deviations(layer, given)
-            else:
-                deviations = self.calibration.deviations(layer, log_sum_exp(scores[layer]))
-            return self._over_pixels(deviations, layer).reshape(
-                *value.shape[:-3], *value.shape[-2:]
-            )
+            deviations = estimation.deviations(self._grid(value), layer, context)
+            pixels = estimation.over_pixels(deviations, layer)
+        return pixels.reshape(*value.shape[:-3], *value.shape[-2:])
 
     def cluster(self, value: Tensor) -> Tensor:
         r"""The most responsible top component: integers of shape (\*S).
@@ -448,7 +443,8 @@ class DCGMM(DistributionModule):
         mask: Tensor | None = None,
         num_samples: int | None = None,
         *,
-        threshold: float = 2.0,
+        threshold: float = 3.0,
+        temperature: float = 1.0,
         noise: bool = False,
     ) -> Tensor:
         r"""Completes images whose pixels are partly missing or corrupted.
@@ -459,12 +455,15 @@ class DCGMM(DistributionModule):
         Args:
             value: Images, shape ``(*S, C, H, W)``. Where the mask says that pixels are unknown
                 they are not looked at, and may be NaN.
-            mask: True where pixels are known, of a shape that broadcasts to the images'. Without
-                one, they are taken to be corrupted where the `outlier_map` of the bottom layer, by
-                itself or in context, exceeds `threshold`: repeatedly, as what they are completed
-                to tells the top layer more.
+            mask: True where pixels are known, shape ``(*S, H, W)``, or one that broadcasts to the
+                images'. Without one, they are taken to be corrupted where the `outlier_map` of
+                the bottom layer, by itself or in context, exceeds `threshold`: repeatedly, as
+                what they are completed to tells the top layer more.
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
+            temperature: By what to divide the log-density of pixels given codes. The law takes
+                the errors of neighbouring pixels for independent, and is more certain of what an
+                image is than it should be: means of several candidates are nearer on average.
             noise: Whether draws get the pixels' noise.
 
         Returns:
@@ -472,61 +471,27 @@ class DCGMM(DistributionModule):
 
         Raises:
             ValueError: For a mask of another kind or shape, or NaN among known pixels.
+                Without a mask, for a bottom layer that sees the image as one patch.
             RuntimeError: Without a mask, before `calibrate`.
         """
         value = check_value_shape(self, value, like=self._like)
-        count = 1 if num_samples is None else check_positive_int("num_samples", num_samples)
-        if mask is None:
-            known = self._find_corrupted(self._checked(value), threshold)
-        else:
-            known = self._known(value, mask)
-            self._checked(torch.where(known, value, 0.0))
-        filled = self._fill(value, known, None if num_samples is None else count, noise)
-        completed = torch.where(known, value, filled)
+        if num_samples is not None:
+            num_samples = check_positive_int("num_samples", num_samples)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Expected a positive, finite temperature, got {temperature}.")
+        with torch.no_grad():
+            if mask is None:
+                known = self._image(self._find_known(self._checked(value), threshold))
+                known = known.reshape(value.shape)
+            else:
+                known = self._known(value, mask)
+            blank = float(value.new_zeros(()).clamp(*self.pixel_range))
+            images = self._checked(torch.where(known, value, blank))
+            grids = self._grid(images), self._grid(known)
+            filled = fill(self.law, *grids, num_samples, temperature, noise)
+            filled = self._image(filled).reshape(len(filled), *value.shape)
+            completed = torch.where(known, value, filled)
         return completed.squeeze(0) if num_samples is None else completed
-
-    @torch.no_grad()
-    def _fill(
-        self, value: Tensor, known: Tensor, num_samples: int | None, noise: bool = False
-    ) -> Tensor:
-        """Means (1, *S, C, H, W) or draws (num_samples, *S, C, H, W) given known pixels."""
-        law, parts = self.law, []
-        grid, weight = self._grid(torch.where(known, value, 0.0)), self._grid(known.to(value))
-        for images, observed in zip(grid.split(BLOCK), weight.split(BLOCK), strict=True):
-            posterior = infer(law, images, observed)
-            if num_samples is None:
-                parts.append(law.decode_mean(posterior.marginals()).unsqueeze(0))
-                continue
-            draws = []
-            for _ in range(num_samples):
-                codes = posterior.draw()
-                mean = law.decode(codes)
-                spread = law.pixel_scale(codes) * torch.randn_like(mean)
-                draws.append(mean + spread if noise else mean)
-            parts.append(torch.stack(draws))
-        return self._image(torch.cat(parts, 1)).reshape(-1, *value.shape)
-
-    @torch.no_grad()
-    def _find_corrupted(self, value: Tensor, threshold: float) -> Tensor:
-        """Which pixels are fine: a boolean tensor of the shape of the images.
-
-        The top layer says what an image is, and that says which places do not belong to it. What
-        they are completed to tells the top layer more, in turn.
-        """
-        images, filled = self._grid(value), value
-        known = torch.ones_like(value, dtype=torch.bool)
-        for _ in range(BLIND_ROUNDS):
-            top = self._scores(self._grid(filled))[-1].softmax(-1)
-            scores = self._scores(images)
-            deviations = self.calibration.deviations(0, log_sum_exp(scores[0]))
-            if len(scores) > 1:
-                agreement = self._agreements(scores, top)[0]
-                context = self.context_calibration.deviations(0, agreement)
-                deviations = torch.maximum(deviations, context)
-            fine = self._over_pixels(deviations, 0) <= threshold
-            known = fine.reshape(*value.shape[:-3], 1, *value.shape[-2:]).expand(value.shape)
-            filled = torch.where(known, value, self._fill(value, known, None).squeeze(0))
-        return known
 
     def variants(
         self,
@@ -572,7 +537,7 @@ class DCGMM(DistributionModule):
             law = self.law
             activities = [
                 scores.softmax(-1).flatten(1, 2).repeat(num_samples, 1, 1)
-                for scores in reversed(self._scores(self._grid(value)))
+                for scores in reversed(self._estimation.scores(self._grid(value)))
             ]
             top = draw(activities[0] if similarity else law.top_weights(len(activities[0])))
             given = activities[1:similarity]
@@ -635,8 +600,9 @@ class DCGMM(DistributionModule):
         """
         classifier = self._classifier
         value = self._checked(value)
-        top = self._scores(self._grid(value))[-1].softmax(-1).flatten(1)
-        return classifier(top).log_softmax(-1).reshape(*value.shape[:-3], -1)
+        top = self._estimation.scores(self._grid(value))[-1].softmax(-1).flatten(1)
+        log_prob = classifier(top).log_softmax(-1)
+        return log_prob.reshape(*value.shape[:-3], classifier.out_features)
 
     def classify(self, value: Tensor) -> Tensor:
         r"""The most probable class of images: integers of shape (\*S)."""
@@ -668,14 +634,13 @@ class DCGMM(DistributionModule):
         for i, (block, mixture) in enumerate(
             zip(self.architecture.blocks, self._mixtures, strict=True), start=1
         ):
-            scores = mixture.scores(block.up(activity), centroids_only)
+            loss, scores = mixture.training_loss(block.up(activity), centroids_only)
             if i == 1:
                 codes = scores[:NOISE_IMAGES].argmax(-1).flatten(1)
-            loss = -mixture.smoothed_maximum(scores).mean()
             mixture.neighbourhood.observe(loss)
             losses.append(loss)
             # Every layer learns for itself: what it sees is data to it.
-            activity = scores.detach().softmax(-1)
+            activity = scores.softmax(-1)
             self._metrics[f"layer {i}"] = -loss.item()
         if self.log_noise is not None:
             with torch.no_grad():
@@ -688,7 +653,7 @@ class DCGMM(DistributionModule):
 
     def _evaluation_loss(self, grid: Tensor, label: Any) -> Tensor:
         """Minus the law's mean log-density of images with the codes of the way up."""
-        scores = self._scores(grid)
+        scores = self._estimation.scores(grid)
         codes = [part.argmax(-1).flatten(1) for part in scores]
         loss = -self.law.joint_log_prob(grid, codes).mean()
         if self.classifier is not None:
@@ -754,6 +719,10 @@ class DCGMM(DistributionModule):
         return list(self.mixtures)  # type: ignore[arg-type]
 
     @property
+    def _estimation(self) -> Estimation:
+        return Estimation(self.law, self._mixtures, self.calibration, self.context_calibration)
+
+    @property
     def _like(self) -> Tensor:
         return self._mixtures[0].loc
 
@@ -774,42 +743,6 @@ class DCGMM(DistributionModule):
         """Channels last to channels first."""
         return grid.movedim(-1, -3)
 
-    def _scores(self, grid: Tensor) -> list[Tensor]:
-        """Scores of all layers, from the bottom: shapes (N, rows, columns, K)."""
-        scores: list[Tensor] = []
-        for block, mixture in zip(self.architecture.blocks, self._mixtures, strict=True):
-            below = scores[-1].softmax(-1) if scores else grid
-            scores.append(mixture.scores(block.up(below)))
-        return scores
-
-    def _agreements(self, scores: list[Tensor], top: Tensor) -> list[Tensor]:
-        """How well layers below the top agree with what the top expects of them.
-
-        Args:
-            scores: Of all layers, from the bottom: shapes (N, rows, columns, K).
-            top: Responsibilities of the top layer, shape (N, rows, columns, K).
-
-        Returns:
-            For every layer but the top, from the bottom, minus the Kullback-Leibler divergence of
-            what is expected from its responsibilities: a tensor of shape (N, rows, columns).
-        """
-        law, expected = self.law, top.flatten(1, 2)
-        result: list[Tensor] = []
-        for layer in reversed(range(len(scores) - 1)):
-            expected = law.expected_controls(layer, expected)
-            found = scores[layer].softmax(-1)
-            surprise = torch.special.xlogy(found, expected.reshape(found.shape))
-            result.insert(0, (surprise + torch.special.entr(found)).sum(-1))
-        return result
-
-    def _over_pixels(self, values: Tensor, layer: int) -> Tensor:
-        """Averages over the windows that see a pixel: (N, rows, columns) to (N, H, W)."""
-        grid = values.unsqueeze(-1)
-        for block in reversed(self.architecture.blocks[: layer + 1]):
-            cells = block.dim // block.channels
-            grid = block.down(grid.expand(*grid.shape[:-1], cells))
-        return grid.squeeze(-1)
-
     def _checked(self, value: Tensor) -> Tensor:
         """Checks images, and warns of pixels that are far from those of training."""
         value = check_value(self, value, like=self._like)
@@ -825,12 +758,29 @@ class DCGMM(DistributionModule):
                 )
         return value
 
+    def _find_known(self, value: Tensor, threshold: float) -> Tensor:
+        """Which pixels are not corrupted: a boolean tensor (N, H, W, C)."""
+        if self.architecture.blocks[0].num_positions == 1:
+            raise ValueError(
+                "Expected a mask: the bottom layer sees the image as one patch, and cannot say "
+                "which part of it is corrupted. Use smaller windows for that."
+            )
+        return find_known(self._estimation, self._grid(value), threshold)
+
     def _known(self, value: Tensor, mask: Tensor) -> Tensor:
         """Which pixels are known: a boolean tensor of the shape of the images."""
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise ValueError(
                 "Expected a boolean mask, True where pixels are known; pass mask.bool()."
             )
+        if value.dim() > 3 and mask.shape == (*value.shape[:-3], *value.shape[-2:]):
+            if mask.shape[-3] == value.shape[-3] > 1:
+                raise ValueError(
+                    f"Expected a mask that says whether it is of images or of channels, got shape "
+                    f"{tuple(mask.shape)}, and there are as many of both. Insert a dimension of "
+                    f"size 1."
+                )
+            mask = mask.unsqueeze(-3)
         try:
             known = mask.expand(value.shape)
         except RuntimeError:
@@ -841,13 +791,6 @@ class DCGMM(DistributionModule):
         if bool((known & value.isnan()).any()):
             raise ValueError("Expected no NaN among the pixels that the mask calls known.")
         return known
-
-
-# Images that are completed together.
-BLOCK = 32
-
-# How often corrupted pixels are looked for, and completed.
-BLIND_ROUNDS = 3
 
 
 def _relative_rate(name: str) -> float:

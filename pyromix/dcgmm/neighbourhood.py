@@ -28,7 +28,8 @@ class Neighbourhood(nn.Module):
         num_components: Number of components K, on a grid as nearly square as K allows.
     """
 
-    distances: Tensor
+    distances0: Tensor
+    distances1: Tensor
     width: Tensor
     window: Tensor
     first: Tensor
@@ -40,16 +41,12 @@ class Neighbourhood(nn.Module):
         while num_components % rows:
             rows -= 1
         self.grid = rows, num_components // rows
-        place = torch.arange(num_components)
-        squared = torch.zeros(num_components, num_components)
-        for position, length in (
-            (place // self.grid[1], self.grid[0]),
-            (place % self.grid[1], self.grid[1]),
-        ):
-            along = (position.unsqueeze(-1) - position).abs()
-            squared += torch.minimum(along, length - along).square()
         self.start = 0.25 * math.sqrt(2 * num_components)
-        self.register_buffer("distances", squared, persistent=False)
+        for axis, length in enumerate(self.grid):
+            place = torch.arange(length, dtype=torch.get_default_dtype())
+            along = (place.unsqueeze(-1) - place).abs()
+            squared = torch.minimum(along, length - along).square()
+            self.register_buffer(f"distances{axis}", squared, persistent=False)
         self.register_buffer("width", torch.tensor(max(self.start, SMALLEST_WIDTH)))
         # Sum of the losses in the present window, and their number.
         self.register_buffer("window", torch.zeros(2))
@@ -58,9 +55,24 @@ class Neighbourhood(nn.Module):
         self.register_buffer("previous", torch.tensor(math.nan))
 
     @property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """Weights along the columns and along the rows of the grid, whose product is `filter`."""
+        rows, columns = (
+            (-0.5 * distances / self.width.square()).softmax(-1)
+            for distances in (self.distances0, self.distances1)
+        )
+        return rows, columns
+
+    @property
     def filter(self) -> Tensor:
         """Weights of all components for each, shape (K, K); symmetric, with rows that sum to 1."""
-        return (-0.5 * self.distances / self.width.square()).softmax(-1)
+        return torch.kron(*self.axes)
+
+    def smooth(self, values: Tensor) -> Tensor:
+        """Averages over neighbours, of shape (K, D), one axis of the grid after the other."""
+        rows, columns = self.axes
+        along = (columns @ values.unflatten(0, self.grid)).flatten(1)
+        return (rows @ along).reshape(values.shape)
 
     @torch.no_grad()
     def limit(self, progress: float) -> None:

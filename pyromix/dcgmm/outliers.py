@@ -30,7 +30,7 @@ class Calibration(nn.Module):
         Raises:
             ValueError: For fewer than two images.
         """
-        if len(log_likelihoods[0]) < 2:
+        if log_likelihoods and len(log_likelihoods[0]) < 2:
             raise ValueError(
                 f"Expected at least two images to calibrate on, got {len(log_likelihoods[0])}."
             )

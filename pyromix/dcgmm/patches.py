@@ -21,7 +21,7 @@ def extract_patches(images: Tensor, layer: Folding) -> Tensor:
     """
     (h, w), (down, right) = layer.size, layer.step
     if images.shape[1:3] == (h, w):  # one window: nothing moves
-        return images.reshape(len(images), 1, 1, -1)
+        return images.flatten(1).unsqueeze(1).unsqueeze(1)
     windows = images.unfold(1, h, down).unfold(2, w, right)  # (N, H', W', C, h, w)
     return windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
@@ -41,7 +41,9 @@ def average_patches(patches: Tensor, layer: Folding, size: tuple[int, int]) -> T
     (h, w), channels = layer.size, patches.shape[-1] // (layer.size[0] * layer.size[1])
     if size == (h, w):
         return patches.reshape(n, h, w, channels)
-    columns = patches.reshape(n, -1, h * w, channels).permute(0, 3, 2, 1)  # (N, C, h w, H' W')
+    columns = (
+        patches.flatten(1, 2).unflatten(-1, (h * w, channels)).permute(0, 3, 2, 1)
+    )  # (N, C, h w, H' W')
     total = _sum_windows(columns.flatten(1, 2), layer, size)
     ones = patches.new_ones(1, h * w, columns.shape[-1])
     return (total / _sum_windows(ones, layer, size)).movedim(1, -1)

@@ -86,7 +86,7 @@ def draw_images(
             control = law.controls(layer, codes)
             if options.sharpen_steps:
                 block = law.blocks[layer + 1]
-                grid = control.reshape(len(control), *block.below, -1)
+                grid = control.unflatten(1, block.below)
                 grid = sharpen(grid, block, mixtures[layer + 1], options).clamp(min=0)
                 control = (grid / grid.sum(-1, keepdim=True)).flatten(1, 2)
         codes = options.choose(control)
