@@ -6,6 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from pyromix import DCGMM
+from pyromix.dcgmm import GMM, Folding
 from pyromix.testing import goodness_of_fit
 
 from .models import build, close, kinds
@@ -154,13 +156,23 @@ def test_sharpening_raises_the_likelihood_of_the_layer_above(name):
     assert (likelihoods[-1] > likelihoods[0]).double().mean() > 0.9
 
 
-def test_sharpening_leaves_what_is_sharp():
-    """Of one patch, a centroid is the sharpest there is, when it is the only one."""
-    model = build("tree: one layer")
-    torch.manual_seed(0)
-    x = model.sample((5,), noise=False)
-    torch.manual_seed(0)
-    close(model.sample((5,), noise=False, sharpen_steps=0), x, 0.0)
+def test_sharpening_settles_what_windows_disagree_on():
+    """Both windows see the middle pixel, and mostly say another thing of it.
+
+    What they say is averaged, which fits neither. One component fits the right window as it is;
+    the left window fits none but with the value of 1.
+    """
+    model = DCGMM((1, 1, 3), [GMM(2), Folding((1, 2), 1), GMM(2)], max_precision=100.0)
+    zero, one = [1.0, 0.0], [0.0, 1.0]
+    with torch.no_grad():
+        model.mixtures[0].loc.copy_(torch.tensor([[0.0], [1.0]]))
+        model.mixtures[1].loc.copy_(torch.tensor([zero + one, one + one]))
+        model.mixtures[1].logits.copy_(torch.tensor([0.9, 0.1]).log())
+    x = model.sample((400,), noise=False)[..., 1]
+    # With a probability of 0.9 / 2 + 0.1, within eight standard errors.
+    assert 140 < (x > 0.5).sum() < 300
+    x = model.sample((400,), noise=False, sharpen_steps=50, sharpen_rate=0.01)[..., 1]
+    assert (x > 0.5).all()
 
 
 # ---- what is given ----------------------------------------------------------------------------

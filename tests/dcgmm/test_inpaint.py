@@ -111,7 +111,7 @@ def test_posterior_means_of_the_bound(name):
     assert error < 0.05 * spread
 
 
-@pytest.mark.parametrize("shape", ["HW", "CHW", "N1HW", "NCHW"])
+@pytest.mark.parametrize("shape", ["HW", "CHW", "NHW", "N1HW", "NCHW"])
 def test_shapes_of_masks(shape):
     model = build("tree: 2L-b, channels")
     x = model.sample((5,))
@@ -120,16 +120,30 @@ def test_shapes_of_masks(shape):
     mask = {
         "HW": one,
         "CHW": one.expand(2, 4, 6),
+        "NHW": many,
         "N1HW": many.unsqueeze(1),
         "NCHW": torch.rand(5, 2, 4, 6) < 0.5,  # channels may be missing on their own
     }[shape]
-    seen = {"HW": one, "CHW": one, "N1HW": many.unsqueeze(1)}
+    seen = {"HW": one, "CHW": one, "NHW": many.unsqueeze(1), "N1HW": many.unsqueeze(1)}
     full = seen.get(shape, mask).expand(5, 2, 4, 6)
     close(model.inpaint(x, mask), Slow(model).law().fill(x, full), 1e-10)
     # A single image, and several batch dimensions.
     if shape in ("HW", "CHW"):
         close(model.inpaint(x[0], mask), model.inpaint(x, mask)[0])
         assert model.inpaint(x.expand(3, -1, -1, -1, -1), mask).shape == (3, 5, 2, 4, 6)
+
+
+@kinds("tree: 2L-b", "tree: two tops, 3L")
+@pytest.mark.parametrize("temperature", [0.5, 20.0])
+def test_a_temperature_makes_codes_less_certain(name, temperature):
+    """Pixels count for less, as if they had more noise."""
+    model = build(name, deviation=0.5)
+    x, mask = masked(model)
+    law = Slow(model).law()
+    law.variances = temperature * law.variances
+    expected = law.fill(x, wide(mask, model))
+    close(model.inpaint(x, mask, temperature=temperature), expected, 1e-10)
+    assert (model.inpaint(x, mask) - expected).abs().max() > 1e-3
 
 
 BAD = [
@@ -141,6 +155,14 @@ BAD = [
     (lambda m, x: m.inpaint(x * math.nan, torch.ones(4, 4, dtype=torch.bool)), "NaN"),
     (lambda m, x: m.inpaint(x, torch.ones(4, 4, dtype=torch.bool), num_samples=0), "num_samples"),
     (lambda m, x: m.inpaint(x), "calibrate"),
+    (lambda m, x: m.inpaint(x, torch.ones(4, 4, dtype=torch.bool), temperature=0), "temperature"),
+    (lambda m, x: build("tree: one layer").inpaint(x[..., :2, :2]), "Use smaller windows"),
+    (
+        lambda m, x: build("pixels, channels").inpaint(
+            torch.zeros(2, 2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool)
+        ),
+        "of images or of channels",
+    ),
 ]
 
 

@@ -208,6 +208,42 @@ def test_the_loss_against_loops(name):
     close(model.loss(x), -torch.stack(joint).mean())
 
 
+@pytest.mark.parametrize("num", [1, 6, 25, 36])
+@pytest.mark.parametrize("centre", [0.0, 1000.0])
+def test_gradients_of_the_loss(num, centre):
+    """Those of its definition; components with a small share of the data, if many, move faster."""
+    torch.manual_seed(0)
+    model = DCGMM((1, 2, 2), [Folding((1, 2)), GMM(num)], centroid_share=0.0)
+    (mixture,) = model.mixtures
+    with torch.no_grad():
+        mixture.loc.normal_().add_(centre)
+        mixture.logits.normal_()
+        mixture.log_precision.uniform_(-1.0, 1.0)
+        mixture.neighbourhood.width.fill_(0.5)
+        mixture.share.copy_(torch.rand(num).softmax(0))
+    x = centre + torch.randn(30, 1, 2, 2)
+    parameters = mixture.loc, mixture.log_precision, mixture.logits
+    rows = x.reshape(-1, 2)
+    normal = torch.distributions.Normal(mixture.loc, mixture.scale)
+    scores = normal.log_prob(rows.unsqueeze(1)).sum(-1) + mixture.log_weights
+    best = (scores @ torch.tensor(neighbours(num, 0.5))).max(-1)
+    expected = torch.autograd.grad(-best.values.mean(), parameters)
+    share = (torch.nn.functional.one_hot(best.indices, num) + 0.0).mean(0)
+    share = 0.99 * mixture.share + 0.01 * (torch.tensor(neighbours(num, 0.5)) @ share)
+    got = torch.autograd.grad(model.train().loss(x), parameters)
+    rate = (1 / (25 * share)).clamp(1.0, max(1.0, num / 25)).unsqueeze(-1)
+    assert bool((rate > 1).any()) == (num > 25)
+    for a, b in zip(got[:2], expected[:2], strict=True):
+        close(a, rate * b, 1e-6)
+    close(got[2], expected[2], 1e-6)
+    close(mixture.share, share, 1e-9)
+    # At first only centroids move.
+    model.centroid_share = 1.0
+    got = torch.autograd.grad(model.loss(x, 0.5), parameters, allow_unused=True)
+    assert got[0].any()
+    assert got[1:] == (None, None)
+
+
 def test_the_loss_of_labels():
     """A cross-entropy of the responsibilities of the top, beside the other losses."""
     model = build("pixels", num_classes=3)
@@ -278,6 +314,8 @@ def test_precisions_are_clipped():
     train(model, torch.zeros(100, 1, 8, 8) + 0.01 * torch.randn(100, 1, 8, 8), steps=50)
     for mixture in model.mixtures:
         assert (mixture.scale >= 5**-0.5 - 1e-9).all()
+        # Not beyond the largest, where no gradient would lead back.
+        assert (mixture.log_precision <= math.log(5.0) + 1e-12).all()
 
 
 @pytest.mark.parametrize(
