@@ -7,7 +7,7 @@ import torch
 
 from .models import TREES, build, close, kinds, trees
 from .reference import Slow
-from .test_draws import check_means
+from .test_draws import STANDARD_ERRORS, check_means
 
 NUM = 600
 
@@ -96,6 +96,20 @@ def test_draws_follow_the_posterior(name):
     y = model.inpaint(x, mask, num_samples=NUM).flatten(1)[:, hidden]  # means given codes
     check_means(y, posterior @ means, posterior @ means**2)
     assert torch.cdist(y, means).min(1).values.max() < 1e-6
+
+
+@kinds("pixels", "controls, one top", "three layers", "overlapping pooling")
+@pytest.mark.parametrize("max_codes", [0, 256])
+def test_draws_of_the_bound_have_its_means(name, max_codes):
+    """Draws of codes, where they are summed over and where they are not."""
+    model = build(name, deviation=1.5, max_codes=max_codes)
+    x, mask = masked(model, num=1)
+    hidden = ~wide(mask, model)
+    y = model.inpaint(x, mask, num_samples=NUM)[:, hidden]
+    spread = y.std(0)
+    assert spread.max() > 0.1
+    error = STANDARD_ERRORS * spread / math.sqrt(NUM)
+    assert ((y.mean(0) - model.inpaint(x, mask)[hidden]).abs() < error).all()
 
 
 @kinds("pixels", "pixels, large patches", "pixels, channels", "pooling")
