@@ -55,7 +55,7 @@ LARGEST_RANGE = 1e4
 NOISE_IMAGES = 16
 
 # Pixels beyond the range of the training data by this share of it are worth a warning.
-MARGIN = 0.1
+MARGIN = 0.5
 
 
 class DCGMM(DistributionModule):

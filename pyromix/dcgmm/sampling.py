@@ -112,6 +112,7 @@ def sharpen(values: Tensor, block: Block, mixture: MixtureLayer, options: Sample
         values = values.detach() + options.sharpen_rate * slope
     if not bool(values.isfinite().all()):
         raise ValueError(
-            f"Sharpening diverged with sharpen_rate={options.sharpen_rate}. Lower it: 0.1 is usual."
+            f"Sharpening diverged with sharpen_rate={options.sharpen_rate}. Lower it; 0.1 is "
+            f"usual."
         )
     return values

@@ -1,0 +1,372 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Complete and explain images
+#
+# A deep convolutional Gaussian mixture stacks mixtures as a convolutional network stacks filters:
+# the first layer knows patches, the next one which patches go together. There is no network in it.
+# Everything that it learns can be looked at, and one model draws images, completes them, says
+# which are odd and where, groups them, and is a likelihood in Pyro. It takes about a minute on one
+# core.
+
+# %%
+import copy
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_value
+from torch.distributions import AffineTransform
+
+from pyromix import DCGMM, fit, load, save
+from pyromix.datasets import digits
+from pyromix.dcgmm import GMM, Classifier, Folding
+from pyromix.plotting import plot_images
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # announces its coming refactoring
+    import arviz
+
+OUT = Path("out")
+OUT.mkdir(exist_ok=True)
+torch.manual_seed(0)
+plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 10})
+
+# %% [markdown]
+# ## Layers
+#
+# The data are scikit-learn's 1,797 digits of 8 x 8 pixels. Layers are listed from the image
+# upwards. A `Folding` cuts what is below into windows, here four patches of 4 x 4 pixels. A `GMM`
+# describes each of them by one and the same mixture, and hands up how responsible each of its 36
+# components is. The second mixture sees these of all four patches at once. A `Classifier` on top
+# is optional.
+
+# %%
+images, labels = digits()
+order = torch.randperm(len(images))
+train, test = images[order[360:]], images[order[:360]]
+train_labels, test_labels = labels[order[360:]], labels[order[:360]]
+
+layers = [Folding(4), GMM(36), Folding(2), GMM(100), Classifier(10)]
+model = DCGMM((1, 8, 8), layers, max_precision=100.0)
+print(model.summary())
+
+# %% [markdown]
+# `fit` trains all layers at once by plain SGD, from random centroids: neighbouring components
+# learn together at first, so that none is left out. The largest precision of 100 means that no
+# pixel is known better than to 0.1 of full ink.
+
+# %%
+history = fit(model, (train, train_labels), steps=2000, batch_size=100, seed=0, progress_bar=False)
+model.requires_grad_(False).eval()  # from here on it is used, not trained
+model.calibrate(train)  # notes what is usual, for outliers
+print(history)
+log_prob = model.log_prob(test)
+print(f"exact: {model.exact}; held-out log-density {log_prob.mean():.1f} nats per image")
+
+# %% [markdown]
+# ## Look inside
+#
+# Centroids of the first mixture are patches: bits of strokes, and blank paper. A centroid of the
+# second one holds four slices, one for each patch, with a probability for each of the 36. So a
+# component of the top layer is a digit in a certain hand, and says how sure it is of each part.
+
+# %%
+bottom, top = model.mixtures
+slices = top.loc.reshape(100, 4, 36).clamp(min=1e-6)  # (component, patch, code below)
+slices = slices / slices.sum(-1, keepdim=True)
+likeliest = model.decode(slices.argmax(-1))
+
+by_weight = top.log_weights.argsort(descending=True)[:8]
+figure = plt.figure(figsize=(10, 3.2), layout="constrained")
+left, right = figure.subfigures(1, 2, width_ratios=(1, 2.6))
+left.suptitle("36 centroids: patches")
+plot_images(bottom.loc.reshape(36, 4, 4), left.subplots())
+right.suptitle("8 of 100 centroids: likeliest patches, and the probabilities of all")
+axes = right.subplots(2, 8)
+for (upper, lower), k in zip(axes.T, by_weight, strict=True):
+    plot_images(likeliest[k], upper)
+    plot_images(slices[k].reshape(4, 6, 6), lower, columns=2, cmap="Blues")
+figure.savefig(OUT / "dcgmm_inside.png", dpi=150)
+
+# %% [markdown]
+# ## Draw
+#
+# `sample` goes from the top down: a top component, a code for each patch with the probabilities in
+# its slices, then pixels with the noise of the chosen centroids. `log_prob` is the density of
+# exactly this, so a draw has noise. For the eye leave it out (`noise=False`), and keep to the
+# likeliest codes (`top_s`).
+#
+# The second model's patches overlap, and are averaged: it draws smoother images, and its
+# `log_prob` is a lower bound. Averages blur. `sharpen_steps` moves each layer's result uphill in
+# the likelihood of the layer above it.
+
+# %%
+overlapping = DCGMM((1, 8, 8), [Folding(4, stride=2), GMM(25), Folding(3), GMM(49)])
+fit(overlapping, train, steps=1500, batch_size=100, seed=0, progress_bar=False)
+overlapping.requires_grad_(False).eval()
+overlapping.calibrate(train)
+
+
+# %%
+def flat(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, 8, 8)
+
+
+pictures = {
+    "digits": train[:25],
+    "draws from the law": model.sample((25,)),
+    "without noise": model.sample((25,), noise=False),
+    "top_s=1": model.sample((25,), noise=False, top_s=1),
+}
+for name, steps in (("overlapping, top_s=1", 0), ("the same, sharpened", 15)):
+    torch.manual_seed(1)
+    pictures[name] = overlapping.sample((25,), noise=False, top_s=1, sharpen_steps=steps)
+figure, axes = plt.subplots(1, 6, figsize=(12, 2.3), layout="constrained")
+for ax, (name, x) in zip(axes, pictures.items(), strict=True):
+    plot_images(flat(x), ax)
+    ax.set_title(name)
+figure.savefig(OUT / "dcgmm_samples.png", dpi=150)
+
+# %% [markdown]
+# ## Classes
+#
+# The classifier reads a digit from the top layer's responsibilities. Turned round by Bayes' rule
+# it says which top components belong to a class: `condition(label)` is a distribution over images
+# with a density of its own, and `sample_class` draws from it.
+
+# %%
+every = torch.arange(10)
+by_class = model.condition(every).log_prob(test.unsqueeze(1)) + model.class_log_weights.logsumexp(
+    -1
+)
+print(f"recognised by the classifier: {(model.classify(test) == test_labels).float().mean():.0%}")
+print(
+    f"by the density given each class: {(by_class.argmax(-1) == test_labels).float().mean():.0%}"
+)
+figure, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
+plot_images(flat(model.sample_class(every, (4,), noise=False)), ax, columns=10)
+ax.set_title("draws of each class")
+figure.savefig(OUT / "dcgmm_classes.png", dpi=150)
+
+# %% [markdown]
+# ## Complete
+#
+# Given some of the pixels, codes are inferred, and those decide on the rest. Here the lower half
+# is hidden. The mean is one answer, draws are several.
+
+# %%
+mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+mask[:, :4] = True  # known
+mean = model.inpaint(test, mask)
+for name, guess in (("mean image", train.mean(0)), ("completed", mean)):
+    error = (guess - test)[:, :, 4:].square().mean().sqrt()
+    print(f"root mean squared error below, {name}: {error:.3f}")
+
+shown = torch.stack([(test_labels == digit).nonzero()[1, 0] for digit in range(10)])
+draws = model.inpaint(test[shown], mask, num_samples=3)
+rows = {
+    "digit": test[shown],
+    "given": test[shown].where(mask, torch.nan),
+    "mean": mean[shown],
+    "draw": draws[0],
+    "another": draws[1],
+    "one more": draws[2],
+}
+figure, axes = plt.subplots(len(rows), 1, figsize=(6.5, 4.6), layout="constrained")
+for ax, (title, x) in zip(axes, rows.items(), strict=True):
+    plot_images(flat(x), ax, columns=10)
+    ax.text(-2, 3.5, title, ha="right", va="center")
+figure.savefig(OUT / "dcgmm_completion.png", dpi=150)
+
+# %% [markdown]
+# ## What does not belong
+#
+# Letters look much like digits, drawn in the same way. The top layer's log-likelihood, `score`,
+# tells most of them apart. `is_outlier` compares it with what `calibrate` found usual.
+
+
+# %%
+def letters(text: str) -> torch.Tensor:
+    path = font_manager.findfont("DejaVu Sans:bold")
+    drawn = []
+    for size in (28, 31, 34):
+        font = ImageFont.truetype(path, size)
+        for letter in text:
+            picture = Image.new("L", (32, 32))
+            ImageDraw.Draw(picture).text((16, 16), letter, fill=255, font=font, anchor="mm")
+            # As the digits were made: ink is counted in blocks of 4 x 4.
+            ink = torch.tensor(bytearray(picture.tobytes())).reshape(8, 4, 8, 4) / 255
+            drawn.append(ink.mean((1, 3)))
+    return torch.stack(drawn).unsqueeze(1)
+
+
+strange = letters("ACEFHJKLMNPRTUVWXY")
+for name, m in (("disjoint", model), ("overlapping", overlapping)):
+    area = (m.score(strange).unsqueeze(-1) < m.score(test)).float().mean()
+    print(
+        f"{name} patches: a digit scores higher than a letter in {area:.0%} of pairs; taken for "
+        f"outliers: {m.is_outlier(strange).float().mean():.0%} of letters, "
+        f"{m.is_outlier(test).float().mean():.0%} of held-out digits"
+    )
+
+# %% [markdown]
+# Where is it odd? Into each digit another one's patch is pasted. `outlier_map` says for every
+# pixel by how many standard deviations what the patches there show is less likely than usual, or,
+# with `context=True`, agrees less than usual with what the top layer makes of the whole image. And
+# `inpaint` without a mask finds the corrupted part by itself, and replaces it.
+
+# %%
+torch.manual_seed(2)
+corrupted, where = test[shown].clone(), torch.zeros(10, 8, 8, dtype=torch.bool)
+for i in range(10):
+    row, column = torch.randint(0, 5, (2,))
+    other = train[torch.randint(len(train), ())]
+    corrupted[i, :, row : row + 4, column : column + 4] = 1 - other[:, 2:6, 2:6]
+    where[i, row : row + 4, column : column + 4] = True
+for name, context in (("by likelihood", False), ("in context", True)):
+    found = overlapping.outlier_map(corrupted, context=context)
+    area = (found[where].unsqueeze(-1) > found[~where]).float().mean()
+    print(f"{name}: a pasted pixel stands out more than another in {area:.0%} of pairs")
+mended = overlapping.inpaint(corrupted)
+rows = {
+    "digit": test[shown],
+    "corrupted": corrupted,
+    "map by likelihood": overlapping.outlier_map(corrupted),
+    "map in context": overlapping.outlier_map(corrupted, context=True),
+    "mended, blind": mended,
+    "mended, with mask": overlapping.inpaint(corrupted, ~where),
+}
+figure, axes = plt.subplots(len(rows), 1, figsize=(6.5, 4.6), layout="constrained")
+for ax, (title, x) in zip(axes, rows.items(), strict=True):
+    options = {"cmap": "Reds", "vmin": 0, "vmax": 4} if title.startswith("map") else {}
+    plot_images(flat(x), ax, columns=10, **options)
+    ax.text(-2, 3.5, title, ha="right", va="center")
+figure.savefig(OUT / "dcgmm_corrupted.png", dpi=150)
+
+# %% [markdown]
+# ## Variants and clusters
+#
+# Variants of an image keep its codes in the upper layers, and draw the others anew. Clusters are
+# what the top components are responsible for.
+
+# %%
+template = test[shown[[2, 5, 6]]]
+figure, axes = plt.subplots(1, 5, figsize=(11, 1.6), layout="constrained")
+plot_images(flat(template), axes[0], columns=1)
+axes[0].set_title("template")
+for ax, similarity in zip(axes[1:4], (0, 1, 2), strict=True):
+    torch.manual_seed(0)
+    x = model.variants(template, similarity, num_samples=6)
+    plot_images(flat(x.transpose(0, 1)), ax, columns=6)
+    ax.set_title(f"similarity {similarity}")
+cluster = model.cluster(train)
+largest = cluster.bincount().argsort(descending=True)[:3]
+members = torch.cat([train[cluster == k][:6] for k in largest])
+plot_images(flat(members), axes[4], columns=6)
+axes[4].set_title("three clusters")
+figure.savefig(OUT / "dcgmm_variants.png", dpi=150)
+share = torch.stack([train_labels[cluster == k].bincount().max() for k in cluster.unique()]).sum()
+print(
+    f"{len(cluster.unique())} clusters; {share / len(train):.0%} of digits in one of their class"
+)
+
+# %% [markdown]
+# ## Save and load
+
+# %%
+save(model, OUT / "digits_dcgmm.safetensors")
+restored = load(OUT / "digits_dcgmm.safetensors")
+assert torch.equal(restored.score(test), model.score(test))
+
+# %% [markdown]
+# ## A likelihood in Pyro
+#
+# Twenty digits come from a scanner of unknown brightness and offset, with noise. Which digits they
+# are, nobody says. Noise adds to the variance of every pixel: so the law of noisy digits is a copy
+# of the model with larger variances. An affine transform of it is the law of what the scanner
+# gives, with a density that is exact here, as patches do not overlap.
+
+# %%
+NOISE, BRIGHTNESS, OFFSET = 0.1, 0.6, 0.15
+noisy = copy.deepcopy(model)
+patches = noisy.mixtures[0]
+patches.log_precision.copy_(-(patches.scale.square() + NOISE**2).log())
+
+torch.manual_seed(3)
+digit = test[torch.randperm(len(test))[:20]]
+scanned = BRIGHTNESS * (digit + NOISE * torch.randn_like(digit)) + OFFSET
+
+
+def scanner(scans):
+    brightness = pyro.sample("brightness", dist.LogNormal(0.0, 0.5))
+    offset = pyro.sample("offset", dist.Normal(0.0, 0.5))
+    scale = brightness.expand(1, 8, 8)
+    law = dist.TransformedDistribution(noisy, [AffineTransform(offset, scale, event_dim=3)])
+    with pyro.plate("scans", len(scans)):
+        return pyro.sample("scan", law, obs=scans)
+
+
+# %% [markdown]
+# NUTS starts its chains on either side of the truth. ArviZ checks that they agree.
+
+# %%
+chains = []
+for chain, start in enumerate((0.4, 1.2)):
+    pyro.set_rng_seed(chain)
+    first = init_to_value(values={"brightness": torch.tensor(start), "offset": torch.tensor(0.0)})
+    sampler = MCMC(
+        NUTS(scanner, init_strategy=first),
+        num_samples=300,
+        warmup_steps=100,
+        disable_progbar=True,
+    )
+    sampler.run(scanned)
+    chains.append(sampler.get_samples())
+posterior = arviz.from_dict(
+    posterior={name: torch.stack([c[name] for c in chains]).numpy() for name in chains[0]}
+)
+print(arviz.summary(posterior, round_to=4))
+print(f"truth: brightness {BRIGHTNESS}, offset {OFFSET}")
+
+# %% [markdown]
+# With the scanner known, so are the digits: take the affine transform back, and look at the codes
+# that the layers find. What they decode to has no noise.
+
+# %%
+found = {name: posterior.posterior[name].values.mean() for name in ("brightness", "offset")}
+scans = (scanned - found["offset"]) / found["brightness"]
+codes = noisy.encode(scans)
+cleaned = noisy.decode(codes[0])
+figure, axes = plt.subplots(1, 4, figsize=(11, 2.1), layout="constrained")
+for name in chains[0]:
+    values = torch.cat([c[name] for c in chains]).numpy()
+    axes[0].hist(values, bins=30, alpha=0.7, label=name)
+axes[0].set_yticks([])
+axes[0].vlines((BRIGHTNESS, OFFSET), 0, axes[0].get_ylim()[1], "k", linestyles=":", label="truth")
+axes[0].legend(frameon=False)
+pictures = {"as scanned": scanned, "scanner taken back": scans, "decoded": cleaned}
+for ax, (title, x) in zip(axes[1:], pictures.items(), strict=True):
+    plot_images(flat(x), ax, columns=7)
+    ax.set_title(title)
+figure.savefig(OUT / "dcgmm_scanner.png", dpi=150)
+
+# %% [markdown]
+# Two things to mind. NUTS here moves in two numbers, as the codes are summed out; over the pixels
+# themselves a mixture has as many modes as codes, and chains stay in one of them. And a posterior
+# is as good as the law: this one takes patches for independent given the top code, so that it is
+# more certain than it should be. The truth lies two of its standard deviations away.
