@@ -121,13 +121,16 @@ def complete_by_peers(data: Images, task: Task, flats: dict[str, Any]) -> dict[s
 
 
 def complete(model: Any, task: Task, blind: bool = True) -> dict[str, Tensor]:
-    """Posterior means by a model that knows what is hidden, and by one that has to find it."""
+    """Posterior means by a model that knows what is hidden, and by one that has to find it.
+
+    The latter takes several patches.
+    """
     with torch.no_grad():
         found = {
             what: model.inpaint(task.missing, task.known, temperature=temperature)
             for what, temperature in ((MASKED, 1.0), (TEMPERED, TEMPERATURE))
         }
-        if blind:
+        if blind and model.encode(task.empty[:1])[0].shape[-1] > 1:
             found[BLIND] = in_chunks(model.inpaint, task.empty)
             found[BLIND_NOISE] = in_chunks(model.inpaint, task.noisy)
     return found
