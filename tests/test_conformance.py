@@ -7,6 +7,7 @@ import pyro.distributions.transforms as transforms
 import torch
 
 from pyromix import (
+    DCGMM,
     FRMDN,
     RAD,
     Flow,
@@ -20,6 +21,7 @@ from pyromix import (
     class_conditional,
     near_identity,
 )
+from pyromix.dcgmm import GMM, Classifier, Folding, Pooling
 from pyromix.drmm import DRMM
 from pyromix.evidence import Box, LinearGaussian
 from pyromix.mixtures import (
@@ -73,6 +75,24 @@ def _drmm(*args, **options):
     with torch.no_grad():
         for parameter in (model.log_weight, model.link_logits, *model.column_logits):
             parameter.normal_()
+    return model
+
+
+@torch.no_grad()
+def _dcgmm(event_shape, *layers, log_noise=-0.5, **options):
+    """With centroids that differ, controls that prefer some codes, and more noise than that."""
+    model = DCGMM(event_shape, layers, max_precision=1e3, **options)
+    for layer, mixture in enumerate(model.mixtures):
+        mixture.logits.normal_()
+        if layer:
+            mixture.loc.uniform_(-0.1, 1.0)
+        else:
+            mixture.loc.normal_()
+        mixture.log_precision.uniform_(-0.5, 1.5)
+    if model.log_noise is not None:
+        model.log_noise.fill_(log_noise)
+    if model.classifier is not None:
+        model.classifier.weight.normal_()
     return model
 
 
@@ -159,6 +179,27 @@ CASES = {
     "drmm-conditioned-observation": Case(
         lambda: _drmm(2, 2, 4).condition(LinearGaussian(torch.ones(1, 2), torch.zeros(1), 0.5)),
         traceable=False,
+    ),
+    "dcgmm": Case(lambda: _dcgmm((1, 1, 2), Folding((1, 2)), GMM(3))),
+    "dcgmm-two-layers": Case(
+        lambda: _dcgmm((1, 1, 3), GMM(3), Folding((1, 3)), GMM(4), noise="component")
+    ),
+    "dcgmm-three-layers": Case(
+        lambda: _dcgmm(
+            (2, 2, 2), Folding((1, 2)), GMM(2), Pooling((2, 1)), GMM(3), GMM(3), Classifier(2)
+        )
+    ),
+    "dcgmm-shared-noise": Case(
+        lambda: _dcgmm((1, 2, 1), GMM(3), Folding(1), GMM(2), noise="shared")
+    ),
+    # No trees: so much noise that the bound is tight.
+    "dcgmm-overlap": Case(
+        lambda: _dcgmm(
+            *((1, 1, 3), Folding((1, 2), 1), GMM(3), Folding((1, 2)), GMM(2)), log_noise=0.7
+        )
+    ),
+    "dcgmm-overlap-above": Case(
+        lambda: _dcgmm(*((1, 1, 3), GMM(2), Folding((1, 2), 1), GMM(2), Folding((1, 2)), GMM(2)))
     ),
     "drmm-many": Case(lambda: _drmm(8, 3, 4, max_exact=0, beam=4**2)),
     "flow-normal": Case(

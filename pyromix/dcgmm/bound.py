@@ -139,8 +139,9 @@ class Bound:
         """The bound of the log-density given each top component, shape (N, T)."""
         total = self.bottom.expected_log_prob(self.factors[0])
         for factor, control in zip(self.factors, self.controls, strict=True):
-            entropy = torch.special.entr(factor)
-            total = total + (factor * control + entropy).sum((-1, -2))
+            # Not torch.special.entr, whose slope is infinite at zero.
+            log_factor = factor.clamp(min=torch.finfo(factor.dtype).tiny).log()
+            total = total + (factor * (control - log_factor)).sum((-1, -2))
         return total
 
 

@@ -17,6 +17,7 @@ from torch.types import _size
 from ..core import Batch, DistributionModule, split_batch
 from ..mixtures.density import log_sum_exp
 from ..validation import (
+    as_int,
     check_choice,
     check_count,
     check_floor,
@@ -44,6 +45,11 @@ PRECISION_RATE = 0.5
 WEIGHT_RATE = 1.0
 CLASSIFIER_RATE = 20.0
 NOISE_RATE = 1.0
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+# Largest range of pixels, squared and times the largest precision, that SGD can start from.
+LARGEST_RANGE = 1e4
 
 # Images of a batch whose reconstruction tells the shared noise.
 NOISE_IMAGES = 16
@@ -407,10 +413,10 @@ class DCGMM(DistributionModule):
             RuntimeError: Before `calibrate`.
             ValueError: For a layer that there is not, or the context of the top layer.
         """
-        count = len(self.architecture.blocks)
-        if not -count <= layer < count:
-            raise ValueError(f"Expected a layer of mixtures from 0 to {count - 1}, got {layer}.")
-        layer %= count
+        count, index = len(self.architecture.blocks), as_int(layer)
+        if index is None or not -count <= index < count:
+            raise ValueError(f"Expected a layer of mixtures from 0 to {count - 1}, got {layer!r}.")
+        layer = index % count
         if context and layer == count - 1:
             raise ValueError(
                 "Expected a layer below the top with context=True: nothing is above the top."
@@ -526,7 +532,7 @@ class DCGMM(DistributionModule):
         """
         layers = len(self.architecture.blocks)
         num_samples = check_positive_int("num_samples", num_samples)
-        if similarity not in range(layers + 1):
+        if as_int(similarity) not in range(layers + 1):
             raise ValueError(
                 f"Expected a similarity from 0 to {layers}, the number of layers of mixtures, got "
                 f"{similarity!r}."
@@ -663,11 +669,23 @@ class DCGMM(DistributionModule):
     def _class_loss(self, activity: Tensor, label: Any) -> Tensor:
         """Cross-entropy of the classifier."""
         assert self.classifier is not None
-        if not isinstance(label, Tensor) or label.is_floating_point() or label.dim() != 1:
+        count = self.classifier.out_features
+        if not isinstance(label, Tensor) or label.dtype not in INTEGERS:
             raise ValueError(
                 "Expected pairs of images and integer labels of shape (N,), as there is a "
                 "Classifier: fit(model, (images, labels))."
             )
+        if label.shape != activity.shape[:1]:
+            raise ValueError(
+                f"Expected one label for each of {len(activity)} images, got shape "
+                f"{tuple(label.shape)}."
+            )
+        if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < count:
+            raise ValueError(
+                f"Expected labels from 0 to {count - 1}, got {int(label.min())} to "
+                f"{int(label.max())}."
+            )
+        label = label.long()
         logits = self.classifier(activity.flatten(1))
         if self.training:
             accuracy = (logits.argmax(-1) == label).double().mean()
@@ -675,16 +693,20 @@ class DCGMM(DistributionModule):
         return nnf.cross_entropy(logits, label)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step: each layer's log-likelihood, and the share of classes recognised."""
+        """Of the last step: what each layer maximised, and the share of classes recognised.
+
+        The former is the mean of the largest of its smoothed scores; late in training, when hardly
+        anything is smoothed, it is nearly the log-likelihood.
+        """
         return self._metrics
 
     def make_optimizer(self, lr: float) -> Optimizer:
         """Plain SGD; relative to centroids, others have rates of their own."""
-        groups: dict[float, list[nn.Parameter]] = {}
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}  # first: its rate is what is recorded
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 groups.setdefault(_relative_rate(name), []).append(parameter)
-        return SGD([{"params": p, "lr": lr * rate} for rate, p in sorted(groups.items())], lr=lr)
+        return SGD([{"params": p, "lr": lr * rate} for rate, p in groups.items()], lr=lr)
 
     @property
     def scheduled(self) -> bool:
@@ -709,6 +731,12 @@ class DCGMM(DistributionModule):
         """
         value, _ = split_batch(data)
         value = check_value(self, value, like=self._like)
+        low, high = (float(t) for t in value.aminmax())
+        if (high - low) ** 2 * self.max_precision > LARGEST_RANGE:
+            raise ValueError(
+                f"Expected pixels in units of about one, got a range from {low:.3g} to "
+                f"{high:.3g}. Divide bytes by 255."
+            )
         self.pixel_range.copy_(torch.stack(value.aminmax()))
         super().initialize(data)
 
@@ -748,7 +776,7 @@ class DCGMM(DistributionModule):
         value = check_value(self, value, like=self._like)
         if not is_traced() and value.numel():
             low, high = (float(t) for t in self.pixel_range)
-            least, most = (float(t) for t in value.aminmax())
+            least, most = (float(t) for t in value.detach().aminmax())
             margin = MARGIN * (high - low)
             if least < low - margin or most > high + margin:
                 warnings.warn(

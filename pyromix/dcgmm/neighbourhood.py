@@ -50,9 +50,9 @@ class Neighbourhood(nn.Module):
         self.register_buffer("width", torch.tensor(max(self.start, SMALLEST_WIDTH)))
         # Sum of the losses in the present window, and their number.
         self.register_buffer("window", torch.zeros(2))
-        # Mean loss in the first window and in the one before this; NaN until there is one.
-        self.register_buffer("first", torch.tensor(math.nan))
-        self.register_buffer("previous", torch.tensor(math.nan))
+        # Mean loss in the first window and in the one before this; infinite until there is one.
+        self.register_buffer("first", torch.tensor(math.inf))
+        self.register_buffer("previous", torch.tensor(math.inf))
 
     @property
     def axes(self) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class Neighbourhood(nn.Module):
             return
         mean = self.window[0] / self.window[1]
         self.window.zero_()
-        if bool(self.first.isnan()):
+        if bool(self.first.isinf()):
             self.first.copy_(mean)
         else:
             gain = (self.previous - mean) / (self.first - mean).abs().clamp(min=1e-12)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+SMALLEST_DEVIATION = 1e-3  # nats
+
 
 class Calibration(nn.Module):
     """Means and standard deviations of maps of log-likelihoods, position by position (eq. 6).
@@ -20,8 +22,8 @@ class Calibration(nn.Module):
         super().__init__()
         self.num_maps = len(sizes)
         for index, size in enumerate(sizes):
-            self.register_buffer(f"mean{index}", torch.full(size, math.nan))
-            self.register_buffer(f"deviation{index}", torch.full(size, math.nan))
+            self.register_buffer(f"mean{index}", torch.full(size, math.inf))
+            self.register_buffer(f"deviation{index}", torch.full(size, math.inf))
 
     @torch.no_grad()
     def set(self, log_likelihoods: Sequence[Tensor]) -> None:
@@ -37,8 +39,8 @@ class Calibration(nn.Module):
         for index, values in enumerate(log_likelihoods):
             self.get_buffer(f"mean{index}").copy_(values.mean(0))
             deviation = values.std(0)
-            # What never varied, as where all images are blank, must not divide by zero.
-            least = 1e-3 * deviation.mean() + torch.finfo(values.dtype).tiny
+            # Where nothing ever varied, as in blank corners, rounding must not look unusual.
+            least = SMALLEST_DEVIATION + 1e-3 * deviation.mean()
             self.get_buffer(f"deviation{index}").copy_(deviation.clamp(min=least))
 
     def deviations(self, index: int, log_likelihood: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Calibration(nn.Module):
         """
         index %= self.num_maps
         mean, deviation = (self.get_buffer(f"{name}{index}") for name in ("mean", "deviation"))
-        if bool(mean.isnan().any()):
+        if bool(mean.isinf().any()):
             raise RuntimeError(
                 "What is usual is not known yet: call calibrate(images) with the training data "
                 "first."

@@ -99,11 +99,19 @@ def draw_images(
 
 
 def sharpen(values: Tensor, block: Block, mixture: MixtureLayer, options: SampleOptions) -> Tensor:
-    """Climbs the likelihood of values (N, H, W, C) under the mixtures above them."""
+    """Climbs the likelihood of values (N, H, W, C) under the mixtures above them.
+
+    Raises:
+        ValueError: If steps are too large for it.
+    """
     for _ in range(options.sharpen_steps):
         with torch.enable_grad():
             values = values.detach().requires_grad_()
             likelihood = mixture.scores(block.up(values)).logsumexp(-1)
             (slope,) = torch.autograd.grad(likelihood.mean((-1, -2)).sum(), values)
         values = values.detach() + options.sharpen_rate * slope
-    return values.detach()
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            f"Sharpening diverged with sharpen_rate={options.sharpen_rate}. Lower it: 0.1 is usual."
+        )
+    return values
