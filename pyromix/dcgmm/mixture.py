@@ -37,7 +37,7 @@ class MixtureLayer(nn.Module):
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(0.02 * torch.rand(num_components, dim) - 0.01)
         # Logarithms are positive however they move. Roots, as in the paper, may cross zero, and
-        # move ten times more slowly at the largest precision.
+        # move five times more slowly at the largest precision.
         self.log_precision = nn.Parameter(torch.full((num_components, dim), self.largest))
         self.neighbourhood = Neighbourhood(num_components)
         self.register_buffer("share", torch.full((num_components,), 1 / num_components))
