@@ -1,6 +1,7 @@
 """Deep convolutional Gaussian mixtures of images."""
 
+from .class_law import ClassLaw
 from .layers import GMM, Classifier, Folding, Pooling
 from .model import DCGMM
 
-__all__ = ["DCGMM", "GMM", "Classifier", "Folding", "Pooling"]
+__all__ = ["DCGMM", "GMM", "ClassLaw", "Classifier", "Folding", "Pooling"]

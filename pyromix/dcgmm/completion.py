@@ -30,7 +30,7 @@ def fill(
         images: Shape (N, H, W, C); finite where unknown, too.
         known: Boolean tensor of the same shape.
         num_samples: Number of draws; by default the mean is returned.
-        temperature: By what to divide the log-density of pixels given codes.
+        temperature: By what to multiply the variances of known pixels in the inference.
         noise: Whether draws get the pixels' noise.
 
     Returns:

@@ -467,9 +467,10 @@ class DCGMM(DistributionModule):
                 what they are completed to tells the top layer more.
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
-            temperature: By what to divide the log-density of pixels given codes. The law takes
-                the errors of neighbouring pixels for independent, and is more certain of what an
-                image is than it should be: means of several candidates are nearer on average.
+            temperature: By what to multiply the variances of known pixels in the inference. The
+                law takes the errors of neighbouring pixels for independent, and is more certain of
+                what an image is than it should be: means of several candidates are nearer on
+                average.
             noise: Whether draws get the pixels' noise.
 
         Returns:
