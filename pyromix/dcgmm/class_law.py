@@ -76,7 +76,7 @@ class ClassLaw(TorchDistribution):
         top_s: int | None = None,
         temperature: float = 1.0,
         sharpen_steps: int = 0,
-        sharpen_rate: float = 0.1,
+        sharpen_rate: float | None = None,
         noise: bool = True,
     ) -> Tensor:
         r"""Draws images ``(*S, *B, C, H, W)`` without a graph; see `DCGMM.sample`."""

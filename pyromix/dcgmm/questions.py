@@ -240,7 +240,7 @@ class ImageQuestions(DistributionModule):
         top_s: int | None = None,
         temperature: float = 1.0,
         sharpen_steps: int = 0,
-        sharpen_rate: float = 0.1,
+        sharpen_rate: float | None = None,
         noise: bool = False,
     ) -> Tensor:
         r"""Draws images like given ones (the paper's section II-B6).

@@ -24,7 +24,8 @@ class SampleOptions:
         temperature: Controls are raised to the inverse of it before codes are drawn.
         sharpen_steps: Steps of gradient ascent in the likelihood of what each folding or pooling
             hands down (the paper's section II-B3).
-        sharpen_rate: Step size of that.
+        sharpen_rate: Step size of that; by default 2 over the largest precision, which is the
+            paper's 0.1 for 20.
         noise: Whether pixels get their noise.
 
     Raises:
@@ -34,7 +35,7 @@ class SampleOptions:
     top_s: int | None = None
     temperature: float = 1.0
     sharpen_steps: int = 0
-    sharpen_rate: float = 0.1
+    sharpen_rate: float | None = None
     noise: bool = True
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class SampleOptions:
         check_count("sharpen_steps", self.sharpen_steps)
         for name in ("temperature", "sharpen_rate"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"Expected a positive, finite {name}, got {value}.")
 
     def choose(self, control: Tensor) -> Tensor:
@@ -104,15 +105,13 @@ def sharpen(values: Tensor, block: Block, mixture: MixtureLayer, options: Sample
     Raises:
         ValueError: If steps are too large for it.
     """
+    rate = 2 * math.exp(-mixture.largest) if options.sharpen_rate is None else options.sharpen_rate
     for _ in range(options.sharpen_steps):
         with torch.enable_grad():
             values = values.detach().requires_grad_()
             likelihood = mixture.scores(block.up(values)).logsumexp(-1)
             (slope,) = torch.autograd.grad(likelihood.mean((-1, -2)).sum(), values)
-        values = values.detach() + options.sharpen_rate * slope
+        values = values.detach() + rate * slope
     if not bool(values.isfinite().all()):
-        raise ValueError(
-            f"Sharpening diverged with sharpen_rate={options.sharpen_rate}. Lower it; 0.1 is "
-            f"usual."
-        )
+        raise ValueError(f"Sharpening diverged with a sharpen_rate of {rate:g}. Lower it.")
     return values
