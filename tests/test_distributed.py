@@ -42,9 +42,9 @@ if processes > 1:  # without this gloo's threads now and then abort a process th
 """
 
 
-def run(folder, processes, kind):
+def run(folder, processes, kind, text=SCRIPT):
     script = folder / "train.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
     result = subprocess.run(
@@ -60,6 +60,29 @@ def test_two_processes_equal_one(kind, tmp_path):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_two_processes_train_in_stages(tmp_path):
+    """Precisions learn in the second half only, and processes do not wait for them in the first."""
+    script = SCRIPT
+    for old, new in (
+        (
+            "import GaussianMixture, fit",
+            "import DCGMM, fit\nfrom pyromix.dcgmm import GMM, Folding",
+        ),
+        ("GaussianMixture(3, 4)", "DCGMM((1, 4, 4), [Folding(2), GMM(4), Folding(2), GMM(4)])"),
+        ("torch.randn(300, 3,", "torch.rand(300, 1, 4, 4,"),
+        ("data[:100] += 4", "data[:100] *= 0.2"),
+        # Too few for each process to find its own losses stationary.
+        ("steps=40", "steps=30"),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    one, two = (run(tmp_path, processes, "tensor", script) for processes in (1, 2))
+    learned = [name for name in one if name.endswith(("loc", "log_precision", "logits"))]
+    assert len(learned) == 6
+    for name in learned:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-10, atol=1e-10)
 
 
 def test_batches_that_cannot_be_shared(tmp_path):

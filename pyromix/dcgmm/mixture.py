@@ -76,7 +76,7 @@ class MixtureLayer(nn.Module):
 
         Args:
             values: What the mixture sees, shape (\*, D).
-            centroids_only: Whether gradients reach neither precisions nor weights.
+            centroids_only: Whether precisions and weights have gradients of zero.
 
         Returns:
             The loss, and the scores (\*, K) without a graph.
@@ -102,11 +102,11 @@ class MixtureLayer(nn.Module):
             self.share.lerp_(shares.squeeze(-1), 1 / SHARE_STEPS)
             largest = max(1.0, self.num_components / USUAL_COMPONENTS)
             rate = 1 / (USUAL_COMPONENTS * self.share).clamp(1 / largest, 1.0).unsqueeze(-1)
-        loc, precision = _scale_gradient(self.loc - centre, rate), self.precision
-        log_weights = self.log_weights
-        if centroids_only:
-            precision, log_weights = precision.detach(), log_weights.detach()
-        precision = _scale_gradient(precision, rate)
+        # Gradients of zero, not none: several processes wait for each other's of all parameters.
+        others = 0.0 if centroids_only else 1.0
+        loc = _scale_gradient(self.loc - centre, rate)
+        precision = _scale_gradient(self.precision, others * rate)
+        log_weights = _scale_gradient(self.log_weights, others)
         deviations = second - 2 * loc * first + shares * loc.square()
         log_density = shares * (precision.log() - LOG_2PI) - precision * deviations
         loss = -(0.5 * log_density.sum() + (shares.squeeze(-1) * log_weights).sum())
@@ -135,7 +135,7 @@ class MixtureLayer(nn.Module):
         self.log_precision.clamp_(max=self.largest)
 
 
-def _scale_gradient(tensor: Tensor, factor: Tensor) -> Tensor:
+def _scale_gradient(tensor: Tensor, factor: Tensor | float) -> Tensor:
     """The same tensor, whose gradient is multiplied by a factor on its way back."""
     still = tensor.detach()
     return still + factor * (tensor - still)
