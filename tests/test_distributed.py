@@ -63,7 +63,7 @@ def test_two_processes_equal_one(kind, tmp_path):
 
 
 def test_two_processes_train_in_stages(tmp_path):
-    """Precisions learn in the second half only, and processes do not wait for them in the first."""
+    """Precisions learn in the second half only; processes do not wait for them in the first."""
     script = SCRIPT
     for old, new in (
         (
