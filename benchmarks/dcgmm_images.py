@@ -18,8 +18,8 @@ Figures under out/: dcgmm_images_<data>_<size>_models.png (the paper's Fig. 4), 
 kept in out/dcgmm_images_<data>_<size>/: a run that was stopped goes on from there, and processes
 may share the work with `--models`, after which a run without prints and draws all.
 
-    python benchmarks/dcgmm_images.py [--quick | --paper] [--data mnist | digits] [--full]
-        [--models NAME ...] [--parts PART ...] [--steps N] [--seeds N] [--report]
+    python benchmarks/dcgmm_images.py [--quick | --paper] [--full]
+        [--data mnist | fashion | digits] [--models NAME ...] [--parts PART ...] [--steps N] [--seeds N] [--report]
 """
 
 import argparse
@@ -117,7 +117,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="digits, 1,000 steps, one seed")
     size.add_argument("--paper", action="store_true", help="15,000 steps, ten seeds: hours")
-    parser.add_argument("--data", choices=("mnist", "digits"), help="by default MNIST")
+    parser.add_argument("--data", choices=("mnist", "fashion", "digits"), help="by default MNIST")
     parser.add_argument("--full", action="store_true", help="all of MNIST, maybe downloaded")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="by default all")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to report")

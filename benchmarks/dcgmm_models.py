@@ -1,8 +1,8 @@
 """What benchmarks of deep convolutional mixtures share: images, models, training, intervals.
 
 Images are MNIST's test set, 8,000 to train on and 2,000 to test on, or with `full` the 60,000 and
-the 10,000; or scikit-learn's digits, 8 pixels a side, for which the architectures of the paper's
-Table I are scaled down. What was trained or measured lies in a folder, a file for each name, and
+the 10,000; or all of FashionMNIST; or scikit-learn's digits, 8 pixels a side, for which the
+architectures of the paper's Table I are scaled down. What was trained or measured lies in a folder, a file for each name, and
 is not done again: delete the folder to start anew.
 """
 
@@ -18,7 +18,7 @@ from sequences import Store
 from torch import Generator, Tensor
 
 from pyromix import DCGMM, GaussianMixture, fit, fit_em
-from pyromix.datasets import digits, mnist
+from pyromix.datasets import digits, fashion_mnist, mnist
 from pyromix.dcgmm import GMM, Classifier, Folding, Pooling
 from pyromix.dcgmm.presets import PRESETS
 
@@ -47,6 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Sequence[Any]]] = {
         "3L-b": PRESETS["3L-b"],
     },
 }
+ARCHITECTURES["fashion"] = ARCHITECTURES["mnist"]
 for _name in ("2L-d", "3L-b"):
     ARCHITECTURES["digits"][_name] = (Folding(8), *PRESETS[_name][1:])
 
@@ -91,8 +92,9 @@ def load_images(name: str, full: bool = False) -> Images:
     if name == "digits":
         images, labels = digits()
         split = 1400
-    elif full:
-        parts = [mnist("train"), mnist("test")]
+    elif full or name == "fashion":
+        load = fashion_mnist if name == "fashion" else mnist
+        parts = [load("train"), load("test")]
         images, labels = (torch.cat(pair) for pair in zip(*parts, strict=True))
         split = len(parts[0][0])
     else:

@@ -20,8 +20,8 @@ caught and of inliers kept, while c runs from -2 to 2), and ..._maps.png. What w
 in out/dcgmm_outliers_<data>_<size>/: a run that was stopped goes on from there, and processes may
 share the work with `--models`, after which a run without prints all.
 
-    python benchmarks/dcgmm_outliers.py [--quick | --paper] [--data mnist | digits] [--full]
-        [--models NAME ...] [--steps N] [--seeds N] [--law] [--report]
+    python benchmarks/dcgmm_outliers.py [--quick | --paper] [--full]
+        [--data mnist | fashion | digits] [--models NAME ...] [--steps N] [--seeds N] [--law] [--report]
 """
 
 import argparse
@@ -266,7 +266,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="digits, 1,000 steps, one seed")
     size.add_argument("--paper", action="store_true", help="15,000 steps, ten seeds: hours")
-    parser.add_argument("--data", choices=("mnist", "digits"), help="by default MNIST")
+    parser.add_argument("--data", choices=("mnist", "fashion", "digits"), help="by default MNIST")
     parser.add_argument("--full", action="store_true", help="all of MNIST, maybe downloaded")
     parser.add_argument("--models", nargs="+", choices=[*PRESETS, *PEERS], help="by default all")
     parser.add_argument("--steps", type=int, help="of training, another number than usual")

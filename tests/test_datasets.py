@@ -248,6 +248,33 @@ def test_mnist_is_downloaded_to_the_cache(folder, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("where", ["fashion-mnist", "FashionMNIST/raw"])
+def test_clothes_are_not_taken_for_digits(folder, where):
+    (folder / where).mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / where / name).write_bytes(content)
+        (folder / name).write_bytes(b"of something else")
+    pictures, labels = datasets.fashion_mnist("test", raw=True)
+    assert np.array_equal(pictures[:, 0], PIXELS)
+    assert labels.tolist() == [7, 2, 1]
+
+
+def test_clothes_are_downloaded_to_a_cache_of_their_own(folder, monkeypatch):
+    asked = []
+
+    def retrieve(url, known_hash, fname, path):
+        asked.append((url.startswith("http://fashion-mnist"), known_hash[:8], Path(path).name))
+        target = folder / f"fetched-{fname}"
+        target.write_bytes(gzip.compress(FILES[fname.removesuffix(".gz")]))
+        return str(target)
+
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)  # digits, maybe
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    assert len(datasets.fashion_mnist("test")[0]) == 3
+    assert asked == [(True, "md5:bef4", "fashion-mnist"), (True, "md5:bb30", "fashion-mnist")]
+
+
 def test_missing_data_and_no_network(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match="ConnectionError") as caught:
         datasets.mnist("train")
@@ -298,7 +325,8 @@ def test_unknown_split():
 
 
 @pytest.mark.skipif(
-    images._find("t10k-images-idx3-ubyte.gz") is None, reason="PYROMIX_DATA has no MNIST"
+    images._find(images._MNIST, "t10k-images-idx3-ubyte.gz") is None,
+    reason="PYROMIX_DATA has no MNIST",
 )
 def test_the_real_images():
     pictures, labels = datasets.mnist("test")

@@ -4,6 +4,7 @@ __all__ = [
     "PlanarHumanoid",
     "SpokenDigits",
     "digits",
+    "fashion_mnist",
     "gaussian_grid",
     "gaussian_ring",
     "many_moons",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 from .humanoid import PlanarHumanoid
-from .images import digits, mnist
+from .images import digits, fashion_mnist, mnist
 from .speech import SpokenDigits, spoken_digits
 from .toy import (
     gaussian_grid,

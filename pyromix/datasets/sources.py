@@ -43,14 +43,15 @@ def cache_folder(name: str, *, title: str, looked: str) -> Path:
     return Path(pooch.os_cache("pyromix")) / name
 
 
-def fetch(url: str, folder: Path, name: str, *, sha256: str | None, looked: str) -> Path:
+def fetch(url: str, folder: Path, name: str, *, checksum: str | None, looked: str) -> Path:
     """A file in a folder, downloaded unless it is there.
 
     Args:
         url: Where to get it.
         folder: Where to keep it.
         name: What to call it there.
-        sha256: Of the file; None if something else is verified afterwards.
+        checksum: Of the file, as ``"algorithm:digest"``; None if something else is verified
+            afterwards.
         looked: Where else was looked, from `looked_for`.
 
     Raises:
@@ -58,9 +59,8 @@ def fetch(url: str, folder: Path, name: str, *, sha256: str | None, looked: str)
     """
     import pooch
 
-    known = None if sha256 is None else f"sha256:{sha256}"
     try:
-        return Path(pooch.retrieve(url, known_hash=known, fname=name, path=folder))
+        return Path(pooch.retrieve(url, known_hash=checksum, fname=name, path=folder))
     except OSError as error:  # includes everything that can be wrong with a connection
         raise FileNotFoundError(
             f"Cannot download {url} ({type(error).__name__}), and {looked}. Get the data some "

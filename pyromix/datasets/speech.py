@@ -144,7 +144,7 @@ def _download() -> Path:
         return folder
     # The cache gets a complete and verified folder in one move, or none.
     with tempfile.TemporaryDirectory() as temporary:
-        archive = fetch(_ARCHIVE, Path(temporary), "fsdd.tar.gz", sha256=None, looked=looked)
+        archive = fetch(_ARCHIVE, Path(temporary), "fsdd.tar.gz", checksum=None, looked=looked)
         contents = _unpack(archive)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
