@@ -19,7 +19,8 @@ kept in out/dcgmm_images_<data>_<size>/: a run that was stopped goes on from the
 may share the work with `--models`, after which a run without prints and draws all.
 
     python benchmarks/dcgmm_images.py [--quick | --paper] [--full]
-        [--data mnist | fashion | digits] [--models NAME ...] [--parts PART ...] [--steps N] [--seeds N] [--report]
+        [--data mnist | fashion | digits] [--models NAME ...] [--parts PART ...] [--steps N]
+        [--seeds N] [--report]
 """
 
 import argparse

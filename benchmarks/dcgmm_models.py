@@ -2,8 +2,8 @@
 
 Images are MNIST's test set, 8,000 to train on and 2,000 to test on, or with `full` the 60,000 and
 the 10,000; or all of FashionMNIST; or scikit-learn's digits, 8 pixels a side, for which the
-architectures of the paper's Table I are scaled down. What was trained or measured lies in a folder, a file for each name, and
-is not done again: delete the folder to start anew.
+architectures of the paper's Table I are scaled down. What was trained or measured lies in a
+folder, a file for each name, and is not done again: delete the folder to start anew.
 """
 
 import json

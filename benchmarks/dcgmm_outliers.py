@@ -21,7 +21,8 @@ in out/dcgmm_outliers_<data>_<size>/: a run that was stopped goes on from there,
 share the work with `--models`, after which a run without prints all.
 
     python benchmarks/dcgmm_outliers.py [--quick | --paper] [--full]
-        [--data mnist | fashion | digits] [--models NAME ...] [--steps N] [--seeds N] [--law] [--report]
+        [--data mnist | fashion | digits] [--models NAME ...] [--steps N] [--seeds N] [--law]
+        [--report]
 """
 
 import argparse
