@@ -18,6 +18,11 @@ def pytest_addoption(parser):
     parser.addoption("--dtype", default="float64", choices=DTYPES, help="default dtype of tests")
 
 
+def pytest_collection_modifyitems(items):
+    """Tutorials take longest: of two processes, none should be left with them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
+
+
 @pytest.fixture(scope="session")
 def device(request):
     return request.config.getoption("--device")
