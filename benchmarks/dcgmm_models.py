@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,9 @@ LARGER = {
 }
 MODELS = (*PRESETS, *LARGER)
 
+# The same, with steps of precisions as the published code takes them: it learns their roots.
+ROOTS = {f"{name}, roots": name for name in PRESETS}
+
 
 # ---- data ---------------------------------------------------------------------------------------
 
@@ -107,7 +111,7 @@ def load_images(name: str, full: bool = False) -> Images:
 
 
 def make_model(name: str, data: Images, num_classes: int | None = None) -> Any:
-    base, top = LARGER.get(name, (name, None))
+    base, top = LARGER.get(name, (ROOTS.get(name, name), None))
     layers = list(ARCHITECTURES[data.name][base])
     if top is not None:
         layers[-1] = GMM(top)
@@ -122,6 +126,10 @@ def train_model(
     """A model that is trained and calibrated, with what its training was like."""
     torch.manual_seed(seed)
     model = make_model(name, data, num_classes)
+    for layer in model.mixtures if name in ROOTS else ():
+        # A step of size h down the slope in the root r moves log r^2 by 4 h / r^2 times the slope
+        # in log r^2.
+        layer.log_precision.register_hook(partial(root_slope, layer.log_precision))
     batch = data.train if num_classes is None else (data.train, data.train_labels)
     history = fit(model, batch, steps=steps, batch_size=BATCH, seed=seed, progress_bar=False)
     model.calibrate(data.train)
@@ -132,6 +140,11 @@ def train_model(
         "steps": len(history.losses),
         **bottom_shares(model, data.train),
     }
+
+
+def root_slope(log_precision: Tensor, slope: Tensor) -> Tensor:
+    """What a step down the slope in a root takes, as a slope in the logarithm of its square."""
+    return slope * 4 * torch.exp(-log_precision.detach())
 
 
 def bottom_shares(model: Any, images: Tensor) -> Numbers:

@@ -15,6 +15,8 @@ numbers of them, chosen on the very images that are scored. Prints
 - localisation (dcgmm_localisation.py): part of another image is pasted into test images; area
   under the ROC curve over pixels of `outlier_map`, for every layer, against per-pixel deviations.
 
+`--models "2L-c, roots"` and the like train with the published steps of precisions.
+
 Figures under out/: dcgmm_outliers_<data>_<size>_curves.png (the paper's Fig. 3: shares of outliers
 caught and of inliers kept, while c runs from -2 to 2), and ..._maps.png. What was trained is kept
 in out/dcgmm_outliers_<data>_<size>/: a run that was stopped goes on from there, and processes may
@@ -37,6 +39,7 @@ from dcgmm_models import (
     FLATS,
     INLIERS,
     OUT,
+    ROOTS,
     Images,
     Numbers,
     Results,
@@ -215,16 +218,16 @@ def report(
     if BEST_NORMAL in results:
         print(f"best number of principal components: {results[BEST_NORMAL][0]['dim']}")
 
-    deep = {name: n for name, n in results.items() if name in PRESETS}
+    deep = {name: n for name, n in results.items() if name in PRESETS or name in ROOTS}
     read = list(dict.fromkeys(r for n in deep.values() for r in n[0]["scores"]))
-    print("\nother readings, mean over seeds\n" + f"{'':>6}" + "".join(f"{r:>19}" for r in read))
+    print("\nother readings, mean over seeds\n" + f"{'':>11}" + "".join(f"{r:>19}" for r in read))
     for name, numbers in deep.items():
         cells = ""
         for reading in read:
             has = [n for n in numbers if reading in n["scores"]]
             area = f"{areas(has, reading, outlier, once).mean():.3f}" if has else ""
             cells += f"{area:>19}"
-        print(f"{name:>6}{cells}")
+        print(f"{name:>11}{cells}")
 
     print(
         "\nfirst layer: least share of a component times their number, and unused ones, by seed; "
@@ -234,7 +237,7 @@ def report(
         least = ", ".join(f"{n['least share']:.2f} ({n['unused']})" for n in numbers)
         level = ", ".join(f"{n['level'][0]:.1f}" for n in numbers)
         deviation = statistics.mean(n["level"][1] for n in numbers)
-        print(f"{name:>6} {least}; {level}; {deviation:.1f}; {numbers[0]['seconds']:.0f} s")
+        print(f"{name:>11} {least}; {level}; {deviation:.1f}; {numbers[0]['seconds']:.0f} s")
 
 
 # ---- all ----------------------------------------------------------------------------------------
@@ -269,7 +272,9 @@ def main() -> None:
     size.add_argument("--paper", action="store_true", help="15,000 steps, ten seeds: hours")
     parser.add_argument("--data", choices=("mnist", "fashion", "digits"), help="by default MNIST")
     parser.add_argument("--full", action="store_true", help="all of MNIST, maybe downloaded")
-    parser.add_argument("--models", nargs="+", choices=[*PRESETS, *PEERS], help="by default all")
+    parser.add_argument(
+        "--models", nargs="+", choices=[*PRESETS, *ROOTS, *PEERS], help="by default all"
+    )
     parser.add_argument("--steps", type=int, help="of training, another number than usual")
     parser.add_argument("--seeds", type=int, help="number of them")
     parser.add_argument("--law", action="store_true", help="also score by bounds of the law")
@@ -297,14 +302,18 @@ def main() -> None:
 
     results = {
         name: list(store.numbers(key(name, seed) for seed in seeds).values())
-        for name in (*PRESETS, *PEERS)
+        for name in (*PRESETS, *ROOTS, *PEERS)
     }
     results = {name: numbers for name, numbers in results.items() if numbers}
     flat = best_flat(results, outlier)
     report(results, flat, outlier, setting.resamples)
     trained = Trained(data, store, [n for n in results if n in PRESETS or n in FLATS], seeds)
     report_localisation(localise(trained, setting.pasted))
-    curves = {n: numbers[0] for n, numbers in results.items() if n not in SCORED or n == flat}
+    curves = {
+        n: numbers[0]
+        for n, numbers in results.items()
+        if n not in ROOTS and (n not in SCORED or n == flat)
+    }
     draw_curves(curves, prefix.with_name(f"{prefix.name}_curves.png"))
     draw_maps(trained, prefix.with_name(f"{prefix.name}_maps.png"))
 
