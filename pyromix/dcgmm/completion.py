@@ -65,11 +65,13 @@ def find_known(estimation: Estimation, images: Tensor, threshold: float) -> Tens
         threshold: Standard deviations below what is usual at which corruption begins.
     """
     known, filled = torch.ones_like(images, dtype=torch.bool), images
+    scores = estimation.scores(images)
+    likelihood = estimation.deviations(scores, 0)
     for _ in range(ROUNDS):
         top = estimation.scores(filled)[-1].softmax(-1)
-        deviations = estimation.deviations(images, 0)
+        deviations = likelihood
         if len(estimation.mixtures) > 1:
-            context = estimation.deviations(images, 0, context=True, top=top)
+            context = estimation.deviations(scores, 0, context=True, top=top)
             deviations = torch.maximum(deviations, context)
         fine = estimation.over_pixels(deviations, 0) <= threshold
         known = fine.unsqueeze(-1).expand(images.shape)

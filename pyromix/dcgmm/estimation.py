@@ -76,17 +76,16 @@ class Estimation:
         self.usual_agreement.set([torch.cat(part) for part in zip(*agreements, strict=True)])
 
     def deviations(
-        self, images: Tensor, layer: int, context: bool = False, top: Tensor | None = None
+        self, scores: list[Tensor], layer: int, context: bool = False, top: Tensor | None = None
     ) -> Tensor:
         """Standard deviations by which a layer falls short of what is usual, (N, rows, columns).
 
         Args:
-            images: Shape (N, H, W, C).
+            scores: Of all layers, from `scores`.
             layer: From 0 at the bottom.
             context: Whether by its agreement with the top instead of its log-likelihood.
             top: Responsibilities of the top layer; by default those of these images.
         """
-        scores = self.scores(images)
         if not context:
             return self.usual.deviations(layer, log_sum_exp(scores[layer]))
         top = scores[-1].softmax(-1) if top is None else top

@@ -122,7 +122,8 @@ class ImageQuestions(DistributionModule):
         """
         value = self._checked(value)
         with torch.no_grad():
-            deviations = self._estimation.deviations(self._grid(value), -1)
+            estimation = self._estimation
+            deviations = estimation.deviations(estimation.scores(self._grid(value)), -1)
             return (deviations > threshold).any(-1).any(-1).reshape(value.shape[:-3])
 
     def outlier_map(self, value: Tensor, layer: int = 0, context: bool = False) -> Tensor:
@@ -154,7 +155,8 @@ class ImageQuestions(DistributionModule):
             )
         value, estimation = self._checked(value), self._estimation
         with torch.no_grad():
-            deviations = estimation.deviations(self._grid(value), layer, context)
+            scores = estimation.scores(self._grid(value))
+            deviations = estimation.deviations(scores, layer, context)
             pixels = estimation.over_pixels(deviations, layer)
         return pixels.reshape(*value.shape[:-3], *value.shape[-2:])
 
