@@ -33,7 +33,7 @@ from mixture import interleaved_medians, peak_of
 from torch import Tensor
 
 from pyromix import DCGMM, fit
-from pyromix.dcgmm.mixture import MixtureLayer
+from pyromix.dcgmm.mixture_layer import MixtureLayer
 from pyromix.dcgmm.presets import PRESETS
 
 SIDE = 28

@@ -41,7 +41,7 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from pyromix import GaussianMixture, fit, fit_em
-from pyromix.core import DistributionModule
+from pyromix.core.module import DistributionModule
 from pyromix.datasets import PlanarHumanoid, digits, mnist, sierpinski, swiss_roll
 from pyromix.drmm import DRMM
 from pyromix.metrics import precision_recall

@@ -63,7 +63,7 @@ from pyromix import (
     near_identity,
     quantize,
 )
-from pyromix.core import Batch, split_batch
+from pyromix.core.batch import Batch, split_batch
 from pyromix.datasets import mnist
 from pyromix.datasets.sources import cache_folder, own_folders
 from pyromix.metrics import bits_per_dim

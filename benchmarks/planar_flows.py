@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from zuko.transforms import MonotonicRQSTransform
 
 from pyromix import RAD, Flow, near_identity
-from pyromix.core import Batch, split_batch
+from pyromix.core.batch import Batch, split_batch
 from pyromix.datasets import (
     gaussian_grid,
     gaussian_ring,

@@ -44,9 +44,9 @@ from pyromix import (
     Observed,
     fit,
 )
-from pyromix.core import Batch
+from pyromix.core.batch import Batch
 from pyromix.datasets import mixture_1d, pinwheel, sierpinski, two_moons
-from pyromix.drmm.law import Rows
+from pyromix.drmm.rows import Rows
 from pyromix.drmm.stages import em_loss
 from pyromix.metrics import precision_recall
 from pyromix.plotting import plot_density

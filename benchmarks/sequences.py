@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyromix import DistributionModule, History, fit, near_identity
-from pyromix.core import Batch
+from pyromix.core.batch import Batch
 
 CLIP = 10.0  # norm of a gradient, of losses in nats per vector of a sequence
 VALIDATIONS, PATIENCE = 48, 8

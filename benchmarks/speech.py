@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Transform, constraints
 
 from pyromix import FRMDN, dequantize
-from pyromix.core import Batch
+from pyromix.core.batch import Batch
 from pyromix.datasets import spoken_digits
 from pyromix.preprocessing import frames
 

@@ -41,11 +41,12 @@ __all__ = [
 ]
 
 from .checkpoints import load, save
-from .classes import ClassConditional, class_conditional
-from .core import DistributionModule
+from .class_conditional import ClassConditional, class_conditional
+from .core.module import DistributionModule
+from .core.registry import register
 from .dcgmm import DCGMM
 from .drmm import DRMM
-from .evidence import (
+from .evidence.pieces import (
     AnyOf,
     Box,
     CategoricalPrior,
@@ -55,7 +56,8 @@ from .evidence import (
     LinearInequality,
     Observed,
 )
-from .flow import Flow
+from .flows.flow import Flow
+from .flows.near_identity import near_identity
 from .frmdn import FRMDN
 from .maxent import MaximumEntropy
 from .mixtures import (
@@ -68,10 +70,8 @@ from .mixtures import (
     RelaxedMixtureOfNormals,
     fit_em,
 )
-from .near_identity import near_identity
 from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling
-from .registry import register
-from .training import History, fit
+from .training.fit import History, fit
 
 __version__ = "0.1.0"

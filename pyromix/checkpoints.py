@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import DistributionModule
-from .registry import NotPlainError, class_name, decode
-from .validation import FLOAT_DTYPES
+from .core.checks import FLOAT_DTYPES
+from .core.module import DistributionModule
+from .core.registry import NotPlainError, class_name, decode
 
 FORMAT = 1
 _KEY = "pyromix"

@@ -12,9 +12,9 @@ from torch.distributions import Transform, constraints
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
-from .registry import register
-from .support import open_interval
-from .validation import check_positive_int
+from .core.checks import check_positive_int
+from .core.constraints import open_interval
+from .core.registry import register
 
 
 class LogitMap(Transform):

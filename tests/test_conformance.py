@@ -23,13 +23,13 @@ from pyromix import (
 )
 from pyromix.dcgmm import GMM, Classifier, Folding, Pooling
 from pyromix.drmm import DRMM
-from pyromix.evidence import Box, LinearGaussian
+from pyromix.evidence.pieces import Box, LinearGaussian
 from pyromix.mixtures import (
     LowRankPrecisionNormal,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
 )
-from pyromix.testing import Case, parametrize
+from pyromix.testing.cases import Case, parametrize
 
 
 def _mixture(batch=(), k=3, dim=2):

@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyromix import DistributionModule, GaussianMixture
-from pyromix.core import split_batch
-from pyromix.registry import NotPlainError
+from pyromix.core.batch import split_batch
+from pyromix.core.registry import NotPlainError
 
 
 class Learned(DistributionModule):

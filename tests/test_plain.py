@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyromix import GaussianMixture, MixtureOfNormals
-from pyromix.plain import PlainDistribution, as_distribution_module, as_transform_module
-from pyromix.registry import NotPlainError, decode, encode
+from pyromix.core.registry import NotPlainError, decode, encode
+from pyromix.flows.wrapping import PlainDistribution, as_distribution_module, as_transform_module
 
 DIM = 6
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import biject_to, constraints
 
-from pyromix.support import box, half_space, open_interval, real_or_missing_vector
+from pyromix.core.constraints import box, half_space, open_interval, real_or_missing_vector
 
 LOW = torch.tensor([-1.0, -math.inf, 2.0, -math.inf], dtype=torch.float64)
 HIGH = torch.tensor([0.5, math.inf, math.inf, 3.0], dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlat
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from pyromix import DistributionModule, GaussianMixture, History, fit
-from pyromix.training import NonFiniteLossError
+from pyromix.training.trainer import NonFiniteLossError
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..validation import check_positive_int, check_tensor
+from ..core.checks import check_positive_int, check_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from ..validation import check_count, check_positive_int
+from ..core.checks import check_count, check_positive_int
 
 # A centred triangle of equal sides, corners at a distance of 2.
 _TRIANGLE = ((0.0, 2.0), (-math.sqrt(3.0), -1.0), (math.sqrt(3.0), -1.0))

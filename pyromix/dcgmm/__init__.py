@@ -1,6 +1,6 @@
 """Deep convolutional Gaussian mixtures of images."""
 
-from .class_law import ClassLaw
+from .given_class import ClassLaw
 from .layers import GMM, Classifier, Folding, Pooling
 from .model import DCGMM
 

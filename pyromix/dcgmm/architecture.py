@@ -9,13 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from .layers import GMM, Classifier, Folding, Layer, Pooling
-from .patches import (
-    average_patches,
-    average_pooled,
-    count_windows,
-    extract_patches,
-    max_pool,
-)
+from .patches import average_patches, average_pooled, count_windows, extract_patches, max_pool
 from .wiring import Wiring, trace
 
 Size = tuple[int, int]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..mixtures.density import log_sum_exp
+from ..numerics.diagonal_density import log_sum_exp
 from .law import TopDownLaw
-from .mixture import MixtureLayer
+from .mixture_layer import MixtureLayer
 from .outliers import Calibration
 
 # Images that are read together.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..validation import is_traced
+from ..core.checks import is_traced
 from .bound import Bound
 from .law import TopDownLaw
 from .tree import Tree

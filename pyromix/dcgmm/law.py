@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..mixtures.density import LOG_2PI, component_log_prob
+from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from .architecture import Architecture, Block
 
 # Centroids above stand for responsibilities below, but training may leave entries below zero.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from ..registry import register
-from ..validation import as_int, check_positive_int
+from ..core.checks import as_int, check_positive_int
+from ..core.registry import register
 
 Pair = int | Sequence[int]
 

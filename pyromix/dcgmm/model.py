@@ -12,23 +12,17 @@ from torch.distributions import constraints
 from torch.optim import SGD, Optimizer
 from torch.types import _size
 
-from ..core import Batch, split_batch
-from ..validation import (
-    check_choice,
-    check_count,
-    check_floor,
-    check_positive_int,
-    check_value,
-)
+from ..core.batch import Batch, split_batch
+from ..core.checks import check_choice, check_count, check_floor, check_positive_int, check_value
 from .architecture import Architecture
-from .class_law import ClassLaw, class_weights
+from .given_class import ClassLaw, class_weights
 from .inference import log_prob
 from .law import TopDownLaw, draw, normal_log_prob, slices
 from .layers import Layer
-from .mixture import MixtureLayer
+from .mixture_layer import MixtureLayer
 from .outliers import Calibration
 from .presets import PRESETS
-from .questions import ImageQuestions
+from .queries import ImageQuestions
 from .sampling import SampleOptions, draw_images
 
 Noise = Literal["component", "shared"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ..mixtures.density import LOG_2PI
+from ..numerics.diagonal_density import LOG_2PI
 from .architecture import Block
 from .law import TopDownLaw
 

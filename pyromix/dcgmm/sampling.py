@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..validation import check_count, check_positive_int
+from ..core.checks import check_count, check_positive_int
 from .architecture import Block
 from .law import TopDownLaw, draw
-from .mixture import MixtureLayer
+from .mixture_layer import MixtureLayer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ __all__ = ["Tree"]
 import torch
 from torch import Tensor
 
-from ..mixtures.density import log_sum_exp
+from ..numerics.diagonal_density import log_sum_exp
 from .law import TopDownLaw, draw
 from .wiring import Wiring
 

@@ -18,16 +18,19 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..evidence import Evidence, LinearEvidence, collect_branches
-from ..mixtures.conditioned import ConditionedMixture
-from ..mixtures.layout import flat_index
-from ..mixtures.normal import MixtureOfNormals
-from ..mixtures.truncated import ConflictError
-from ..mixtures.union import UnionOfConditioned, condition_on_branches
-from ..support import mixed_columns
-from ..validation import check_value
-from .law import ResidualMixture, Rows
+from ..conditioning.mixture import ConditionedMixture
+from ..conditioning.truncated import ConflictError
+from ..conditioning.union import UnionOfConditioned, condition_on_branches
+from ..core.checks import check_value
+from ..core.constraints import mixed_columns
+from ..evidence.collect import collect_branches
+from ..evidence.linear import LinearEvidence
+from ..evidence.pieces import Evidence
+from ..mixtures.diagonal import MixtureOfNormals
+from ..numerics.batches import flat_index
+from .law import ResidualMixture
 from .particles import Codes, enumerate_codes, find_codes, prune
+from .rows import Rows
 
 # Below this share of the particles, the effective sample size is worth a warning.
 LOW_SHARE = 0.1

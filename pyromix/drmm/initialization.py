@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..mixtures.initialization import MAX_POINTS, find_clusters
-from .law import Rows
+from ..mixtures.clusters import MAX_POINTS, find_clusters
+from .rows import Rows
 
 if TYPE_CHECKING:
     from .model import DRMM

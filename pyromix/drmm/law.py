@@ -14,109 +14,23 @@ Codes are indices: what they select is gathered, and sums of gathered rows are b
 embedding.
 """
 
-__all__ = ["Columns", "ResidualMixture", "Rows", "pick_value", "take_entries"]
+__all__ = ["ResidualMixture", "take_entries"]
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..mixtures.density import component_log_prob, log_sum_exp
-from ..mixtures.normal import MixtureOfNormals
-from .links import select, sum_rows, sum_rows_of_layers
+from ..mixtures.diagonal import MixtureOfNormals
+from ..numerics.diagonal_density import component_log_prob, log_sum_exp
+from .links import select, stacked_rows, sum_rows, sum_rows_of_layers, sum_selected
+from .rows import Columns, Rows, pick_value
 
 # Points are worked on in blocks with no more scores of components than this at once.
 BLOCK_SCORES = 2**22
-
-
-class Rows(NamedTuple):
-    """Points to be scored, N of them."""
-
-    real: Tensor
-    """Real columns, shape (N, D), with any finite number where missing."""
-    observed: Tensor | None
-    """One where a real column is known and zero where it is missing, (N, D); None if all are."""
-    columns: tuple[Tensor, ...]
-    """Categorical columns: codes (N,), minus one if missing; or distributions over the codes
-    (N, categories), all zero if missing."""
-
-    def split(self, size: int) -> "list[Rows]":
-        """Blocks of at most so many rows."""
-        real = self.real.split(size)
-        observed = [None] * len(real) if self.observed is None else self.observed.split(size)
-        columns = [column.split(size) for column in self.columns]
-        return [
-            Rows(part, seen, tuple(column[i] for column in columns))
-            for i, (part, seen) in enumerate(zip(real, observed, strict=True))
-        ]
-
-
-class Columns:
-    r"""Categorical columns: :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l t_{lj}[h_l])`.
-
-    Args:
-        tables: One tensor :math:`t_j` of shape (L, K, categories) for each column.
-        like: A tensor of the dtype and on the device of results.
-    """
-
-    def __init__(self, tables: tuple[Tensor, ...], like: Tensor) -> None:
-        self.tables = tables
-        self.zero = like.new_zeros(1, 1, 1)
-
-    def start(self, *shape: int) -> tuple[Tensor, ...]:
-        """Logits before the first layer, all zero, shape (*shape, categories)."""
-        return tuple(table.new_zeros(*shape, table.shape[-1]) for table in self.tables)
-
-    def logits(self, codes: Tensor) -> tuple[Tensor, ...]:
-        """Logits after the layers whose codes (n, l) are given: shape (n, categories)."""
-        return tuple(_sum_rows(table, codes) for table in self.tables)
-
-    def add(self, layer: int, logits: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, ...]:
-        """Logits (N, B, categories) of hypotheses, after a layer's codes (N, B)."""
-        return tuple(
-            before + table[layer][chosen]
-            for before, table in zip(logits, self.tables, strict=True)
-        )
-
-    def log_probs(self, column: int, codes: Tensor) -> Tensor:
-        """Log-probabilities of a column's categories, (*S, categories), given codes (*S, L)."""
-        logits = _sum_rows(self.tables[column], codes.reshape(-1, codes.shape[-1]))
-        return logits.log_softmax(-1).reshape(*codes.shape[:-1], -1)
-
-    def score(self, layer: int, logits: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
-        """Log-probability of values under every component of a layer; zero if missing.
-
-        Args:
-            layer: The layer.
-            logits: What the layers before add up to, shape (N, B, categories).
-            columns: Values, see `Rows`.
-
-        Returns:
-            Tensor of shape (N, B, K); (1, 1, 1) without columns.
-        """
-        total = self.zero
-        for table, before, value in zip(self.tables, logits, columns, strict=True):
-            log_prob = (before.unsqueeze(-2) + table[layer]).log_softmax(-1)  # (N, B, K, n)
-            total = total + pick_value(log_prob, value)
-        return total
-
-
-def pick_value(log_prob: Tensor, value: Tensor) -> Tensor:
-    """Expected log-probability (N, *T) of values, from (N, *T, n); zero where they are missing.
-
-    Args:
-        log_prob: Log-probabilities of every category.
-        value: Codes (N,), minus one if missing, or distributions (N, n).
-    """
-    extra = [1] * (log_prob.dim() - 2)
-    if value.is_floating_point():
-        return (log_prob * value.reshape(len(value), *extra, -1)).sum(-1)
-    index = value.clamp(min=0).reshape(-1, *extra, 1)
-    chosen = torch.take_along_dim(log_prob, index, -1).squeeze(-1)
-    return torch.where(value.reshape(-1, *extra) < 0, 0.0, chosen)
 
 
 @dataclass
@@ -183,7 +97,7 @@ class ResidualMixture:
 
     def link_rows(self, layer: int, codes: Tensor) -> Tensor:
         """Rows of `links` that codes (n, l) of the layers before select for a layer."""
-        return _rows_of(codes[:, :layer], self.num_components) + (
+        return stacked_rows(codes[:, :layer], self.num_components) + (
             layer * (layer - 1) // 2 * self.num_components
         )
 
@@ -219,7 +133,7 @@ class ResidualMixture:
 
     def mean_of(self, codes: Tensor) -> Tensor:
         """Sums the means that codes (n, l) select; shape (n, D)."""
-        return _sum_rows(self.loc, codes)
+        return sum_selected(self.loc, codes)
 
     def sample_codes(self, count: int) -> Tensor:
         """Draws codes (n, L), layer by layer."""
@@ -480,16 +394,6 @@ class ResidualMixture:
         for logits in self.columns.logits(codes):
             values.append(logits.argmax(-1, keepdim=True).to(self.loc))
         return torch.cat(values, -1)
-
-
-def _rows_of(codes: Tensor, num_components: int) -> Tensor:
-    """Rows that codes (n, l) select of tables stacked layer by layer."""
-    return codes + num_components * torch.arange(codes.shape[-1], device=codes.device)
-
-
-def _sum_rows(table: Tensor, codes: Tensor) -> Tensor:
-    """Sums over layers what codes (n, l) select of a table (L, K, *): shape (n, *)."""
-    return sum_rows(table.reshape(-1, table.shape[-1]), _rows_of(codes, table.shape[1]))
 
 
 def take_entries(t: Tensor, parent: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from ..validation import is_traced
+from ..core.checks import is_traced
 
 
 def log_normalize(logits: Tensor, smoothing: float) -> Tensor:
@@ -109,3 +109,13 @@ def sum_rows_of_layers(table: Tensor, rows: list[Tensor]) -> tuple[Tensor, ...]:
     starts = sizes.cumsum(0) - sizes
     flat = torch.cat([part.flatten() for part in rows])
     return embedding_bag(flat, table, starts, mode="sum").split([len(part) for part in rows])
+
+
+def stacked_rows(codes: Tensor, num_components: int) -> Tensor:
+    """Rows that codes (n, l) select of tables stacked layer by layer."""
+    return codes + num_components * torch.arange(codes.shape[-1], device=codes.device)
+
+
+def sum_selected(table: Tensor, codes: Tensor) -> Tensor:
+    """Sums over layers what codes (n, l) select of a table (L, K, *): shape (n, *)."""
+    return sum_rows(table.reshape(-1, table.shape[-1]), stacked_rows(codes, table.shape[1]))

@@ -11,9 +11,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core import Batch, DistributionModule, split_batch
-from ..support import mixed_columns, real_or_missing_vector
-from ..validation import (
+from ..core.batch import Batch, split_batch
+from ..core.checks import (
     check_choice,
     check_count,
     check_floor,
@@ -22,10 +21,13 @@ from ..validation import (
     check_value,
     is_traced,
 )
+from ..core.constraints import mixed_columns, real_or_missing_vector
+from ..core.module import DistributionModule
 from .conditioned import Settings, condition_on
 from .initialization import initial_parameters
-from .law import Columns, ResidualMixture, Rows
+from .law import ResidualMixture
 from .links import log_normalize
+from .rows import Columns, Rows
 from .stages import (
     STAGES,
     em_loss,

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from ..evidence import LinearEvidence
+from ..evidence.linear import LinearEvidence
+from .evidence_score import LinearPotential
 from .law import ResidualMixture, take_entries
-from .potential import LinearPotential
 
 # Populations that are grown independently; their spread is the error of what they estimate.
 ISLANDS = 8

@@ -30,9 +30,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..mixtures.density import LOG_2PI, component_log_prob, log_sum_exp
-from .law import ResidualMixture, Rows, pick_value
+from ..numerics.diagonal_density import LOG_2PI, component_log_prob, log_sum_exp
+from .law import ResidualMixture
 from .links import sum_rows, sum_rows_of_layers
+from .rows import Rows, pick_value
 
 STAGES = ("em", "real", "latents", "joint", "likelihood", "proposal")
 

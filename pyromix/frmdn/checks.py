@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from ..validation import check_tensor, is_traced
+from ..core.checks import check_tensor, is_traced
 
 
 def within(lengths: Tensor, num_steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..flow import FlowLaw
+from ..flows.law import FlowLaw
 from .recurrence import Memory
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..core.networks import make_network
 from ..mixtures import MixtureOfLowRankPrecisionNormals, MixtureOfNormals
+from ..mixtures.clusters import Clusters
 from ..mixtures.finite import FiniteMixture
-from ..mixtures.initialization import Clusters
-from ..networks import make_network
 
 POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus, "exp": torch.exp}
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..standardize import Standardize
-from ..validation import check_tensor
+from ..core.checks import check_tensor
+from ..core.networks import Standardize
 from .checks import check_finite, check_row, common_shape, within
 from .recurrence import Recurrence
 

@@ -12,8 +12,8 @@ from torch.distributions import Distribution, biject_to, constraints, transform_
 from torch.distributions.transforms import identity_transform
 from torch.types import _size
 
-from ..flow import FlowLaw
-from ..validation import check_expandable, check_value, check_value_shape
+from ..core.checks import check_expandable, check_value, check_value_shape
+from ..flows.law import FlowLaw
 from .checks import within
 from .generation import generate
 

@@ -11,26 +11,14 @@ from torch import Size, Tensor, nn
 from torch.distributions import AffineTransform, constraints
 from torch.types import _size
 
-from ..core import Batch, DistributionModule, check_paired, split_batch
-from ..flow import FlowLaw
-from ..mixtures.initialization import find_clusters
-from ..networks import check_widths
-from ..plain import as_transform_module, flatten_transforms
-from ..standardize import Standardize
-from ..validation import (
-    check_choice,
-    check_count,
-    check_floor,
-    check_positive_int,
-    check_tensor,
-)
-from .checks import (
-    check_finite,
-    check_lengths,
-    check_row,
-    common_shape,
-    within,
-)
+from ..core.batch import Batch, check_paired, split_batch
+from ..core.checks import check_choice, check_count, check_floor, check_positive_int, check_tensor
+from ..core.module import DistributionModule
+from ..core.networks import Standardize, check_widths
+from ..flows.law import FlowLaw
+from ..flows.wrapping import as_transform_module, flatten_transforms
+from ..mixtures.clusters import find_clusters
+from .checks import check_finite, check_lengths, check_row, common_shape, within
 from .generation import continue_prefix
 from .head import POSITIVE, MixtureHead
 from .inputs import Inputs

@@ -3,5 +3,6 @@
 __all__ = ["InfeasibleError", "MaximumEntropy", "MaximumEntropyResult", "spline_flow"]
 
 from .flows import spline_flow
-from .problem import InfeasibleError, MaximumEntropy
+from .problem import MaximumEntropy
 from .result import MaximumEntropyResult
+from .search import InfeasibleError

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Size, Tensor
 
-from ..validation import check_choice
+from ..core.checks import check_choice
 
 Gradient = Literal["auto", "pathwise", "stratified"]
 

@@ -9,11 +9,11 @@ import pyro.distributions.transforms as transforms
 import torch
 from torch.distributions import biject_to, constraints
 
-from ..flow import Flow
+from ..core.checks import check_count, check_positive_int
+from ..flows.flow import Flow
+from ..flows.near_identity import near_identity
 from ..mixtures import GaussianMixture, RelaxedGaussianMixture
 from ..mixtures.learnable import Covariance
-from ..near_identity import near_identity
-from ..validation import check_count, check_positive_int
 
 
 def spline_flow(

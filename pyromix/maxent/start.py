@@ -10,8 +10,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, biject_to
 
-from ..core import DistributionModule
-from ..training import adam
+from ..core.module import DistributionModule
+from ..training.fit import adam
 from .draws import Sampler
 
 NUM_DRAWS = 4096

@@ -10,7 +10,7 @@ __all__ = ["coverage", "crps", "energy_score", "pit"]
 import torch
 from torch import Generator, Tensor
 
-from ..validation import check_tensor
+from ..core.checks import check_tensor
 
 
 def crps(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Tensor:

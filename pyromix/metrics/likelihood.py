@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..validation import check_positive_int, check_tensor
+from ..core.checks import check_positive_int, check_tensor
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:

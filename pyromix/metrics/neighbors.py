@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..validation import check_positive_int
+from ..core.checks import check_positive_int
 
 # Up to this many columns, direct differences cost no more than twice the matrix product.
 _DIRECT_DIM = 16

@@ -13,12 +13,12 @@ __all__ = [
     "fit_em",
 ]
 
-from .conditioned import ConditionedMixture
-from .dense import MixtureOfMultivariateNormals
-from .em import fit_em
+from ..conditioning.mixture import ConditionedMixture
+from ..conditioning.union import UnionOfConditioned
+from .diagonal import MixtureOfNormals
+from .em.fit_em import fit_em
+from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
-from .normal import MixtureOfNormals
-from .precision import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
+from .low_rank import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture
-from .union import UnionOfConditioned

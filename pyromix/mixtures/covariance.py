@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from .dense import MixtureOfMultivariateNormals
+from ..numerics.low_rank import capacitance_tril, log_det, marginal_variance
+from .diagonal import MixtureOfNormals
 from .finite import FiniteMixture
-from .normal import MixtureOfNormals
-from .precision import MixtureOfLowRankPrecisionNormals, capacitance_tril, marginal_variance
+from .full import MixtureOfMultivariateNormals
+from .low_rank import MixtureOfLowRankPrecisionNormals
 
 # Estimates are kept above the floor by at least this share of it: at the floor itself the
 # unconstrained parameter would be minus infinity.
@@ -297,8 +298,7 @@ class LowRankPrecision(CovarianceStructure):
         diag, factor = self._precision(raw)
         trace = (diag * second.diagonal(dim1=-2, dim2=-1)).sum(-1)
         trace = trace + ((second @ factor) * factor).sum((-2, -1))
-        half_log_det = capacitance_tril(diag, factor).diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return diag.log().sum(-1) + 2 * half_log_det - trace
+        return log_det(diag, capacitance_tril(diag, factor)) - trace
 
     def _denoised(self, current: Mapping[str, Tensor], second: Tensor) -> dict[str, Tensor]:
         """Improved by the second moments that y = x - e is expected to have, given x."""

@@ -1,6 +1,6 @@
 """What all finite mixtures have in common, whatever their components are."""
 
-__all__ = ["FiniteMixture", "by_pattern", "stack_observed"]
+__all__ = ["FiniteMixture", "by_pattern"]
 
 import numbers
 from abc import abstractmethod
@@ -14,8 +14,8 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.quasirandom import SobolEngine
 from torch.types import _size
 
-from ..evidence import Evidence
-from ..validation import (
+from ..conditioning.mixture import condition_on
+from ..core.checks import (
     as_int,
     check_expandable,
     check_positive_int,
@@ -23,8 +23,9 @@ from ..validation import (
     check_value,
     is_traced,
 )
-from .density import log_sum_exp
-from .layout import flat_index
+from ..evidence.pieces import Evidence
+from ..numerics.batches import flat_index, stack_observed
+from ..numerics.diagonal_density import log_sum_exp
 
 
 class FiniteMixture(TorchDistribution):
@@ -261,8 +262,6 @@ class FiniteMixture(TorchDistribution):
                 evidence contradicts itself.
         """
         if given and all(isinstance(piece, Evidence) for piece in given):
-            from .conditioned import condition_on
-
             return condition_on(self, given)
         if len(given) != 1:
             raise ValueError(
@@ -421,21 +420,6 @@ class FiniteMixture(TorchDistribution):
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
-
-
-def stack_observed(values: Sequence[Tensor]) -> Tensor:
-    """Stacks observed values, one tensor per coordinate: shape (*N, number of coordinates).
-
-    Raises:
-        ValueError: If their shapes do not broadcast.
-    """
-    try:
-        return torch.stack(torch.broadcast_tensors(*values), -1)
-    except RuntimeError:
-        raise ValueError(
-            f"Expected observed values whose shapes broadcast, got "
-            f"{[tuple(v.shape) for v in values]}."
-        ) from None
 
 
 def _spread_noise(count: int, shape: Size, like: Tensor) -> Tensor:

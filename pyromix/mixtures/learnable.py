@@ -12,10 +12,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core import Batch, DistributionModule, check_paired, split_batch
-from ..evidence import Evidence
-from ..support import real_or_missing_vector
-from ..validation import (
+from ..core.batch import Batch, check_paired, split_batch
+from ..core.checks import (
     check_count,
     check_floor,
     check_positive_int,
@@ -23,9 +21,12 @@ from ..validation import (
     check_value,
     is_traced,
 )
+from ..core.constraints import real_or_missing_vector
+from ..core.module import DistributionModule
+from ..evidence.pieces import Evidence
+from .clusters import find_clusters
 from .covariance import Moments, make_structure
 from .finite import FiniteMixture
-from .initialization import find_clusters
 
 Covariance = Literal["diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"]
 Missing = Literal["error", "marginalize"]

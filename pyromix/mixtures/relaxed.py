@@ -15,17 +15,17 @@ from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 from torch.types import _size
 
-from ..registry import register
-from ..validation import (
+from ..core.checks import (
     check_expandable,
     check_positive_int,
     check_tensor,
     check_value,
     is_traced,
 )
-from .density import LOG_2PI
-from .layout import common_batch_shape
-from .normal import MixtureOfNormals
+from ..core.registry import register
+from ..numerics.batches import common_batch_shape
+from ..numerics.diagonal_density import LOG_2PI
+from .diagonal import MixtureOfNormals
 
 # Weights below exp(-10^4) are zero at every temperature that makes sense; this one is finite.
 LOWEST_LOG_WEIGHT = -1e4

@@ -11,8 +11,9 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core import Batch, DistributionModule
-from ..validation import check_choice, check_positive_int
+from ..core.batch import Batch
+from ..core.checks import check_choice, check_positive_int
+from ..core.module import DistributionModule
 from .learnable import GaussianMixture
 from .relaxed import RelaxedMixtureOfNormals, inner_points
 

@@ -10,9 +10,9 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..networks import make_network
-from ..registry import register
-from ..validation import check_positive_int, check_tensor, is_traced
+from ..core.checks import check_positive_int, check_tensor, is_traced
+from ..core.networks import make_network
+from ..core.registry import register
 from .fold import Folding, check_hidden_dims, neutral_raw
 from .partition import Partition
 from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces

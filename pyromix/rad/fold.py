@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..branching import BranchingTransform, Frame
-from ..networks import check_widths, make_network
-from ..registry import register
-from ..validation import is_traced
+from ..core.checks import is_traced
+from ..core.networks import check_widths, make_network
+from ..core.registry import register
+from ..flows.branching import BranchingTransform, Frame
 from .pieces import MAX_HALF_WIDTH, NUM_PARAMETERS, NUM_SCORES, FreeScores, Mapped, Pieces
 
 INITIAL_HALF_WIDTH = 0.7  # over the square root of the dimension

@@ -9,10 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import AffineTransform, Distribution
 
-from ..core import Batch, DistributionModule, split_batch
-from ..flow import Flow
-from ..standardize import location_and_scale
-from ..validation import check_positive_int, check_tensor
+from ..core.batch import Batch, split_batch
+from ..core.checks import check_positive_int, check_tensor
+from ..core.module import DistributionModule
+from ..core.networks import location_and_scale
+from ..flows.flow import Flow
 from .coupling import ConditionalFoldingCoupling, FoldingCoupling
 
 Partitions = str | Sequence[Sequence[int]]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..validation import as_int
+from ..core.checks import as_int
 
 
 class Partition(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from pyromix import FRMDN
-from pyromix.branching import BranchingTransform
+from pyromix.flows.branching import BranchingTransform
 
 MAX_COLUMN = 100.0
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyromix import Flow, Fold, GaussianMixture, MaximumEntropy, MixtureOfNormals
-from pyromix.core import DistributionModule
+from pyromix.core.module import DistributionModule
 from pyromix.maxent import spline_flow
-from pyromix.training import NonFiniteLossError
+from pyromix.training.trainer import NonFiniteLossError
 
 
 def moments(x):

@@ -9,7 +9,7 @@ from pyro.infer import MCMC, NUTS
 from torch.distributions import MultivariateNormal
 
 from pyromix import GaussianMixture
-from pyromix.evidence import (
+from pyromix.evidence.pieces import (
     AnyOf,
     Box,
     GaussianPrior,

@@ -248,7 +248,7 @@ def test_unknown_gradients_are_an_error(evidence, frozen):
 
 
 def test_an_estimated_union_has_no_gradient(monkeypatch):
-    monkeypatch.setattr("pyromix.mixtures.union.MAX_INTERSECTIONS", 0)
+    monkeypatch.setattr("pyromix.conditioning.union.MAX_INTERSECTIONS", 0)
     law = diagonal(*parameters()).condition(AnyOf(Box(-1.0, 1.0), Box(0.0, 2.0)))
     with pytest.raises(NotImplementedError, match="no gradient"):
         law.log_evidence()[0].backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyromix import MixtureOfNormals
-from pyromix.mixtures import density
+from pyromix.numerics import diagonal_density as density
 
 LOG_2PI = math.log(2 * math.pi)
 

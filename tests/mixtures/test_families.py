@@ -88,8 +88,8 @@ def test_blocks_do_not_show(make, kept, monkeypatch):
     leaves = [t.requires_grad_() for t in tensors if t.numel()]
     x = torch.randn(50, 4)
     whole = torch.autograd.grad(mixture.log_prob(x).sum(), leaves)
-    monkeypatch.setattr("pyromix.mixtures.dense.BLOCK_NUMBERS", 100)
-    monkeypatch.setattr("pyromix.mixtures.dense.KEPT_NUMBERS", kept)
+    monkeypatch.setattr("pyromix.mixtures.full.BLOCK_NUMBERS", 100)
+    monkeypatch.setattr("pyromix.mixtures.full.KEPT_NUMBERS", kept)
     parts = torch.autograd.grad(mixture.log_prob(x).sum(), leaves)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b)
@@ -111,7 +111,7 @@ def test_inverse_factors_are_as_good_as_solving(condition, monkeypatch):
         return [log_prob.detach(), *torch.autograd.grad(log_prob.sum(), leaves)]
 
     by_products = outcome(torch.float32)
-    monkeypatch.setattr("pyromix.mixtures.dense.POINTS_PER_DIM", math.inf)
+    monkeypatch.setattr("pyromix.mixtures.full.POINTS_PER_DIM", math.inf)
     by_solving, exact = outcome(torch.float32), outcome(torch.float64)
     for product, solution, truth in zip(by_products, by_solving, exact, strict=True):
         assert (product - truth).norm() < 3 * (solution - truth).norm() + 1e-6 * truth.norm()
@@ -220,7 +220,7 @@ def test_values_missing_after_all_in_a_batch(make, own):
 
 @families
 def test_large_draws_are_grouped(make, monkeypatch):
-    monkeypatch.setattr("pyromix.mixtures.dense.GATHERED_NUMBERS", 0)
+    monkeypatch.setattr("pyromix.mixtures.full.GATHERED_NUMBERS", 0)
     mixture = make()
     x = mixture.sample((40_000,))
     error = mixture.variance.sqrt() / 200

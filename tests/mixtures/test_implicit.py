@@ -7,8 +7,8 @@ import torch
 from torch.distributions import Normal
 
 from pyromix import MixtureOfNormals
-from pyromix.mixtures import implicit
-from pyromix.mixtures.implicit import reparameterize
+from pyromix.numerics import implicit_diagonal as implicit
+from pyromix.numerics.implicit_diagonal import reparameterize
 
 
 def _parameters(k, dim, separation=1.0, scale=1.0):

@@ -9,7 +9,7 @@ from pyromix import (
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
 )
-from pyromix.mixtures import implicit_correlated
+from pyromix.numerics import implicit_correlated
 
 
 def full(k=3, dim=4, batch=(), tied=False):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyromix import GaussianMixture, MixtureOfNormals, fit, load, save
+from pyromix.mixtures.clusters import find_clusters
 from pyromix.mixtures.covariance import STRUCTURES, Moments
-from pyromix.mixtures.initialization import find_clusters
 
 
 @pytest.mark.parametrize(

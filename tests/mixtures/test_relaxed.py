@@ -26,7 +26,7 @@ from torch.distributions import Normal
 
 from pyromix import MixtureOfNormals, RelaxedMixtureOfNormals
 from pyromix.mixtures.relaxed import inner_points
-from pyromix.testing import goodness_of_fit
+from pyromix.testing.cases import goodness_of_fit
 
 LINE = torch.linspace(-3, 3, 41, dtype=torch.float64).unsqueeze(-1)
 

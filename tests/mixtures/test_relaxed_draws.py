@@ -21,7 +21,7 @@ from relaxed_reference import (
 )
 
 from pyromix.mixtures.relaxed import inner_points
-from pyromix.testing import goodness_of_fit
+from pyromix.testing.cases import goodness_of_fit
 
 # ---- draws ------------------------------------------------------------------------------------
 

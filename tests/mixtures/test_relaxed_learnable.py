@@ -18,7 +18,7 @@ from pyromix import (
     load,
     save,
 )
-from pyromix.core import DistributionModule
+from pyromix.core.module import DistributionModule
 from pyromix.mixtures.relaxed import inner_points
 
 TRUTH = MixtureOfNormals(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pyromix.mixtures.truncated import TruncatedNormals
-from pyromix.mixtures.truncated.interval import interval_moments, log_interval_probability
+from pyromix.conditioning.truncated import TruncatedNormals
+from pyromix.conditioning.truncated.interval import interval_moments, log_interval_probability
 
 INF = math.inf
 STANDARD_ERRORS = 4.5

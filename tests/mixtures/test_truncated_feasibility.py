@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from pyromix.mixtures.truncated import feasible_point
+from pyromix.conditioning.truncated import feasible_point
 
 INF = math.inf
 BOX_AND_SUM = torch.cat([torch.eye(3), torch.ones(1, 3)]).double()

@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from pyromix.mixtures.truncated.interval import (
+from pyromix.conditioning.truncated.interval import (
     draw_from_interval,
     interval_moments,
     log_interval_probability,

@@ -18,8 +18,8 @@ from pyromix import (
     LinearInequality,
     Observed,
 )
+from pyromix.conditioning import union as union_module
 from pyromix.mixtures import ConditionedMixture, UnionOfConditioned
-from pyromix.mixtures import union as union_module
 
 INF = math.inf
 

@@ -1,6 +1,5 @@
-"""Normals restricted to polytopes: normalisers, draws and feasibility."""
+"""The module `pyromix.conditioning.truncated` under its earlier name."""
 
 __all__ = ["ConflictError", "TruncatedNormals", "feasible_point"]
 
-from .feasibility import ConflictError, feasible_point
-from .normals import TruncatedNormals
+from ...conditioning.truncated import ConflictError, TruncatedNormals, feasible_point

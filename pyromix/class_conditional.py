@@ -1,0 +1,236 @@
+"""A conditional model of every class, and the classes' probabilities, as one distribution."""
+
+__all__ = ["ClassConditional", "class_conditional"]
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Categorical, Distribution, constraints
+from torch.types import _size
+
+from .core.batch import Batch, split_batch
+from .core.checks import check_positive_int, check_tensor, check_value, is_traced
+from .core.module import DistributionModule
+
+
+def class_conditional(
+    model: DistributionModule,
+    num_classes: int,
+    *,
+    prior: Tensor | None = None,
+    contexts: Tensor | None = None,
+) -> "ClassConditional":
+    r"""The law of x if its class is not known, from a model of x given the class.
+
+    .. math:: p(x) = \sum_{y=1}^C p(y) \, p(x \mid y)
+
+    Args:
+        model: A conditional model, such as ``FRMDN(..., static_dim=C)``,
+            ``GaussianMixture(..., context_dim=C)``, ``RAD(..., context_dim=C)``, or a `Flow` with
+            a conditional base or conditional transforms.
+        num_classes: Number of classes C.
+        prior: Probabilities of the classes, shape (C,); by default all are equal.
+        contexts: What `model.condition` is given for each class, shape (C, ...); by default the
+            rows of the identity matrix, which are labels as one-hot vectors.
+
+    Returns:
+        A distribution over x that classifies, too. It shares the model's parameters: train either
+        of the two.
+
+    Raises:
+        ValueError: If the model takes no context, or an argument does not fit.
+
+    Example:
+        >>> from pyromix import GaussianMixture, fit
+        >>> _ = torch.manual_seed(0)
+        >>> labels = torch.randint(2, (500,))
+        >>> points = torch.randn(500, 1) + 6.0 * labels.unsqueeze(-1)
+        >>> law = class_conditional(GaussianMixture(1, 1, context_dim=2), num_classes=2)
+        >>> history = fit(law, (points, labels), steps=200, lr=0.02, progress_bar=False)
+        >>> law.classify(torch.tensor([[-1.0], [7.0]]))
+        tensor([0, 1])
+    """
+    return ClassConditional(model, num_classes, prior=prior, contexts=contexts)
+
+
+class ClassConditional(DistributionModule):
+    """A mixture over classes of the laws that a conditional model gives; see `class_conditional`.
+
+    Args:
+        model: The model of x given the class.
+        num_classes: Number of classes C.
+        prior: Probabilities of the classes, shape (C,).
+        contexts: Context of each class, shape (C, ...).
+        validate_args: Whether to check the values that are scored.
+
+    Raises:
+        ValueError: If the model takes no context, or an argument does not fit.
+    """
+
+    prior: Tensor
+    contexts: Tensor
+
+    def __init__(
+        self,
+        model: DistributionModule,
+        num_classes: int,
+        prior: Tensor | None = None,
+        contexts: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        count = check_positive_int("num_classes", num_classes)
+        if not isinstance(model, DistributionModule) or not model.conditional:
+            raise ValueError(
+                f"Expected a model that takes a context, got {type(model).__name__}"
+                f"{'' if isinstance(model, DistributionModule) else ', which is no model'}. Build "
+                f"it with static_dim or context_dim, or with conditional transforms."
+            )
+        like = next(model.parameters())
+        prior = like.new_full((count,), 1 / count) if prior is None else prior
+        contexts = torch.eye(count).to(like) if contexts is None else contexts
+        prior = check_tensor("prior", prior, like=like)
+        contexts = check_tensor("contexts", contexts, like=like)
+        total = prior.sum().item()
+        if prior.shape != (count,) or bool((prior < 0).any()) or not abs(total - 1) < 1e-4:
+            raise ValueError(
+                f"Expected a prior of {count} probabilities that sum to 1, got shape "
+                f"{tuple(prior.shape)}, sum {total:g}."
+            )
+        if contexts.dim() < 2 or len(contexts) != count:
+            raise ValueError(
+                f"Expected contexts of shape ({count}, ...), one for each class, got "
+                f"{tuple(contexts.shape)}."
+            )
+        law = model.condition(contexts)  # says what does not fit
+        if law.batch_shape != (count,):
+            raise ValueError(
+                f"Expected a model that gives one law for each of {count} contexts, got batch "
+                f"shape {tuple(law.batch_shape)}."
+            )
+        super().__init__(event_shape=law.event_shape, validate_args=validate_args)
+        self.model, self.num_classes = model, count
+        self.register_buffer("prior", prior.detach().clone())
+        self.register_buffer("contexts", contexts.detach().clone())
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the model's laws have theirs."""
+        support = self.model.support
+        if support is None:
+            return constraints.independent(constraints.real, len(self.event_shape))
+        return support
+
+    def condition(self, label: Any) -> Distribution:
+        r"""The law of x given its class.
+
+        Args:
+            label: An integer, or a tensor of integers of shape (\*B), from 0 to C - 1.
+
+        Returns:
+            What the model gives, of batch shape B.
+        """
+        return self.model.condition(self._contexts_of(label))
+
+    def class_log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density given every class.
+
+        Args:
+            value: Shape ``(*S, *event_shape)``.
+
+        Returns:
+            Tensor :math:`\log p(x \mid y)` of shape (\*S, C).
+        """
+        value = check_value(self, value, like=self.contexts)
+        event_dim = len(self.event_shape)
+        leading = value.shape[: value.dim() - event_dim]
+        # Expanded: not every transform broadcasts values with a context.
+        wide = value.unsqueeze(-1 - event_dim).expand(
+            *leading, self.num_classes, *self.event_shape
+        )
+        return self.model.condition(self.contexts).log_prob(wide)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density, the class summed out; shape (\*S) for values ``(*S, *event_shape)``."""
+        return (self.class_log_prob(value) + self.prior.log()).logsumexp(-1)
+
+    def responsibilities(self, value: Tensor) -> Tensor:
+        r"""Probability of every class given values, p(y|x): shape (\*S, C)."""
+        return (self.class_log_prob(value) + self.prior.log()).softmax(-1)
+
+    def classify(self, value: Tensor) -> Tensor:
+        r"""The most probable class of values: integers of shape (\*S)."""
+        with torch.no_grad():
+            return (self.class_log_prob(value) + self.prior.log()).argmax(-1)
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws without a graph, each of a class drawn from the prior: ``(*S, *event_shape)``."""
+        with torch.no_grad():
+            label = Categorical(self.prior).sample(Size(sample_shape))
+            return self.condition(label).sample()
+
+    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+        """Raises an error: classes jump.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "A law over classes has no pathwise gradients, as classes jump: draw with sample(), "
+            "or from condition(label)."
+        )
+
+    def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
+        r"""What training minimises: the model's loss given the labels, minus :math:`\log p(y)`.
+
+        Args:
+            batch: Values ``(N, *event_shape)`` and integer labels (N,); or values alone, of which
+                the class is summed out.
+            progress: How far training has come.
+        """
+        value, label = split_batch(batch)
+        if label is None:
+            return super().loss(batch, progress)
+        contexts = self._contexts_of(label)
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        if label.shape != leading:
+            raise ValueError(
+                f"Expected one integer label for each value, of shape {tuple(leading)}, got shape "
+                f"{tuple(label.shape)}."
+            )
+        loss = self.model.loss((value, contexts), progress)
+        return loss - self.prior.log()[label.long()].mean()
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data; a prior is part of the state."""
+        return {name: value for name, value in super().config().items() if name != "prior"}
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the model follows a schedule."""
+        return self.model.scheduled
+
+    def anneal(self, progress: float) -> None:
+        """Hands on to the model how far training has come."""
+        self.model.anneal(progress)
+
+    def initialize(self, data: Batch) -> None:
+        """Initialises the model, if there are labels: it needs contexts."""
+        value, label = split_batch(data)
+        super().initialize(data)
+        if label is not None and not self.model.initialized:
+            self.model.initialize((value, self._contexts_of(label)))
+
+    def _contexts_of(self, label: Any) -> Tensor:
+        """Contexts of labels, which are checked."""
+        label = torch.as_tensor(label, device=self.contexts.device)
+        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+            raise ValueError(f"Expected integer labels of classes, got {label.dtype}.")
+        if not is_traced() and label.numel():
+            low, high = (int(t) for t in label.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"Expected labels from 0 to {self.num_classes - 1}, got labels from {low} to "
+                    f"{high}."
+                )
+        return self.contexts[label.long()]

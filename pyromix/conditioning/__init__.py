@@ -1,0 +1,6 @@
+"""Laws given evidence."""
+
+__all__ = ["ConditionedMixture", "UnionOfConditioned"]
+
+from .mixture import ConditionedMixture
+from .union import UnionOfConditioned

@@ -1,0 +1,60 @@
+"""Normals given linear observations, exact and noisy, in terms of factors of covariances."""
+
+__all__ = ["observe", "solve"]
+
+import torch
+from torch import Tensor
+
+from ..numerics.triangular import log_scale
+
+DEPENDENT = "Expected equations that are independent of each other and of observed values."
+
+
+def solve(loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normals N(loc, F F^T) given y = A x exactly.
+
+    Args:
+        loc: Means, shape (*B, K, D).
+        factor: Factors, shape (*own, K, D, Q), whose batch shape expands to B.
+        matrix: A, shape (m, D).
+        y: Shape (*B, m).
+
+    Returns:
+        Means and factors given y, of Q - m columns, and the log-density of y, shape (*B, K).
+    """
+    # The sources are rotated such that y determines the first m, and the rest are free.
+    seen = matrix @ factor  # (*own, K, m, Q)
+    count = len(matrix)
+    if count > seen.shape[-1]:
+        raise ValueError(DEPENDENT)
+    first, r = torch.linalg.qr(seen.mT)  # (*own, K, Q, m), (*own, K, m, m)
+    tril = r.mT
+    if bool((tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()):
+        raise ValueError(DEPENDENT)
+    # A complete decomposition has no gradient; any basis of the rest, projected, has one.
+    rest = torch.linalg.qr(first.detach(), mode="complete").Q[..., count:]
+    rest = rest - first @ (first.mT @ rest)
+    gram = torch.linalg.cholesky(rest.mT @ rest)
+    rest = torch.linalg.solve_triangular(gram.mT, rest, upper=True, left=False)
+    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
+    z = torch.linalg.solve_triangular(tril, residual, upper=False)
+    log_prob = -0.5 * z.square().sum((-2, -1)) - log_scale(tril)
+    return loc + (factor @ (first @ z)).squeeze(-1), factor @ rest, log_prob
+
+
+def observe(
+    loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same given y = A x + noise, of covariance (m, m); factors keep Q columns."""
+    seen = matrix @ factor  # (*own, K, m, Q)
+    tril = torch.linalg.cholesky(seen @ seen.mT + noise)
+    residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
+    z = torch.linalg.solve_triangular(tril, residual, upper=False)
+    log_prob = -0.5 * z.square().sum((-2, -1)) - log_scale(tril)
+    gain = torch.linalg.solve_triangular(tril.mT, z, upper=True)
+    loc = loc + (factor @ (seen.mT @ gain)).squeeze(-1)
+    # In terms of the sources the posterior precision is I + G^T R^-1 G.
+    scaled = torch.linalg.solve_triangular(torch.linalg.cholesky(noise), seen, upper=False)
+    identity = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device)
+    inner = torch.linalg.cholesky(identity + scaled.mT @ scaled)
+    return loc, torch.linalg.solve_triangular(inner.mT, factor, upper=True, left=False), log_prob

@@ -1,0 +1,6 @@
+"""What every model is made of: the base class, batches, checks, constraints and the registry."""
+
+__all__ = ["Batch", "DistributionModule", "check_paired", "split_batch"]
+
+from .batch import Batch, check_paired, split_batch
+from .module import DistributionModule

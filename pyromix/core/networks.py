@@ -1,0 +1,70 @@
+"""Dense networks, the standardisation of their inputs, and checks of their widths."""
+
+__all__ = ["Standardize", "check_widths", "location_and_scale", "make_network"]
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_positive_int
+
+
+def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """A dense network of rectified units."""
+    widths = [num_inputs, *hidden_dims]
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(widths):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+
+
+def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """The widths of hidden layers as a tuple.
+
+    Args:
+        name: What to call them in the error.
+        widths: Any number of positive integers.
+
+    Raises:
+        ValueError: If they are no sequence, or one is not a positive integer.
+    """
+    if not isinstance(widths, Sequence):
+        raise ValueError(
+            f"Expected {name} to be a sequence of widths, such as (64,), got {widths!r}."
+        )
+    return tuple(check_positive_int(f"every width in {name}", width) for width in widths)
+
+
+class Standardize(nn.Module):
+    r"""Subtracts a location and divides by a scale, coordinate by coordinate.
+
+    Args:
+        dim: Number of coordinates.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def forward(self, value: Tensor) -> Tensor:
+        r"""Standardises values (\*B, dim)."""
+        return (value - self.loc) / self.scale
+
+    @torch.no_grad()
+    def set_from(self, rows: Tensor) -> None:
+        """Takes location and scale of rows (N, dim)."""
+        loc, scale = location_and_scale(rows)
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+
+
+def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of rows (N, dim); a constant column keeps its unit."""
+    loc, scale = rows.mean(0), rows.std(0, correction=0)
+    return loc, torch.where(scale > 1e-6 * loc.abs(), scale, torch.ones_like(scale))

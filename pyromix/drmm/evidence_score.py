@@ -1,0 +1,163 @@
+r"""How well many normals agree with linear evidence, approximately and fast.
+
+For means m and standard deviations s,
+
+.. math:: \log \int N(x; m, \operatorname{diag} s^2) \, q(x) \, dx
+
+is exact for values, Gaussian priors and linear observations. Inequalities enter with the
+probability of each alone, given the rest, as if they were independent: exact for one, or a box on
+independent coordinates. It steers a search; weights are computed exactly afterwards.
+"""
+
+__all__ = ["LinearPotential"]
+
+import math
+
+import torch
+from torch import Size, Tensor
+
+from ..conditioning.truncated.interval import log_interval_probability
+from ..evidence.linear import LinearEvidence
+from ..numerics.diagonal_density import LOG_2PI, component_log_prob
+from ..numerics.triangular import inverse_tril
+
+# Added to the covariance of observations, relative to its largest variance: rows may be dependent.
+JITTER = 1e-9
+
+# Numbers in an intermediate result.
+CHUNK_NUMBERS = 2**23
+
+
+class LinearPotential:
+    r"""Linear evidence under normals with given standard deviations and any means.
+
+    Args:
+        known: What is known about D coordinates.
+        batch_shape: A shape that the evidence's expands to, of E entries.
+        scale: Standard deviations, shape (K, D), or (1, D) if all normals share them.
+        entries: Which of the entries to judge; all by default.
+
+    Attributes:
+        num_rows: Number of inequalities.
+    """
+
+    def __init__(
+        self,
+        known: LinearEvidence,
+        batch_shape: Size,
+        scale: Tensor,
+        entries: slice = slice(None),
+    ) -> None:
+        self._dtype = scale.dtype
+        variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
+        matrix, y, noise = _stack_observations(known, batch_shape)
+        self._count = len(matrix)
+        spread = matrix * variance  # (K, q, D)
+        covariance = spread @ matrix.mT + noise
+        self._inverse = covariance
+        if self._count:
+            largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1)
+            identity = torch.eye(self._count, dtype=torch.float64, device=scale.device)
+            jitter = (JITTER * largest).reshape(-1, 1, 1) * identity
+            self._inverse = inverse_tril(torch.linalg.cholesky(covariance + jitter))
+        log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
+        self._constant = -log_det - 0.5 * LOG_2PI * self._count
+        self._matrix, self._y = matrix, y[entries]
+        self.num_rows = known.num_rows
+        if self.num_rows:
+            rows, low, high = known.inequalities(batch_shape)
+            self._rows = rows
+            self._low, self._high = (t.reshape(-1, 1, len(rows))[entries] for t in (low, high))
+            whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
+            self._gain = whitened.mT @ self._inverse  # (K, p, q)
+            own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
+            left = own - whitened.square().sum(-2)
+            self._deviation = left.clamp(min=1e-12 * own.amax()).sqrt()
+
+    def observations(self, mean: Tensor, loc: Tensor) -> Tensor:
+        """Log-density of what was observed, for sums of means: shape (E, P, K).
+
+        Args:
+            mean: Shape (E, P, D).
+            loc: Means of components, which add to every one of those, shape (K, D).
+        """
+        shape = (*mean.shape[:2], len(loc))
+        if not self._count:
+            return mean.new_zeros(1, 1, 1).expand(shape)
+        residual = self._residual(mean).flatten(0, 1)  # (n, q)
+        seen = loc.double() @ self._matrix.mT  # (K, q)
+        if len(self._inverse) == 1:
+            inverse = self._inverse[0].mT
+            points, centres = (
+                (residual @ inverse).to(self._dtype),
+                (seen @ inverse).to(self._dtype),
+            )
+            constant = (self._constant + 0.5 * LOG_2PI * self._count).to(self._dtype)
+            scores = component_log_prob(points, centres, torch.ones_like(centres), constant)
+            return scores.reshape(shape)
+        inverse = self._inverse.to(self._dtype)
+        shift = (self._inverse @ seen.unsqueeze(-1)).to(self._dtype)  # (K, q, 1)
+        parts = []
+        for part in residual.to(self._dtype).split(max(1, CHUNK_NUMBERS // shift.numel())):
+            z = inverse @ part.mT - shift  # (K, q, n)
+            parts.append(z.square().sum(-2).mT)
+        return (self._constant.to(self._dtype) - 0.5 * torch.cat(parts)).reshape(shape)
+
+    def observations_of(self, mean: Tensor, index: Tensor) -> Tensor:
+        """The same for normals of their own: means (E, P, D), and which scale, (E, P)."""
+        if not self._count:
+            return mean.new_zeros(mean.shape[:-1])
+        residual = self._residual(mean).unsqueeze(-1)
+        z = self._of(self._inverse, index) @ residual
+        constant = self._of(self._constant, index)
+        return (constant - 0.5 * z.square().sum((-2, -1))).to(self._dtype)
+
+    def inequalities_of(
+        self, mean: Tensor, index: Tensor | None, *, rough: bool = False
+    ) -> Tensor:
+        """Log-probabilities of every inequality, given what was observed: (E, P, p).
+
+        Args:
+            mean: Means of normals, shape (E, P, D).
+            index: Which scale each has, shape (E, P); None for the first.
+            rough: Whether to treat the two sides of an interval as independent. That is several
+                times faster, right for intervals that are wide, and never far off.
+        """
+        index = mean.new_zeros(mean.shape[:-1], dtype=torch.long) if index is None else index
+        centre = mean.double() @ self._rows.mT
+        if self._count:
+            change = self._of(self._gain, index) @ self._residual(mean).unsqueeze(-1)
+            centre = centre + change.squeeze(-1)
+        deviation = self._of(self._deviation, index)
+        low, high = ((bound - centre) / deviation for bound in (self._low, self._high))
+        if rough:
+            low, high = low.to(self._dtype), high.to(self._dtype)
+            return torch.special.log_ndtr(-low) + torch.special.log_ndtr(high)
+        return log_interval_probability(low, high).to(self._dtype)
+
+    def _residual(self, mean: Tensor) -> Tensor:
+        """What the means leave of the observations, shape (E, P, q)."""
+        return self._y.unsqueeze(1) - mean.double() @ self._matrix.mT
+
+    def _of(self, t: Tensor, index: Tensor) -> Tensor:
+        """Entries (E, P, *T) of t (K, *T), or of t (1, *T) that all share."""
+        return t[0].expand(*index.shape, *t.shape[1:]) if len(t) == 1 else t[index]
+
+
+def _stack_observations(known: LinearEvidence, batch_shape: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """All that was observed as y = A x + noise: A (q, D), y (E, q), covariance (q, q)."""
+    entries, device = math.prod(batch_shape), known.device
+    identity = torch.eye(known.dim, dtype=torch.float64, device=device)
+    matrices, values, noises = [], [], []
+    for d, value in known.observed.items():
+        matrices.append(identity[d : d + 1])
+        values.append(value.unsqueeze(-1))
+        noises.append(identity.new_zeros(1, 1))
+    for matrix, y, noise in known.gaussian:
+        matrices.append(matrix)
+        values.append(y)
+        noises.append(noise)
+    if not matrices:
+        return identity[:0], identity.new_zeros(entries, 0), identity[:0, :0]
+    y = torch.cat([value.expand(*batch_shape, -1) for value in values], -1)
+    return torch.cat(matrices), y.reshape(entries, -1), torch.block_diag(*noises)

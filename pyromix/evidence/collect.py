@@ -1,0 +1,109 @@
+"""From pieces of evidence to linear statements, one set for every combination of alternatives."""
+
+__all__ = ["collect", "collect_branches"]
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from .linear import LinearEvidence
+from .pieces import AnyOf, Evidence, Number, Observed
+
+# Branches are conditioned on one by one.
+MAX_BRANCHES = 128
+
+
+def collect(
+    evidence: Iterable[Evidence | Mapping[int, Number]],
+    dim: int,
+    device: torch.device,
+    categories: Sequence[int] = (),
+) -> LinearEvidence:
+    """Puts all that is known together. A mapping is short for `Observed`.
+
+    Raises:
+        ValueError: If a piece is no evidence, or does not fit the dimension.
+    """
+    known = LinearEvidence(dim, device, tuple(categories))
+    for piece in evidence:
+        if isinstance(piece, Mapping):
+            piece = Observed(piece)
+        if not isinstance(piece, Evidence):
+            raise ValueError(
+                f"Expected pieces of evidence such as pyromix.Box(low, high), each an argument of "
+                f"its own, got {type(piece).__name__}."
+            )
+        piece.add_to(known)
+    return known
+
+
+def collect_branches(
+    evidence: Iterable[Evidence | Mapping[int, Number]],
+    dim: int,
+    device: torch.device,
+    categories: Sequence[int] = (),
+) -> list[LinearEvidence]:
+    """Puts all that is known together, once for every combination of alternatives.
+
+    Branches differ in their inequalities alone, and have the same batch shape. Those that lie
+    within another one, as their rows show, are left out, as the other one says the same.
+
+    Returns:
+        At least one branch; without `AnyOf` exactly one.
+
+    Raises:
+        ValueError: If a piece is no evidence or does not fit the dimension, or if there are too
+            many branches.
+    """
+    evidence = list(evidence)
+    unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
+    certain = (piece for piece in evidence if not isinstance(piece, AnyOf))
+    rest = collect(certain, dim, device, categories)
+    if 0 in rest.batch_shape:
+        raise ValueError(
+            f"Expected evidence for at least one law, got a batch of shape "
+            f"{tuple(rest.batch_shape)}."
+        )
+    if not unions:
+        return [rest]
+    counts = [len(union.alternatives) for union in unions]
+    if math.prod(counts) > MAX_BRANCHES:
+        raise ValueError(
+            f"Expected at most {MAX_BRANCHES} combinations of alternatives, got "
+            f"{' x '.join(map(str, counts))} = {math.prod(counts)}. Join alternatives where one "
+            f"box or inequality covers several, or split the question."
+        )
+    collected = [
+        [collect(pieces, dim, device) for pieces in union.alternatives] for union in unions
+    ]
+    branches = [rest.intersect(*chosen) for chosen in itertools.product(*collected)]
+    shapes = [rest.batch_shape, *(branch.batch_shape for branch in branches)]
+    try:
+        batch_shape = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(
+            f"Expected alternatives whose batch shapes broadcast, got "
+            f"{[tuple(shape) for shape in shapes]}."
+        ) from None
+    for branch in branches:
+        branch.low, branch.high = (
+            [bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds]
+            for bounds in (branch.low, branch.high)
+        )
+    kept: list[LinearEvidence] = []
+    for branch in branches:
+        if any(_lies_within(branch, other) for other in kept):
+            continue
+        kept = [other for other in kept if not _lies_within(other, branch)]
+        kept.append(branch)
+    return kept
+
+
+def _lies_within(inner: LinearEvidence, outer: LinearEvidence) -> bool:
+    """Whether the bounds of one branch imply those of another, row by row, in all the batch."""
+    both = inner.intersect(outer)
+    if both.matrix[0].shape != inner.matrix[0].shape:
+        return False  # the other one has rows of its own
+    return torch.equal(both.low[0], inner.low[0]) and torch.equal(both.high[0], inner.high[0])

@@ -1,0 +1,179 @@
+"""All that is known about a vector, as linear statements."""
+
+__all__ = ["LinearEvidence", "tightest_bounds"]
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Size, Tensor
+
+from ..core.checks import as_int
+
+
+@dataclass
+class LinearEvidence:
+    """All that is known about x of shape (D,), as linear statements in float64.
+
+    And about categorical columns that follow, as log-weights of their categories.
+    """
+
+    dim: int
+    device: torch.device
+    categories: tuple[int, ...] = ()
+    """Numbers of categories of the columns after the first D."""
+    observed: dict[int, Tensor] = field(default_factory=dict)
+    """Coordinate -> value of shape (*N,)."""
+    gaussian: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """(A, y, R): y = A x + noise, A (m, D), y (*N, m), noise covariance R (m, m), may be zero."""
+    matrix: list[Tensor] = field(default_factory=list)
+    """Rows (p, D) of inequalities low <= A x <= high."""
+    low: list[Tensor] = field(default_factory=list)
+    """Lower bounds, shape (*N, p)."""
+    high: list[Tensor] = field(default_factory=list)
+    """Upper bounds, shape (*N, p)."""
+    categorical: dict[int, Tensor] = field(default_factory=dict)
+    """Number of a categorical column, from zero -> log-weights of shape (*N, categories)."""
+
+    @property
+    def batch_shape(self) -> Size:
+        """The shape N that all pieces have together.
+
+        Raises:
+            ValueError: If their shapes do not broadcast.
+        """
+        shapes = [value.shape for value in self.observed.values()]
+        shapes += [y.shape[:-1] for _, y, _ in self.gaussian]
+        shapes += [bound.shape[:-1] for bound in (*self.low, *self.high)]
+        shapes += [weights.shape[:-1] for weights in self.categorical.values()]
+        try:
+            return torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            raise ValueError(
+                f"Expected evidence whose batch shapes broadcast, got "
+                f"{[tuple(shape) for shape in shapes]}."
+            ) from None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of inequalities."""
+        return sum(len(rows) for rows in self.matrix)
+
+    def inequalities(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        r"""All rows (p, D), and their bounds expanded to a batch shape, (\*B, p)."""
+        low, high = (
+            torch.cat([bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds], -1)
+            for bounds in (self.low, self.high)
+        )
+        return torch.cat(self.matrix), low, high
+
+    def intersect(self, *others: "LinearEvidence") -> "LinearEvidence":
+        """The same evidence within the inequalities of others, too, every row once.
+
+        The others' values and observations must be the same as this one's. Bounds of equal or
+        opposite rows are compared, so that there, in the batch, no rounding comes in between.
+        """
+        all_ = [known for known in (self, *others) if known.matrix]
+        if not all_:
+            return self
+        batch_shape = torch.broadcast_shapes(*(known.batch_shape for known in all_))
+        parts = [known.inequalities(batch_shape) for known in all_]
+        matrix = torch.cat([matrix for matrix, _, _ in parts])
+        low, high = (torch.cat([part[i] for part in parts], -1) for i in (1, 2))
+        first = (matrix != 0).int().argmax(-1, keepdim=True)
+        flipped = matrix.gather(-1, first).squeeze(-1) < 0
+        low, high = torch.where(flipped, -high, low), torch.where(flipped, -low, high)
+        matrix = torch.where(flipped.unsqueeze(-1), -matrix, matrix) + 0.0  # no negative zeros
+        rows, index = matrix.unique(dim=0, return_inverse=True)
+        low, high = tightest_bounds(low, high, index, len(rows))
+        return replace(self, matrix=[rows], low=[low], high=[high])
+
+    def categorical_column(self, index: object) -> int:
+        """The number, from zero, of the categorical column with an index.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        size = self.dim + len(self.categories)
+        d = as_int(index)
+        if d is None or not -size <= d < size or d % size < self.dim:
+            columns = (
+                f"columns {self.dim} to {size - 1}" if self.categories else "none, in this model"
+            )
+            raise ValueError(f"Expected a categorical column ({columns}), got {index!r}.")
+        return d % size - self.dim
+
+    def weigh(self, column: int, log_weights: Tensor) -> None:
+        """Multiplies the categories of a column, counted from zero, by weights."""
+        present = self.categorical.get(column)
+        try:
+            self.categorical[column] = log_weights if present is None else present + log_weights
+        except RuntimeError:
+            raise ValueError(
+                f"Expected evidence about column {self.dim + column} whose batch shapes "
+                f"broadcast, got {tuple(present.shape[:-1]) if present is not None else ()} and "
+                f"{tuple(log_weights.shape[:-1])}."
+            ) from None
+
+    def tensor(self, value: object, what: str) -> Tensor:
+        """A value as a float64 tensor of its own on the right device; infinities are left in."""
+        try:
+            tensor = torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"Expected {what} to be numbers or a tensor, got {type(value).__name__}."
+            ) from None
+        if bool(tensor.isnan().any()):
+            raise ValueError(
+                f"Expected {what} without NaN, got {int(tensor.isnan().sum())} NaN among "
+                f"{tensor.numel()} entries. What is not known is left out; rows with gaps of "
+                f"their own are filled in by the model's impute."
+            )
+        return tensor
+
+    def vector(self, value: object, what: str) -> Tensor:
+        """A value as a tensor of shape (*N, D)."""
+        tensor = self.tensor(value, what)
+        if tensor.dim() == 0:
+            return tensor.expand(self.dim)
+        if tensor.shape[-1] != self.dim:
+            raise ValueError(
+                f"Expected {what} of shape (*N, {self.dim}), or a number, got "
+                f"{tuple(tensor.shape)}."
+                + (" Categorical columns have no part in it." if self.categories else "")
+            )
+        return tensor
+
+    def rows(self, value: object, what: str) -> Tensor:
+        """Coefficients as a matrix of shape (m, D)."""
+        tensor = self.tensor(value, what)
+        tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
+        if tensor.dim() != 2 or tensor.shape[-1] != self.dim or not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"Expected finite {what} of shape ({self.dim},) or (m, {self.dim}), got "
+                f"{tuple(tensor.shape)}."
+            )
+        if bool((tensor == 0).all(-1).any()):
+            raise ValueError(f"Expected {what} that are not all zero.")
+        return tensor
+
+
+def tightest_bounds(low: Tensor, high: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    r"""The greatest lower and least upper bounds of what each of several bounds is about.
+
+    Args:
+        low: Lower bounds, shape (\*B, p).
+        high: Upper bounds, shape (\*B, p).
+        index: What they are about, of `count` things, shape (p,).
+        count: Number of things.
+
+    Returns:
+        Two tensors of shape (\*B, count), infinite where nothing is bounded.
+    """
+    index = index.expand(low.shape)
+    unbounded = low.new_full((*low.shape[:-1], count), math.inf)
+    return (
+        (-unbounded).scatter_reduce(-1, index, low, "amax"),
+        unbounded.scatter_reduce(-1, index, high, "amin"),
+    )

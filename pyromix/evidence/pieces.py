@@ -1,0 +1,329 @@
+"""The pieces of evidence that users write."""
+
+__all__ = [
+    "AnyOf",
+    "Box",
+    "CategoricalPrior",
+    "Evidence",
+    "GaussianPrior",
+    "LinearEquality",
+    "LinearGaussian",
+    "LinearInequality",
+    "Observed",
+]
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.checks import as_int
+from .linear import LinearEvidence
+
+Number = float | Tensor
+
+
+class Evidence(ABC):
+    """One piece of what is known. See the subclasses."""
+
+    @abstractmethod
+    def add_to(self, known: "LinearEvidence") -> None:
+        """Adds itself to what is known about a vector of a given dimension.
+
+        Raises:
+            ValueError: If it does not fit the vector.
+        """
+
+
+class Observed(Evidence):
+    r"""Coordinates whose values are known exactly.
+
+    Args:
+        values: Coordinate -> its value, a number or a tensor of shape (\*N,) for N conditional
+            laws at once. Values of categorical columns are codes from zero.
+    """
+
+    def __init__(self, values: Mapping[int, Number]) -> None:
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"Expected a mapping from columns to values, such as {{0: 1.5}}, got "
+                f"{type(values).__name__}."
+            )
+        self.values = dict(values)
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds the values."""
+        size = known.dim + len(known.categories)
+        for given, value in self.values.items():
+            d = as_int(given)
+            if d is None or not -size <= d < size:
+                raise ValueError(
+                    f"Expected coordinates to be integers from {-size} to {size - 1}, got "
+                    f"{given!r}."
+                )
+            d %= size
+            tensor = known.tensor(value, f"the observed value of coordinate {d}")
+            if d >= known.dim:
+                self._add_code(known, d - known.dim, tensor)
+                continue
+            if d in known.observed:
+                raise ValueError(f"Expected each coordinate to be observed once, got {d} twice.")
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"Expected a finite value of coordinate {d}.")
+            known.observed[d] = tensor
+
+    def _add_code(self, known: LinearEvidence, column: int, code: Tensor) -> None:
+        """Leaves one category of a categorical column."""
+        count = known.categories[column]
+        if not bool(((code == code.round()) & (code >= 0) & (code < count)).all()):
+            raise ValueError(
+                f"Expected codes from 0 to {count - 1} in categorical column "
+                f"{known.dim + column}, got {code.flatten()[:10].tolist()}."
+            )
+        chosen = torch.arange(count, device=known.device) == code.unsqueeze(-1)
+        known.weigh(column, torch.where(chosen, 0.0, -math.inf).double())
+
+
+class CategoricalPrior(Evidence):
+    r"""The factor q(c) on a categorical column.
+
+    Args:
+        index: The column.
+        probs: Weights of its categories, not negative and not all zero, shape (\*N, categories).
+            They need not sum to one: zeros and ones say which categories are possible.
+
+    Example:
+        >>> from pyromix import DRMM
+        >>> model = DRMM(dim=2, num_layers=2, num_components=4, categories=(3,))
+        >>> law = model.condition(CategoricalPrior(2, torch.tensor([0.5, 0.5, 0.0])))
+        >>> bool((law.sample((100,))[:, 2] < 2).all())
+        True
+    """
+
+    def __init__(self, index: int, probs: Tensor) -> None:
+        self.index, self.probs = index, probs
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds the weights."""
+        column = known.categorical_column(self.index)
+        probs = known.tensor(self.probs, "probs")
+        count = known.categories[column]
+        if probs.dim() == 0 or probs.shape[-1] != count:
+            raise ValueError(
+                f"Expected probs of shape (*N, {count}), one for each category of column "
+                f"{known.dim + column}, got {tuple(probs.shape)}."
+            )
+        if not bool(((probs >= 0) & probs.isfinite()).all()) or not bool(
+            (probs.sum(-1) > 0).all()
+        ):
+            raise ValueError("Expected probs that are finite, not negative, and not all zero.")
+        known.weigh(column, probs.log())
+
+
+class GaussianPrior(Evidence):
+    r"""The factor :math:`\prod_d N(x_d; \text{loc}_d, \text{scale}_d^2)`.
+
+    Args:
+        loc: Shape (\*N, D), or a number.
+        scale: Standard deviations, shape (D,), or a number; infinity for coordinates about which
+            nothing is said.
+    """
+
+    def __init__(self, loc: Number, scale: Number) -> None:
+        self.loc, self.scale = loc, scale
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds an observation of every coordinate with a finite scale."""
+        loc, scale = known.vector(self.loc, "loc"), known.vector(self.scale, "scale")
+        if scale.dim() != 1 or not bool((scale > 0).all()):
+            raise ValueError(f"Expected positive scales of shape ({known.dim},) or a number.")
+        kept = scale.isfinite()
+        if not bool(kept.any()):
+            return
+        matrix = torch.eye(known.dim, dtype=torch.float64, device=known.device)[kept]
+        known.gaussian.append((matrix, loc[..., kept], torch.diag(scale[kept].square())))
+
+
+class Box(Evidence):
+    r"""The constraint low <= x <= high, coordinate by coordinate.
+
+    Args:
+        low: Lower bounds, shape (\*N, D), or a number; minus infinity where there is none.
+        high: Upper bounds, shape (\*N, D), or a number; infinity where there is none.
+    """
+
+    def __init__(self, low: Number = -math.inf, high: Number = math.inf) -> None:
+        self.low, self.high = low, high
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds a row for every coordinate that is bounded."""
+        low, high = known.vector(self.low, "low"), known.vector(self.high, "high")
+        low, high = torch.broadcast_tensors(low, high)
+        if not bool((low < high).all()):
+            raise ValueError("Expected low < high in every coordinate. For equality use Observed.")
+        kept = (low.isfinite() | high.isfinite()).reshape(-1, known.dim).any(0)
+        matrix = torch.eye(known.dim, dtype=torch.float64, device=known.device)[kept]
+        known.matrix.append(matrix)
+        known.low.append(low[..., kept])
+        known.high.append(high[..., kept])
+
+
+class LinearInequality(Evidence):
+    r"""The constraint a.x + b > 0.
+
+    Args:
+        a: Coefficients, shape (D,), or (m, D) for m inequalities.
+        b: Offsets, a number or shape (\*N, m).
+    """
+
+    def __init__(self, a: Tensor, b: Number = 0.0) -> None:
+        self.a, self.b = a, b
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds the rows."""
+        matrix = known.rows(self.a, "a")
+        low = -_offsets(known, self.b, len(matrix))
+        known.matrix.append(matrix)
+        known.low.append(low)
+        known.high.append(torch.full_like(low, math.inf))
+
+
+class LinearEquality(Evidence):
+    r"""The constraint a.x + b = 0.
+
+    Args:
+        a: Coefficients, shape (D,), or (m, D) for m equations.
+        b: Offsets, a number or shape (\*N, m).
+    """
+
+    def __init__(self, a: Tensor, b: Number = 0.0) -> None:
+        self.a, self.b = a, b
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds an observation without noise."""
+        matrix = known.rows(self.a, "a")
+        y = -_offsets(known, self.b, len(matrix))
+        known.gaussian.append((matrix, y, matrix.new_zeros(len(matrix), len(matrix))))
+
+
+class LinearGaussian(Evidence):
+    r"""The observation y = A x + noise: a linear inverse problem.
+
+    Args:
+        matrix: A, shape (m, D).
+        y: What was observed, shape (\*N, m).
+        noise: Standard deviation of the noise, a positive number or shape (m,); or its covariance,
+            shape (m, m).
+    """
+
+    def __init__(self, matrix: Tensor, y: Tensor, noise: Number) -> None:
+        self.matrix, self.y, self.noise = matrix, y, noise
+
+    def add_to(self, known: LinearEvidence) -> None:
+        """Adds the observation."""
+        matrix = known.rows(self.matrix, "matrix")
+        count = len(matrix)
+        y, noise = known.tensor(self.y, "y"), known.tensor(self.noise, "noise")
+        if y.dim() == 0 or y.shape[-1] != count:
+            raise ValueError(
+                f"Expected y of shape (*N, {count}), one number for each row of the matrix, got "
+                f"{tuple(y.shape)}."
+            )
+        if noise.dim() < 2:
+            if (noise.dim() == 1 and noise.shape != (count,)) or not bool((noise > 0).all()):
+                raise ValueError(
+                    f"Expected positive noise, a number or shape ({count},), got "
+                    f"{tuple(noise.shape)}. For exact observations use LinearEquality."
+                )
+            noise = torch.diag(noise.square().expand(count))
+        elif noise.shape != (count, count) or torch.linalg.cholesky_ex(noise).info > 0:
+            raise ValueError(f"Expected a positive-definite noise of shape ({count}, {count}).")
+        known.gaussian.append((matrix, y, noise))
+
+
+class AnyOf(Evidence):
+    r"""At least one of several constraints holds; where several do, it counts once.
+
+    .. math:: q(x) = 1[x \in A_1 \cup A_2 \cup \dots]
+
+    Several of them may be given together, and with any other evidence. Every combination of their
+    alternatives is a branch, and a law is conditioned on each.
+
+    Args:
+        alternatives: Each a `Box` or a `LinearInequality`, or a sequence of such that hold
+            together.
+
+    Raises:
+        ValueError: If there is no alternative, or if one holds another kind of evidence.
+
+    Example:
+        >>> from pyromix import GaussianMixture
+        >>> outside = AnyOf(Box(high=-1.0), Box(low=1.0))
+        >>> law = GaussianMixture(dim=1, num_components=2).condition(outside)
+        >>> bool((law.sample((100,)).abs() >= 1).all())
+        True
+    """
+
+    def __init__(self, *alternatives: Evidence | Sequence[Evidence]) -> None:
+        self.alternatives = [
+            (pieces,) if isinstance(pieces, Evidence) else _as_pieces(pieces)
+            for pieces in alternatives
+        ]
+        if not self.alternatives:
+            raise ValueError("Expected at least one alternative, got none.")
+        for piece in itertools.chain(*self.alternatives):
+            _check_alternative(piece)
+
+    def add_to(self, known: LinearEvidence) -> None:  # noqa: ARG002
+        """Is not possible: a union is no linear statement.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "Expected evidence that is linear, got AnyOf. Collect it with collect_branches, and "
+            "condition on every branch."
+        )
+
+
+def _as_pieces(alternative: object) -> tuple[Evidence, ...]:
+    if not isinstance(alternative, Sequence) or isinstance(alternative, str) or not alternative:
+        raise ValueError(
+            f"Expected alternatives such as pyromix.Box(low, high), or non-empty sequences of "
+            f"them, got {alternative!r}."
+        )
+    return tuple(alternative)
+
+
+def _check_alternative(piece: object) -> None:
+    """Checks that overlaps with a piece can be counted."""
+    if isinstance(piece, Box | LinearInequality):
+        return
+    got = f"Expected alternatives made of Box and LinearInequality, got {type(piece).__name__}"
+    if isinstance(piece, AnyOf):
+        raise ValueError(f"{got}. Give its alternatives one by one.")
+    if isinstance(piece, Observed | LinearEquality):
+        raise ValueError(
+            f"{got}: what holds with probability zero has no share in a union with inequalities. "
+            f"Give it next to AnyOf, or build a mixture of laws yourself."
+        )
+    if isinstance(piece, GaussianPrior | LinearGaussian):
+        raise ValueError(
+            f"{got}: no point is in or out of it, so that overlaps cannot be counted once. Give "
+            f"it next to AnyOf."
+        )
+    if isinstance(piece, CategoricalPrior):
+        raise ValueError(f"{got}. Give it next to AnyOf.")
+    raise ValueError(f"{got}.")
+
+
+def _offsets(known: LinearEvidence, b: Number, count: int) -> Tensor:
+    offset = known.tensor(b, "b")
+    if offset.dim() == 0:
+        return offset.expand(count)
+    if offset.shape[-1] != count or not bool(offset.isfinite().all()):
+        raise ValueError(f"Expected finite b of shape (*N, {count}), got {tuple(offset.shape)}.")
+    return offset

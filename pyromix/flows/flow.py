@@ -1,0 +1,237 @@
+"""A transformed distribution that owns its base and its transforms."""
+
+__all__ = ["Flow"]
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Independent, Transform, constraints
+from torch.types import _size
+
+from ..core.batch import Batch, split_batch
+from ..core.checks import check_tensor, check_value, is_traced
+from ..core.module import DistributionModule
+from ..core.registry import decode, encode
+from .law import FlowLaw, _invert
+from .wrapping import (
+    as_distribution_module,
+    as_transform_module,
+    flatten_transforms,
+)
+
+
+class Flow(DistributionModule, FlowLaw):
+    r"""A base distribution pushed through transforms, as a module.
+
+    .. math:: x = f_L \circ \dots \circ f_1(z), \qquad
+              \log p(x) = \log p_0(z) - \sum_l \log \left| \det J_{f_l} \right|
+
+    Every distribution may be a base and every transform of PyTorch and Pyro a part: modules,
+    plain objects (their tensors become buffers, or parameters if they are `nn.Parameter`),
+    inverses ``t.inv``, compositions, and conditional transforms. Those, or a base that is a
+    conditional model, make the flow conditional: `condition` then gives the law. `expand` returns
+    a plain `FlowLaw` that shares the parameters.
+
+    Args:
+        base: The law of z, of any batch shape; dimensions that the transforms treat as event
+            dimensions become part of the event. Elementwise transforms treat none so: over
+            ``Normal(zeros(3), ones(3))`` they make a batch of three scalar laws, over
+            ``Normal(zeros(3), ones(3)).to_event(1)`` one law of vectors.
+        transforms: From the base to the sample.
+        validate_args: Whether to check the values that are scored.
+
+    Raises:
+        TypeError: If the base is no distribution, or a part no transform.
+        ValueError: If the base's shape does not fit the transforms, as far as they declare it.
+
+    Example:
+        >>> from pyro.distributions.transforms import affine_coupling
+        >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
+        >>> flow = Flow(base, [affine_coupling(3), affine_coupling(3).inv])
+        >>> x, log_prob = flow.rsample_and_log_prob((5,))
+        >>> x.shape, torch.allclose(log_prob, flow.log_prob(x), atol=1e-4)
+        (torch.Size([5, 3]), True)
+    """
+
+    expand = FlowLaw.expand  # TorchDistribution, next in line, brings its own
+
+    def __init__(
+        self,
+        base: Distribution,
+        transforms: Transform | ConditionalTransform | Sequence[Any],
+        validate_args: bool | None = None,
+    ) -> None:
+        if isinstance(transforms, Transform | ConditionalTransform):
+            transforms = [transforms]
+        if not isinstance(transforms, Sequence | nn.ModuleList):
+            raise TypeError(
+                f"Expected transforms to be a transform or a list of them, got "
+                f"{type(transforms).__name__}. The base comes first: Flow(base, transforms)."
+            )
+        modules = [as_transform_module(t) for t in flatten_transforms(list(transforms))]
+        law = as_distribution_module(base)
+        base_dist, batch_shape, event_shape = _fit_together(law, modules)
+        super().__init__(batch_shape, event_shape, validate_args)
+        self.base = law
+        self.transforms = nn.ModuleList(modules)
+        self.has_rsample = base.has_rsample and not self.branching
+        # Under this name only if it is another object: a module that is an attribute twice is
+        # also twice in the state dict.
+        self._base_view = None if base_dist is law else base_dist
+
+    def forward(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws with the gradients that `score_parts` counts on, as in a guide."""
+        return self._draw(Size(sample_shape))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the flow needs a context."""
+        return self._has_conditional_base or self._has_conditional_transforms
+
+    @property
+    def _has_conditional_base(self) -> bool:
+        return getattr(self.base, "conditional", False)  # a module of a user's own may not say
+
+    @property
+    def _has_conditional_transforms(self) -> bool:
+        return any(isinstance(t, ConditionalTransform) for t in self.transforms)
+
+    @property
+    def base_dist(self) -> Distribution:
+        """The base, its batch dimensions made event dimensions where the transforms ask for it."""
+        return self.base if self._base_view is None else self._base_view
+
+    def condition(self, context: Tensor) -> Distribution:
+        """The law given a context.
+
+        Args:
+            context: Shape ``(*batch, context_dim)``, for all conditional transforms; and for the
+                base, if that is a conditional model. For one that takes more than one vector,
+                such as a sequence of them, it has the base's shape.
+
+        Raises:
+            NotImplementedError: If neither the base nor a transform is conditional.
+        """
+        if not self.conditional:
+            return super().condition(context)
+        check_tensor("context", context)
+        base = self.base.condition(context) if self._has_conditional_base else self.base_dist
+        batch_shape = base.batch_shape
+        if self._has_conditional_transforms and not self._has_conditional_base:
+            batch_shape = torch.broadcast_shapes(context.shape[:-1], batch_shape)
+        vectors = context
+        if context.dim() - 1 == len(batch_shape):  # not one for every vector of an event
+            extra = self.event_shape[:-1]
+            vectors = context.reshape(*context.shape[:-1], *[1] * len(extra), context.shape[-1])
+            vectors = vectors.expand(*context.shape[:-1], *extra, -1)
+        transforms = [
+            t.condition(vectors) if isinstance(t, ConditionalTransform) else t
+            for t in self.transforms
+        ]
+        if base.batch_shape != batch_shape:
+            base = base.expand(batch_shape)
+        return self._with(base, transforms)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the base follows a schedule."""
+        return isinstance(self.base, DistributionModule) and self.base.scheduled
+
+    def anneal(self, progress: float) -> None:
+        """Hands on to the base how far training has come."""
+        if isinstance(self.base, DistributionModule):
+            self.base.anneal(progress)
+
+    def initialize(self, data: Batch) -> None:
+        """Initialises the base, unless it was before, from the data pulled back to it."""
+        super().initialize(data)
+        if not isinstance(self.base, DistributionModule) or self.base.initialized:
+            return
+        x, context = split_batch(data)
+        with torch.no_grad():
+            law: Any = self if context is None else self.condition(context)
+            law._check_ready()
+            for transform in reversed(law.transforms):
+                x = _invert(transform, x)
+        self.clear_cache()
+        self.base.initialize((x, context) if self._has_conditional_base else x)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of values, by the inverse of every transform.
+
+        Raises:
+            NotImplementedError: If a transform has no inverse in closed form.
+            ValueError: If the flow is conditional and was not given a context.
+        """
+        self._check_ready()
+        if not is_traced():  # parameters() cannot be traced through Pyro's transforms
+            tensors = itertools.chain(self.parameters(), self.buffers())
+            like = next((t for t in tensors if t.is_floating_point()), None)
+            check_value(self, value, like=like)
+        return super().log_prob(value)
+
+    def config(self) -> dict[str, Any]:
+        """Base and transforms as plain data."""
+        return {"base": encode(self.base), "transforms": encode(self.transforms)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Flow":
+        """Builds base and transforms."""
+        return cls(decode(config["base"]), decode(config["transforms"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.clear_cache()  # cached graphs can be neither copied nor pickled
+        return self.__dict__.copy()
+
+    def _check_ready(self) -> None:
+        if self.conditional:
+            raise ValueError(
+                "This flow has conditional transforms, or a conditional base. Call "
+                "condition(context), and use the distribution that it returns."
+            )
+
+
+def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size, Size]:
+    """The base as the transforms need it, and the batch and event shape of the result."""
+    if any(isinstance(t, ConditionalTransform) for t in transforms):
+        # Their domains are known only with a context; all of Pyro's keep the shape, and give the
+        # last dimension parameters of its own.
+        domains = [getattr(t, "domain", constraints.real_vector) for t in transforms]
+        event_dim = max(1, len(base.event_shape), *(domain.event_dim for domain in domains))
+        missing = event_dim - len(base.event_shape)
+        _check_dims(base, event_dim)
+        base = base.to_event(missing) if missing else base
+        return base, base.batch_shape, base.event_shape
+    try:
+        law = torch.distributions.TransformedDistribution(base, transforms, validate_args=False)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected a base whose shape fits the transforms, got batch shape "
+            f"{tuple(base.batch_shape)} and event shape {tuple(base.event_shape)}: {error}"
+        ) from error
+    inner, missing = law.base_dist, 0
+    if isinstance(inner, Independent):
+        inner, missing = inner.base_dist, inner.reinterpreted_batch_ndims
+    if inner is not base:
+        base = base.expand(inner.batch_shape)
+    if missing and getattr(base, "conditional", False):
+        raise ValueError(
+            f"Expected a conditional base whose events are those of the transforms, got event "
+            f"shape {tuple(base.event_shape)} and transforms of events of shape "
+            f"{tuple(law.event_shape)}."
+        )
+    base = base.to_event(missing) if missing else base
+    return base, law.batch_shape, law.event_shape
+
+
+def _check_dims(base: Distribution, event_dim: int) -> None:
+    shape = base.batch_shape + base.event_shape
+    if len(shape) < event_dim:
+        raise ValueError(
+            f"Expected a base of at least {event_dim} dimension(s) to fit the transforms, got "
+            f"shape {tuple(shape)}."
+        )

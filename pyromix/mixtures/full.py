@@ -1,0 +1,302 @@
+"""A finite mixture of normals with full covariance matrices, of their own or tied."""
+
+__all__ = ["MixtureOfMultivariateNormals"]
+
+import math
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.utils.checkpoint import checkpoint
+
+from ..core.checks import check_tensor, is_traced
+from ..core.registry import register
+from ..numerics.batches import (
+    RowLayout,
+    check_weight_and_mean_values,
+    check_weights_and_means,
+    common_batch_shape,
+    pick,
+)
+from ..numerics.diagonal_density import DIRECT_SIZE, LOG_2PI, component_log_prob, unit_roundoff
+from ..numerics.implicit_correlated import reparameterize_full
+from ..numerics.triangular import half_log_det, inverse_tril
+from .finite import FiniteMixture, by_pattern
+
+# Differences x - m are whitened for this many numbers at once, which fit the cache. Where that
+# would be fewer points than dimensions, for more (128 MiB of float64): reading the factors takes
+# time too.
+BLOCK_NUMBERS = 2**20
+LARGEST_BLOCK_NUMBERS = 2**24
+
+# Where there are more of them, the backward pass computes them again instead of keeping all.
+KEPT_NUMBERS = 2**24
+
+# With this many points per dimension, inverting the factors costs a tenth of solving with them.
+POINTS_PER_DIM = 16
+
+# With more numbers than this in the draws' covariance factors, draws are grouped by component.
+GATHERED_NUMBERS = 2**22
+
+
+class MixtureOfMultivariateNormals(FiniteMixture):
+    r"""Finite mixture of normals with full covariance matrices.
+
+    .. math:: p(x) = \sum_{k=1}^K w_k \, N(x; m_k, L_k L_k^\top),
+              \qquad w = \operatorname{softmax}(\text{logits})
+
+    `log_prob` costs O(N K D^2); with a covariance that all components share, O(N D^2 + N K D).
+    `rsample` has exact pathwise gradients, at a cost of O(N K D^2) in the backward pass.
+
+    Args:
+        logits: Unnormalised log-weights, shape (\*B, K). Minus infinity removes a component.
+        loc: Means, shape (\*B, K, D).
+        scale_tril: Lower Cholesky factors L of the covariances, shape (\*B, K, D, D), or
+            (\*B, 1, D, D) for one that is tied between components. Entries above the diagonal are
+            not looked at.
+        validate_args: Whether to check the values of parameters and of scored samples.
+
+    The three may have batch shapes of their own that broadcast to B.
+
+    Raises:
+        ValueError: For shapes, dtypes or devices that do not match, K = 0 or D = 0 and, under
+            validation, NaN or a diagonal that is not positive.
+
+    Example:
+        >>> scale_tril = torch.tensor([[[1.0, 0.0], [0.8, 0.6]]])
+        >>> mixture = MixtureOfMultivariateNormals(torch.zeros(2), torch.zeros(2, 2), scale_tril)
+        >>> mixture.condition({0: 2.0}).mean
+        tensor([1.6000])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "logits": constraints.real_vector,
+        "loc": constraints.independent(constraints.real, 2),
+        "scale_tril": constraints.independent(constraints.lower_cholesky, 1),
+    }
+    _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_scale_tril": 3}
+
+    def __init__(
+        self, logits: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None
+    ) -> None:
+        batch_shape = _check_shapes(logits, loc, scale_tril)
+        if validate_args is None:
+            validate_args = Distribution._validate_args
+        if validate_args and not is_traced():
+            _check_values(logits, loc, scale_tril)
+        self._logits, self._loc, self._scale_tril = logits, loc, scale_tril
+        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
+        self._validate_args = validate_args
+
+    @property
+    def tied(self) -> bool:
+        """Whether the components share one covariance matrix."""
+        return self._scale_tril.shape[-3] == 1
+
+    @property
+    def scale_tril(self) -> Tensor:
+        r"""Cholesky factors of the covariances, shape (\*B, K, D, D)."""
+        return self._tril.expand(*self.batch_shape, self.num_components, -1, -1)
+
+    @property
+    def _tril(self) -> Tensor:
+        """The factors as given, with zeros above the diagonal, which solvers do without."""
+        return self._scale_tril.tril()
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        r"""Covariances of the components, shape (\*B, K, D, D)."""
+        covariance = self.component_covariance
+        return covariance.expand(*self.batch_shape, self.num_components, -1, -1)
+
+    @property
+    def component_covariance(self) -> Tensor:
+        r"""Covariances with no more batch dimensions than the factors have: (\*, K, D, D)."""
+        tril = self._tril
+        return (tril @ tril.mT).expand(*tril.shape[:-3], self.num_components, -1, -1)
+
+    @property
+    def component_variance(self) -> Tensor:
+        r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
+        return self._tril.square().sum(-1).expand(self.loc.shape)
+
+    def _joint_log_prob(self, value: Tensor) -> Tensor:
+        log_weights = self._logits.log_softmax(-1)
+        offset = log_weights - half_log_det(self._scale_tril)
+        if self.tied and self._scale_tril.dim() == 3 and self._loc.dim() == 2:
+            # Whitened once, points and means are those of spherical components.
+            centre = self._loc.detach().mean(-2)
+            x, loc = (whiten(self._scale_tril[0], t - centre) for t in (value, self._loc))
+            points, ones = x.reshape(-1, x.shape[-1]), torch.ones_like(loc)
+            if offset.dim() > 1:
+                offset = offset.expand(*value.shape[:-1], -1).reshape(len(points), -1)
+            scores = component_log_prob(points, loc, ones, offset)
+            leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            return scores.reshape(*leading, self.num_components)
+        if self.batch_shape:
+            return offset + self._quadratic(value)
+        points = value.reshape(-1, value.shape[-1])
+        scores = self._quadratic(points) if is_traced() else self._quadratic_in_blocks(points)
+        return offset + scores.reshape(*value.shape[:-1], self.num_components)
+
+    def _quadratic_in_blocks(self, points: Tensor) -> Tensor:
+        """The same as `_quadratic` for points of shape (N, D)."""
+        dim, per_point = points.shape[-1], self._loc.numel()
+        rows = min(dim, LARGEST_BLOCK_NUMBERS // per_point)
+        blocks = points.split(max(1, rows, BLOCK_NUMBERS // per_point))
+        invert = _prefers_inverse(points, self.num_components)
+        inverse = self._inverse_tril() if invert else None
+        if len(blocks) == 1:
+            return self._quadratic(points, inverse)
+        if torch.is_grad_enabled() and len(points) * per_point > KEPT_NUMBERS:
+            parts = [checkpoint(self._quadratic, b, inverse, use_reentrant=False) for b in blocks]
+        else:
+            parts = [self._quadratic(b, inverse) for b in blocks]
+        return torch.cat(parts)
+
+    def _quadratic(self, value: Tensor, inverse: Tensor | None = None) -> Tensor:
+        """Log-density of the components less the log-determinant, shape (*S, *B, K)."""
+        difference = value.unsqueeze(-2) - self._loc
+        if inverse is None:
+            z = _whiten_all(self._scale_tril, difference)
+        else:
+            with torch.autocast(value.device.type, enabled=False):
+                z = (difference.movedim(-3, -2) @ inverse.mT).movedim(-2, -3)
+        return -0.5 * (z.square().sum(-1) + LOG_2PI * z.shape[-1])
+
+    def _inverse_tril(self) -> Tensor:
+        """Inverse factors, shape (K, D, D), computed in float64 whatever the dtype."""
+        return inverse_tril(self._scale_tril.double()).to(self._scale_tril.dtype)
+
+    def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        points, seen = (t.expand(*leading, -1).reshape(-1, t.shape[-1]) for t in (value, observed))
+        entry = self._entries(leading)
+        scores, order = [], []
+        for kept, _, rows in by_pattern(seen):
+            # Every mixture of the batch is integrated once, however many points it has.
+            entries, position = entry[rows].unique(return_inverse=True)
+            law = self._at(entries)
+            if kept:
+                law = law._marginal(kept)._at(position)
+                part = law._joint_log_prob(points[rows][:, kept])
+            else:
+                part = law.logits.expand(len(entries), -1)[position]
+            scores.append(part)
+            order.append(rows)
+        result = torch.cat(scores)[torch.cat(order).argsort()]
+        return result.reshape(*leading, self.num_components)
+
+    def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
+        loc = pick(self._loc, component, 1)
+        gathered = noise.numel() * noise.shape[-1]
+        if self._scale_tril.dim() > 3 or (not self.tied and gathered <= GATHERED_NUMBERS):
+            tril = pick(self._tril, component, 2)
+            return loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
+        if self.tied:
+            return loc + noise @ self._tril[0].mT
+        rows, label = noise.reshape(-1, noise.shape[-1]), component.flatten()
+        order = label.argsort()
+        counts = torch.bincount(label, minlength=self.num_components).tolist()
+        parts = rows[order].split(counts)
+        scaled = [z @ tril.mT for z, tril in zip(parts, self._tril, strict=True)]
+        return loc + torch.cat(scaled)[order.argsort()].reshape(loc.shape)
+
+    def _reparameterize(self, x: Tensor) -> Tensor:
+        batch_dim = len(self.batch_shape)
+        return reparameterize_full(x, batch_dim, self._logits, self._loc, self._scale_tril)
+
+    def _marginal(self, kept: list[int]) -> "MixtureOfMultivariateNormals":
+        tril = cholesky_of_rows(self._tril[..., kept, :])
+        return MixtureOfMultivariateNormals(
+            self._logits, self._loc[..., kept], tril, validate_args=False
+        )
+
+    def _condition(
+        self, given: list[int], free: list[int], value: Tensor
+    ) -> "MixtureOfMultivariateNormals":
+        # With the given coordinates first, the Cholesky factor holds all that is needed.
+        tril = cholesky_of_rows(self._tril[..., [*given, *free], :])
+        count = len(given)
+        tril_given, tril_free = tril[..., :count, :count], tril[..., count:, count:]
+        cross = tril[..., count:, :count]
+        z = _whiten_all(tril_given, value.unsqueeze(-2) - self._loc[..., given])  # (*N, K, given)
+        shift = (cross @ z.unsqueeze(-1)).squeeze(-1)
+        logits = self._logits.log_softmax(-1) - half_log_det(tril_given) - 0.5 * LOG_2PI * count
+        return MixtureOfMultivariateNormals(
+            logits - 0.5 * z.square().sum(-1),
+            self._loc[..., free] + shift,
+            tril_free,
+            validate_args=False,
+        )
+
+
+register(MixtureOfMultivariateNormals)
+
+
+def whiten(tril: Tensor, x: Tensor) -> Tensor:
+    """Solves L z = x for rows x of shape (*S, D) and one factor (D, D)."""
+    rows = x.reshape(-1, x.shape[-1])
+    return torch.linalg.solve_triangular(tril, rows.mT, upper=False).mT.reshape(x.shape)
+
+
+def cholesky_of_rows(rows: Tensor) -> Tensor:
+    """The Cholesky factor of R R^T for R of shape (*B, d, D), d <= D, without squaring it."""
+    upper = torch.linalg.qr(rows.mT).R
+    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return (upper * sign.unsqueeze(-1)).mT
+
+
+def _whiten_all(tril: Tensor, difference: Tensor) -> Tensor:
+    """Solves L_k z = x for x of shape (*S, *B, K, D) and L of shape (*B, K or 1, D, D)."""
+    layout = RowLayout(difference.shape[:-2], tril.shape[:-3])
+    rows = layout.rows(difference, tail=2)  # (*batch, N, K, D)
+    factor = layout.components(tril, tail=3)
+    if factor.shape[-3] == 1:
+        flat = rows.flatten(-3, -2)
+        z = torch.linalg.solve_triangular(factor.squeeze(-3), flat.mT, upper=False).mT
+        z = z.reshape(rows.shape)
+    else:
+        z = torch.linalg.solve_triangular(factor, rows.movedim(-3, -1), upper=False)
+        z = z.movedim(-1, -3)
+    return layout.restore(z, tail=2)
+
+
+def _prefers_inverse(points: Tensor, num_components: int) -> bool:
+    """Whether to multiply (N, D) points by inverse factors instead of solving for them.
+
+    A product is several times as fast as a solution, once points pay for the inverse. It is as
+    accurate, unless products themselves are set to be less accurate than their dtype.
+    """
+    n, dim = points.shape
+    pays = n >= POINTS_PER_DIM * dim and n * dim * num_components > DIRECT_SIZE
+    return pays and unit_roundoff(points) == torch.finfo(points.dtype).eps / 2
+
+
+def _check_shapes(logits: Tensor, loc: Tensor, scale_tril: Tensor) -> Size:
+    """Checks everything about the parameters but their values; returns the batch shape."""
+    got = f"{check_weights_and_means(logits, loc)}, "
+    check_tensor("scale_tril", scale_tril, like=loc)
+    got += f"scale_tril {tuple(scale_tril.shape)}"
+    k, dim = loc.shape[-2:]
+    fits = scale_tril.dim() >= 3 and scale_tril.shape[-2:] == (dim, dim)
+    if not fits or scale_tril.shape[-3] not in (1, k):
+        raise ValueError(
+            f"Expected loc of shape (*B, K, D) and scale_tril of shape (*B, K, D, D), or "
+            f"(*B, 1, D, D) if it is tied, got {got}."
+        )
+    return common_batch_shape(got, logits.shape[:-1], loc.shape[:-2], scale_tril.shape[:-3])
+
+
+def _check_values(logits: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
+    """Checks the values of the parameters."""
+    check_weight_and_mean_values(logits, loc)
+    diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
+    if not (diagonal.min() > 0 and math.isfinite(scale_tril.tril().sum().item())):
+        raise ValueError(
+            f"Expected finite Cholesky factors with a positive diagonal, got a diagonal from "
+            f"{diagonal.min().item()} to {diagonal.max().item()}. Make them of covariances with "
+            f"torch.linalg.cholesky."
+        )

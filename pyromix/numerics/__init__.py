@@ -1,0 +1,1 @@
+"""Densities, gradients and linear algebra that several laws share."""

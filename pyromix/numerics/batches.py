@@ -1,0 +1,159 @@
+"""Batches of points and of components, arranged for matrix products."""
+
+__all__ = ["RowLayout", "check_weights_and_means", "choose", "flat_index", "pick"]
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor
+
+from ..core.checks import check_tensor
+
+
+class RowLayout:
+    """Leading dimensions, split into those in which components differ and all others.
+
+    The others, and the samples, become the rows of one matrix product per remaining batch entry.
+
+    Args:
+        leading: Shape of samples and batch together.
+        own: Batch shape that the components' tensors really have; it expands to `leading`.
+    """
+
+    def __init__(self, leading: Sequence[int], own: Sequence[int]) -> None:
+        self.leading = Size(leading)
+        self.own = Size((*[1] * (len(leading) - len(own)), *own))
+        self._kept = [i for i, size in enumerate(self.own) if size != 1]
+        self._rows = [i for i, size in enumerate(self.own) if size == 1]
+        self.batch = Size(self.own[i] for i in self._kept)
+
+    def rows(self, t: Tensor, tail: int = 1) -> Tensor:
+        """From (*leading, *T), or what broadcasts with it, to (*batch, rows, *T)."""
+        shape = t.shape[t.dim() - tail :]
+        t = t.expand(*self.leading, *shape)
+        after = range(t.dim() - tail, t.dim())
+        t = t.permute(*self._kept, *self._rows, *after)
+        count = Size(self.leading[i] for i in self._rows).numel()
+        return t.reshape(*self.batch, count, *shape)
+
+    def components(self, t: Tensor, tail: int = 2) -> Tensor:
+        """From (*own, *T), or what broadcasts with it, to (*batch, *T)."""
+        shape = t.shape[t.dim() - tail :]
+        return t.expand(*self.own, *shape).reshape(*self.batch, *shape)
+
+    def restore(self, t: Tensor, tail: int = 1) -> Tensor:
+        """From (*batch, rows, *T) back to (*leading, *T)."""
+        shape = t.shape[t.dim() - tail :]
+        t = t.reshape(*self.batch, *(self.leading[i] for i in self._rows), *shape)
+        order = [*self._kept, *self._rows]
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return t.permute(*inverse, *range(t.dim() - tail, t.dim()))
+
+
+def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
+    """Selects from parameters (*B, K, *T), or (*B, 1, *T), by components (*S, *B).
+
+    Returns:
+        Tensor of shape (*S, *B, *T).
+    """
+    k = parameter.dim() - tail - 1
+    if parameter.shape[k] == 1:  # shared by all components
+        parameter = parameter.squeeze(k)
+        return parameter.expand(*component.shape, *parameter.shape[k:])
+    if k == 0:
+        return parameter[component]
+    index = component.reshape(*component.shape, *[1] * (tail + 1))
+    parameter = parameter[(None,) * (index.dim() - parameter.dim())]
+    return torch.take_along_dim(parameter, index, dim=-tail - 1).squeeze(-tail - 1)
+
+
+def flat_index(own: Sequence[int], leading: Sequence[int], device: torch.device) -> Tensor:
+    """Where each entry of a shape lies in the flattened batch `own`, which expands to it."""
+    own = Size(own)
+    return torch.arange(own.numel(), device=device).reshape(own).expand(Size(leading)).flatten()
+
+
+def choose(log_weight: Tensor, entry: Tensor) -> Tensor:
+    """Draws components (n,) at entries (n,) of a batch, of unnormalised log-weights (E, K).
+
+    Entries that are not asked for may have weights of zero throughout.
+    """
+    if len(entry) == 0:
+        return entry
+    counts = torch.bincount(entry, minlength=len(log_weight))
+    asked = (counts > 0).nonzero().squeeze(-1)
+    drawn = torch.multinomial(log_weight[asked].softmax(-1), int(counts.max()), replacement=True)
+    # The i-th point of an entry takes its i-th draw.
+    order = entry.argsort()
+    first = (counts.cumsum(0) - counts)[entry[order]]
+    row = torch.zeros_like(counts).index_put((asked,), torch.arange(len(asked)).to(asked))
+    result = torch.empty_like(entry)
+    position = torch.arange(len(entry), device=entry.device) - first
+    result[order] = drawn[row[entry[order]], position]
+    return result
+
+
+def check_weights_and_means(logits: object, loc: object) -> str:
+    """Checks types and shapes of what every mixture has; returns the shapes, for other errors.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    loc = check_tensor("loc", loc)
+    logits = check_tensor("logits", logits, like=loc)
+    got = f"logits {tuple(logits.shape)}, loc {tuple(loc.shape)}"
+    if logits.dim() < 1 or loc.dim() < 2:
+        raise ValueError(
+            f"Expected logits of shape (*B, K) and loc of shape (*B, K, D), got {got}. For one "
+            f"dimension, use loc.unsqueeze(-1)."
+        )
+    if logits.shape[-1] != loc.shape[-2]:
+        raise ValueError(f"Expected logits (*B, K) and loc (*B, K, D) with the same K, got {got}.")
+    if logits.shape[-1] == 0 or loc.shape[-1] == 0:
+        raise ValueError(
+            f"Expected at least one component and one dimension, got {got}. "
+            f"An empty mixture has no density."
+        )
+    return got
+
+
+def check_weight_and_mean_values(logits: Tensor, loc: Tensor) -> None:
+    """Checks the values of what every mixture has."""
+    # Sums and extremes are not finite if an entry is not: one pass over good values each.
+    lowest, highest = (t.item() for t in logits.amax(-1).aminmax())
+    if not highest < math.inf:  # also if it is NaN
+        raise ValueError("Expected logits without NaN and plus infinity.")
+    if lowest == -math.inf:
+        raise ValueError("Expected at least one logit above minus infinity in every mixture.")
+    if not math.isfinite(loc.sum().item()) and not loc.isfinite().all():
+        raise ValueError("Expected finite values of loc, got NaN or infinity.")
+
+
+def common_batch_shape(got: str, *shapes: Size) -> Size:
+    """The batch shape that several tensors have together.
+
+    Raises:
+        ValueError: If their batch shapes do not broadcast.
+    """
+    if not any(shapes):
+        return Size()
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(f"Expected batch shapes that broadcast, got {got}.") from None
+
+
+def stack_observed(values: Sequence[Tensor]) -> Tensor:
+    """Stacks observed values, one tensor per coordinate: shape (*N, number of coordinates).
+
+    Raises:
+        ValueError: If their shapes do not broadcast.
+    """
+    try:
+        return torch.stack(torch.broadcast_tensors(*values), -1)
+    except RuntimeError:
+        raise ValueError(
+            f"Expected observed values whose shapes broadcast, got "
+            f"{[tuple(v.shape) for v in values]}."
+        ) from None

@@ -1,0 +1,216 @@
+r"""Exact pathwise gradients through samples of a mixture of correlated normals.
+
+As for diagonal normals (see `pyromix.mixtures.implicit`), a sample moves with the parameters such
+that the uniforms
+
+.. math::
+    u_d = F_d(x_d \mid x_{<d}) = \sum_k r_{dk} \, \Phi(z_{dk}), \qquad
+    r_{dk} \propto w_k \prod_{e<d} \varphi(z_{ek}) R_{k,ee}
+
+stay fixed, where :math:`z_k = R_k (x - m_k)` whitens the k-th component by a lower triangular
+matrix. A parameter's gradient is :math:`-\sum_d v_d \, \partial F_d / \partial \theta`, with
+v from :math:`J^\top v = g`, the Jacobian J of F in x, and the incoming gradient g. J is lower
+triangular, and v follows from the last coordinate to the first, in
+
+.. math::
+    \sum_{d > j} v_d J_{dj} = \sum_k \sum_{i \ge j} R_{k,ij} \Big( [i > j] \, v_i r_{ik}
+    \varphi(z_{ik}) - z_{ik} \sum_{d > i} v_d \, r_{dk} (\Phi(z_{dk}) - F_d) \Big) .
+
+For covariance matrices that costs O(N K D^2). With precision :math:`\operatorname{diag}(d) + U
+U^\top` every row of R is a product of vectors of length r,
+
+.. math::
+    R_{ij} = q_i \cdot U_j \quad (j < i), \qquad q_i = \pi_i^{-1/2} M_i U_i, \qquad
+    R_{ii} = \pi_i^{1/2}, \qquad \pi_i = d_i + U_i^\top M_i U_i, \qquad
+    M_i = \Big(I + \sum_{j > i} \frac{U_j U_j^\top}{d_j}\Big)^{-1},
+
+and the cost is O(N K D r + K D r^3). All is computed in float64.
+"""
+
+__all__ = ["reparameterize_full", "reparameterize_low_rank"]
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .implicit_diagonal import mass_from_nearer_end
+from .triangular import inverse_tril
+
+# Numbers z of samples that are worked on together.
+BLOCK_NUMBERS = 2**20
+
+# Coordinates that are substituted one by one before a matrix product takes them all further.
+BLOCK_COLUMNS = 16
+
+
+def reparameterize_full(
+    x: Tensor, batch_dim: int, logits: Tensor, loc: Tensor, scale_tril: Tensor
+) -> Tensor:
+    r"""Lets gradients flow from samples of a mixture to its parameters.
+
+    Args:
+        x: Samples of the mixture, shape (\*S, \*B, D), without a graph.
+        batch_dim: Number of dimensions of B.
+        logits: Unnormalised log-weights, shape broadcastable to (\*B, K).
+        loc: Means, shape broadcastable to (\*B, K, D).
+        scale_tril: Cholesky factors of the covariances, shape broadcastable to (\*B, K, D, D).
+
+    Returns:
+        The samples, with a backward pass by implicit differentiation (differentiable once).
+    """
+    return _Implicit.apply(_Full, batch_dim, x, logits, loc, scale_tril)
+
+
+def reparameterize_low_rank(
+    x: Tensor, batch_dim: int, logits: Tensor, loc: Tensor, diag: Tensor, factor: Tensor
+) -> Tensor:
+    r"""The same for precisions diag(d) + U U^T, d and U broadcastable to (\*B, K, D[, r])."""
+    return _Implicit.apply(_LowRank, batch_dim, x, logits, loc, diag, factor)
+
+
+class _Whitening(ABC):
+    """Whitened samples of all components, and what the matrices R do in back substitution."""
+
+    z: Tensor
+    """Shape (N, *B, K, D)."""
+    rate: Tensor
+    """Diagonals of the matrices R, shape (*B, K, D)."""
+
+    @abstractmethod
+    def cross(self, j: int) -> Tensor:
+        """Sum over k and i > j of R_ij h_i, for all h that were added; shape (N, *B)."""
+
+    @abstractmethod
+    def add(self, j: int, h: Tensor) -> None:
+        """Takes in h_j, shape (N, *B, K)."""
+
+
+class _Full(_Whitening):
+    def __init__(self, x: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
+        matrix = inverse_tril(scale_tril.tril())
+        # A matrix product of a row per sample; a broadcast one would copy R for every sample.
+        self.z = torch.einsum("...kij,n...kj->n...ki", matrix, x.unsqueeze(-2) - loc)
+        self.rate = matrix.diagonal(dim1=-2, dim2=-1)
+        self._matrix = matrix.detach()
+        self._h = torch.empty_like(self.z).detach()
+        # What coordinates after the present block add to those before, by matrix products.
+        self._carried = torch.zeros_like(x)
+
+    def cross(self, j: int) -> Tensor:
+        after = slice(j + 1, j - j % BLOCK_COLUMNS + BLOCK_COLUMNS)
+        within = (self._matrix[..., after, j] * self._h[..., after]).sum((-2, -1))
+        return within + self._carried[..., j]
+
+    def add(self, j: int, h: Tensor) -> None:
+        self._h[..., j] = h
+        if j % BLOCK_COLUMNS == 0:
+            block = slice(j, j + BLOCK_COLUMNS)
+            self._carried[..., :j] += torch.einsum(
+                "...kij,n...ki->n...j", self._matrix[..., block, :j], self._h[..., block]
+            )
+
+
+class _LowRank(_Whitening):
+    def __init__(self, x: Tensor, loc: Tensor, diag: Tensor, factor: Tensor) -> None:
+        outer = factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)
+        after = _sums_before(outer.flip(-3), -3).flip(-3)  # sums over j > i, (*B, K, D, r, r)
+        identity = torch.eye(factor.shape[-1], dtype=x.dtype, device=x.device)
+        gain = torch.linalg.solve(identity + after, factor.unsqueeze(-1)).squeeze(-1)  # M_i U_i
+        self.rate = (diag + (factor * gain).sum(-1)).sqrt()
+        row = gain / self.rate.unsqueeze(-1)  # q
+        difference = x.unsqueeze(-2) - loc
+        terms = factor * difference.unsqueeze(-1)  # (N, *B, K, D, r)
+        before = _sums_before(terms, -2)
+        self.z = self.rate * difference + (row * before).sum(-1)
+        self._row, self._factor = row.detach(), factor.detach()
+        self._sum = torch.zeros_like(before[..., 0, :]).detach()
+
+    def cross(self, j: int) -> Tensor:
+        return (self._factor[..., j, :] * self._sum).sum((-2, -1))
+
+    def add(self, j: int, h: Tensor) -> None:
+        self._sum = self._sum + h.unsqueeze(-1) * self._row[..., j, :]
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        whitening: type[_Whitening],
+        batch_dim: int,
+        x: Tensor,
+        logits: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.whitening, ctx.batch_dim = whitening, batch_dim
+        ctx.save_for_backward(x, logits, *parameters)
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        grads = _backward(ctx.whitening, ctx.batch_dim, grad, x, parameters)
+        return None, None, None, *grads
+
+
+def _backward(
+    whitening: Any, batch_dim: int, grad: Tensor, x: Tensor, parameters: list[Tensor]
+) -> list[Tensor]:
+    """Gradients in the parameters, summed over blocks of samples."""
+    logits, *rest = leaves = [p.detach().double().requires_grad_() for p in parameters]
+    batch_shape = x.shape[x.dim() - 1 - batch_dim : -1]
+    x, grad = (t.reshape(-1, *batch_shape, t.shape[-1]).double() for t in (x, grad))
+    rows = max(1, BLOCK_NUMBERS // (batch_shape.numel() * rest[0].shape[-2:].numel()))
+    total = [torch.zeros_like(p) for p in leaves]
+    for x_part, grad_part in zip(x.split(rows), grad.split(rows), strict=True):
+        with torch.enable_grad():
+            whitened = whitening(x_part, *rest)
+            cdf, weights, excess = _distribution(whitened, logits)
+        with torch.no_grad():
+            v = _back_substitute(whitened, grad_part, weights.detach(), excess.detach())
+        for accumulated, part in zip(total, torch.autograd.grad(cdf, leaves, -v), strict=True):
+            accumulated += part
+    return [t.to(p.dtype) for t, p in zip(total, parameters, strict=True)]
+
+
+def _distribution(whitened: _Whitening, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """F less a constant, (N, *B, D), and r and r (Phi - F), (N, *B, K, D)."""
+    z = whitened.z
+    log_prob = whitened.rate.log() - 0.5 * z.square()
+    before = logits.log_softmax(-1).unsqueeze(-1) + _sums_before(log_prob, -1)
+    weights = before.softmax(-2)
+    mass = mass_from_nearer_end(z, weights, -2)
+    cdf = (weights * mass).sum(-2)
+    return cdf, weights, weights * (mass - cdf.unsqueeze(-2))
+
+
+def _back_substitute(
+    whitened: _Whitening, grad: Tensor, weights: Tensor, excess: Tensor
+) -> Tensor:
+    """Solves J^T v = g for v, shape (N, *B, D)."""
+    z, rate = whitened.z.detach(), whitened.rate.detach()
+    slope = weights * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)  # r phi
+    later = torch.zeros_like(weights[..., 0])  # sum over d > j of v_d r_d (Phi_d - F_d)
+    v = torch.empty_like(grad)
+    for j in reversed(range(grad.shape[-1])):
+        pull = z[..., j] * later
+        density = (slope[..., j] * rate[..., j]).sum(-1)
+        rest = whitened.cross(j) - (rate[..., j] * pull).sum(-1)
+        v[..., j] = (grad[..., j] - rest) / density
+        step = v[..., j].unsqueeze(-1)
+        whitened.add(j, step * slope[..., j] - pull)
+        later = later + step * excess[..., j]
+    return v
+
+
+def _sums_before(terms: Tensor, dim: int) -> Tensor:
+    """Sums of all terms before each; taking a term off a sum with it would cancel."""
+    sums = terms.cumsum(dim)
+    return torch.cat(
+        [torch.zeros_like(sums.narrow(dim, 0, 1)), sums.narrow(dim, 0, sums.shape[dim] - 1)], dim
+    )
