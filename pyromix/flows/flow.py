@@ -49,6 +49,7 @@ class Flow(DistributionModule, FlowLaw):
         ValueError: If the base's shape does not fit the transforms, as far as they declare it.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> from pyro.distributions.transforms import affine_coupling
         >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
         >>> flow = Flow(base, [affine_coupling(3), affine_coupling(3).inv])
