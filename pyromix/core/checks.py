@@ -1,28 +1,39 @@
 """Checks on what a user passes in: a ``ValueError`` says what was expected, given, and to do."""
 
 __all__ = [
+    "Check",
     "as_int",
     "broadcastable",
+    "check_arguments",
     "check_choice",
     "check_count",
     "check_expandable",
     "check_floor",
+    "check_index",
+    "check_integers",
     "check_positive_int",
     "check_tensor",
     "check_value",
     "check_value_shape",
     "is_expandable",
     "is_traced",
+    "number",
+    "one_of",
+    "optional",
 ]
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
+
+# A check takes the name and the value of an argument, and returns the value to keep.
+Check = Callable[[str, Any], Any]
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
 
@@ -122,6 +133,117 @@ def check_value_shape(
             f"To score one value under every distribution of the batch, insert dimensions of "
             f"size 1."
         )
+    return value
+
+
+def check_arguments(checks: Mapping[str, Check], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks a constructor's arguments by a table.
+
+    Args:
+        checks: Name of an argument -> its check, which returns the value to keep. `one_of`,
+            `number` and `optional` make checks; `check_positive_int` and its like are some.
+        given: At least the arguments that the table names.
+
+    Returns:
+        The values to keep, in the order of the table.
+
+    Raises:
+        ValueError: If an argument does not pass.
+
+    >>> check_arguments({"dim": check_positive_int, "rank": check_count}, {"dim": 2, "rank": 0})
+    {'dim': 2, 'rank': 0}
+    """
+    return {name: check(name, given[name]) for name, check in checks.items()}
+
+
+def one_of(*choices: str) -> Check:
+    """A check that an argument is one of some names; see `check_choice`."""
+    return partial(check_choice, choices=choices)
+
+
+def optional(check: Check) -> Check:
+    """A check that None passes, too."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Check:
+    """A check that an argument is a finite number from `low` to less than `high`, as a `float`.
+
+    >>> number(0, 1)("share", 1)
+    Traceback (most recent call last):
+        ...
+    ValueError: Expected share to be a finite number, at least 0 and less than 1, got 1.
+    """
+
+    def check(name: str, value: Any) -> float:
+        try:
+            as_float = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            as_float = math.nan
+        if not (low <= as_float < high and math.isfinite(as_float)):
+            bounds = [f", at least {low:g}" if low > -math.inf else ""]
+            bounds += [f" and less than {high:g}" if high < math.inf else ""]
+            raise ValueError(
+                f"Expected {name} to be a finite number{''.join(bounds)}, got {value!r}."
+            )
+        return as_float
+
+    return check
+
+
+def check_index(name: str, value: object, size: int) -> int:
+    """Checks that an argument is an index of `size` entries, and returns it from zero.
+
+    Negative indices count from the end, as in Python.
+
+    Raises:
+        ValueError: If it is not an integer, or out of range.
+
+    >>> check_index("layer", -1, 3)
+    2
+    """
+    index = as_int(value)
+    if index is None or not -size <= index < size:
+        raise ValueError(
+            f"Expected {name} to be an integer from {-size} to {size - 1}, got {value!r}."
+        )
+    return index % size
+
+
+def check_integers(
+    name: str, value: Tensor, low: int, high: int, *, where: str = "", missing: bool = False
+) -> Tensor:
+    """Checks that all entries of a tensor are whole numbers in a range, and returns them.
+
+    Under tracing, where values are not known, everything passes.
+
+    Args:
+        name: What to call them in the error.
+        value: A tensor of integers, or of floats that hold whole numbers.
+        low: The smallest that is allowed.
+        high: The largest that is allowed.
+        where: What to add to the error, such as ``" in column 3"``.
+        missing: Whether NaN passes, too.
+
+    Returns:
+        The tensor itself.
+
+    Raises:
+        ValueError: If an entry is out of range, or no whole number.
+    """
+    if is_traced() or value.numel() == 0:
+        return value
+    good = (value >= low) & (value <= high)
+    if value.is_floating_point():
+        good &= value == value.round()
+        if missing:
+            good |= value.isnan()
+    if not bool(good.all()):
+        wrong = value[~good]
+        got = (
+            f"{wrong.min().item():g} to {wrong.max().item():g}" if len(wrong) > 1 else wrong.item()
+        )
+        raise ValueError(f"Expected {name} from {low} to {high}{where}, got {got}.")
     return value
 
 

@@ -1,6 +1,7 @@
-"""Constraints for mixed and missing columns, open intervals, boxes, and half-spaces."""
+"""Constraints: numbers above a floor, mixed and missing columns, intervals, boxes, half-spaces."""
 
 __all__ = [
+    "Floored",
     "box",
     "half_space",
     "mixed_columns",
@@ -17,6 +18,44 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import AffineTransform, identity_transform
+from torch.nn.functional import softplus
+
+
+class Floored:
+    """Positive numbers above a floor, as a function of unconstrained ones: f + g(rate * raw).
+
+    Scales and variances of every model are parameters of this kind. Without a floor the
+    likelihood of a mixture is unbounded.
+
+    Args:
+        floor: f, which is positive.
+        positive: g, ``"exp"`` or ``"softplus"``.
+        rate: By what unconstrained numbers are multiplied.
+        excess: Least share of the floor by which `inverse` keeps values above it: at the floor
+            itself the gradient in the unconstrained number is zero.
+
+    >>> scale = Floored(1e-3)
+    >>> scale(scale.inverse(torch.tensor(2.0)))
+    tensor(2.)
+    """
+
+    def __init__(
+        self, floor: float, positive: str = "exp", rate: float = 1.0, excess: float = 1e-3
+    ) -> None:
+        self.floor, self.positive, self.rate, self.excess = floor, positive, rate, excess
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """The numbers, of the shape of the unconstrained ones."""
+        raw = raw if self.rate == 1.0 else self.rate * raw
+        return self.floor + (raw.exp() if self.positive == "exp" else softplus(raw))
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """The unconstrained numbers; values at the floor and below are raised a little."""
+        excess = (value - self.floor).clamp(min=self.excess * self.floor)
+        raw = excess.log()
+        if self.positive == "softplus":  # log(e^y - 1), without overflow
+            raw = excess + (-torch.expm1(-excess)).log()
+        return raw if self.rate == 1.0 else raw / self.rate
 
 
 class _RealOrMissing(constraints.Constraint):

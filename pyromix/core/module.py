@@ -14,6 +14,7 @@ from torch.types import _size
 
 from .arguments import UnknownArgumentsError, constructor_arguments
 from .batch import Batch, check_paired, split_batch
+from .checks import Check
 from .registry import NotPlainError, decode, encode, register
 
 
@@ -66,6 +67,8 @@ class DistributionModule(nn.Module, TorchDistribution):
     has_rsample: bool = False
     default_lr: ClassVar[float] = 1e-3
     """Learning rate of `fit`, unless it is given one."""
+    argument_checks: ClassVar[Mapping[str, Check]] = {}
+    """The constructor's arguments and how they are checked: see `keep_arguments`."""
     initialized: Tensor
 
     def __init__(
@@ -77,6 +80,15 @@ class DistributionModule(nn.Module, TorchDistribution):
         nn.Module.__init__(self)
         Distribution.__init__(self, Size(batch_shape), Size(event_shape), validate_args)
         self.register_buffer("initialized", torch.tensor(False))
+
+    def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Keeps checked arguments of the constructor as attributes of the same names.
+
+        Args:
+            arguments: What `check_arguments` returned for the table `argument_checks`.
+        """
+        for name, value in arguments.items():
+            setattr(self, name, value)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
