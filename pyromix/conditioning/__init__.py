@@ -1,6 +1,7 @@
-"""Laws given evidence."""
+"""Laws given evidence: one base, one for mixtures of normals, one for alternatives."""
 
-__all__ = ["ConditionedMixture", "UnionOfConditioned"]
+__all__ = ["ConditionedLaw", "ConditionedMixture", "UnionOfConditioned"]
 
+from .law import ConditionedLaw
 from .mixture import ConditionedMixture
 from .union import UnionOfConditioned

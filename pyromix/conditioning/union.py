@@ -1,20 +1,20 @@
 """Laws given that at least one of several constraints holds."""
 
-__all__ = ["Branch", "UnionOfConditioned", "condition_on_branches"]
+__all__ = ["UnionOfConditioned", "condition_on"]
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import constraints
-from torch.types import _size
 
+from ..evidence.collect import collect_branches
 from ..evidence.linear import LinearEvidence
-from ..numerics.batches import choose, flat_index
+from ..numerics.batches import choose
 from ..numerics.no_gradient import without_gradient
+from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
+from .polytope import Polytope
 from .truncated import ConflictError
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
@@ -27,43 +27,8 @@ MAX_ROUNDS = 32
 MAX_NUMBERS = 2**25
 CHUNK_NUMBERS = 2**22
 
-UNKNOWN_EVIDENCE_GRADIENT = (
-    "The evidence log Z under these inequalities has no closed form, and no gradient in the "
-    "parameters of the mixture and of the evidence. If none is wanted, condition within "
-    "torch.no_grad(), or on a mixture whose parameters do not require gradients. If it is: the "
-    "gradient of log Z is the mean of that of mixture.log_prob(x) over draws x of the conditional "
-    "law."
-)
 
-
-class Branch(Protocol):
-    r"""What a law given one branch of the evidence can do, for a union to be made of it.
-
-    Branches of one union differ in their inequalities alone, and share batch and event shapes.
-    """
-
-    @property
-    def batch_shape(self) -> Size:
-        """The batch shape B."""
-
-    @property
-    def event_shape(self) -> Size:
-        """The event shape (D,)."""
-
-    def log_normalizer(self) -> tuple[Tensor, Tensor]:
-        r"""Log Z of shape (\*B,) and its standard error, in float64.
-
-        Minus infinity for entries of the batch whose evidence cannot hold.
-        """
-
-    def log_joint(self, value: Tensor) -> Tensor:
-        r"""Log p(x) q(x) in float64 of points (\*S, \*B, D), as if there were no inequalities."""
-
-    def draw(self, entry: Tensor) -> Tensor:
-        """Draws (n, D) of the laws at entries (n,) of the flattened batch."""
-
-
-class UnionOfConditioned(TorchDistribution):
+class UnionOfConditioned(ConditionedLaw):
     r"""A law within a union of regions, :math:`p(x) q(x) \, 1[x \in A_1 \cup \dots \cup A_m] / Z`.
 
     A draw comes from a branch, with probability proportional to its evidence, and is accepted
@@ -77,33 +42,24 @@ class UnionOfConditioned(TorchDistribution):
     deterministic, and differentiable as those of the branches are, unless log Z was estimated.
 
     Args:
-        make: Builds the law given a branch of the evidence; raises `ConflictError` if it cannot
-            hold for any entry of the batch.
-        evidence: The branches, which can hold.
-        laws: Their laws.
-        dtype: Of draws and results.
+        prior: The law without evidence.
+        evidence: The evidence with each alternative, which can hold. They differ in their
+            inequalities alone.
+        laws: The laws given these.
 
     Attributes:
-        branches: The laws given each branch.
+        branches: The laws given each alternative.
 
     Raises:
         ValueError: If no branch can hold at an entry of the batch.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-    has_rsample = False
-
     def __init__(
-        self,
-        make: Callable[[LinearEvidence], Branch],
-        evidence: Sequence[LinearEvidence],
-        laws: Sequence[Branch],
-        dtype: torch.dtype,
+        self, prior: Prior, evidence: Sequence[LinearEvidence], laws: Sequence[ConditionedLaw]
     ) -> None:
         self.branches = tuple(laws)
-        super().__init__(laws[0].batch_shape, laws[0].event_shape, validate_args=False)
-        self._dtype = dtype
-        self._regions = [self._region(known) for known in evidence]
+        super().__init__(prior, laws[0].batch_shape, laws[0].event_shape)
+        self._regions = [self._region(linear) for linear in evidence]
         normalizers = [law.log_normalizer() for law in laws]
         self._log_weight = torch.stack([z for z, _ in normalizers], -1)  # (*B, branches)
         self._weight_error = torch.stack([error for _, error in normalizers], -1)
@@ -113,7 +69,7 @@ class UnionOfConditioned(TorchDistribution):
                 f"Expected alternatives of which one can hold, but {int(impossible.sum())} of "
                 f"{impossible.numel()} entries of the batch contradict all."
             )
-        self._log_total, self._error = self._normalize(make, evidence)
+        self._log_total, self._error = self._normalize(evidence)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -149,79 +105,70 @@ class UnionOfConditioned(TorchDistribution):
         )
 
     @property
-    def route(self) -> tuple[Any, ...]:
-        """How the law given each branch is drawn and normalised."""
-        return tuple(getattr(law, "route", None) for law in self.branches)
+    def route(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """How the law given each alternative is drawn and normalised."""
+        return tuple(law.route for law in self.branches)
+
+    @property
+    def observed(self) -> Mapping[int, Tensor]:
+        r"""Coordinates that were observed, in ascending order -> their values, shape (\*B,)."""
+        return self.branches[0].observed
 
     @property
     def acceptance(self) -> Tensor:
         r"""Share of the branches' draws that are accepted, shape (\*B,): one without overlaps."""
         return (self._log_total - self._log_weight.logsumexp(-1)).exp().to(self._dtype)
 
-    def log_evidence(self) -> tuple[Tensor, Tensor]:
-        r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
+    def log_normalizer(self) -> tuple[Tensor, Tensor]:
+        r"""Log Z of shape (\*B,) and its standard error, in float64."""
+        return self._log_total, self._error
 
-        Returns:
-            Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
-        """
-        return self._log_total.to(self._dtype), self._error.to(self._dtype)
+    def draw(self, entry: Tensor) -> Tensor:
+        """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
+        log_weight = self._log_weight.reshape(-1, len(self.branches))
+        x = torch.empty(len(entry), *self.event_shape, dtype=self._dtype, device=entry.device)
+        pending = torch.arange(len(entry), device=entry.device)
+        while len(pending):  # of which at least one in as many as there are branches is done
+            now = entry[pending]
+            drawn = x[pending]
+            chosen = choose(log_weight, now)
+            for number, law in enumerate(self.branches):
+                rows = (chosen == number).nonzero().squeeze(-1)
+                if len(rows):
+                    drawn[rows] = law.draw(now[rows])
+            accepted = torch.rand(len(now), device=now.device) * self._count(drawn, now) < 1
+            x[pending[accepted]] = drawn[accepted]
+            pending = pending[~accepted]
+        return x
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws, shape (\*S, \*B, D).
+    def holds(self, value: Tensor) -> Tensor:
+        r"""Whether points (\*S, \*B, D) lie in one of the regions; shape (\*S, \*B)."""
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        points = value.expand(*leading, -1).reshape(-1, value.shape[-1])
+        return (self._count(points, self._entries(leading)) > 0).reshape(leading)
 
-        Raises:
-            RuntimeError: If inequalities leave no room for numbers of the dtype.
-        """
-        with torch.no_grad():
-            entry = self._entries(Size((*sample_shape, *self.batch_shape)))
-            log_weight = self._log_weight.reshape(-1, len(self.branches))
-            x = torch.empty(len(entry), *self.event_shape, dtype=self._dtype, device=entry.device)
-            pending = torch.arange(len(entry), device=entry.device)
-            while len(pending):  # of which at least one in as many as there are branches is done
-                now = entry[pending]
-                drawn = x[pending]
-                chosen = choose(log_weight, now)
-                for number, law in enumerate(self.branches):
-                    rows = (chosen == number).nonzero().squeeze(-1)
-                    if len(rows):
-                        drawn[rows] = law.draw(now[rows])
-                accepted = torch.rand(len(now), device=now.device) * self._count(drawn, now) < 1
-                x[pending[accepted]] = drawn[accepted]
-                pending = pending[~accepted]
-            return x.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
-        log_prob = self.branches[0].log_joint(value) - self._log_total
-        points = value.expand(*log_prob.shape, -1).reshape(-1, value.shape[-1])
-        inside = self._count(points, self._entries(log_prob.shape)) > 0
-        log_prob = torch.where(inside.reshape(log_prob.shape), log_prob, -math.inf)
-        return log_prob.to(self._dtype)
+    def log_joint(self, value: Tensor) -> Tensor:
+        r"""Log p(x) q(x) of points, in float64, as if there were no inequalities."""
+        return self.branches[0].log_joint(value)
 
     # ---- building -----------------------------------------------------------------------------
 
-    def _entries(self, leading: Size) -> Tensor:
-        """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
-        return flat_index(self.batch_shape, leading, self._regions[0].matrix.device)
-
-    def _region(self, known: LinearEvidence) -> "_Region":
-        matrix, low, high = known.inequalities(self.batch_shape)
-        low, high = (t.reshape(-1, len(matrix)).to(self._dtype) for t in (low, high))
-        return _Region(matrix.to(self._dtype), low, high)
+    def _region(self, evidence: LinearEvidence) -> Polytope:
+        region = Polytope.of(evidence, self.batch_shape, self._dtype)
+        if region is None:  # no alternative is without inequalities
+            raise AssertionError
+        return region
 
     def _count(self, x: Tensor, entry: Tensor) -> Tensor:
         """In how many of the branches points (n, D) lie."""
         count = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        for matrix, low, high in self._regions:
-            rows = x[:, : matrix.shape[-1]] @ matrix.mT  # categorical columns follow
-            count += ((rows >= low[entry]) & (rows <= high[entry])).all(-1)
+        for region in self._regions:
+            count += region.contains(x, entry)
         return count
 
-    def _normalize(
-        self, make: Callable[[LinearEvidence], Branch], evidence: Sequence[LinearEvidence]
-    ) -> tuple[Tensor, Tensor]:
+    def _normalize(self, evidence: Sequence[LinearEvidence]) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error, the best that can be had."""
-        summed = self._include_and_exclude(make, evidence)
+        summed = self._include_and_exclude(evidence)
         if summed is not None and bool((summed[1] <= 0.01).all()):
             return summed
         log_total, error = self._estimate()
@@ -235,13 +182,13 @@ class UnionOfConditioned(TorchDistribution):
         return log_total, error
 
     def _include_and_exclude(
-        self, make: Callable[[LinearEvidence], Branch], evidence: Sequence[LinearEvidence]
+        self, evidence: Sequence[LinearEvidence]
     ) -> tuple[Tensor, Tensor] | None:
         """Sums over intersections; None if there are too many."""
         bound = self._log_weight.logsumexp(-1)  # all terms are measured by it
         share = (self._log_weight - bound.unsqueeze(-1)).exp()
         total, square = share.sum(-1), (share.detach() * self._weight_error).square().sum(-1)
-        for number, (chosen, law) in enumerate(_intersections(make, evidence)):
+        for number, (chosen, law) in enumerate(_intersections(self._prior, evidence)):
             if number == MAX_INTERSECTIONS:
                 return None
             log_weight, error = law.log_normalizer()
@@ -284,77 +231,55 @@ class UnionOfConditioned(TorchDistribution):
         log_total = self._log_weight.logsumexp(-1) + covered.log().reshape(self.batch_shape)
         return log_total, (error / covered).reshape(self.batch_shape)
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(branches={len(self.branches)}, "
-            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
-        )
+    def _shown(self) -> dict[str, Any]:
+        return {"branches": len(self.branches)}
 
 
-def condition_on_branches(
-    make: Callable[[LinearEvidence, bool], Branch],
-    branches: Sequence[LinearEvidence],
-    dtype: torch.dtype,
-) -> "Branch | UnionOfConditioned":
-    """The law given branches of evidence, of which at least one holds.
-
-    Args:
-        make: Builds the law given a branch, and whether entries of the batch may contradict
-            themselves: then their evidence is zero, and `ConflictError` is raised only if all do.
-        branches: See `pyromix.evidence.collect_branches`.
-        dtype: Of draws and results.
+def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
+    """The law given pieces of evidence.
 
     Returns:
-        What `make` builds, if one branch is left: those that cannot hold drop out.
+        The law given all of them; with several alternatives that can hold a `UnionOfConditioned`.
 
     Raises:
-        ValueError: If no branch can hold, in all the batch or at an entry of it.
+        ConflictError: If no alternative can hold, in all the batch or at an entry of it.
     """
+    branches = collect_branches(evidence, prior.dim, prior.device, prior.categories)
+    law = _law_given_any(prior, branches)
+    law._evidence = tuple(evidence)
+    return law
+
+
+def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence]) -> ConditionedLaw:
+    """The law given alternatives of which at least one holds; each is built once."""
     if len(branches) == 1:
-        return make(branches[0], False)
-    kept, laws, first = [], [], None
-    for known in branches:
-        law, conflict = _try(lambda known: make(known, True), known)
-        first = first or conflict
-        if law is not None:
-            kept.append(known)
-            laws.append(law)
+        return prior.given(branches[0])
+    # Most alternatives that cannot hold contradict themselves: nothing is built for them.
+    possible = [b for b in branches if not bool(b.contradicts_itself(prior.dtype).all())]
+    kept: list[LinearEvidence] = []
+    laws: list[ConditionedLaw] = []
+    first: ConflictError | None = None
+    for branch in possible:
+        try:
+            laws.append(prior.given(branch, allow_impossible_entries=True))
+            kept.append(branch)
+        except ConflictError as conflict:
+            first = first or conflict
     if not laws:
+        says = first or "Expected inequalities that leave room, but two contradict."
         raise ConflictError(
             f"Expected alternatives of which one can hold, but all {len(branches)} contradict "
-            f"themselves or the other evidence. The first says: {first}"
+            f"themselves or the other evidence. The first says: {says}"
         )
     if len(laws) == 1:
-        return make(kept[0], False)
-    return UnionOfConditioned(lambda known: make(known, True), kept, laws, dtype)
-
-
-class _Region(NamedTuple):
-    """Where a branch holds, in the dtype of draws."""
-
-    matrix: Tensor
-    """Shape (p, D)."""
-    low: Tensor
-    """Shape (entries, p)."""
-    high: Tensor
-
-
-def _try(
-    make: Callable[[LinearEvidence], Branch], known: LinearEvidence
-) -> tuple[Branch | None, ConflictError | None]:
-    """The law given a branch, or why it cannot hold."""
-    matrix, low, high = known.inequalities(known.batch_shape)
-    if len(matrix) and bool((low >= high).any(-1).all()):
-        return None, ConflictError("Expected inequalities that leave room, but two contradict.")
-    try:
-        return make(known), None
-    except ConflictError as conflict:
-        return None, conflict
+        laws[0].check_possible()
+        return laws[0]
+    return UnionOfConditioned(prior, kept, laws)
 
 
 def _intersections(
-    make: Callable[[LinearEvidence], Branch], evidence: Sequence[LinearEvidence]
-) -> Iterator[tuple[tuple[int, ...], Branch]]:
+    prior: Prior, evidence: Sequence[LinearEvidence]
+) -> Iterator[tuple[tuple[int, ...], ConditionedLaw]]:
     """The laws within two branches and more at once, where that is possible."""
     level: set[tuple[int, ...]] = {(number,) for number in range(len(evidence))}
     while level:
@@ -367,8 +292,13 @@ def _intersections(
                 if not all(part in level for part in parts):
                     continue
                 first, *others = (evidence[i] for i in wanted)
-                law, _ = _try(make, first.intersect(*others))
-                if law is not None:
-                    above.add(wanted)
-                    yield wanted, law
+                both = first.intersect(*others)
+                if bool(both.contradicts_itself(prior.dtype).all()):
+                    continue
+                try:
+                    law = prior.given(both, allow_impossible_entries=True)
+                except ConflictError:
+                    continue
+                above.add(wanted)
+                yield wanted, law
         level = above

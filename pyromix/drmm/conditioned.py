@@ -5,29 +5,25 @@ categorical columns are independent. What is left is a law over codes: all of th
 few, and else a weighted population that the evidence has steered through the layers.
 """
 
-__all__ = ["ConditionedDRMM", "condition_on"]
+__all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
-from torch.types import _size
 
-from ..conditioning.mixture import ConditionedMixture
+from ..conditioning.law import ConditionedLaw, Statement
+from ..conditioning.mixture import MixturePrior
 from ..conditioning.truncated import ConflictError
-from ..conditioning.union import UnionOfConditioned, condition_on_branches
+from ..conditioning.union import condition_on
 from ..core.checks import check_value
 from ..core.constraints import mixed_columns
-from ..evidence.collect import collect_branches
 from ..evidence.linear import LinearEvidence
-from ..evidence.pieces import Evidence
 from ..mixtures.diagonal import MixtureOfNormals
-from ..numerics.batches import flat_index
 from .law import ResidualMixture
 from .particles import Codes, enumerate_codes, find_codes, prune
 from .rows import Rows
@@ -47,7 +43,45 @@ class Settings(NamedTuple):
     beam: int
 
 
-class ConditionedDRMM(TorchDistribution):
+class ResidualPrior:
+    """A deep residual mixture that is conditioned; see `pyromix.conditioning.law.Prior`.
+
+    Args:
+        law: The law. Its tensors are copied: log Z is that of their present values.
+        settings: How it is conditioned.
+        validate_args: Whether laws given evidence check what they score.
+    """
+
+    def __init__(self, law: ResidualMixture, settings: Settings, validate_args: bool) -> None:
+        self.law, self.settings = law.map_tensors(torch.clone), settings
+        self.validate_args = validate_args
+        self.dim = law.loc.shape[-1]
+        self.categories = law.columns.categories
+        self.dtype, self.device = law.loc.dtype, law.loc.device
+
+    def with_options(self, num_particles: int) -> "ResidualPrior":
+        """The prior with another number of particles."""
+        settings = self.settings._replace(num_particles=num_particles)
+        return ResidualPrior(self.law, settings, self.validate_args)
+
+    def given(
+        self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
+    ) -> "ConditionedDRMM":
+        """The law given one set of linear statements."""
+        for column, weights in evidence.categorical.items():
+            if bool(weights.isneginf().all(-1).any()):
+                raise ConflictError(
+                    f"Expected evidence that can hold, but nothing is left of column "
+                    f"{evidence.dim + column}: its pieces contradict each other."
+                )
+        return ConditionedDRMM(self, evidence, allow_impossible_entries=allow_impossible_entries)
+
+    def condition_on(self, evidence: Sequence[Statement]) -> ConditionedLaw:
+        """The law given pieces of evidence, whose batch shapes broadcast."""
+        return condition_on(self, evidence)
+
+
+class ConditionedDRMM(ConditionedLaw):
     r"""The law of all columns of a deep residual mixture, given evidence: :math:`p(x) q(x) / Z`.
 
     Made by `DRMM.condition`, for the parameters that the model has then: later changes of them do
@@ -64,11 +98,10 @@ class ConditionedDRMM(TorchDistribution):
     `log_evidence` is the log-density of that at zero, and changes if the equation is rescaled.
 
     Args:
-        law: The law without evidence.
-        known: The evidence.
-        settings: How to go about it.
-        partly: Whether entries of the batch may contradict themselves, and have an evidence of
-            zero, as long as not all do.
+        prior: The law without evidence.
+        evidence: The evidence.
+        allow_impossible_entries: Whether entries of the batch may contradict themselves, and have
+            an evidence of zero, as long as not all do.
 
     Raises:
         ValueError: If the evidence cannot hold, or if its shape does not fit.
@@ -80,65 +113,71 @@ class ConditionedDRMM(TorchDistribution):
             all of them where nothing was left out.
     """
 
-    arg_constraints = {}  # noqa: RUF012
-    has_rsample = False
-    _evidence: tuple[Evidence, ...]
+    _prior: ResidualPrior
 
     def __init__(
         self,
-        law: ResidualMixture,
-        known: LinearEvidence,
-        settings: Settings,
+        prior: ResidualPrior,
+        evidence: LinearEvidence,
         *,
-        partly: bool = False,
-        validate_args: bool | None = None,
+        allow_impossible_entries: bool = False,
     ) -> None:
-        # A copy: log Z is that of these values, whatever becomes of them.
-        law = law.map_tensors(torch.clone)
-        self._law, self._known, self._settings = law, known, settings
-        self._dim = law.loc.shape[-1]
-        batch_shape = known.batch_shape
-        event_shape = Size((self._dim + len(law.columns.tables),))
-        super().__init__(batch_shape, event_shape, validate_args=False)
-        if validate_args is not None:
-            self._validate_args = validate_args
+        law, settings = prior.law, prior.settings
+        batch_shape = evidence.batch_shape
+        super().__init__(prior, batch_shape, Size((prior.dim + len(prior.categories),)))
+        self._law, self._linear, self._dim = law, evidence, prior.dim
         self.exact = law.num_codes <= settings.max_exact
         codes = (
             enumerate_codes(law)
             if self.exact
-            else find_codes(law, known, batch_shape, settings.num_particles)
+            else find_codes(law, evidence, batch_shape, settings.num_particles)
         )
         self.num_particles = codes.size
         log_joint = self._log_joint_of(codes)
-        if known.num_rows:
+        if evidence.num_rows:
             entries = math.prod(batch_shape)
-            codes, index = prune(law, known, batch_shape, codes, log_joint.expand(entries, -1))
-            log_joint = log_joint.expand(entries, -1).gather(1, index)
+            log_joint = log_joint.expand(entries, -1)
+            codes, index = prune(law, evidence, batch_shape, codes, log_joint)
+            log_joint = log_joint.gather(1, index)
         self._codes = codes
         log_scale = log_joint.double().logsumexp(-1)
         lost = log_scale.isneginf()  # so far off that nothing is left to compare
-        if bool(lost.all() if partly else lost.any()):
+        if bool(lost.all() if allow_impossible_entries else lost.any()):
             raise ConflictError(
                 f"Expected evidence that can hold, but {int(lost.sum())} of {len(lost)} entries "
                 f"of its batch are so far from all that the model knows that their probability is "
                 f"zero in {law.loc.dtype}."
             )
         log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
-        mixture = self._mixture_of(codes, log_joint)
-        # A population has an error of its own, next to which that of an integral may be larger.
-        max_error = 0.01 if self.exact else INTEGRAL_ERROR
-        self._given = ConditionedMixture(
-            mixture, known, partly=partly, whole=True, max_error=max_error
+        mixture = MixturePrior(
+            self._mixture_of(codes, log_joint),
+            allow_all_observed=True,
+            # A population has an error of its own: that of an integral may be larger.
+            max_error=0.01 if self.exact else INTEGRAL_ERROR,
         )
+        self._real = mixture.given(evidence, allow_impossible_entries=allow_impossible_entries)
         # The mixture's weights were normalised.
         self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
         self._variance, self.effective_sample_size = self._spread()
         self._warn()
 
     @property
-    def route(self) -> tuple[str, ...] | None:
+    def route(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """How normals under inequalities are drawn; see `ConditionedMixture`."""
-        return self._given.route
+        return self._real.route
+
+    @property
+    def observed(self) -> Mapping[int, Tensor]:
+        r"""Columns that were observed, in ascending order -> their values, shape (\*B,).
+
+        Categorical ones are among them if one category was left.
+        """
+        observed = dict(self._real.observed)
+        for column, log_q in sorted(self._linear.categorical.items()):
+            if bool((log_q.isfinite().sum(-1) == 1).all()):
+                code = log_q.argmax(-1).to(self._dtype)
+                observed[self._dim + column] = code.expand(self.batch_shape)
+        return observed
 
     @property
     def support(self) -> constraints.Constraint:
@@ -150,7 +189,7 @@ class ConditionedDRMM(TorchDistribution):
             NotImplementedError: For other evidence, under which no bijection is known: draw with
                 `sample` instead.
         """
-        support = self._given.support
+        support = self._real.support
         if not self._law.columns.tables:
             return support
         if support is not constraints.real_vector:
@@ -158,8 +197,7 @@ class ConditionedDRMM(TorchDistribution):
                 "No bijection onto real columns within bounds next to categorical ones is known. "
                 "Draw with sample()."
             )
-        categories = [table.shape[-1] for table in self._law.columns.tables]
-        return mixed_columns(self._dim, categories)
+        return mixed_columns(self._dim, self._prior.categories)
 
     @property
     def mean(self) -> Tensor:
@@ -173,7 +211,7 @@ class ConditionedDRMM(TorchDistribution):
             self.probs(self._dim + j).argmax(-1, keepdim=True).to(self._law.loc)
             for j in range(len(self._law.columns.tables))
         ]
-        return torch.cat([self._given.mean, *columns], -1)
+        return torch.cat([self._real.mean, *columns], -1)
 
     @property
     def variance(self) -> Tensor:
@@ -182,7 +220,7 @@ class ConditionedDRMM(TorchDistribution):
         Raises:
             NotImplementedError: Under inequalities, where they have no closed form.
         """
-        return self._given.variance
+        return self._real.variance
 
     def probs(self, index: int) -> Tensor:
         r"""Probabilities of the categories of a column, given the evidence.
@@ -193,50 +231,21 @@ class ConditionedDRMM(TorchDistribution):
         Returns:
             Tensor of shape (\*B, categories).
         """
-        column = self._known.categorical_column(index)
+        column = self._linear.categorical_column(index)
         log_probs = self._column_log_probs(column).softmax(-1)  # (E or 1, C, n)
-        weights = self._given.logits.exp().unsqueeze(-1)  # (*B, C, 1)
+        weights = self._real.logits.exp().unsqueeze(-1)  # (*B, C, 1)
         log_probs = log_probs.expand(max(1, self.batch_shape.numel()), -1, -1)
         return (weights * log_probs.reshape(*self.batch_shape, *log_probs.shape[1:])).sum(-2)
 
-    def condition(
-        self, *evidence: Evidence, num_particles: int | None = None
-    ) -> "ConditionedDRMM | UnionOfConditioned":
-        """The law given further evidence, on top of what it was made with."""
-        settings = self._settings
-        if num_particles is not None:
-            settings = settings._replace(num_particles=num_particles)
-        return condition_on(self._law, (*self._evidence, *evidence), settings, self._validate_args)
-
-    def log_evidence(self) -> tuple[Tensor, Tensor]:
-        r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
-
-        Returns:
-            Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
-        """
-        log_normalizer, error = self.log_normalizer()
-        return log_normalizer.to(self._law.loc.dtype), error.to(self._law.loc.dtype)
-
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
-        """The same in float64, whatever the dtype of the law."""
-        log_normalizer, error = self._given.log_normalizer()
+        """Log Z and its standard error in float64, whatever the dtype of the law."""
+        log_normalizer, error = self._real.log_normalizer()
         return log_normalizer + self._log_scale, (error.square() + self._variance).sqrt()
-
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws, shape (\*S, \*B, D + number of categorical columns).
-
-        Raises:
-            RuntimeError: If inequalities leave no room for numbers of the dtype.
-        """
-        with torch.no_grad():
-            shape = Size((*sample_shape, *self.batch_shape))
-            entry = flat_index(self.batch_shape, shape, self._law.loc.device)
-            return self.draw(entry).reshape(*shape, -1)
 
     @torch.no_grad()
     def draw(self, entry: Tensor) -> Tensor:
         """Draws of the laws at entries (n,) of the flattened batch; see `sample`."""
-        x, component = self._given.draw_with_component(entry)
+        x, component = self._real.draw_with_component(entry)
         drawn = [x]
         for column in range(len(self._law.columns.tables)):
             log_probs = self._column_log_probs(column)
@@ -248,11 +257,9 @@ class ConditionedDRMM(TorchDistribution):
                 drawn.append(x.new_zeros(0, 1))
         return torch.cat(drawn, -1)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of points (\*S, \*B, D + categorical columns); shape (\*S, \*B)."""
-        log_prob = self.log_joint(value) - self.log_normalizer()[0]
-        holds = self._given.holds(value[..., : self._dim])
-        return torch.where(holds, log_prob, -math.inf).to(self._law.loc.dtype)
+    def holds(self, value: Tensor) -> Tensor:
+        r"""Whether points meet every inequality, shape (\*S, \*B)."""
+        return self._real.holds(value[..., : self._dim])
 
     def log_joint(self, value: Tensor) -> Tensor:
         r"""Log p(x) q(x) of points, in float64, as if there were no inequalities.
@@ -266,10 +273,10 @@ class ConditionedDRMM(TorchDistribution):
             value[..., self._dim + j].reshape(-1).long() for j in range(len(law.columns.tables))
         ]
         rows = Rows(real.reshape(-1, self._dim), None, tuple(columns))
-        settings = self._settings
+        settings = self._prior.settings
         log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
-        log_joint = log_prob.double().reshape(value.shape[:-1]) + self._given.log_factor(real)
-        for column, log_q in self._known.categorical.items():
+        log_joint = log_prob.double().reshape(value.shape[:-1]) + self._real.log_factor(real)
+        for column, log_q in self._linear.categorical.items():
             code = columns[column].reshape(value.shape[:-1]).expand(log_joint.shape)
             log_q = log_q.expand(*log_joint.shape, -1)
             log_joint = log_joint + log_q.gather(-1, code.unsqueeze(-1)).squeeze(-1)
@@ -281,7 +288,7 @@ class ConditionedDRMM(TorchDistribution):
         """Log-weight of codes, with all but the linear evidence: shape (E or 1, C)."""
         law, flat = self._law, codes.codes.flatten(0, 1)
         log_joint = law.log_prior(flat).reshape(codes.codes.shape[:-1]) + codes.log_weight
-        for column, log_q in self._known.categorical.items():
+        for column, log_q in self._linear.categorical.items():
             log_probs = self._law.columns.log_probs(column, codes.codes)
             log_joint = log_joint + (log_probs + self._log_q(log_q)).logsumexp(-1)
         return log_joint
@@ -289,7 +296,7 @@ class ConditionedDRMM(TorchDistribution):
     def _column_log_probs(self, column: int) -> Tensor:
         """Log p(c, evidence on c | h) of a categorical column, shape (E or 1, C, categories)."""
         log_probs = self._law.columns.log_probs(column, self._codes.codes)
-        log_q = self._known.categorical.get(column)
+        log_q = self._linear.categorical.get(column)
         return log_probs if log_q is None else log_probs + self._log_q(log_q)
 
     def _log_q(self, log_q: Tensor) -> Tensor:
@@ -320,7 +327,7 @@ class ConditionedDRMM(TorchDistribution):
             zero = torch.zeros(shape, dtype=torch.float64, device=self._law.loc.device)
             return zero, (zero + size).to(self._law.loc.dtype)
         count = islands.shape[1]
-        weight = self._given.logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
+        weight = self._real.logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
         own = islands * weight  # (E, islands, C)
         share = own.sum(-1)  # of Z: mean one
         variance = share.var(-1) / count
@@ -349,34 +356,5 @@ class ConditionedDRMM(TorchDistribution):
                 stacklevel=2,
             )
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(exact={self.exact}, num_particles={self.num_particles}, "
-            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
-        )
-
-
-def condition_on(
-    law: ResidualMixture,
-    evidence: Sequence[Evidence],
-    settings: Settings,
-    validate_args: bool,
-) -> "ConditionedDRMM | UnionOfConditioned":
-    """The law of a deep residual mixture, given evidence."""
-
-    def make(known: LinearEvidence, partly: bool) -> ConditionedDRMM:
-        for column, weights in known.categorical.items():
-            if bool(weights.isneginf().all(-1).any()):
-                raise ConflictError(
-                    f"Expected evidence that can hold, but nothing is left of column "
-                    f"{known.dim + column}: its pieces contradict each other."
-                )
-        return ConditionedDRMM(law, known, settings, partly=partly, validate_args=validate_args)
-
-    categories = [table.shape[-1] for table in law.columns.tables]
-    branches = collect_branches(evidence, law.loc.shape[-1], law.loc.device, categories)
-    conditioned: Any = condition_on_branches(make, branches, law.loc.dtype)
-    conditioned._validate_args = validate_args
-    if isinstance(conditioned, ConditionedDRMM):
-        conditioned._evidence = tuple(evidence)
-    return conditioned
+    def _shown(self) -> dict[str, Any]:
+        return {"exact": self.exact, "num_particles": self.num_particles}

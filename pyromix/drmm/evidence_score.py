@@ -9,9 +9,8 @@ probability of each alone, given the rest, as if they were independent: exact fo
 independent coordinates. It steers a search; weights are computed exactly afterwards.
 """
 
-__all__ = ["LinearPotential"]
+__all__ = ["EvidenceScore"]
 
-import math
 
 import torch
 from torch import Size, Tensor
@@ -28,11 +27,11 @@ JITTER = 1e-9
 CHUNK_NUMBERS = 2**23
 
 
-class LinearPotential:
+class EvidenceScore:
     r"""Linear evidence under normals with given standard deviations and any means.
 
     Args:
-        known: What is known about D coordinates.
+        evidence: The evidence on D columns.
         batch_shape: A shape that the evidence's expands to, of E entries.
         scale: Standard deviations, shape (K, D), or (1, D) if all normals share them.
         entries: Which of the entries to judge; all by default.
@@ -43,14 +42,15 @@ class LinearPotential:
 
     def __init__(
         self,
-        known: LinearEvidence,
+        evidence: LinearEvidence,
         batch_shape: Size,
         scale: Tensor,
         entries: slice = slice(None),
     ) -> None:
         self._dtype = scale.dtype
         variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
-        matrix, y, noise = _stack_observations(known, batch_shape)
+        matrix, y, noise = evidence.observations(batch_shape)
+        y = y.reshape(batch_shape.numel(), len(matrix))
         self._count = len(matrix)
         spread = matrix * variance  # (K, q, D)
         covariance = spread @ matrix.mT + noise
@@ -63,9 +63,9 @@ class LinearPotential:
         log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
         self._constant = -log_det - 0.5 * LOG_2PI * self._count
         self._matrix, self._y = matrix, y[entries]
-        self.num_rows = known.num_rows
+        self.num_rows = evidence.num_rows
         if self.num_rows:
-            rows, low, high = known.inequalities(batch_shape)
+            rows, low, high = evidence.inequalities(batch_shape)
             self._rows = rows
             self._low, self._high = (t.reshape(-1, 1, len(rows))[entries] for t in (low, high))
             whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
@@ -104,7 +104,12 @@ class LinearPotential:
         return (self._constant.to(self._dtype) - 0.5 * torch.cat(parts)).reshape(shape)
 
     def observations_of(self, mean: Tensor, index: Tensor) -> Tensor:
-        """The same for normals of their own: means (E, P, D), and which scale, (E, P)."""
+        """Log-density of what was observed, for normals with means (E, P, D): shape (E, P).
+
+        Args:
+            mean: Means of the normals, shape (E, P, D).
+            index: Which scale each has, shape (E, P).
+        """
         if not self._count:
             return mean.new_zeros(mean.shape[:-1])
         residual = self._residual(mean).unsqueeze(-1)
@@ -142,22 +147,3 @@ class LinearPotential:
     def _of(self, t: Tensor, index: Tensor) -> Tensor:
         """Entries (E, P, *T) of t (K, *T), or of t (1, *T) that all share."""
         return t[0].expand(*index.shape, *t.shape[1:]) if len(t) == 1 else t[index]
-
-
-def _stack_observations(known: LinearEvidence, batch_shape: Size) -> tuple[Tensor, Tensor, Tensor]:
-    """All that was observed as y = A x + noise: A (q, D), y (E, q), covariance (q, q)."""
-    entries, device = math.prod(batch_shape), known.device
-    identity = torch.eye(known.dim, dtype=torch.float64, device=device)
-    matrices, values, noises = [], [], []
-    for d, value in known.observed.items():
-        matrices.append(identity[d : d + 1])
-        values.append(value.unsqueeze(-1))
-        noises.append(identity.new_zeros(1, 1))
-    for matrix, y, noise in known.gaussian:
-        matrices.append(matrix)
-        values.append(y)
-        noises.append(noise)
-    if not matrices:
-        return identity[:0], identity.new_zeros(entries, 0), identity[:0, :0]
-    y = torch.cat([value.expand(*batch_shape, -1) for value in values], -1)
-    return torch.cat(matrices), y.reshape(entries, -1), torch.block_diag(*noises)

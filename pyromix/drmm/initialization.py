@@ -2,16 +2,14 @@
 
 __all__ = ["initial_parameters"]
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..core.constraints import Floored
 from ..mixtures.clusters import MAX_POINTS, find_clusters
 from .rows import Rows
-
-if TYPE_CHECKING:
-    from .model import DRMM
 
 # Pseudo-counts of every category in a cluster, and of every code next to another one. Tables of
 # many codes are counted from few points a cell, and all pairs of layers are taken together as if
@@ -21,14 +19,29 @@ CATEGORY_COUNT = 0.5
 LINK_COUNT = 10.0
 
 
-def initial_parameters(model: "DRMM", rows: Rows) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Shape:
+    """What the parameters of a model are: see the arguments of `DRMM` of the same names.
+
+    `variance` maps unconstrained numbers to variances.
+    """
+
+    num_layers: int
+    num_components: int
+    categories: tuple[int, ...]
+    scale: str
+    inner_scale: str
+    variance: Floored
+
+
+def initial_parameters(shape: Shape, rows: Rows) -> dict[str, Tensor]:
     """Parameters of a residual quantiser of the data, with the codes' frequencies.
 
     Every layer takes the centres of clusters of what the layers before leave. Of more than 10,000
     points, that many are drawn, with PyTorch's global random state.
 
     Args:
-        model: The model that the parameters are for.
+        shape: What parameters there are.
         rows: N points.
 
     Returns:
@@ -42,10 +55,10 @@ def initial_parameters(model: "DRMM", rows: Rows) -> dict[str, Tensor]:
             tuple(column[chosen] for column in rows.columns),
         )
     residual = _filled(rows)
-    k = model.num_components
+    k = shape.num_components
     log_weight, loc, inner, links = [], [], [], []
     codes: list[Tensor] = []
-    for layer in range(model.num_layers):
+    for layer in range(shape.num_layers):
         clusters = find_clusters(residual, k)
         code = torch.cdist(residual, clusters.loc).argmin(-1)
         residual = residual - clusters.loc[code]
@@ -53,34 +66,34 @@ def initial_parameters(model: "DRMM", rows: Rows) -> dict[str, Tensor]:
         loc.append(clusters.loc)
         links += [_joint_counts(earlier, code, k).log() for earlier in codes]
         codes.append(code)
-        if layer < model.num_layers - 1:
+        if layer < shape.num_layers - 1:
             inner.append(residual.square().mean(0))
     # A cluster of few points says little about its variance: add a pseudo-point.
     within = torch.zeros_like(clusters.loc).index_add_(0, code, residual.square())
     size = torch.bincount(code, minlength=k).to(within).unsqueeze(-1) + 1
     variance = (within + residual.square().mean(0)) / size
     raw_scale = {"diagonal": variance, "spherical": variance.mean(-1, keepdim=True)}.get(
-        model.scale, residual.square().mean().reshape(1, 1)
+        shape.scale, residual.square().mean().reshape(1, 1)
     )
     start = {
         "log_weight": torch.stack(log_weight),
         "loc": torch.stack(loc),
-        "raw_scale": _log_variance(raw_scale, model.scale_floor),
+        "raw_scale": shape.variance.inverse(raw_scale),
     }
-    if model.num_layers > 1:
+    if shape.num_layers > 1:
         spread = torch.stack(inner)
-        if model.inner_scale == "scalar":
+        if shape.inner_scale == "scalar":
             spread = spread.mean(-1, keepdim=True)
-        start["raw_inner_scale"] = _log_variance(spread, model.scale_floor)
+        start["raw_inner_scale"] = shape.variance.inverse(spread)
         start["link_logits"] = torch.stack(links)
     for j, column in enumerate(rows.columns):
         # The first layer says which category is likely, later ones start without a say.
         known = column >= 0
-        frequency = residual.new_full((k, model.categories[j]), CATEGORY_COUNT)
+        frequency = residual.new_full((k, shape.categories[j]), CATEGORY_COUNT)
         frequency.index_put_(
             (codes[0][known], column[known]), frequency.new_ones(()), accumulate=True
         )
-        table = residual.new_zeros(model.num_layers, *frequency.shape)
+        table = residual.new_zeros(shape.num_layers, *frequency.shape)
         table[0] = (frequency / frequency.sum(-1, keepdim=True)).log()
         start[f"column_logits.{j}"] = table
     return start
@@ -99,8 +112,3 @@ def _joint_counts(earlier: Tensor, code: Tensor, k: int) -> Tensor:
     """How often codes of two layers occur together, smoothed: shape (K earlier, K)."""
     counts = torch.bincount(earlier * k + code, minlength=k * k).reshape(k, k)
     return counts.to(torch.get_default_dtype()) + LINK_COUNT
-
-
-def _log_variance(variance: Tensor, floor: float) -> Tensor:
-    """Logarithms of variances above the floor's."""
-    return (variance - floor**2).clamp(min=floor**2).log()

@@ -14,7 +14,7 @@ Codes are indices: what they select is gathered, and sums of gathered rows are b
 embedding.
 """
 
-__all__ = ["ResidualMixture", "take_entries"]
+__all__ = ["ResidualMixture"]
 
 import math
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ from torch import Tensor
 from ..mixtures.diagonal import MixtureOfNormals
 from ..numerics.diagonal_density import component_log_prob, log_sum_exp
 from .links import select, stacked_rows, sum_rows, sum_rows_of_layers, sum_selected
+from .prefix import Prefix
 from .rows import Columns, Rows, pick_value
 
 # Points are worked on in blocks with no more scores of components than this at once.
@@ -245,50 +246,39 @@ class ResidualMixture:
 
     def _search(self, rows: Rows, width: int) -> Tensor:
         n, k = len(rows.real), self.num_components
-        codes = torch.zeros(n, 1, 0, dtype=torch.long, device=self.loc.device)
+        prefix = self.prefix(rows.real.unsqueeze(1))
         log_prior = self.loc.new_zeros(n, 1)
-        residual = rows.real.unsqueeze(1)
-        logits = self.columns.start(n, 1)
         for layer in range(self.num_layers - 1):
-            count = codes.shape[1]
-            joint = self.log_conditional(layer, codes.flatten(0, 1)).reshape(n, count, k)
+            count = prefix.codes.shape[1]
+            joint = self.log_conditional(layer, prefix.codes.flatten(0, 1)).reshape(n, count, k)
             joint = joint + log_prior.unsqueeze(-1)
-            score = joint + self.fit_of(layer, residual, logits, rows)
+            score = joint + self.fit_of(prefix, rows)
             best = score.flatten(1).topk(min(width, count * k), -1, sorted=False).indices
-            parent, chosen = best // k, best % k
             log_prior = joint.flatten(1).gather(-1, best)
-            codes = torch.cat([take_entries(codes, parent), chosen.unsqueeze(-1)], -1)
-            residual = take_entries(residual, parent) - self.loc[layer][chosen]
-            logits = tuple(take_entries(before, parent) for before in logits)
-            logits = self.columns.add(layer, logits, chosen)
-        return codes
+            prefix = prefix.take(best // k).extend(best % k)
+        return prefix.codes
 
-    def fit_of(
-        self,
-        layer: int,
-        residual: Tensor,
-        logits: tuple[Tensor, ...],
-        rows: Rows,
-        inflation: float = 1.0,
-    ) -> Tensor:
+    def prefix(self, points: Tensor) -> Prefix:
+        """The prefix before the first layer, for points (N, B, D)."""
+        return Prefix.before_layers(self.loc, self.columns, points)
+
+    def fit_of(self, prefix: Prefix, rows: Rows, inflation: float = 1.0) -> Tensor:
         """Log-density of points given every component of a layer, (N, B, K), were it the last.
 
         Args:
-            layer: The layer.
-            residual: What the layers before leave, shape (N, B, D).
-            logits: What the layers before add to categorical columns, (N, B, categories).
+            prefix: Codes of the layers before, B for each point.
             rows: The points.
             inflation: Factor of the standard deviations.
         """
-        n, width = residual.shape[:2]
+        layer, (n, width) = prefix.layer, prefix.codes.shape[:2]
         score = component_log_prob(
-            residual.flatten(0, 1),
+            prefix.residual.flatten(0, 1),
             self.loc[layer],
             inflation * self.scale_of(layer),
             self.loc.new_zeros(()),
             _repeat(rows.observed, width),
         ).reshape(n, width, self.num_components)
-        return score + self.columns.score(layer, logits, rows.columns)
+        return score + self.columns.score(layer, prefix.logits, rows.columns)
 
     def scale_of(self, layer: int) -> Tensor:
         """Standard deviations of what a layer leaves, shape (K, D)."""
@@ -305,14 +295,12 @@ class ResidualMixture:
         keeps weights bounded. All codes of the last layer are summed over.
         """
         n, k = len(rows.real), self.num_components
-        codes = torch.zeros(n * count, 0, dtype=torch.long, device=self.loc.device)
+        prefix = self.prefix(rows.real.unsqueeze(1).expand(-1, count, -1))
         log_weight = self.loc.new_zeros(n * count)
-        residual = rows.real.unsqueeze(1).expand(-1, count, -1)
-        logits = self.columns.start(n, count)
         for layer in range(self.num_layers):
-            log_prior = self.log_conditional(layer, codes)
+            log_prior = self.log_conditional(layer, prefix.codes.flatten(0, 1))
             fits = [
-                self.fit_of(layer, residual, logits, rows, inflation).reshape(-1, k)
+                self.fit_of(prefix, rows, inflation).reshape(-1, k)
                 for inflation in ((1.0,) if layer == self.num_layers - 1 else (1.0, 2.0))
             ]
             if layer == self.num_layers - 1:
@@ -325,10 +313,7 @@ class ResidualMixture:
             chosen = torch.multinomial(proposal.exp(), 1)
             gain = log_prior.gather(-1, chosen) - proposal.gather(-1, chosen)
             log_weight = log_weight + gain.squeeze(-1)
-            codes = torch.cat([codes, chosen], -1)
-            chosen = chosen.reshape(n, count)
-            residual = residual - self.loc[layer][chosen]
-            logits = self.columns.add(layer, logits, chosen)
+            prefix = prefix.extend(chosen.reshape(n, count))
         return log_weight.reshape(n, count).logsumexp(-1) - math.log(count)
 
     def posterior_blocks(
@@ -394,12 +379,6 @@ class ResidualMixture:
         for logits in self.columns.logits(codes):
             values.append(logits.argmax(-1, keepdim=True).to(self.loc))
         return torch.cat(values, -1)
-
-
-def take_entries(t: Tensor, parent: Tensor) -> Tensor:
-    """Entries (N, B', *T) of hypotheses (N, B, *T) at indices (N, B')."""
-    index = parent.reshape(*parent.shape, *[1] * (t.dim() - 2)).expand(-1, -1, *t.shape[2:])
-    return t.gather(1, index)
 
 
 def _repeat(observed: Tensor | None, count: int) -> Tensor | None:

@@ -3,8 +3,8 @@
 __all__ = ["DRMM"]
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Size, Tensor, nn
@@ -13,18 +13,22 @@ from torch.types import _size
 
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
-    check_choice,
+    Check,
+    check_arguments,
     check_count,
     check_floor,
+    check_integers,
     check_positive_int,
     check_tensor,
     check_value,
     is_traced,
+    number,
+    one_of,
 )
-from ..core.constraints import mixed_columns, real_or_missing_vector
-from ..core.module import DistributionModule
-from .conditioned import Settings, condition_on
-from .initialization import initial_parameters
+from ..core.constraints import Floored, mixed_columns, real_or_missing_vector
+from ..core.law_module import LawModule
+from .conditioned import ResidualPrior, Settings
+from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
 from .links import log_normalize
 from .rows import Columns, Rows
@@ -55,7 +59,29 @@ NO_CONTEXT = (
 )
 
 
-class DRMM(DistributionModule):
+def _check_categories(name: str, categories: Any) -> tuple[int, ...]:
+    if not isinstance(categories, Iterable):
+        raise ValueError(f"Expected {name} such as (3, 10), got {categories!r}.")
+    return tuple(check_positive_int(f"every entry of {name}", count) for count in categories)
+
+
+def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ...]:
+    try:
+        stages = tuple((str(name), float(share)) for name, share in curriculum)
+    except (TypeError, ValueError):
+        stages = ()
+    good = all(name in STAGES and 0 < share < math.inf for name, share in stages)
+    if not stages or not good:
+        raise ValueError(
+            f"Expected {name} to be pairs of a stage, of {STAGES}, and a positive share of "
+            f"the steps, such as (('em', 0.5), ('likelihood', 0.5)), got {curriculum!r}."
+        )
+    total = sum(share for _, share in stages)
+    return tuple((name, share / total) for name, share in stages)
+    return stages
+
+
+class DRMM(LawModule[ResidualMixture]):
     r"""Deep residual mixture model: layers of mixtures, each of what the one before leaves.
 
     .. math:: p(h_l = k \mid h_{<l}) = \operatorname{softmax}_k \Big(\log w_l[k]
@@ -118,6 +144,39 @@ class DRMM(DistributionModule):
         torch.Size([3, 2])
     """
 
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        "dim": check_positive_int,
+        "num_layers": check_positive_int,
+        "num_components": check_positive_int,
+        "categories": _check_categories,
+        "scale": one_of("diagonal", "spherical", "scalar"),
+        "inner_scale": one_of("diagonal", "scalar"),
+        "scale_floor": check_floor,
+        "smoothing": number(0, 1),
+        "truncation": number(0, 1),
+        "missing": one_of("error", "marginalize"),
+        "max_exact": check_count,
+        "beam": check_positive_int,
+        "training_beam": check_positive_int,
+        "curriculum": _check_curriculum,
+        "orphans": number(0),
+    }
+    dim: int
+    num_layers: int
+    num_components: int
+    categories: tuple[int, ...]
+    scale: str
+    inner_scale: str
+    scale_floor: float
+    smoothing: float
+    truncation: float
+    missing: str
+    max_exact: int
+    beam: int
+    training_beam: int
+    curriculum: tuple[tuple[str, float], ...]
+    orphans: float
+
     def __init__(
         self,
         dim: int,
@@ -138,39 +197,13 @@ class DRMM(DistributionModule):
         orphans: float = 0.01,
         validate_args: bool | None = None,
     ) -> None:
-        dim = check_positive_int("dim", dim)
-        num_layers = check_positive_int("num_layers", num_layers)
-        num_components = check_positive_int("num_components", num_components)
-        if not isinstance(categories, Iterable):
-            raise ValueError(f"Expected categories such as (3, 10), got {categories!r}.")
-        categories = tuple(check_positive_int("every entry of categories", n) for n in categories)
-        check_choice("scale", scale, ("diagonal", "spherical", "scalar"))
-        check_choice("inner_scale", inner_scale, ("diagonal", "scalar"))
-        check_choice("missing", missing, ("error", "marginalize"))
-        check_floor("scale_floor", scale_floor)
-        for name, value in (("smoothing", smoothing), ("truncation", truncation)):
-            if not 0 <= value < 1:
-                raise ValueError(f"Expected {name} from 0 to 1, got {value}.")
-        if not 0 <= orphans < math.inf:
-            raise ValueError(f"Expected finite orphans of at least 0, got {orphans}.")
-        check_count("max_exact", max_exact)
+        arguments = check_arguments(self.argument_checks, locals())
+        dim, categories = arguments["dim"], arguments["categories"]
         super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
-        self.dim = dim
-        self.num_layers = num_layers
-        self.num_components = num_components
-        self.categories = categories
-        self.scale = scale
-        self.inner_scale = inner_scale
-        self.scale_floor = float(scale_floor)
-        self.smoothing = float(smoothing)
-        self.truncation = float(truncation)
-        self.missing = missing
-        self.max_exact = int(max_exact)
-        self.beam = check_positive_int("beam", beam)
-        self.training_beam = check_positive_int("training_beam", training_beam)
-        self.curriculum = _check_curriculum(curriculum)
-        self.orphans = float(orphans)
-        k, pairs = num_components, num_layers * (num_layers - 1) // 2
+        self.keep_arguments(arguments)
+        # Unconstrained numbers are logarithms of variances above the floor's.
+        self._variance = Floored(self.scale_floor**2, excess=1.0)
+        k, pairs = self.num_components, num_layers * (num_layers - 1) // 2
         self.log_weight = nn.Parameter(torch.zeros(num_layers, k))
         # For every pair of layers c < l, in the order (1, 0), (2, 0), (2, 1), ...: rows are codes
         # of c, columns those of l, so that a code of c selects a row.
@@ -198,17 +231,15 @@ class DRMM(DistributionModule):
             return real_or_missing_vector
         return constraints.real_vector
 
-    @property
-    def law(self) -> ResidualMixture:
-        """The law with the present parameters, and gradients to them."""
+    def _law_given(self) -> ResidualMixture:
         k = self.num_components
         return ResidualMixture(
             log_weight=self.log_weight,
             links=log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
             source=(self.link_logits, self.smoothing),
             loc=self.loc,
-            inner_scale=self._scale_from(self.raw_inner_scale).expand(-1, self.dim),
-            scale=self._scale_from(self.raw_scale).expand(k, self.dim),
+            inner_scale=self._variance(self.raw_inner_scale).sqrt().expand(-1, self.dim),
+            scale=self._variance(self.raw_scale).sqrt().expand(k, self.dim),
             columns=Columns(tuple(self.column_logits), self.loc),
             log_truncation=math.log(self.truncation) if self.truncation else -math.inf,
         )
@@ -324,11 +355,7 @@ class DRMM(DistributionModule):
             raise ValueError(
                 f"Expected codes to be integers of shape (*S, {self.num_layers}), got {got}."
             )
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_components:
-            raise ValueError(
-                f"Expected codes from 0 to {self.num_components - 1}, got {int(codes.min())} to "
-                f"{int(codes.max())}."
-            )
+        check_integers("codes", codes, 0, self.num_components - 1)
         flat = codes.reshape(-1, self.num_layers).long()
         return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
 
@@ -403,7 +430,7 @@ class DRMM(DistributionModule):
         most = self.max_exact if max_exact is None else max_exact
         settings = Settings(num_particles, most, self.beam)
         law = self.law if differentiable else self.law.map_tensors(torch.detach)
-        return condition_on(law, evidence, settings, self._validate_args)
+        return ResidualPrior(law, settings, self._validate_args).condition_on(evidence)
 
     # ---- training -------------------------------------------------------------------------
 
@@ -457,8 +484,16 @@ class DRMM(DistributionModule):
                 f"Expected at least one point and finite values to initialise from, got "
                 f"{len(rows.real)} points of which {infinite} are not finite."
             )
+        shape = Shape(
+            self.num_layers,
+            self.num_components,
+            self.categories,
+            self.scale,
+            self.inner_scale,
+            self._variance,
+        )
         with torch.no_grad():
-            for name, start in initial_parameters(self, rows).items():
+            for name, start in initial_parameters(shape, rows).items():
                 parameter = self.get_parameter(name)
                 if parameter.requires_grad:
                     parameter.copy_(start)
@@ -486,9 +521,6 @@ class DRMM(DistributionModule):
             start += share
         return self.curriculum[-1][0], 1.0
 
-    def _scale_from(self, raw: Tensor) -> Tensor:
-        return (raw.exp() + self.scale_floor**2).sqrt()
-
     def _rows(self, value: Tensor, *, missing: bool | None = None) -> Rows:
         """Checks values and sorts them into columns; flattens all but the last dimension.
 
@@ -510,27 +542,7 @@ class DRMM(DistributionModule):
         for j, count in enumerate(self.categories):
             column = columns[:, j].detach()
             absent = column.isnan()
-            if not is_traced():
-                given = column[~absent]
-                if bool(((given != given.round()) | (given < 0) | (given >= count)).any()):
-                    raise ValueError(
-                        f"Expected codes from 0 to {count - 1} in column {self.dim + j}, got "
-                        f"values from {given.min().item():g} to {given.max().item():g}."
-                    )
+            where = f" in column {self.dim + j}"
+            check_integers("codes", column, 0, count - 1, where=where, missing=True)
             codes.append(torch.where(absent, -1.0, column).long())
         return Rows(real, observed, tuple(codes))
-
-
-def _check_curriculum(curriculum: Any) -> tuple[tuple[str, float], ...]:
-    try:
-        stages = tuple((str(name), float(share)) for name, share in curriculum)
-    except (TypeError, ValueError):
-        stages = ()
-    good = all(name in STAGES and 0 < share < math.inf for name, share in stages)
-    if not stages or not good:
-        raise ValueError(
-            f"Expected curriculum to be pairs of a stage, of {STAGES}, and a positive share of "
-            f"the steps, such as (('em', 0.5), ('likelihood', 0.5)), got {curriculum!r}."
-        )
-    total = sum(share for _, share in stages)
-    return tuple((name, share / total) for name, share in stages)

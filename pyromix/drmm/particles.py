@@ -3,9 +3,10 @@ r"""Codes that evidence leaves likely, with weights.
 Codes are built up layer by layer. A prefix h_<=l is weighed by :math:`p(h_{\le l})` times how
 well the evidence agrees with the normal that it stands for, with the inner scale for noise: as
 priors and constraints pass through the layers of the paper (section 3.6). Of all continuations of
-all prefixes a fixed number is kept, each with a known probability, whose inverse becomes its
-weight: those above a threshold for certain, others by systematic sampling (Fearnhead and Clifford
-2003). So no code is held twice, sums over codes are unbiased, and they are exact if all fit.
+all prefixes a fixed number is kept, each with a probability that is computed; its inverse becomes
+the weight. Those above a threshold are kept for certain, others by systematic sampling (Fearnhead
+and Clifford 2003). So no code is held twice, sums over codes are unbiased, and they are exact if
+all fit.
 """
 
 __all__ = ["Codes", "couples", "enumerate_codes", "find_codes", "prune", "thin"]
@@ -17,8 +18,9 @@ import torch
 from torch import Size, Tensor
 
 from ..evidence.linear import LinearEvidence
-from .evidence_score import LinearPotential
-from .law import ResidualMixture, take_entries
+from .evidence_score import EvidenceScore
+from .law import ResidualMixture
+from .prefix import take_entries
 
 # Populations that are grown independently; their spread is the error of what they estimate.
 ISLANDS = 8
@@ -65,13 +67,13 @@ def enumerate_codes(law: ResidualMixture) -> Codes:
 
 @torch.no_grad()
 def find_codes(
-    law: ResidualMixture, known: LinearEvidence, batch_shape: Size, num_particles: int
+    law: ResidualMixture, evidence: LinearEvidence, batch_shape: Size, num_particles: int
 ) -> Codes:
     """Grows populations of codes from layer to layer.
 
     Args:
         law: The law.
-        known: The evidence.
+        evidence: The evidence.
         batch_shape: Its shape, of E entries.
         num_particles: Number of codes that are held in all islands together. Fewer come out
             where inequalities depend on each other.
@@ -80,13 +82,13 @@ def find_codes(
     size = max(1, num_particles // ISLANDS)
     block = max(1, MAX_SCORES // (ISLANDS * size * law.num_components))
     searches = [
-        _Search(law, known, batch_shape, slice(start, min(start + block, entries)))
+        _Search(law, evidence, batch_shape, slice(start, min(start + block, entries)))
         for start in range(0, entries, block)
     ]
     for search in searches:
         for layer in range(law.num_layers):
             last = layer == law.num_layers - 1
-            search.grow(min(size, MAX_COUPLED // ISLANDS) if last and couples(known) else size)
+            search.grow(min(size, MAX_COUPLED // ISLANDS) if last and couples(evidence) else size)
     codes, log_weight = (
         torch.cat([getattr(search, name) for search in searches])
         for name in ("codes", "log_weight")
@@ -99,59 +101,64 @@ class _Search:
 
     Args:
         law: The law.
-        known: The evidence.
+        evidence: The evidence.
         batch_shape: Its shape.
         entries: Entries of the flattened batch to search codes for.
 
     Attributes:
-        codes: Prefixes, shape (B, P, l).
         log_weight: Logarithm of how many prefixes each stands for, shape (B, P).
     """
 
     def __init__(
-        self, law: ResidualMixture, known: LinearEvidence, batch_shape: Size, entries: slice
+        self, law: ResidualMixture, evidence: LinearEvidence, batch_shape: Size, entries: slice
     ) -> None:
-        self._law, self._known = law, known
+        self._law, self._evidence = law, evidence
         self._batch_shape, self._entries = batch_shape, entries
         populations = (entries.stop - entries.start) * ISLANDS
         zero = law.loc.new_zeros(populations, 1)
-        self.codes = torch.zeros(populations, 1, 0, dtype=torch.long, device=zero.device)
+        # There are no points: the residual of none is minus the mean that the codes stand for.
+        self._prefix = law.prefix(zero.unsqueeze(-1).expand(-1, -1, law.loc.shape[-1]))
         self.log_weight = zero
         self._log_prior = zero
-        self._mean = zero.unsqueeze(-1).expand(-1, -1, law.loc.shape[-1])
-        self._logits = law.columns.start(populations, 1)
         # How well inequalities agree, judged with each of the scales.
         self._log_rows = zero.expand(len(INFLATIONS), -1, -1)
 
+    @property
+    def codes(self) -> Tensor:
+        """Prefixes, shape (B, P, l)."""
+        return self._prefix.codes
+
+    @property
+    def _mean(self) -> Tensor:
+        """The means that prefixes stand for, shape (B, P, D)."""
+        return -self._prefix.residual
+
     def grow(self, size: int) -> None:
         """Goes on by a layer, and keeps at most so many codes in every population."""
-        law, layer = self._law, self.codes.shape[-1]
+        law, layer = self._law, self._prefix.layer
         count, k = self.codes.shape[1], law.num_components
-        potentials = self._potentials(layer)
+        scores = self._scores(layer)
         conditional = law.log_conditional(layer, self.codes.flatten(0, 1)).reshape(-1, count, k)
         prior = self._log_prior.unsqueeze(-1) + conditional
         base = self.log_weight.unsqueeze(-1) + prior + self._columns_fit(layer)
         fits = torch.stack(
             [
-                share + potential.observations(self._by_entry(self._mean), law.loc[layer])
-                for share, potential in potentials
+                share + score.observations(self._by_entry(self._mean), law.loc[layer])
+                for share, score in scores
             ]
-        ).reshape(len(potentials), -1, count, k)
-        if self._known.num_rows:
-            index, log_inclusion = self._thin_within_inequalities(potentials, base, fits, size)
+        ).reshape(len(scores), -1, count, k)
+        if self._evidence.num_rows:
+            index, log_inclusion = self._thin_within_inequalities(scores, base, fits, size)
         else:
             index, log_inclusion = thin((base + fits.logsumexp(0)).flatten(1), size)
         parent, chosen = index // k, index % k
-        self.codes = torch.cat([take_entries(self.codes, parent), chosen.unsqueeze(-1)], -1)
-        self._mean = take_entries(self._mean, parent) + law.loc[layer][chosen]
-        logits = tuple(take_entries(before, parent) for before in self._logits)
-        self._logits = law.columns.add(layer, logits, chosen)
+        self._prefix = self._prefix.take(parent).extend(chosen)
         self._log_prior = prior.flatten(1).gather(1, index)
         self.log_weight = self.log_weight.gather(1, parent) - log_inclusion
 
     def _thin_within_inequalities(
         self,
-        potentials: "list[tuple[float, LinearPotential]]",
+        scores: "list[tuple[float, EvidenceScore]]",
         base: Tensor,
         fits: Tensor,
         size: int,
@@ -161,28 +168,28 @@ class _Search:
         The parent's inequalities stand in for those of its continuations in the first, where
         these are too many to integrate.
         """
-        law, layer = self._law, self.codes.shape[-1]
+        law, layer = self._law, self._prefix.layer
         last = layer == law.num_layers - 1
         count, k = base.shape[1:]
         guess = base + (fits + self._log_rows[: len(fits)].unsqueeze(-1)).logsumexp(0)
-        few = guess.numel() * potentials[0][1].num_rows <= MAX_INTEGRALS
+        few = guess.numel() * scores[0][1].num_rows <= MAX_INTEGRALS
         index, log_inclusion = thin(guess.flatten(1), count * k if few else CANDIDATES * size)
         mean = take_entries(self._mean, index // k) + law.loc[layer][index % k]
         mean, own = self._by_entry(mean), self._by_entry(index % k)
         rows = torch.stack(
             [
-                potential.inequalities_of(mean, own if last else None, rough=not last).sum(-1)
-                for _, potential in potentials
+                score.inequalities_of(mean, own if last else None, rough=not last).sum(-1)
+                for _, score in scores
             ]
-        ).reshape(len(potentials), *index.shape)
+        ).reshape(len(scores), *index.shape)
         fits = fits.flatten(2).gather(2, index.expand(len(fits), -1, -1))
         score = base.flatten(1).gather(1, index) + (fits + rows).logsumexp(0) - log_inclusion
         second, more = thin(score, size)
         self._log_rows = rows.gather(2, second.expand(len(rows), -1, -1))
         return index.gather(1, second), log_inclusion.gather(1, second) + more
 
-    def _potentials(self, layer: int) -> "list[tuple[float, LinearPotential]]":
-        """Judges of a layer's components, with the logarithms of their shares."""
+    def _scores(self, layer: int) -> "list[tuple[float, EvidenceScore]]":
+        """How to score a layer's components, at every scale: log-shares and scores."""
         law = self._law
         if layer == law.num_layers - 1:
             scales = [(1.0, law.scale)]
@@ -192,17 +199,17 @@ class _Search:
         return [
             (
                 math.log(share),
-                LinearPotential(self._known, self._batch_shape, scale, self._entries),
+                EvidenceScore(self._evidence, self._batch_shape, scale, self._entries),
             )
             for share, scale in scales
         ]
 
     def _columns_fit(self, layer: int) -> Tensor:
-        """Log-probability of what is known about categorical columns, (B, P, K)."""
+        """Log-probability of the evidence on categorical columns, (B, P, K)."""
         columns = self._law.columns
         total = columns.zero
-        for column, log_q in self._known.categorical.items():
-            table, before = columns.tables[column][layer], self._logits[column]
+        for column, log_q in self._evidence.categorical.items():
+            table, before = columns.tables[column][layer], self._prefix.logits[column]
             values = before.unsqueeze(-2) + table  # (B, P, K, n)
             log_q = log_q.expand(*self._batch_shape, -1).reshape(-1, 1, 1, table.shape[-1])
             log_q = log_q[self._entries].repeat_interleave(ISLANDS, 0).to(values.dtype)
@@ -214,14 +221,14 @@ class _Search:
         return t.reshape(self._entries.stop - self._entries.start, -1, *t.shape[2:])
 
 
-def couples(known: LinearEvidence) -> bool:
+def couples(evidence: LinearEvidence) -> bool:
     """Whether inequalities depend on each other: their probability has no closed form then."""
-    if not known.num_rows:
+    if not evidence.num_rows:
         return False
-    free = [d for d in range(known.dim) if d not in known.observed]
-    used = torch.cat(known.matrix)[:, free] != 0
+    _, free = evidence.split_columns()
+    used = torch.cat(evidence.matrix)[:, free] != 0
     used = used[used.any(-1)].unique(dim=0)
-    if known.gaussian:  # observations make coordinates depend on each other
+    if evidence.gaussian:  # observations make coordinates depend on each other
         return len(used) > 1
     return int(used.sum(0).max()) > 1 if len(used) else False
 
@@ -267,7 +274,7 @@ def thin(log_weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def prune(
     law: ResidualMixture,
-    known: LinearEvidence,
+    evidence: LinearEvidence,
     batch_shape: Size,
     codes: Codes,
     log_joint: Tensor,
@@ -276,7 +283,7 @@ def prune(
 
     Args:
         law: The law.
-        known: The evidence.
+        evidence: The evidence.
         batch_shape: Its shape, of E entries.
         codes: The codes.
         log_joint: Their log-weights without linear evidence, shape (E, C).
@@ -288,9 +295,9 @@ def prune(
     every = codes.codes.expand(entries, -1, -1)
     mean = law.mean_of(codes.codes.flatten(0, 1)).reshape(len(codes.codes), count, -1)
     mean, last = mean.expand(entries, -1, -1), every[..., -1]
-    potential = LinearPotential(known, batch_shape, law.scale)
-    seen = log_joint + potential.observations_of(mean, last)
-    rows = potential.inequalities_of(mean, last)
+    score = EvidenceScore(evidence, batch_shape, law.scale)
+    seen = log_joint + score.observations_of(mean, last)
+    rows = score.inequalities_of(mean, last)
     # The probability of all inequalities is at most that of the least likely, and near the
     # product.
     bound, guess = (seen + t for t in (rows.amin(-1), rows.sum(-1)))

@@ -44,6 +44,11 @@ class Columns:
         self.tables = tables
         self.zero = like.new_zeros(1, 1, 1)
 
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Numbers of categories of the columns."""
+        return tuple(table.shape[-1] for table in self.tables)
+
     def start(self, *shape: int) -> tuple[Tensor, ...]:
         """Logits before the first layer, all zero, shape (*shape, categories)."""
         return tuple(table.new_zeros(*shape, table.shape[-1]) for table in self.tables)

@@ -33,6 +33,7 @@ from torch import Tensor
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob, log_sum_exp
 from .law import ResidualMixture
 from .links import sum_rows, sum_rows_of_layers
+from .prefix import Prefix
 from .rows import Rows, pick_value
 
 STAGES = ("em", "real", "latents", "joint", "likelihood", "proposal")
@@ -95,29 +96,26 @@ def _assign(
         What each layer sees of the points, (N, L, D); their codes, (N, L); the point that is
         nearest to each component, (L, K); logits of categorical columns that each layer sees.
     """
-    n = len(rows.real)
-    residual, logits = rows.real, law.columns.start(n, 1)
+    prefix = law.prefix(rows.real.unsqueeze(1))
     residuals, nearest, all_logits = [], [], []
-    codes = torch.zeros(n, 0, dtype=torch.long, device=residual.device)
-    zero = residual.new_zeros(())
+    zero = rows.real.new_zeros(())
     for layer in range(law.num_layers):
-        loc, scale = law.loc[layer], law.scale_of(layer)
-        normal = component_log_prob(residual, loc, scale, zero, rows.observed)
-        score = normal + law.columns.score(layer, logits, rows.columns).squeeze(1)
+        residual = prefix.residual.squeeze(1)
+        normal = component_log_prob(
+            residual, law.loc[layer], law.scale_of(layer), zero, rows.observed
+        )
+        score = normal + law.columns.score(layer, prefix.logits, rows.columns).squeeze(1)
         if rho > NEGLIGIBLE_RHO:
-            score = score + rho * sum_rows(law.links, law.link_rows(layer, codes))
-        chosen = score.argmax(-1)
+            score = score + rho * sum_rows(law.links, law.link_rows(layer, prefix.codes[:, 0]))
         if rows.observed is not None:
             # Of a point of which little is known, all components are near.
-            known = rows.observed.sum(-1, keepdim=True)
-            normal = normal.masked_fill(known < known.amax(), -math.inf)
+            seen = rows.observed.sum(-1, keepdim=True)
+            normal = normal.masked_fill(seen < seen.amax(), -math.inf)
         residuals.append(residual)
         nearest.append(normal.argmax(0))
-        all_logits.append(logits)
-        residual = residual - loc[chosen]
-        logits = law.columns.add(layer, logits, chosen.unsqueeze(-1))
-        codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
-    return torch.stack(residuals, 1), codes, torch.stack(nearest), all_logits
+        all_logits.append(prefix.logits)
+        prefix = prefix.extend(score.argmax(-1, keepdim=True))
+    return torch.stack(residuals, 1), prefix.codes[:, 0], torch.stack(nearest), all_logits
 
 
 def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
@@ -130,58 +128,44 @@ def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
     """
     with torch.no_grad():
         codes = _draw_codes(law, rows, stage)
-    n = len(codes)
     links: Sequence[Tensor | float] = [0.0] * law.num_layers
     if stage != "real" and law.num_layers > 1:
         selected = [law.link_rows(layer, codes) for layer in range(1, law.num_layers)]
         links = [0.0, *sum_rows_of_layers(law.links, selected)]
     total = law.loc.new_zeros(())
-    residual, logits = rows.real, law.columns.start(n, 1)
+    prefix = law.prefix(rows.real.unsqueeze(1))
     for layer in range(law.num_layers):
-        score = _layer_scores(law, layer, residual, logits, rows, stage) + links[layer]
+        score = _layer_scores(law, prefix, rows, stage) + links[layer]
         total = total - log_sum_exp(score).mean()
-        residual = residual - law.loc[layer][codes[:, layer]]
-        logits = law.columns.add(layer, logits, codes[:, layer : layer + 1])
-        if stage != "joint":
-            residual, logits = residual.detach(), tuple(t.detach() for t in logits)
+        prefix = prefix.extend(codes[:, layer : layer + 1])
+        prefix = prefix if stage == "joint" else prefix.detach()
     return total
 
 
-def _layer_scores(
-    law: ResidualMixture,
-    layer: int,
-    residual: Tensor,
-    logits: tuple[Tensor, ...],
-    rows: Rows,
-    stage: str,
-) -> Tensor:
-    """Log-density of a layer's components, but for the codes of earlier layers; shape (N, K)."""
+def _layer_scores(law: ResidualMixture, prefix: Prefix, rows: Rows, stage: str) -> Tensor:
+    """Log-density of the next layer's components, without the codes before: shape (N, K)."""
+    layer = prefix.layer
     if stage == "joint":
         offset = law.log_weight[layer].log_softmax(-1)
     else:
         offset = law.loc.new_full((), -math.log(law.num_components))
     score = component_log_prob(
-        residual, law.loc[layer], law.scale_of(layer), offset, rows.observed
+        prefix.residual.squeeze(1), law.loc[layer], law.scale_of(layer), offset, rows.observed
     )
-    return score + law.columns.score(layer, logits, rows.columns).squeeze(1)
+    return score + law.columns.score(layer, prefix.logits, rows.columns).squeeze(1)
 
 
 def _draw_codes(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
     """Draws codes (N, L) from the responsibilities, layer by layer."""
-    n = len(rows.real)
-    codes = torch.zeros(n, 0, dtype=torch.long, device=rows.real.device)
-    residual, logits = rows.real, law.columns.start(n, 1)
+    prefix = law.prefix(rows.real.unsqueeze(1))
     for layer in range(law.num_layers):
-        score = _layer_scores(law, layer, residual, logits, rows, stage)
+        score = _layer_scores(law, prefix, rows, stage)
         if stage != "real":
-            score = score + sum_rows(law.links, law.link_rows(layer, codes))
+            score = score + sum_rows(law.links, law.link_rows(layer, prefix.codes[:, 0]))
         lowest = score.amax(-1, keepdim=True) + math.log(SOFT_TRUNCATION)
         kept = score.masked_fill(score < lowest, -math.inf).softmax(-1)
-        chosen = torch.multinomial(kept, 1).squeeze(-1)
-        residual = residual - law.loc[layer][chosen]
-        logits = law.columns.add(layer, logits, chosen.unsqueeze(-1))
-        codes = torch.cat([codes, chosen.unsqueeze(-1)], -1)
-    return codes
+        prefix = prefix.extend(torch.multinomial(kept, 1))
+    return prefix.codes[:, 0]
 
 
 def _link_log_prob(law: ResidualMixture, codes: Tensor) -> Tensor:
@@ -223,11 +207,12 @@ def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
         codes: Their codes, of at least the first L - 1 layers, shape (N, L).
     """
     total = law.inner_scale[:0].sum()  # zero, with a graph also where there is one layer
-    residual = rows.real
+    prefix = law.prefix(rows.real.unsqueeze(1))
     for layer in range(law.num_layers - 1):
         with torch.no_grad():
-            residual = residual - law.loc[layer][codes[:, layer]]
+            prefix = prefix.extend(codes[:, layer : layer + 1])
         scale = law.inner_scale[layer]
+        residual = prefix.residual.squeeze(1)
         total = total + _normal_loss(residual, torch.zeros_like(scale), scale, rows.observed)
     return total
 

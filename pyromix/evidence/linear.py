@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor
 
 from ..core.checks import as_int
+from ..numerics.batches import stack_observed
 
 
 @dataclass
@@ -67,6 +68,88 @@ class LinearEvidence:
             for bounds in (self.low, self.high)
         )
         return torch.cat(self.matrix), low, high
+
+    def split_columns(self) -> tuple[list[int], list[int]]:
+        """The real columns that were observed, and those that were not, in ascending order."""
+        given = sorted(self.observed)
+        return given, [d for d in range(self.dim) if d not in self.observed]
+
+    def observed_values(self, dtype: torch.dtype) -> Tensor:
+        r"""Values of the observed columns in ascending order, (\*N, columns), in float64.
+
+        They are those that a dtype has: draws of that dtype keep them.
+        """
+        if not self.observed:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        value = stack_observed([self.observed[d] for d in sorted(self.observed)])
+        return value.to(dtype).double()
+
+    def observations(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Values and observations together, as y = A x + noise.
+
+        Args:
+            batch_shape: A shape that the evidence's expands to.
+
+        Returns:
+            A of shape (q, D), y of shape (\*B, q), and the covariance of the noise (q, q), which
+            is zero for what was observed exactly.
+        """
+        identity = torch.eye(self.dim, dtype=torch.float64, device=self.device)
+        parts = [
+            (identity[d : d + 1], value.unsqueeze(-1), identity.new_zeros(1, 1))
+            for d, value in self.observed.items()
+        ]
+        parts += self.gaussian
+        if not parts:
+            return identity[:0], identity.new_zeros(*batch_shape, 0), identity[:0, :0]
+        y = torch.cat([y.expand(*batch_shape, -1) for _, y, _ in parts], -1)
+        matrix = torch.cat([matrix for matrix, _, _ in parts])
+        return matrix, y, torch.block_diag(*(noise for *_, noise in parts))
+
+    def observes_what(self, other: "LinearEvidence") -> bool:
+        """Whether another one has the very same values and observations, as alternatives do."""
+        return self.observed is other.observed and self.gaussian is other.gaussian
+
+    def inequalities_on_free(
+        self, batch_shape: Sequence[int], value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        r"""The inequalities that values leave to the other columns.
+
+        Args:
+            batch_shape: A shape that the evidence's expands to.
+            value: Values of the observed columns, from `observed_values`.
+
+        Returns:
+            Rows (p, free), bounds (\*B, p) below and above, and whether values alone break one,
+            shape (\*B,). Rows without free columns are left out.
+        """
+        given, free = self.split_columns()
+        matrix, low, high = self.inequalities(batch_shape)
+        if given:
+            shift = value @ matrix[:, given].mT
+            low, high = low - shift, high - shift
+        rows = matrix[:, free]
+        kept = (rows != 0).any(-1)
+        broken = ((low > 0) | (high < 0))[..., ~kept].any(-1)
+        return rows[kept], low[..., kept], high[..., kept], broken
+
+    def contradicts_itself(self, dtype: torch.dtype) -> Tensor:
+        r"""Where values break an inequality, or two bounds of one row exclude each other.
+
+        That is quickly seen. Evidence may be impossible in other ways, too.
+
+        Args:
+            dtype: Of the observed values.
+
+        Returns:
+            Boolean tensor of the batch shape.
+        """
+        batch_shape = self.batch_shape
+        if not self.num_rows:
+            return torch.zeros(batch_shape, dtype=torch.bool, device=self.device)
+        value = self.observed_values(dtype)
+        _, low, high, broken = self.inequalities_on_free(batch_shape, value)
+        return broken | (low >= high).any(-1)
 
     def intersect(self, *others: "LinearEvidence") -> "LinearEvidence":
         """The same evidence within the inequalities of others, too, every row once.

@@ -153,6 +153,10 @@ class MixtureOfNormals(FiniteMixture):
         )
         return lower, upper
 
+    @property
+    def _independent_scale(self) -> Tensor:
+        return self._scale
+
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
         if not self.batch_shape:  # nearly always, and worth a short cut

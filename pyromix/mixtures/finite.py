@@ -14,7 +14,8 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.quasirandom import SobolEngine
 from torch.types import _size
 
-from ..conditioning.mixture import condition_on
+from ..conditioning.components import Normals
+from ..conditioning.mixture import MixturePrior
 from ..core.checks import (
     as_int,
     check_expandable,
@@ -92,6 +93,11 @@ class FiniteMixture(TorchDistribution):
     @abstractmethod
     def _condition(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
         """The law of the free coordinates, the given ones having the values (*N, D given)."""
+
+    @property
+    def _independent_scale(self) -> Tensor | None:
+        """Standard deviations (*, K, D), if coordinates are independent within components."""
+        return None
 
     # ---- what follows ---------------------------------------------------------------------
 
@@ -262,7 +268,7 @@ class FiniteMixture(TorchDistribution):
                 evidence contradicts itself.
         """
         if given and all(isinstance(piece, Evidence) for piece in given):
-            return condition_on(self, given)
+            return MixturePrior(self).condition_on(given)
         if len(given) != 1:
             raise ValueError(
                 f"Expected a mapping from coordinates to values, or pieces of evidence, got "
@@ -300,6 +306,46 @@ class FiniteMixture(TorchDistribution):
             draws = law.mean if num_samples is None else law.sample(size)
             filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
         return filled
+
+    def copy(self) -> Self:
+        """The mixture with tensors of its own, which later changes of parameters do not reach."""
+        make: Any = type(self)
+        tensors = [getattr(self, name).clone() for name in ("_logits", *self._tensors)]
+        return self._inherit(make(*tensors, validate_args=False))
+
+    def normals_given(
+        self, given: list[int], free: list[int], value: Tensor, *, correlated: bool
+    ) -> Normals:
+        r"""The components given values of some coordinates, as `pyromix.conditioning` needs them.
+
+        Args:
+            given: Coordinates with values.
+            free: The others.
+            value: Shape (\*N, given).
+            correlated: Whether to give covariances also where coordinates are independent.
+
+        Returns:
+            Log-weights plus log-densities of the values, means of the free coordinates, and
+            their standard deviations or covariances.
+        """
+        law, count = self, len(free)
+        log_joint = self._logits.double().log_softmax(-1)
+        if given and not free:
+            log_joint = self._marginal(given)._joint_log_prob(value)
+        elif given:
+            # The weights it leaves are not normalised: their sum is the density of the values.
+            law = self._condition(given, free, value)
+            log_joint = law._logits
+        scale, covariance = law._independent_scale, None
+        if correlated or scale is None:
+            scale, covariance = None, law.component_covariance[..., :count, :count]
+        else:
+            scale = scale[..., :count]
+        return Normals(log_joint, law._loc[..., :count], scale, covariance)
+
+    def conditional(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
+        r"""The mixture of the free coordinates, given values (\*N, given) of the others."""
+        return self._inherit(self._condition(given, free, value))
 
     def _conditioned(
         self, observed: Mapping[int, float | Tensor], *, missing: bool

@@ -1,0 +1,216 @@
+"""The components of a mixture of normals, given values and observations."""
+
+__all__ = ["Components", "NormalMixture", "Normals"]
+
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Size, Tensor
+
+from ..evidence.linear import LinearEvidence, tightest_bounds
+from ..numerics.batches import flat_index
+from .linear_normals import observe, solve
+from .truncated.interval import log_interval_probability
+
+# A row has no spread if it has less than this share of its length.
+ZERO = 1e-12
+
+
+class Normals(NamedTuple):
+    """Normals over the free columns, given values of the others."""
+
+    log_joint: Tensor
+    r"""Log-weights plus log-densities of the values, shape (\*, K)."""
+    loc: Tensor
+    r"""Means, shape (\*, K, free)."""
+    scale: Tensor | None
+    r"""Standard deviations of independent columns, shape (\*, K, free)."""
+    covariance: Tensor | None
+    r"""Covariances in place of these, shape (\*, K, free, free)."""
+
+
+class NormalMixture(Protocol):
+    """What conditioning asks of a mixture of normals; see `pyromix.mixtures`."""
+
+    _validate_args: bool
+
+    @property
+    def batch_shape(self) -> Size:
+        """The batch shape of the mixture."""
+
+    @property
+    def event_shape(self) -> Size:
+        """The event shape (D,)."""
+
+    @property
+    def logits(self) -> Tensor:
+        r"""Normalised log-weights, shape (\*B, K)."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of points (\*S, \*B, D)."""
+
+    def copy(self) -> Self:
+        """The mixture with tensors of its own, which later changes of parameters do not reach."""
+
+    def normals_given(
+        self, given: list[int], free: list[int], value: Tensor, *, correlated: bool
+    ) -> Normals:
+        """The components given values of some columns; see `FiniteMixture.normals_given`."""
+
+    def conditional(self, given: list[int], free: list[int], value: Tensor) -> "NormalMixture":
+        """The mixture of the free columns, given values of the others."""
+
+    def marginal(self, dims: list[int]) -> "NormalMixture":
+        """The mixture of some of the columns."""
+
+
+class Components:
+    r"""K normals N(loc, S) over the free columns, given values and observations, in float64.
+
+    Inequalities have no part in it: laws that differ in those alone share one.
+
+    Args:
+        mixture: The mixture.
+        evidence: The evidence on its D columns.
+        batch_shape: The shape B that those of the mixture and of the evidence expand to.
+
+    Attributes:
+        given: Columns that were observed.
+        free: The others.
+        value: Values of the observed columns, shape (\*N, given), as the mixture's dtype has them.
+        loc: Means, shape (\*B, K, free).
+        scale: Standard deviations, shape (\*own, K, free), whose batch expands to B; None where
+            columns are correlated.
+        factor: F with S = F F^T, shape (\*own, K, free, sources), where there is no scale.
+        log_joint: Log-weights plus log-densities of what was observed, shape (\*B, K).
+        log_plane: Logarithm of the factor by which equations scale Lebesgue measure, scalar.
+    """
+
+    factor: Tensor
+
+    def __init__(
+        self, mixture: NormalMixture, evidence: LinearEvidence, batch_shape: Size
+    ) -> None:
+        self.batch_shape, self._dtype = batch_shape, mixture.logits.dtype
+        self.given, self.free = evidence.split_columns()
+        self.value = evidence.observed_values(self._dtype)
+        normals = mixture.normals_given(
+            self.given,
+            self.free,
+            self.value.to(self._dtype),
+            correlated=bool(evidence.gaussian),
+        )
+        k = normals.loc.shape[-2]
+        self.loc = normals.loc.double().expand(*batch_shape, k, len(self.free))
+        self.log_joint = normals.log_joint.double().expand(*batch_shape, k)
+        self.log_plane = torch.zeros((), dtype=torch.float64, device=self.loc.device)
+        self.scale = None if normals.scale is None else normals.scale.double()
+        if normals.covariance is not None:
+            self.factor = torch.linalg.cholesky(normals.covariance.double())
+            self._absorb(evidence)
+
+    def _absorb(self, evidence: LinearEvidence) -> None:
+        """Takes in observations: what is left is N(loc, F F^T) for every component."""
+        noisy, exact = [], []
+        for matrix, y, noise in evidence.gaussian:
+            rest = y - self.value @ matrix[:, self.given].mT if self.given else y
+            if bool((noise != 0).any()):
+                noisy.append((matrix[:, self.free], rest, noise))
+            else:
+                exact.append((matrix[:, self.free], rest.expand(*self.batch_shape, -1)))
+        # Equations first, all at once: they leave fewer directions to the rest.
+        if exact:
+            matrix = torch.cat([a for a, _ in exact])
+            y = torch.cat([y for _, y in exact], -1)
+            self.loc, self.factor, gain = solve(self.loc, self.factor, matrix, y)
+            self.log_joint = self.log_joint + gain
+            self.log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
+        for part in noisy:
+            self.loc, self.factor, gain = observe(self.loc, self.factor, *part)
+            self.log_joint = self.log_joint + gain
+
+    @property
+    def spread(self) -> Tensor:
+        """The scale, or the factor in its place."""
+        return self.factor if self.scale is None else self.scale
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Variances of the free columns in every component, shape (\*own, K, free)."""
+        return self.factor.square().sum(-1) if self.scale is None else self.scale.square()
+
+    def draw(self, index: Tensor, entry: Tensor) -> Tensor:
+        """Draws of the free columns, without inequalities, shape (n, free).
+
+        Args:
+            index: Components, counted through the flattened batch and K, shape (n,).
+            entry: Entries of the flattened batch that they belong to, shape (n,).
+        """
+        loc = self.loc.flatten(0, -2)[index]
+        component = index % self.log_joint.shape[-1]
+        if self.scale is not None:
+            return loc + self._of_component(self.scale, 1, entry, component) * torch.randn_like(
+                loc
+            )
+        noise = loc.new_empty(len(loc), self.factor.shape[-1], 1).normal_()
+        factor = self._of_component(self.factor, 2, entry, component)
+        return loc + (factor @ noise).squeeze(-1)
+
+    def fill(self, free: Tensor, entry: Tensor | None = None) -> Tensor:
+        r"""Puts observed values back among free columns, in the mixture's dtype.
+
+        Args:
+            free: Shape (n, free) with an entry for each; or (\*B, free) without.
+            entry: Entries of the flattened batch, shape (n,).
+
+        Returns:
+            Tensor of shape (n, D) or (\*B, D).
+        """
+        full = free.new_empty(*free.shape[:-1], len(self.free) + len(self.given))
+        full[..., self.free] = free
+        if self.given:
+            value = self.value.expand(*self.batch_shape, -1)
+            full[..., self.given] = (
+                value if entry is None else value.reshape(-1, value.shape[-1])[entry]
+            )
+        return full.to(self._dtype)
+
+    def log_probability(self, rows: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
+        r"""Log-probabilities of inequalities in every component, with a graph.
+
+        Args:
+            rows: Shape (p, free).
+            low: Lower bounds, shape (\*B, K, p), in the dtype of draws.
+            high: Upper bounds, shape (\*B, K, p).
+
+        Returns:
+            Tensor of shape (\*B, K); None if there is no closed form: it has one for boxes on
+            independent columns, and for one inequality.
+        """
+        low, high = low.double(), high.double()
+        if self.scale is not None and bool(((rows != 0).sum(-1) == 1).all()):
+            column = (rows != 0).int().argmax(-1)
+            entry = rows.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+            low, high = low / entry, high / entry
+            low, high = torch.where(entry < 0, high, low), torch.where(entry < 0, low, high)
+            low, high = tightest_bounds(low, high, column, rows.shape[-1])
+            loc, scale = self.loc, self.scale
+        elif len(rows) == 1:
+            loc = self.loc @ rows.mT  # (*B, K, 1)
+            seen = rows * self.scale if self.scale is not None else (rows @ self.factor)[..., 0, :]
+            scale = seen.norm(dim=-1, keepdim=True)
+        else:
+            return None
+        if not bool((scale > ZERO * rows.norm(dim=-1).amax()).all()):
+            return None  # a row that equations fix
+        low, high = (
+            torch.where(t.isinf(), t, (torch.where(t.isinf(), 0.0, t) - loc) / scale)
+            for t in (low, high)
+        )
+        return log_interval_probability(low, high).sum(-1)
+
+    def _of_component(self, spread: Tensor, tail: int, entry: Tensor, k: Tensor) -> Tensor:
+        """Selects scales or factors (*own, K, *T), whose batch expands to B: (n, *T)."""
+        own = spread.shape[: spread.dim() - tail - 1]
+        row = flat_index(own, self.batch_shape, entry.device)[entry]
+        return spread.flatten(0, len(own))[row * self.log_joint.shape[-1] + k]

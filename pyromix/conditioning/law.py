@@ -1,0 +1,274 @@
+r"""What all laws given evidence have in common: :math:`p(x) q(x) / Z`."""
+
+__all__ = ["UNKNOWN_EVIDENCE_GRADIENT", "ConditionedLaw", "FreeLaw", "Prior"]
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.types import _size
+
+from ..core.checks import check_value
+from ..evidence.linear import LinearEvidence
+from ..evidence.pieces import Evidence, Number
+from ..numerics.batches import flat_index
+from .truncated import ConflictError
+
+Statement = Evidence | Mapping[int, Number]
+
+UNKNOWN_EVIDENCE_GRADIENT = (
+    "The evidence log Z under these inequalities has no closed form, and no gradient in the "
+    "parameters of the mixture and of the evidence. If none is wanted, condition within "
+    "torch.no_grad(), or on a mixture whose parameters do not require gradients. If it is: the "
+    "gradient of log Z is the mean of that of mixture.log_prob(x) over draws x of the conditional "
+    "law."
+)
+
+
+class Prior(Protocol):
+    """A law without evidence, which knows how it is conditioned."""
+
+    dim: int
+    """Number of real columns."""
+    categories: tuple[int, ...]
+    """Numbers of categories of the columns that follow them."""
+    dtype: torch.dtype
+    """Of draws and results."""
+    device: torch.device
+    validate_args: bool
+    """Whether laws given evidence check what they score."""
+
+    def given(
+        self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
+    ) -> "ConditionedLaw":
+        """The law given one set of linear statements.
+
+        Args:
+            evidence: All that is known.
+            allow_impossible_entries: Whether entries of the batch may contradict themselves, and
+                have an evidence of zero, as long as not all do.
+
+        Raises:
+            ConflictError: If the evidence cannot hold: at an entry, or, if those are allowed, at
+                all of them.
+        """
+
+    def condition_on(self, evidence: Sequence[Statement]) -> "ConditionedLaw":
+        """The law given any pieces of evidence, alternatives among them."""
+
+
+class ConditionedLaw(TorchDistribution):
+    r"""A law given evidence, :math:`p(x) q(x) / Z`, over all columns of the model.
+
+    Every model that takes evidence returns one from ``condition``, of event shape (D,) as the
+    model's, D with the categorical columns: those that were observed are kept, at their values.
+    `free` drops them. Subclasses say what Z is, what a point is worth and how to draw.
+
+    Args:
+        prior: The law without evidence.
+        batch_shape: The shape B of the evidence, broadcast with the model's.
+        event_shape: The shape (D,).
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = False
+    route: tuple[Any, ...] | None = None
+    """How draws under inequalities are made; None without inequalities."""
+    _evidence: tuple[Statement, ...] = ()
+
+    def __init__(self, prior: Prior, batch_shape: Size, event_shape: Size) -> None:
+        self._prior, self._dtype = prior, prior.dtype
+        super().__init__(batch_shape, event_shape, validate_args=False)
+        self._validate_args = prior.validate_args
+
+    # ---- what a law given evidence is ------------------------------------------------------
+
+    @abstractmethod
+    def log_normalizer(self) -> tuple[Tensor, Tensor]:
+        r"""Log Z of shape (\*B,) and its standard error, in float64.
+
+        Minus infinity for entries of the batch whose evidence cannot hold.
+        """
+
+    @abstractmethod
+    def log_joint(self, value: Tensor) -> Tensor:
+        r"""Log p(x) q(x) of points (\*S, \*B, D), in float64, as if there were no inequalities.
+
+        Minus infinity for points that miss observed values or equations.
+        """
+
+    @abstractmethod
+    def holds(self, value: Tensor) -> Tensor:
+        r"""Whether points of shape (\*S, \*B, D) meet the inequalities; shape (\*S, \*B)."""
+
+    @abstractmethod
+    def draw(self, entry: Tensor) -> Tensor:
+        """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
+
+    @property
+    @abstractmethod
+    def observed(self) -> Mapping[int, Tensor]:
+        r"""Columns that were observed, in ascending order -> their values, shape (\*B,)."""
+
+    # ---- what follows ------------------------------------------------------------------------
+
+    @property
+    def free_columns(self) -> list[int]:
+        """The columns that were not observed, in ascending order."""
+        return [d for d in range(self.event_shape[0]) if d not in self.observed]
+
+    def condition(self, *evidence: Statement, **options: Any) -> "ConditionedLaw":
+        """The law given further evidence, on top of what it was made with.
+
+        Args:
+            evidence: Pieces, or mappings from columns to values, short for `Observed`.
+            options: As of the model's own ``condition``.
+
+        Raises:
+            ValueError: If the evidence does not fit, or contradicts itself.
+        """
+        prior: Any = self._prior
+        prior = prior.with_options(**options) if options else prior
+        return prior.condition_on((*self._evidence, *evidence))
+
+    def free(self) -> Distribution:
+        r"""The law of the columns that were not observed, of event shape (number of those,).
+
+        In closed form where there is one: then a mixture again, with all that mixtures can do.
+
+        Raises:
+            ValueError: If all columns were observed.
+        """
+        return FreeLaw(self)
+
+    def marginal(self, dims: int | Iterable[object]) -> Distribution:
+        """The law of some of the columns, where it has a closed form.
+
+        Args:
+            dims: The columns to keep, in the order of the result, none of them observed.
+
+        Raises:
+            NotImplementedError: If it has none: draw with `sample`, and keep columns of that.
+        """
+        raise NotImplementedError(
+            f"Not available: marginals of {type(self).__name__} have no closed form under this "
+            f"evidence. Keep columns of draws instead: sample((n,))[..., dims]."
+        )
+
+    def log_evidence(self) -> tuple[Tensor, Tensor]:
+        r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
+
+        Returns:
+            Two tensors of shape (\*B,), in nats. The error is zero where all is in closed form.
+        """
+        log_normalizer, error = self.log_normalizer()
+        return log_normalizer.to(self._dtype), error.to(self._dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
+        log_prob = self.log_joint(value) - self.log_normalizer()[0]
+        return torch.where(self.holds(value), log_prob, -math.inf).to(self._dtype)
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws, shape (\*S, \*B, D).
+
+        Raises:
+            RuntimeError: If inequalities leave no room for numbers of the dtype.
+        """
+        with torch.no_grad():
+            shape = Size((*sample_shape, *self.batch_shape))
+            return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
+
+    def check_possible(self) -> None:
+        """Checks that the evidence can hold at every entry of the batch.
+
+        Raises:
+            ConflictError: If it cannot.
+        """
+        impossible = self.log_normalizer()[0].isneginf()
+        if bool(impossible.any()):
+            raise ConflictError(
+                f"Expected evidence that can hold, but {int(impossible.sum())} of "
+                f"{impossible.numel()} entries of its batch contradict themselves."
+            )
+
+    def _entries(self, leading: Sequence[int]) -> Tensor:
+        """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
+        return flat_index(self.batch_shape, leading, self._prior.device)
+
+    def _shown(self) -> dict[str, Any]:
+        """What ``repr`` shows before the shapes."""
+        return {}
+
+    def __repr__(self) -> str:
+        shapes = {"batch_shape": tuple(self.batch_shape), "event_shape": tuple(self.event_shape)}
+        shown = ", ".join(f"{name}={value!r}" for name, value in (self._shown() | shapes).items())
+        return f"{type(self).__name__}({shown})"
+
+
+class FreeLaw(TorchDistribution):
+    """The law of the columns that were not observed, of a law given evidence.
+
+    Args:
+        law: The law of all columns.
+
+    Raises:
+        ValueError: If all columns were observed.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, law: ConditionedLaw) -> None:
+        self._law, self._free = law, law.free_columns
+        if not self._free:
+            raise ValueError("Expected columns that were not observed, got none.")
+        super().__init__(law.batch_shape, Size((len(self._free),)), validate_args=False)
+        self._validate_args = law._validate_args
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive: of a law without observed columns, as that says.
+
+        Raises:
+            NotImplementedError: With observed columns: draw with `sample` instead.
+        """
+        support = self._law.support
+        if support is not None and len(self._free) == self._law.event_shape[0]:
+            return support
+        raise NotImplementedError(
+            "No bijection onto the support of this evidence is known. Draw with sample()."
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        r"""Mean, shape (\*B, columns)."""
+        return self._law.mean[..., self._free]
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Variance of every column, shape (\*B, columns)."""
+        return self._law.variance[..., self._free]
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws, shape (\*S, \*B, columns)."""
+        return self._law.sample(sample_shape)[..., self._free]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-density of points of shape (\*S, \*B, columns); shape (\*S, \*B)."""
+        value = check_value(self, value)
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        columns: list[Tensor] = [value.new_empty(())] * self._law.event_shape[0]
+        for place, d in enumerate(self._free):
+            columns[d] = value[..., place].expand(leading)
+        for d, observed in self._law.observed.items():
+            columns[d] = observed.to(value).expand(leading)
+        return self._law.log_prob(torch.stack(columns, -1))
+
+    def __repr__(self) -> str:
+        return f"FreeLaw(columns={self._free}, batch_shape={tuple(self.batch_shape)})"
