@@ -23,7 +23,7 @@ from ..evidence.collect import collect_branches
 from ..evidence.linear import LinearEvidence, tightest_bounds
 from ..evidence.pieces import Evidence
 from ..numerics.batches import choose, flat_index, stack_observed
-from ..numerics.no_gradient import without_gradient
+from ..numerics.no_gradient import raise_on_gradient
 from ..numerics.triangular import log_scale
 from .linear_normals import observe, solve
 from .truncated import ConflictError, TruncatedNormals
@@ -431,7 +431,7 @@ class ConditionedMixture(TorchDistribution):
             depends_on = self._joint, self._loc, rows, low, high
             spread = self._factor if self._scale is None else self._scale
             known_joint = self._joint + law.log_normalizer.double()
-            self._joint = without_gradient(
+            self._joint = raise_on_gradient(
                 known_joint, *depends_on, spread, message=UNKNOWN_EVIDENCE_GRADIENT
             )
         else:

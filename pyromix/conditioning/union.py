@@ -14,7 +14,7 @@ from torch.types import _size
 
 from ..evidence.linear import LinearEvidence
 from ..numerics.batches import choose, flat_index
-from ..numerics.no_gradient import without_gradient
+from ..numerics.no_gradient import raise_on_gradient
 from .truncated import ConflictError
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
@@ -229,7 +229,7 @@ class UnionOfConditioned(TorchDistribution):
             better = error < summed[1]
             log_total = torch.where(better, log_total, summed[0])
             error = torch.where(better, error, summed[1])
-        log_total = without_gradient(
+        log_total = raise_on_gradient(
             log_total, self._log_weight, message=UNKNOWN_EVIDENCE_GRADIENT
         )
         return log_total, error
