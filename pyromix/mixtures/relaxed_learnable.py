@@ -28,7 +28,7 @@ def _check_temperatures(name: str, value: Any) -> tuple[float, float]:
         pair = ()
     if len(pair) != 2 or not all(0 < t < math.inf for t in pair):
         raise ValueError(
-            f"Expected {name} to be a positive number, or a pair of them, got {value!r}."
+            f"Expected {name} to be a positive temperature, or a pair of them, got {value!r}."
         )
     return pair
 

@@ -39,17 +39,17 @@ class CovarianceStructure(ABC):
         dim: D.
         num_components: K.
         floor: Smallest variance, of coordinates or, for matrices, in any direction.
-
-    Attributes:
-        variance: Maps parameters ``raw_scale``, half the logarithms of variances less the floor,
-            to variances, and back.
     """
 
     full_moments = False  # whether estimates need matrices of second moments
 
     def __init__(self, dim: int, num_components: int, floor: float) -> None:
         self.dim, self.num_components, self.floor = dim, num_components, floor
-        self.variance = Floored(floor, rate=2.0, excess=EXCESS)
+
+    @property
+    def variance(self) -> Floored:
+        """Variances as a function of parameters ``raw_scale``, and the inverse function."""
+        return Floored(self.floor, rate=2.0, excess=EXCESS)
 
     @property
     @abstractmethod
