@@ -2,7 +2,8 @@
 
 __all__ = ["ClassConditional", "class_conditional"]
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor
@@ -10,7 +11,16 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
 from .core.batch import Batch, split_batch
-from .core.checks import check_positive_int, check_tensor, check_value, is_traced
+from .core.checks import (
+    Check,
+    TensorLike,
+    as_labels,
+    as_tensor,
+    as_value,
+    check_arguments,
+    check_positive_int,
+    check_value,
+)
 from .core.module import DistributionModule
 
 
@@ -18,8 +28,8 @@ def class_conditional(
     model: DistributionModule,
     num_classes: int,
     *,
-    prior: Tensor | None = None,
-    contexts: Tensor | None = None,
+    prior: TensorLike | None = None,
+    contexts: TensorLike | None = None,
 ) -> "ClassConditional":
     r"""The law of x if its class is not known, from a model of x given the class.
 
@@ -54,8 +64,32 @@ def class_conditional(
     return ClassConditional(model, num_classes, prior=prior, contexts=contexts)
 
 
+def _check_model(name: str, value: object) -> DistributionModule:
+    """Checks that a model takes a context, and returns it."""
+    if not isinstance(value, DistributionModule) or not value.conditional:
+        raise ValueError(
+            f"Expected a {name} that takes a context, got {type(value).__name__}"
+            f"{'' if isinstance(value, DistributionModule) else ', which is no model'}. Build "
+            f"it with static_dim or context_dim, or with conditional transforms."
+        )
+    return value
+
+
+def _check_prior(prior: Tensor, count: int) -> Tensor:
+    """Checks that a prior holds the probabilities of so many classes, and returns it."""
+    total = prior.sum().item()
+    if prior.shape != (count,) or bool((prior < 0).any()) or not abs(total - 1) < 1e-4:
+        raise ValueError(
+            f"Expected a prior of {count} probabilities that sum to 1, got shape "
+            f"{tuple(prior.shape)}, sum {total:g}."
+        )
+    return prior
+
+
 class ClassConditional(DistributionModule):
-    """A mixture over classes of the laws that a conditional model gives; see `class_conditional`.
+    r"""A mixture over classes of the laws that a conditional model gives; see `class_conditional`.
+
+    .. math:: p(x) = \sum_{y=1}^C p(y) \, p(x \mid y)
 
     Args:
         model: The model of x given the class.
@@ -68,6 +102,12 @@ class ClassConditional(DistributionModule):
         ValueError: If the model takes no context, or an argument does not fit.
     """
 
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        "num_classes": check_positive_int,
+        "model": _check_model,
+    }
+    model: DistributionModule
+    num_classes: int
     prior: Tensor
     contexts: Tensor
 
@@ -75,28 +115,16 @@ class ClassConditional(DistributionModule):
         self,
         model: DistributionModule,
         num_classes: int,
-        prior: Tensor | None = None,
-        contexts: Tensor | None = None,
+        prior: TensorLike | None = None,
+        contexts: TensorLike | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        count = check_positive_int("num_classes", num_classes)
-        if not isinstance(model, DistributionModule) or not model.conditional:
-            raise ValueError(
-                f"Expected a model that takes a context, got {type(model).__name__}"
-                f"{'' if isinstance(model, DistributionModule) else ', which is no model'}. Build "
-                f"it with static_dim or context_dim, or with conditional transforms."
-            )
-        like = next(model.parameters())
+        arguments = check_arguments(self.argument_checks, locals())
+        like, count = next(model.parameters()), arguments["num_classes"]
         prior = like.new_full((count,), 1 / count) if prior is None else prior
         contexts = torch.eye(count).to(like) if contexts is None else contexts
-        prior = check_tensor("prior", prior, like=like)
-        contexts = check_tensor("contexts", contexts, like=like)
-        total = prior.sum().item()
-        if prior.shape != (count,) or bool((prior < 0).any()) or not abs(total - 1) < 1e-4:
-            raise ValueError(
-                f"Expected a prior of {count} probabilities that sum to 1, got shape "
-                f"{tuple(prior.shape)}, sum {total:g}."
-            )
+        prior = _check_prior(as_tensor("prior", prior, like=like), count)
+        contexts = as_tensor("contexts", contexts, like=like)
         if contexts.dim() < 2 or len(contexts) != count:
             raise ValueError(
                 f"Expected contexts of shape ({count}, ...), one for each class, got "
@@ -109,13 +137,13 @@ class ClassConditional(DistributionModule):
                 f"shape {tuple(law.batch_shape)}."
             )
         super().__init__(event_shape=law.event_shape, validate_args=validate_args)
-        self.model, self.num_classes = model, count
+        self.keep_arguments(arguments)
         self.register_buffer("prior", prior.detach().clone())
         self.register_buffer("contexts", contexts.detach().clone())
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the model's laws have theirs."""
+        """Support of the laws that the model gives; all of space if they declare none."""
         support = self.model.support
         if support is None:
             return constraints.independent(constraints.real, len(self.event_shape))
@@ -125,23 +153,30 @@ class ClassConditional(DistributionModule):
         r"""The law of x given its class.
 
         Args:
-            label: An integer, or a tensor of integers of shape (\*B), from 0 to C - 1.
+            label: An integer, or integers of shape (\*B), from 0 to C - 1: a tensor, an array or
+                a list.
 
         Returns:
-            What the model gives, of batch shape B.
-        """
-        return self.model.condition(self._contexts_of(label))
+            The law that the model gives, of batch shape B.
 
-    def class_log_prob(self, value: Tensor) -> Tensor:
+        Raises:
+            ValueError: If a label is not an integer, or out of range.
+        """
+        return self.model.condition(self.contexts[self._labels(label)])
+
+    def class_log_prob(self, value: TensorLike) -> Tensor:
         r"""Log-density given every class.
 
         Args:
-            value: Shape ``(*S, *event_shape)``.
+            value: Shape ``(*S, *event_shape)``: a tensor, an array or nested lists.
 
         Returns:
             Tensor :math:`\log p(x \mid y)` of shape (\*S, C).
         """
-        value = check_value(self, value, like=self.contexts)
+        return self._class_log_prob(as_value(self, value, like=self.contexts))
+
+    def _class_log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of checked values given every class, shape (*S, C)."""
         event_dim = len(self.event_shape)
         leading = value.shape[: value.dim() - event_dim]
         # Expanded: not every transform broadcasts values with a context.
@@ -150,18 +185,22 @@ class ClassConditional(DistributionModule):
         )
         return self.model.condition(self.contexts).log_prob(wide)
 
+    def _joint_log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of checked values together with every class, shape (*S, C)."""
+        return self._class_log_prob(value) + self.prior.log()
+
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density, the class summed out; shape (\*S) for values ``(*S, *event_shape)``."""
-        return (self.class_log_prob(value) + self.prior.log()).logsumexp(-1)
+        return self._joint_log_prob(check_value(self, value, like=self.contexts)).logsumexp(-1)
 
-    def responsibilities(self, value: Tensor) -> Tensor:
+    def responsibilities(self, value: TensorLike) -> Tensor:
         r"""Probability of every class given values, p(y|x): shape (\*S, C)."""
-        return (self.class_log_prob(value) + self.prior.log()).softmax(-1)
+        return self._joint_log_prob(as_value(self, value, like=self.contexts)).softmax(-1)
 
-    def classify(self, value: Tensor) -> Tensor:
+    def classify(self, value: TensorLike) -> Tensor:
         r"""The most probable class of values: integers of shape (\*S)."""
         with torch.no_grad():
-            return (self.class_log_prob(value) + self.prior.log()).argmax(-1)
+            return self._joint_log_prob(as_value(self, value, like=self.contexts)).argmax(-1)
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws without a graph, each of a class drawn from the prior: ``(*S, *event_shape)``."""
@@ -170,7 +209,7 @@ class ClassConditional(DistributionModule):
             return self.condition(label).sample()
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        """Raises an error: classes jump.
+        """Not available: the class is discrete, so draws have no pathwise gradient.
 
         Raises:
             NotImplementedError: Always.
@@ -186,20 +225,26 @@ class ClassConditional(DistributionModule):
         Args:
             batch: Values ``(N, *event_shape)`` and integer labels (N,); or values alone, of which
                 the class is summed out.
-            progress: How far training has come.
+            progress: How far training has come, from 0 to 1.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: If labels are out of range, or there is not one for each value.
         """
         value, label = split_batch(batch)
         if label is None:
             return super().loss(batch, progress)
-        contexts = self._contexts_of(label)
+        label = self._labels(label)
         leading = value.shape[: value.dim() - len(self.event_shape)]
         if label.shape != leading:
             raise ValueError(
                 f"Expected one integer label for each value, of shape {tuple(leading)}, got shape "
                 f"{tuple(label.shape)}."
             )
-        loss = self.model.loss((value, contexts), progress)
-        return loss - self.prior.log()[label.long()].mean()
+        loss = self.model.loss((value, self.contexts[label]), progress)
+        return loss - self.prior.log()[label].mean()
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data; a prior is part of the state."""
@@ -214,23 +259,18 @@ class ClassConditional(DistributionModule):
         """Hands on to the model how far training has come."""
         self.model.anneal(progress)
 
-    def initialize(self, data: Batch) -> None:
-        """Initialises the model, if there are labels: it needs contexts."""
-        value, label = split_batch(data)
-        super().initialize(data)
-        if label is not None and not self.model.initialized:
-            self.model.initialize((value, self._contexts_of(label)))
+    def initialize(self, data: Batch | TensorLike) -> None:
+        """Initialises the model, if there are labels: it needs contexts.
 
-    def _contexts_of(self, label: Any) -> Tensor:
-        """Contexts of labels, which are checked."""
-        label = torch.as_tensor(label, device=self.contexts.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ValueError(f"Expected integer labels of classes, got {label.dtype}.")
-        if not is_traced() and label.numel():
-            low, high = (int(t) for t in label.aminmax())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"Expected labels from 0 to {self.num_classes - 1}, got labels from {low} to "
-                    f"{high}."
-                )
-        return self.contexts[label.long()]
+        Args:
+            data: Values ``(N, *event_shape)`` and integer labels (N,), or values alone. Both may
+                be arrays or lists.
+        """
+        value, label = split_batch(data, like=self.contexts)
+        super().initialize(value)
+        if label is not None and not self.model.initialized:
+            self.model.initialize((value, self.contexts[self._labels(label)]))
+
+    def _labels(self, label: Any) -> Tensor:
+        """Labels as a tensor of integers, which are checked."""
+        return as_labels(label, self.num_classes, self.contexts.device)

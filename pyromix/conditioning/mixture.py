@@ -19,7 +19,7 @@ from ..core.checks import as_int, check_value
 from ..core.constraints import box, half_space
 from ..evidence.linear import LinearEvidence, tightest_bounds
 from ..numerics.batches import choose
-from ..numerics.no_gradient import without_gradient
+from ..numerics.no_gradient import raise_on_gradient
 from ..numerics.triangular import log_scale
 from .components import Components, NormalMixture
 from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Statement
@@ -388,7 +388,7 @@ class ConditionedMixture(ConditionedLaw):
         if log_normalizer is None:
             depends_on = self._joint, components.loc, rows, low, high, components.spread
             joint = self._joint + law.log_normalizer.double()
-            self._joint = without_gradient(joint, *depends_on, message=UNKNOWN_EVIDENCE_GRADIENT)
+            self._joint = raise_on_gradient(joint, *depends_on, message=UNKNOWN_EVIDENCE_GRADIENT)
         else:
             empty = law.log_normalizer.isneginf()
             self._joint = self._joint + torch.where(empty, -math.inf, log_normalizer)

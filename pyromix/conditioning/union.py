@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from ..evidence.collect import collect_branches
 from ..evidence.linear import LinearEvidence
 from ..numerics.batches import choose
-from ..numerics.no_gradient import without_gradient
+from ..numerics.no_gradient import raise_on_gradient
 from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
 from .polytope import Polytope
 from .truncated import ConflictError
@@ -176,7 +176,7 @@ class UnionOfConditioned(ConditionedLaw):
             better = error < summed[1]
             log_total = torch.where(better, log_total, summed[0])
             error = torch.where(better, error, summed[1])
-        log_total = without_gradient(
+        log_total = raise_on_gradient(
             log_total, self._log_weight, message=UNKNOWN_EVIDENCE_GRADIENT
         )
         return log_total, error

@@ -8,7 +8,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions.transforms import _InverseTransform
 
-from ..numerics.no_gradient import without_gradient
+from ..numerics.no_gradient import raise_on_gradient
 
 
 class Frame(NamedTuple):
@@ -109,7 +109,7 @@ class BranchingTransform(TransformModule):
             f"guide use pyromix.Flow or pyromix.RAD, whose gradients account for that. To "
             f"differentiate within given branches use decode(z, branch)."
         )
-        return without_gradient(x, x, message=message)
+        return raise_on_gradient(x, x, message=message)
 
     def _inverse(self, x: Tensor) -> Tensor:
         z, self._cached_log_density = self._backward(x)

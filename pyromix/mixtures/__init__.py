@@ -19,6 +19,7 @@ from .diagonal import MixtureOfNormals
 from .em.fit_em import fit_em
 from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
-from .low_rank import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
+from .low_rank import MixtureOfLowRankPrecisionNormals
+from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture

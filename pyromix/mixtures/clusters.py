@@ -28,7 +28,7 @@ class Clusters(NamedTuple):
 def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) -> Clusters:
     """Clusters points by a few steps of k-means from greedy k-means++ seeds.
 
-    Uses PyTorch's global random numbers. Of more than 10,000 points, that many are drawn.
+    Uses PyTorch's global random numbers. Of more than 10,000 points, 10,000 are drawn.
 
     Args:
         x: Points, shape (N, D).
@@ -65,7 +65,11 @@ def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) ->
 
 
 def _seed(x: Tensor, num_clusters: int) -> Tensor:
-    """Greedy k-means++: each seed is the best of a few drawn with probability distance squared."""
+    """Seeds of clusters by greedy k-means++, shape (K, D).
+
+    Each one is the best of a few points, drawn in proportion to their squared distance from the
+    seeds before.
+    """
     trials = 2 + int(math.log(num_clusters))
     seeds = [torch.randint(len(x), (1,), device=x.device)]
     nearest = torch.cdist(x[seeds[0]], x).square().squeeze(0)  # (N,)

@@ -6,12 +6,11 @@ import math
 from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 from torch.types import _size
 
-from ..core.checks import check_tensor, is_traced
+from ..core.checks import check_tensor
 from ..core.registry import register
 from ..numerics.batches import (
     RowLayout,
@@ -74,19 +73,15 @@ class MixtureOfNormals(FiniteMixture):
         self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None
     ) -> None:
         batch_shape = _check_shapes(logits, loc, scale)
-        if validate_args is None:
-            validate_args = Distribution._validate_args
-        if validate_args and not is_traced():
+        super().__init__(batch_shape, loc.shape[-1], validate_args)
+        if self._checks_values:
             _check_values(logits, loc, scale)
         self._logits, self._loc, self._scale = logits, loc, scale
-        # Checked above without expanding the batch, and with errors that name a remedy.
-        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
-        self._validate_args = validate_args
 
     @property
     def scale(self) -> Tensor:
         r"""Standard deviations, shape (\*B, K, D)."""
-        return self._scale.expand(*self.batch_shape, -1, -1)
+        return self._over_batch(self._scale, 2)
 
     @property
     def component_variance(self) -> Tensor:

@@ -1,35 +1,39 @@
 """What all finite mixtures have in common, whatever their components are."""
 
-__all__ = ["FiniteMixture", "by_pattern"]
+__all__ = ["FiniteMixture"]
 
 import numbers
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, Distribution, constraints
-from torch.quasirandom import SobolEngine
+from torch.distributions import Categorical
 from torch.types import _size
 
 from ..conditioning.components import Normals
 from ..conditioning.mixture import MixturePrior
 from ..core.checks import (
+    TensorLike,
     as_int,
-    check_expandable,
+    as_mask,
+    as_tensor,
+    as_value,
+    check_index,
     check_positive_int,
     check_tensor,
     check_value,
     is_traced,
 )
 from ..evidence.pieces import Evidence
-from ..numerics.batches import flat_index, stack_observed
+from ..numerics.batches import by_pattern, flat_index, stack_observed
 from ..numerics.diagonal_density import log_sum_exp
+from ..numerics.sobol import even_normals
+from .tensor_law import TensorLaw
 
 
-class FiniteMixture(TorchDistribution):
+class FiniteMixture(TensorLaw):
     r"""A mixture :math:`p(x) = \sum_k w_k p_k(x)` of K laws over D real numbers.
 
     Subclasses say what a component is: its density, draws, moments, and its law when some
@@ -37,10 +41,8 @@ class FiniteMixture(TorchDistribution):
     here.
     """
 
-    support = constraints.real_vector
-    has_rsample = True
-    # The tensors of the components; their batch shapes broadcast with each other's.
-    # With the number of dimensions that follow the batch.
+    # The tensors of the components, with the number of dimensions that follow the batch. The
+    # constructor takes the logits, and then these in this order.
     _tensors: ClassVar[dict[str, int]]
     _logits: Tensor
     _loc: Tensor
@@ -53,7 +55,12 @@ class FiniteMixture(TorchDistribution):
 
     @abstractmethod
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
-        """The same for the observed coordinates alone; where not observed, values are zero."""
+        """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K).
+
+        Args:
+            value: Checked values, zero where they were not observed.
+            observed: True for the observed entries, of the value's shape.
+        """
 
     @abstractmethod
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
@@ -129,16 +136,6 @@ class FiniteMixture(TorchDistribution):
         spread = self.component_variance + deviation.square()
         return (self.logits.exp().unsqueeze(-1) * spread).sum(-2)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
-        """Returns the same mixture with a larger batch shape; nothing is copied."""
-        batch_shape = check_expandable(self, batch_shape)
-        new = self._get_checked_instance(type(self), _instance)
-        for name in ("_logits", *self._tensors):
-            setattr(new, name, getattr(self, name))
-        TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of the mixture.
 
@@ -154,27 +151,35 @@ class FiniteMixture(TorchDistribution):
         """
         return log_sum_exp(self._joint_log_prob(check_value(self, value, like=self._loc)))
 
-    def responsibilities(self, value: Tensor) -> Tensor:
+    def responsibilities(self, value: TensorLike, observed: TensorLike | None = None) -> Tensor:
         r"""Probability of every component given a point, :math:`p(k \mid x)`.
 
         Args:
-            value: Points, shape (\*S, \*B, D).
+            value: Points, shape (\*S, \*B, D): a tensor, an array or nested lists.
+            observed: True for the entries that were observed, of the value's shape; by default
+                all were. See `observed_log_prob`.
 
         Returns:
             Tensor of shape (\*S, \*B, K) that sums to one over the last dimension.
         """
-        return self._joint_log_prob(check_value(self, value, like=self._loc)).softmax(-1)
+        if observed is not None:
+            return self._observed_scores(value, observed).softmax(-1)
+        return self._joint_log_prob(as_value(self, value, like=self._loc)).softmax(-1)
 
-    def observed_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+    def observed_log_prob(self, value: TensorLike, observed: TensorLike) -> Tensor:
         r"""Log-density of the observed coordinates, the others integrated out.
 
         Args:
-            value: Points, shape (\*S, \*B, D). What they hold where nothing was observed does not
-                matter; it may be NaN.
+            value: Points, shape (\*S, \*B, D): a tensor, an array or nested lists. What they hold
+                where nothing was observed does not matter; it may be NaN.
             observed: True for the observed entries, of the value's shape.
 
         Returns:
             Tensor of shape (\*S, \*B); zero where nothing was observed.
+
+        Raises:
+            ValueError: If shapes, dtypes or devices do not match, or for observed NaN under
+                validation.
         """
         return log_sum_exp(self._observed_scores(value, observed))
 
@@ -233,14 +238,18 @@ class FiniteMixture(TorchDistribution):
         log_weight = self.logits[..., component].movedim(-1, 0)
         log_count = torch.as_tensor(count, dtype=log_weight.dtype, device=log_weight.device).log()
         log_count = log_count.reshape(-1, *[1] * len(self.batch_shape))
-        noise = _spread_noise(num_samples, Size((*self.batch_shape, self._num_noise)), self._loc)
+        noise = even_normals(num_samples, Size((*self.batch_shape, self._num_noise)), self._loc)
         return self._draw(index, noise), log_weight - log_count
 
     def marginal(self, dims: int | Iterable[object]) -> "FiniteMixture":
         """Law of some of the coordinates.
 
         Args:
-            dims: The coordinates to keep, in the order of the result.
+            dims: The coordinates to keep, in the order of the result; negative ones count from
+                the end.
+
+        Returns:
+            A mixture of the class of this one, over as many coordinates as are kept.
 
         Raises:
             ValueError: If a coordinate is out of range, named twice, or none is given.
@@ -276,17 +285,22 @@ class FiniteMixture(TorchDistribution):
             )
         return self._conditioned(given[0], missing=False)
 
-    def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
+    def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
         r"""Fills missing entries in from those that were observed.
 
         Args:
-            value: Points of shape (N, D), NaN where an entry is missing.
+            value: Points of shape (N, D), NaN where an entry is missing: a tensor, an array or
+                nested lists.
             num_samples: How many draws of the missing entries to return; by default one value is
                 filled in, their mean given the others.
 
         Returns:
             Tensor of shape (N, D), or (num_samples, N, D). Observed entries are as they were.
+
+        Raises:
+            ValueError: If the points do not fit, or the mixture has a batch shape.
         """
+        value = as_tensor("value", value, like=self._loc)
         if self.batch_shape or value.dim() != 2:
             raise ValueError(
                 f"Expected points of shape (N, D) and a mixture without batch, got "
@@ -409,14 +423,10 @@ class FiniteMixture(TorchDistribution):
         make: Any = type(self)
         return make(*tensors, validate_args=False)
 
-    def _observed_scores(self, value: Tensor, observed: Tensor) -> Tensor:
+    def _observed_scores(self, value: TensorLike, observed: TensorLike) -> Tensor:
         """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K)."""
-        check_tensor("value", value, like=self._loc)
-        if observed.dtype != torch.bool or observed.shape != value.shape:
-            raise ValueError(
-                f"Expected observed to be a boolean tensor of shape {tuple(value.shape)}, got "
-                f"{observed.dtype} of shape {tuple(observed.shape)}."
-            )
+        value = as_tensor("value", value, like=self._loc)
+        observed = as_mask("observed", observed, like=value)
         value = check_value(self, torch.where(observed, value, 0.0), like=self._loc)
         if bool(observed.all()):
             return self._joint_log_prob(value)
@@ -441,24 +451,12 @@ class FiniteMixture(TorchDistribution):
         law: FiniteMixture = make(*tensors, validate_args=False)
         return law
 
-    def _inherit(self, other: "FiniteMixture") -> "FiniteMixture":
-        other._validate_args = self._validate_args
-        return other
-
     def _check_dims(self, dims: Iterable[object]) -> list[int]:
         """Normalises negative coordinates, and rejects those out of range or named twice."""
-        size = self.event_shape[0]
-        positive = []
-        for given in dims:
-            d = as_int(given)
-            if d is None or not -size <= d < size:
-                raise ValueError(
-                    f"Expected coordinates to be integers from {-size} to {size - 1}, got "
-                    f"{given!r}."
-                )
-            positive.append(d % size)
+        size, dims = self.event_shape[0], list(dims)
+        positive = [check_index("every coordinate", d, size) for d in dims]
         if len(set(positive)) < len(positive):
-            raise ValueError(f"Expected each coordinate once, got {list(dims)}.")
+            raise ValueError(f"Expected each coordinate once, got {dims}.")
         return positive
 
     def __repr__(self) -> str:
@@ -466,25 +464,3 @@ class FiniteMixture(TorchDistribution):
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
-
-
-def _spread_noise(count: int, shape: Size, like: Tensor) -> Tensor:
-    """Standard normal numbers (count, *shape) that fill space evenly, where there are not many."""
-    if shape.numel() > SobolEngine.MAXDIM or is_traced():
-        return torch.randn(count, *shape, dtype=like.dtype, device=like.device)
-    points = SobolEngine(shape.numel(), scramble=True).draw(count, dtype=torch.float64)
-    # Multiples of 2^-30, moved to the middle of their cells: never zero or one.
-    noise = torch.special.ndtri(points + 2.0**-31)
-    return noise.reshape(count, *shape).to(like)
-
-
-def by_pattern(observed: Tensor) -> Iterator[tuple[list[int], list[int], Tensor]]:
-    """Groups rows by which of their entries were observed.
-
-    Yields:
-        Coordinates that were, coordinates that were not, and the indices of such rows.
-    """
-    patterns, label = observed.unique(dim=0, return_inverse=True)
-    groups = label.argsort().split(torch.bincount(label).tolist())
-    for pattern, rows in zip(patterns, groups, strict=True):
-        yield pattern.nonzero().flatten().tolist(), (~pattern).nonzero().flatten().tolist(), rows

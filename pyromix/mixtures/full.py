@@ -6,15 +6,15 @@ import math
 from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 from torch.utils.checkpoint import checkpoint
 
 from ..core.checks import check_tensor, is_traced
 from ..core.registry import register
 from ..numerics.batches import (
     RowLayout,
+    by_pattern,
     check_weight_and_mean_values,
     check_weights_and_means,
     common_batch_shape,
@@ -23,7 +23,7 @@ from ..numerics.batches import (
 from ..numerics.diagonal_density import DIRECT_SIZE, LOG_2PI, component_log_prob, unit_roundoff
 from ..numerics.implicit_correlated import reparameterize_full
 from ..numerics.triangular import half_log_det, inverse_tril
-from .finite import FiniteMixture, by_pattern
+from .finite import FiniteMixture
 
 # Differences x - m are whitened for this many numbers at once, which fit the cache. Where that
 # would be fewer points than dimensions, for more (128 MiB of float64): reading the factors takes
@@ -82,13 +82,10 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         self, logits: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None
     ) -> None:
         batch_shape = _check_shapes(logits, loc, scale_tril)
-        if validate_args is None:
-            validate_args = Distribution._validate_args
-        if validate_args and not is_traced():
+        super().__init__(batch_shape, loc.shape[-1], validate_args)
+        if self._checks_values:
             _check_values(logits, loc, scale_tril)
         self._logits, self._loc, self._scale_tril = logits, loc, scale_tril
-        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
-        self._validate_args = validate_args
 
     @property
     def tied(self) -> bool:
@@ -142,7 +139,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         return offset + scores.reshape(*value.shape[:-1], self.num_components)
 
     def _quadratic_in_blocks(self, points: Tensor) -> Tensor:
-        """The same as `_quadratic` for points of shape (N, D)."""
+        """What `_quadratic` returns, for points of shape (N, D), which may be many."""
         dim, per_point = points.shape[-1], self._loc.numel()
         rows = min(dim, LARGEST_BLOCK_NUMBERS // per_point)
         blocks = points.split(max(1, rows, BLOCK_NUMBERS // per_point))

@@ -4,35 +4,38 @@ __all__ = ["GaussianMixture"]
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro.nn
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.types import _size
 
-from ..core.batch import Batch, check_paired, split_batch
+from ..core.batch import Batch, split_batch
 from ..core.checks import (
+    Check,
+    TensorLike,
+    as_rows,
+    as_tensor,
+    check_arguments,
     check_count,
-    check_floor,
-    check_positive_int,
-    check_tensor,
     check_value,
     is_traced,
+    one_of,
 )
 from ..core.constraints import real_or_missing_vector
-from ..core.module import DistributionModule
+from ..core.networks import check_widths
 from ..evidence.pieces import Evidence
 from .clusters import find_clusters
-from .covariance import Moments, make_structure
+from .covariance import STRUCTURES, Moments, make_structure
 from .finite import FiniteMixture
+from .mixture_module import MixtureModule
 
 Covariance = Literal["diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"]
 Missing = Literal["error", "marginalize"]
 
 
-class GaussianMixture(DistributionModule):
+class GaussianMixture(MixtureModule[FiniteMixture]):
     r"""Finite mixture of normals with learnable parameters.
 
     .. math:: p(x) = \sum_{k=1}^K w_k \, N(x; m_k, \Sigma_k), \qquad
@@ -74,6 +77,20 @@ class GaussianMixture(DistributionModule):
         [3.0]
     """
 
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        **MixtureModule.argument_checks,
+        "covariance": one_of(*STRUCTURES),
+        "rank": check_count,
+        "missing": one_of("error", "marginalize"),
+        "context_dim": check_count,
+        "hidden_dims": check_widths,
+    }
+    covariance: Covariance
+    rank: int
+    missing: Missing
+    context_dim: int
+    hidden_dims: tuple[int, ...]
+
     def __init__(
         self,
         dim: int,
@@ -87,33 +104,22 @@ class GaussianMixture(DistributionModule):
         hidden_dims: Sequence[int] = (64, 64),
         validate_args: bool | None = None,
     ) -> None:
-        dim = check_positive_int("dim", dim)
-        num_components = check_positive_int("num_components", num_components)
-        check_floor("variance_floor", variance_floor)
-        if missing not in ("error", "marginalize"):
-            raise ValueError(f"Expected missing to be 'error' or 'marginalize', got {missing!r}.")
-        for name, value in (("rank", rank), ("context_dim", context_dim)):
-            check_count(name, value)
+        arguments = check_arguments(self.argument_checks, locals())
+        dim, num_components = arguments["dim"], arguments["num_components"]
         super().__init__(event_shape=(dim,), validate_args=validate_args)
-        self.dim = dim
-        self.num_components = num_components
-        self.covariance = covariance
-        self.rank = rank
-        self.variance_floor = variance_floor
-        self.missing = missing
-        self.context_dim = context_dim
-        self.hidden_dims = tuple(hidden_dims)
-        self.structure = make_structure(covariance, dim, num_components, variance_floor, rank)
+        self.keep_arguments(arguments)
+        self.structure = make_structure(
+            covariance, dim, num_components, self.variance_floor, self.rank
+        )
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, dim))
         for name, shape in self.structure.shapes.items():
             noise = 0.1 * torch.randn(shape) if name == "raw_factor" else torch.zeros(shape)
             self.register_parameter(name, nn.Parameter(noise))
-        self.has_rsample = True
         self.network: Any = None
-        if context_dim:
+        if self.context_dim:
             sizes = [p.numel() for p in self._parameters_of_law().values()]
-            self.network = pyro.nn.DenseNN(context_dim, list(hidden_dims), sizes)
+            self.network = pyro.nn.DenseNN(self.context_dim, list(self.hidden_dims), sizes)
             with torch.no_grad():  # start near the mixture without context
                 for parameter in self.network.layers[-1].parameters():
                     parameter.mul_(0.1)
@@ -133,68 +139,31 @@ class GaussianMixture(DistributionModule):
     @property
     def scale(self) -> Tensor:
         """Standard deviations of every coordinate in every component, shape (K, D)."""
-        return self.distribution.component_variance.sqrt()
-
-    @property
-    def distribution(self) -> FiniteMixture:
-        """The mixture with the present parameters, and gradients to them."""
-        if self.network is not None:
-            raise ValueError(
-                "This mixture needs a context. Call condition(context), and use the distribution "
-                "that it returns; train on pairs (values, context)."
-            )
-        return self._law(self._parameters_of_law())
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the mixture, shape (D,)."""
-        return self.distribution.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of every coordinate, shape (D,)."""
-        return self.distribution.variance
+        return self.law.component_variance.sqrt()
 
     @property
     def num_free_parameters(self) -> int:
-        """Number of free parameters of the mixture, as `bic` and `aic` count them."""
+        """Number of free parameters of the mixture, as `bic` and `aic` count them.
+
+        Less than `num_parameters`, the number of trainable numbers, where those are redundant:
+        weights sum to one, and the columns of a low-rank factor may be rotated. The network of a
+        context is not counted, and frozen parameters are.
+        """
         return self.num_components - 1 + self.loc.numel() + self.structure.num_free
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density at points of shape (\*S, D); shape (\*S).
+    def responsibilities(self, value: TensorLike) -> Tensor:
+        r"""Probability of every component given points (\*S, D); shape (\*S, K).
 
-        With ``missing="marginalize"``, that of the entries that are not NaN.
+        Args:
+            value: A tensor, an array or nested lists. With ``missing="marginalize"``, NaN marks
+                missing entries.
         """
-        return self._log_prob(self.distribution, value)
-
-    def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
-        """Mean negative log-density of a batch: values, or a pair of values and context."""
-        value, context = split_batch(batch)
-        law = self.distribution if context is None else self._given_context(context)
-        check_paired(law, value)
-        return -self._log_prob(law, value).mean()
-
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws without a graph, shape (\*S, D)."""
-        return self.distribution.sample(sample_shape)
-
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with exact pathwise gradients, shape (\*S, D); see `MixtureOfNormals`."""
-        return self.distribution.rsample(sample_shape)
-
-    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws (n, D) and log-weights (n,); see `MixtureOfNormals.rsample_weighted`."""
-        return self.distribution.rsample_weighted(num_samples)
-
-    def responsibilities(self, value: Tensor) -> Tensor:
-        r"""Probability of every component given points (\*S, D); shape (\*S, K)."""
-        if self.missing == "marginalize":
-            return self.distribution._observed_scores(value, ~value.isnan()).softmax(-1)
-        return self.distribution.responsibilities(value)
+        value = as_tensor("value", value, like=self.loc)
+        return self.law.responsibilities(value, self._observed(value))
 
     def marginal(self, dims: int | Iterable[object]) -> FiniteMixture:
         """Law of some of the coordinates; see `MixtureOfNormals.marginal`."""
-        return self.distribution.marginal(dims)
+        return self.law.marginal(dims)
 
     def condition(self, *given: Any) -> Any:
         r"""The law given what is known.
@@ -208,44 +177,54 @@ class GaussianMixture(DistributionModule):
         Raises:
             ValueError: If it does not fit.
         """
-        if self.network is not None:
+        if self.conditional:
             if len(given) != 1 or isinstance(given[0], (Mapping, Evidence)):
                 raise ValueError(
                     "This mixture needs a context: condition(context), or, with values or "
                     "evidence, condition(context).condition(...)."
                 )
-            return self._given_context(given[0])
+            return self._law_given(given[0])
         if len(given) == 1 and isinstance(given[0], Mapping):
             missing = self.missing == "marginalize"
-            return self.distribution._conditioned(given[0], missing=missing)
-        return self.distribution.condition(*given)
+            return self.law._conditioned(given[0], missing=missing)
+        return self.law.condition(*given)
 
-    def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
-        """Fills in NaN from the other entries of points (N, D); see `MixtureOfNormals.impute`."""
-        return self.distribution.impute(value, num_samples)
+    def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
+        """Fills in NaN from the other entries of points (N, D); see `MixtureOfNormals.impute`.
 
-    def bic(self, data: Tensor) -> float:
+        Args:
+            value: Points, NaN where an entry is missing: a tensor, an array or nested lists.
+            num_samples: How many draws of the missing entries to return; by default one value is
+                filled in, their mean given the others.
+
+        Returns:
+            Tensor of shape (N, D), or (num_samples, N, D).
+        """
+        return self.law.impute(value, num_samples)
+
+    def bic(self, data: TensorLike) -> float:
         """Bayesian information criterion on data (N, D): lower is better."""
+        data = as_tensor("data", data, like=self.loc)
         return self._criterion(data, math.log(len(data)))
 
-    def aic(self, data: Tensor) -> float:
+    def aic(self, data: TensorLike) -> float:
         """Akaike information criterion on data (N, D): lower is better."""
-        return self._criterion(data, 2.0)
+        return self._criterion(as_tensor("data", data, like=self.loc), 2.0)
 
-    def initialize(self, data: Batch) -> None:
+    def initialize(self, data: Batch | TensorLike) -> None:
         """Starts from clusters of the data: k-means from k-means++ seeds.
 
         Parameters that do not require gradients are left alone. Missing entries are filled with
         their column's mean.
 
         Args:
-            data: Points of shape (N, D), of the model's dtype and device; for a model with
-                context, a pair of points and contexts.
+            data: Points of shape (N, D): a tensor of the model's dtype and device, an array or
+                nested lists; for a model with context, a pair of points and contexts.
 
         Raises:
             ValueError: If the data does not fit or is not finite.
         """
-        x, _ = split_batch(data)
+        x, _ = split_batch(data, like=self.loc)
         if self.missing == "marginalize":
             fill = x.nanmean(0).nan_to_num(0.0)
             x = torch.where(x.isnan(), fill, x)
@@ -260,51 +239,48 @@ class GaussianMixture(DistributionModule):
         moments = Moments(weight, weight.reshape(-1, *[1] * (second.dim() - 1)) * second)
         raw = {name: p.detach().double() for name, p in self._raw().items()}
         self._assign(clusters.weights.log(), clusters.loc, self.structure.estimate(moments, raw))
-        super().initialize(data)
+        super().initialize(x)
 
     def _raw(self) -> dict[str, Tensor]:
         """The parameters of the covariances."""
         return {name: getattr(self, name) for name in self.structure.shapes}
 
     def _parameters_of_law(self) -> dict[str, Tensor]:
+        """All parameters but the network's, in the order in which that returns changes."""
         return {"logits": self.logits, "loc": self.loc, **self._raw()}
 
-    def _law(self, parameters: Mapping[str, Tensor]) -> FiniteMixture:
+    def _law_given(self, context: Any = None) -> FiniteMixture:
+        """The mixture, given contexts of shape (*B, context_dim) if it is conditional."""
+        parameters = self._parameters_of_law()
+        if context is not None:
+            parameters = self._shifted(parameters, context)
         raw = {name: parameters[name] for name in self.structure.shapes}
         mixture = self.structure.mixture(parameters["logits"], parameters["loc"], raw)
         mixture._validate_args = self._validate_args
         return mixture
 
-    def _given_context(self, context: Any) -> FiniteMixture:
-        if self.network is None:
-            raise ValueError(
-                "Expected values alone, got a batch that is a pair, which is read as values and "
-                "context. This mixture takes no context: leave labels out, or give context_dim."
-            )
-        context = check_tensor("context", context, like=self.loc)
-        if context.dim() < 1 or context.shape[-1] != self.context_dim:
-            raise ValueError(
-                f"Expected a context of shape (*B, {self.context_dim}), got "
-                f"{tuple(context.shape)}."
-            )
+    def _shifted(self, parameters: Mapping[str, Tensor], context: Any) -> dict[str, Tensor]:
+        """The parameters given contexts (*B, context_dim): what the network returns is added."""
+        context = as_rows("context", context, self.context_dim, like=self.loc)
         if self._validate_args and not is_traced() and not bool(context.isfinite().all()):
             raise ValueError("Expected a finite context, got NaN or infinity.")
-        own = self._parameters_of_law()
-        added = self.network(context)
-        added = added if isinstance(added, tuple) else (added,)
-        batch = context.shape[:-1]
-        parameters = {
-            name: parameter + change.reshape(*batch, *parameter.shape)
-            for (name, parameter), change in zip(own.items(), added, strict=True)
+        changes = self.network(context)
+        changes = changes if isinstance(changes, tuple) else (changes,)
+        return {
+            name: parameter + change.reshape(*context.shape[:-1], *parameter.shape)
+            for (name, parameter), change in zip(parameters.items(), changes, strict=True)
         }
-        return self._law(parameters)
 
-    def _log_prob(self, law: FiniteMixture, value: Tensor) -> Tensor:
-        if self.missing == "marginalize":
-            return law.observed_log_prob(value, ~value.isnan())
-        return law.log_prob(value)
+    def _score(self, law: FiniteMixture, value: Tensor) -> Tensor:
+        observed = self._observed(value)
+        return law.log_prob(value) if observed is None else law.observed_log_prob(value, observed)
+
+    def _observed(self, value: Tensor) -> Tensor | None:
+        """Which entries were observed, or None where missing ones are an error."""
+        return ~value.isnan() if self.missing == "marginalize" else None
 
     def _criterion(self, data: Tensor, penalty: float) -> float:
+        """Minus twice the log-likelihood of data (N, D), plus a penalty for every parameter."""
         with torch.no_grad():
             return float(penalty * self.num_free_parameters - 2 * self.log_prob(data).sum())
 

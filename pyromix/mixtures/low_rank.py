@@ -1,4 +1,4 @@
-r"""Normals whose precision matrix is a diagonal plus a matrix of low rank, and mixtures of them.
+r"""Mixtures of normals whose precision matrix is a diagonal plus a matrix of low rank.
 
 With the precision :math:`P = \operatorname{diag}(d) + U U^\top`, U of shape (D, r), the matrix
 determinant lemma and the Woodbury identity reduce everything to the r x r capacitance matrix
@@ -12,19 +12,21 @@ The family is closed: conditioning keeps the rows of d and U that stay free; int
 coordinates out multiplies U by a triangular matrix. No D x D matrix is formed unless asked for.
 """
 
-__all__ = ["LowRankPrecisionNormal", "MixtureOfLowRankPrecisionNormals"]
+__all__ = [
+    "LowRankPrecisions",
+    "MixtureOfLowRankPrecisionNormals",
+    "check_precision_shapes",
+    "check_precision_values",
+]
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints
-from torch.types import _size
+from torch.distributions import constraints
 
-from ..core.checks import check_expandable, check_tensor, check_value, is_traced
+from ..core.checks import check_tensor
 from ..core.registry import register
 from ..numerics.batches import (
     RowLayout,
@@ -33,177 +35,64 @@ from ..numerics.batches import (
     common_batch_shape,
     pick,
 )
-from ..numerics.diagonal_density import LOG_2PI, component_log_prob
+from ..numerics.diagonal_density import component_log_prob
 from ..numerics.implicit_correlated import reparameterize_low_rank
 from ..numerics.low_rank import (
-    _spread,
     capacitance_tril,
     covariance,
     draw_centred,
-    log_det,
     low_rank_term,
     marginal_variance,
     masked_capacitance_tril,
     project,
     projections,
+    solve_capacitance,
     solve_right,
 )
 from ..numerics.triangular import half_log_det
 from .finite import FiniteMixture
+from .tensor_law import TensorLaw
 
 
-class LowRankPrecisionNormal(TorchDistribution):
-    r"""Normal with precision matrix :math:`\operatorname{diag}(d) + U U^\top`.
+class LowRankPrecisions(TensorLaw):
+    r"""One or several precision matrices :math:`\operatorname{diag}(d) + U U^\top`.
 
-    Few directions in which coordinates are tied closely together cost few columns of U. Density
-    and draws cost O(D r + r^3); rank 0 is the diagonal normal. The small matrix is factorised in
-    float64.
-
-    Args:
-        loc: Mean, shape (\*B, D).
-        precision_diag: Diagonal d, positive, shape (\*B, D).
-        precision_factor: Factor U, shape (\*B, D, r), r >= 0.
-        validate_args: Whether to check the values of parameters and of scored samples.
-
-    Raises:
-        ValueError: For shapes, dtypes or devices that do not match, D = 0 and, under validation,
-            NaN or a diagonal that is not positive.
-
-    Example:
-        >>> normal = LowRankPrecisionNormal(torch.zeros(2), torch.ones(2), torch.ones(2, 1))
-        >>> normal.precision_matrix
-        tensor([[2., 1.],
-                [1., 2.]])
-        >>> normal.rsample((3,)).shape
-        torch.Size([3, 2])
+    Shapes are written for several, of K components; of a single one they lack K.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "loc": constraints.real_vector,
-        "precision_diag": constraints.independent(constraints.positive, 1),
-        "precision_factor": constraints.independent(constraints.real, 2),
-    }
-    support = constraints.real_vector
-    has_rsample = True
-
-    def __init__(
-        self,
-        loc: Tensor,
-        precision_diag: Tensor,
-        precision_factor: Tensor,
-        validate_args: bool | None = None,
-    ) -> None:
-        loc = check_tensor("loc", loc)
-        if loc.dim() < 1 or loc.shape[-1] == 0:
-            raise ValueError(f"Expected loc of shape (*B, D), D >= 1, got {tuple(loc.shape)}.")
-        got = f"loc {tuple(loc.shape)}"
-        batch_shape = _check_precision(loc, precision_diag, precision_factor, 1, got, [])
-        if validate_args is None:
-            validate_args = Distribution._validate_args
-        if validate_args and not is_traced():
-            if not math.isfinite(loc.sum().item()) and not loc.isfinite().all():
-                raise ValueError("Expected finite values of loc, got NaN or infinity.")
-            _check_precision_values(precision_diag, precision_factor)
-        self._loc, self._diag, self._factor = loc, precision_diag, precision_factor
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=False)
-        self._validate_args = validate_args
-
-    @property
-    def loc(self) -> Tensor:
-        r"""Mean, shape (\*B, D)."""
-        return self._loc.expand(*self.batch_shape, -1)
+    _loc: Tensor
+    _diag: Tensor
+    _factor: Tensor
+    _mean_dim: ClassVar[int]
+    """Number of dimensions of a mean after the batch: 2 for (K, D), 1 for (D)."""
 
     @property
     def precision_diag(self) -> Tensor:
-        r"""Diagonal part of the precision, shape (\*B, D)."""
-        return self._diag.expand(*self.batch_shape, -1)
+        r"""Diagonal parts d of the precisions, shape (\*B, K, D)."""
+        return self._over_batch(self._diag, self._mean_dim)
 
     @property
     def precision_factor(self) -> Tensor:
-        r"""Factor of the rest of the precision, shape (\*B, D, r)."""
-        return self._factor.expand(*self.batch_shape, -1, -1)
-
-    @property
-    def mean(self) -> Tensor:
-        r"""Mean, shape (\*B, D)."""
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        r"""Variance of every coordinate, shape (\*B, D)."""
-        return marginal_variance(self._diag, self._factor).expand(self.loc.shape)
+        r"""Factors U of the rest of the precisions, shape (\*B, K, D, r)."""
+        return self._over_batch(self._factor, self._mean_dim + 1)
 
     @property
     def precision_matrix(self) -> Tensor:
-        r"""The precision matrix itself, shape (\*B, D, D)."""
+        r"""The precision matrices themselves, shape (\*B, K, D, D)."""
         matrix = torch.diag_embed(self._diag) + self._factor @ self._factor.mT
-        return matrix.expand(*self.batch_shape, *matrix.shape[-2:])
+        return self._over_batch(matrix, self._mean_dim + 1)
 
     @property
     def covariance_matrix(self) -> Tensor:
-        r"""The covariance matrix, shape (\*B, D, D)."""
-        matrix = covariance(self._diag, self._factor)
-        return matrix.expand(*self.batch_shape, *matrix.shape[-2:])
+        r"""The covariance matrices, shape (\*B, K, D, D)."""
+        return self._over_batch(covariance(self._diag, self._factor), self._mean_dim + 1)
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> "LowRankPrecisionNormal":
-        """Returns the same law with a larger batch shape; nothing is copied."""
-        batch_shape = check_expandable(self, batch_shape)
-        new = self._get_checked_instance(LowRankPrecisionNormal, _instance)
-        new._loc, new._diag, new._factor = self._loc, self._diag, self._factor
-        super(LowRankPrecisionNormal, new).__init__(batch_shape, self.event_shape, False)
-        new._validate_args = self._validate_args
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of points of shape (\*S, \*B, D); shape (\*S, \*B)."""
-        value = check_value(self, value, like=self._loc)
-        b = value - self.loc
-        log_prob = 0.5 * (self._diag.log() - self._diag * b.square() - LOG_2PI).sum(-1)
-        projected = project(b, self._factor)
-        tril = capacitance_tril(self._diag, self._factor)
-        return log_prob + half_log_det(tril) - 0.5 * projected.square().sum(-1)
-
-    def entropy(self) -> Tensor:
-        r"""Differential entropy in nats, shape (\*B)."""
-        tril = capacitance_tril(self._diag, self._factor)
-        dim = self._loc.shape[-1]
-        entropy = 0.5 * (dim * (1 + LOG_2PI) - log_det(self._diag, tril))
-        return entropy.expand(self.batch_shape)
-
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with pathwise gradients; shape (\*S, \*B, D)."""
-        dim, rank = self._factor.shape[-2:]
-        noise = self._loc.new_empty(*sample_shape, *self.batch_shape, dim + rank).normal_()
-        return self._loc + draw_centred(self._diag, self._factor, noise)
-
-    def marginal(self, dims: int | Iterable[object]) -> "LowRankPrecisionNormal":
-        """Law of some of the coordinates; see `MixtureOfLowRankPrecisionNormals.marginal`."""
-        return self._component(self._as_mixture().marginal(dims))
-
-    def condition(self, observed: Mapping[int, float | Tensor]) -> "LowRankPrecisionNormal":
-        """Law of the others given some; see `MixtureOfLowRankPrecisionNormals.condition`."""
-        return self._component(self._as_mixture().condition(observed))
-
-    def _as_mixture(self) -> "MixtureOfLowRankPrecisionNormals":
-        one = self._loc.new_zeros(*self.batch_shape, 1)
-        parts = self._loc.unsqueeze(-2), self._diag.unsqueeze(-2), self._factor.unsqueeze(-3)
-        mixture = MixtureOfLowRankPrecisionNormals(one, *parts, validate_args=False)
-        mixture._validate_args = self._validate_args
-        return mixture
-
-    def _component(self, mixture: FiniteMixture) -> "LowRankPrecisionNormal":
-        assert isinstance(mixture, MixtureOfLowRankPrecisionNormals)
-        loc, diag, factor = mixture.loc, mixture.precision_diag, mixture.precision_factor
-        law = LowRankPrecisionNormal(
-            loc.squeeze(-2), diag.squeeze(-2), factor.squeeze(-3), validate_args=False
-        )
-        law._validate_args = self._validate_args
-        return law
+    def _marginal_variance(self) -> Tensor:
+        r"""Diagonals of the covariance matrices, shape (\*B, K, D)."""
+        return self._over_batch(marginal_variance(self._diag, self._factor), self._mean_dim)
 
 
-class MixtureOfLowRankPrecisionNormals(FiniteMixture):
+class MixtureOfLowRankPrecisionNormals(LowRankPrecisions, FiniteMixture):
     r"""Finite mixture of normals with low-rank plus diagonal precision matrices.
 
     .. math:: p(x) = \sum_{k=1}^K w_k \,
@@ -237,6 +126,7 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
         "precision_diag": constraints.independent(constraints.positive, 2),
         "precision_factor": constraints.independent(constraints.real, 3),
     }
+    _mean_dim = 2
     _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_diag": 2, "_factor": 3}
 
     def __init__(
@@ -248,44 +138,20 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
         validate_args: bool | None = None,
     ) -> None:
         got = check_weights_and_means(logits, loc)
-        shapes = [logits.shape[:-1]]
-        batch_shape = _check_precision(loc, precision_diag, precision_factor, 2, got, shapes)
-        if validate_args is None:
-            validate_args = Distribution._validate_args
-        if validate_args and not is_traced():
+        batch_shape = check_precision_shapes(
+            got, loc, precision_diag, precision_factor, self._mean_dim, logits.shape[:-1]
+        )
+        super().__init__(batch_shape, loc.shape[-1], validate_args)
+        if self._checks_values:
             check_weight_and_mean_values(logits, loc)
-            _check_precision_values(precision_diag, precision_factor)
+            check_precision_values(precision_diag, precision_factor)
         self._logits, self._loc = logits, loc
         self._diag, self._factor = precision_diag, precision_factor
-        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
-        self._validate_args = validate_args
-
-    @property
-    def precision_diag(self) -> Tensor:
-        r"""Diagonal parts of the precisions, shape (\*B, K, D)."""
-        return self._diag.expand(*self.batch_shape, -1, -1)
-
-    @property
-    def precision_factor(self) -> Tensor:
-        r"""Factors of the rest of the precisions, shape (\*B, K, D, r)."""
-        return self._factor.expand(*self.batch_shape, -1, -1, -1)
 
     @property
     def component_variance(self) -> Tensor:
         r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
-        return marginal_variance(self._diag, self._factor).expand(self.loc.shape)
-
-    @property
-    def precision_matrix(self) -> Tensor:
-        r"""The precision matrices themselves, shape (\*B, K, D, D)."""
-        matrix = torch.diag_embed(self._diag) + self._factor @ self._factor.mT
-        return matrix.expand(*self.batch_shape, *matrix.shape[-3:])
-
-    @property
-    def covariance_matrix(self) -> Tensor:
-        r"""Covariance matrices of the components, shape (\*B, K, D, D)."""
-        matrix = self.component_covariance
-        return matrix.expand(*self.batch_shape, *matrix.shape[-3:])
+        return self._marginal_variance()
 
     @property
     def component_covariance(self) -> Tensor:
@@ -353,25 +219,34 @@ class MixtureOfLowRankPrecisionNormals(FiniteMixture):
         b = value.unsqueeze(-2) - self._loc[..., given]  # (*N, K, given)
         pull = project(b, self._factor[..., given, :])  # (*N, K, r)
         scaled = factor / diag.sqrt().unsqueeze(-1)
-        shift = diag.rsqrt() * _spread(scaled, pull)
+        shift = diag.rsqrt() * solve_capacitance(scaled, pull)
         return MixtureOfLowRankPrecisionNormals(
             logits, self._loc[..., free] - shift, diag, factor, validate_args=False
         )
 
 
-for _cls in (LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals):
-    register(_cls)
+register(MixtureOfLowRankPrecisionNormals)
 
 
-def _check_precision(
-    loc: Tensor,
-    diag: object,
-    factor: object,
-    tail: int,
-    got: str,
-    shapes: list[Size],
+def check_precision_shapes(
+    got: str, loc: Tensor, diag: object, factor: object, tail: int, *shapes: Size
 ) -> Size:
-    """Checks all but the values; returns the batch shape. `tail` is the rank of a mean."""
+    """Checks types and shapes of precisions; their values are left to `check_precision_values`.
+
+    Args:
+        got: Shapes of the other parameters as text, for the error.
+        loc: Means, which have been checked.
+        diag: Diagonal parts d.
+        factor: Factors U.
+        tail: Number of dimensions of a mean after the batch: 2 for (K, D), 1 for (D).
+        shapes: Batch shapes of other parameters.
+
+    Returns:
+        The batch shape of all parameters together.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
     diag = check_tensor("precision_diag", diag, like=loc)
     factor = check_tensor("precision_factor", factor, like=loc)
     got += f", precision_diag {tuple(diag.shape)}, precision_factor {tuple(factor.shape)}"
@@ -383,11 +258,16 @@ def _check_precision(
             f"Expected precision_diag of shape {names}) and precision_factor of shape {names}, r) "
             f"that fit loc, got {got}."
         )
-    shapes = [*shapes, loc.shape[:-tail], diag.shape[:-tail], factor.shape[: -tail - 1]]
-    return common_batch_shape(got, *shapes)
+    own = loc.shape[:-tail], diag.shape[:-tail], factor.shape[: -tail - 1]
+    return common_batch_shape(got, *shapes, *own)
 
 
-def _check_precision_values(diag: Tensor, factor: Tensor) -> None:
+def check_precision_values(diag: Tensor, factor: Tensor) -> None:
+    """Checks the values of precisions.
+
+    Raises:
+        ValueError: If a diagonal is not positive, or for NaN and infinity.
+    """
     smallest, largest = (t.item() for t in diag.aminmax())
     if not (smallest > 0 and largest < math.inf):
         raise ValueError(

@@ -1,22 +1,20 @@
 """Mixtures of normals whose choice of a component is relaxed by Gumbel noise: a law of its own."""
 
-__all__ = ["RelaxedMixtureOfNormals", "inner_points"]
+__all__ = ["RelaxedMixtureOfNormals"]
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 from torch.nn.functional import softplus
-from torch.quasirandom import SobolEngine
 from torch.types import _size
 
 from ..core.checks import (
-    check_expandable,
+    TensorLike,
+    as_tensor,
+    as_value,
     check_positive_int,
     check_tensor,
     check_value,
@@ -26,12 +24,14 @@ from ..core.registry import register
 from ..numerics.batches import common_batch_shape
 from ..numerics.diagonal_density import LOG_2PI
 from .diagonal import MixtureOfNormals
+from .inner_points import inner_points
+from .tensor_law import TensorLaw
 
 # Weights below exp(-10^4) are zero at every temperature that makes sense; this one is finite.
 LOWEST_LOG_WEIGHT = -1e4
 
 
-class RelaxedMixtureOfNormals(TorchDistribution):
+class RelaxedMixtureOfNormals(TensorLaw):
     r"""The Gumbel-softmax relaxation of a mixture of diagonal normals.
 
     .. math:: c \sim \operatorname{GumbelSoftmax}(w, \tau), \qquad
@@ -89,8 +89,6 @@ class RelaxedMixtureOfNormals(TorchDistribution):
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
     }
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(
         self,
@@ -101,27 +99,24 @@ class RelaxedMixtureOfNormals(TorchDistribution):
         num_inner: int = 512,
         validate_args: bool | None = None,
     ) -> None:
-        if validate_args is None:
-            validate_args = Distribution._validate_args
         self._mixture = MixtureOfNormals(logits, loc, scale, validate_args=validate_args)
-        self.num_inner = check_positive_int("num_inner", num_inner)
         if isinstance(temperature, int | float):
             temperature = loc.new_tensor(float(temperature))
         self.temperature = check_tensor("temperature", temperature, like=loc)
-        if validate_args and not is_traced():
+        batch_shape = common_batch_shape(
+            f"temperature {tuple(temperature.shape)}, mixture {tuple(self._mixture.batch_shape)}",
+            temperature.shape,
+            self._mixture.batch_shape,
+        )
+        super().__init__(batch_shape, loc.shape[-1], validate_args)
+        self.num_inner = check_positive_int("num_inner", num_inner)
+        if self._checks_values:
             good = (temperature > 0) & temperature.isfinite()
             if not bool(good.all()):
                 raise ValueError(
                     f"Expected positive, finite temperatures, got {temperature[~good].tolist()}. "
                     f"At zero the law is MixtureOfNormals."
                 )
-        batch_shape = common_batch_shape(
-            f"temperature {tuple(temperature.shape)}, mixture {tuple(self._mixture.batch_shape)}",
-            temperature.shape,
-            self._mixture.batch_shape,
-        )
-        TorchDistribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=False)
-        self._validate_args = validate_args
         self._points: Tensor | None = None
         if not is_traced():
             self._points = inner_points(self.num_components, self.num_inner).to(loc, copy=True)
@@ -172,18 +167,6 @@ class RelaxedMixtureOfNormals(TorchDistribution):
         r"""Variance of every coordinate of `inner`, shape (\*B, D)."""
         return self.inner.variance
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> "RelaxedMixtureOfNormals":
-        """Returns the same law with a larger batch shape; nothing is copied."""
-        batch_shape = check_expandable(self, batch_shape)
-        new = self._get_checked_instance(RelaxedMixtureOfNormals, _instance)
-        for name in ("_mixture", "temperature", "num_inner", "_points"):
-            setattr(new, name, getattr(self, name))
-        TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     # ---- draws ----------------------------------------------------------------------------
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
@@ -223,7 +206,7 @@ class RelaxedMixtureOfNormals(TorchDistribution):
         value = check_value(self, value, like=self.loc)
         return self.inner.log_prob(value)
 
-    def log_prob_error(self, value: Tensor, num_repeats: int = 8) -> Tensor:
+    def log_prob_error(self, value: TensorLike, num_repeats: int = 8) -> Tensor:
         r"""How far `log_prob` is from the law's density, as other sets of points say it.
 
         Args:
@@ -235,7 +218,7 @@ class RelaxedMixtureOfNormals(TorchDistribution):
             than the standard deviation of its error.
         """
         check_positive_int("num_repeats", num_repeats)
-        value = check_value(self, value, like=self.loc)
+        value = as_value(self, value, like=self.loc)
         log_prob = self.log_prob(value)
         changes = [
             self._inner(points.to(self.loc)).log_prob(value) - log_prob
@@ -246,7 +229,7 @@ class RelaxedMixtureOfNormals(TorchDistribution):
         ]
         return torch.stack(changes).square().mean(0).sqrt()
 
-    def log_prob_nested(self, value: Tensor, num_inner: int = 100) -> Tensor:
+    def log_prob_nested(self, value: TensorLike, num_inner: int = 100) -> Tensor:
         r"""Monte Carlo estimate of the log-density from fresh weights c for every value.
 
         .. math:: \log \frac{1}{n} \sum_{j=1}^n N(z; c_j^\top m, (c_j^\top s)^2)
@@ -265,12 +248,12 @@ class RelaxedMixtureOfNormals(TorchDistribution):
             Tensor of shape (\*S, \*B); another one at every call.
         """
         check_positive_int("num_inner", num_inner)
-        value = check_value(self, value, like=self.loc)
+        value = as_value(self, value, like=self.loc)
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         scores = self._given_weights(value, self._draw_weights(Size((*leading, num_inner)), 1))
         return scores.logsumexp(-1) - math.log(num_inner)
 
-    def joint_log_prob(self, value: Tensor, c: Tensor) -> Tensor:
+    def joint_log_prob(self, value: TensorLike, c: TensorLike) -> Tensor:
         r"""Log-density of z together with the weights c it was made of.
 
         .. math:: \log N(z; c^\top m, (c^\top s)^2) + \log \Gamma(K) + (K - 1) \log \tau
@@ -288,14 +271,14 @@ class RelaxedMixtureOfNormals(TorchDistribution):
         Raises:
             ValueError: If shapes do not fit or, under validation, c is outside of the simplex.
         """
-        value = check_value(self, value, like=self.loc)
-        c = check_tensor("c", c, like=self.loc)
+        value = as_value(self, value, like=self.loc)
+        c = as_tensor("c", c, like=self.loc)
         k = self.num_components
         if c.dim() < 1 or c.shape[-1] != k:
             raise ValueError(f"Expected weights c of shape (*S, *B, {k}), got {tuple(c.shape)}.")
         got = f"value {tuple(value.shape)}, c {tuple(c.shape)}, batch {tuple(self.batch_shape)}"
         shape = common_batch_shape(got, value.shape[:-1], c.shape[:-1], self.batch_shape)
-        if self._validate_args and not is_traced():
+        if self._checks_values:
             off = (c.sum(-1) - 1).abs() > 1e-4
             if not bool((c >= 0).all()) or bool(off.any()):  # NaN fails the first
                 raise ValueError("Expected weights c of at least 0 that sum to 1, got others.")
@@ -370,40 +353,6 @@ class RelaxedMixtureOfNormals(TorchDistribution):
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}, "
             f"num_inner={self.num_inner})"
         )
-
-
-@lru_cache(maxsize=64)
-def inner_points(num_components: int, num_inner: int, seed: int = 0) -> Tensor:
-    """Logarithms of the ratios R for an even set of weights; see `RelaxedMixtureOfNormals`.
-
-    Args:
-        num_components: Number of components K.
-        num_inner: Number of points, rounded up to a multiple of K.
-        seed: Scrambles the set.
-
-    Returns:
-        Tensor of shape (K, M, K), with M points for every component that may be the largest.
-    """
-    k = num_components
-    each = -(-num_inner // k)
-    points = torch.full((k, each, k), -math.inf, dtype=torch.float64)
-    if k == 1:
-        return points
-    if k - 1 > SobolEngine.MAXDIM:
-        raise ValueError(f"Expected at most {SobolEngine.MAXDIM + 1} components, got {k}.")
-    engine = SobolEngine(k - 1, scramble=True, seed=seed)
-    # Multiples of 2^-30, moved to the middle of their cells: never zero or one.
-    u = engine.draw(k * each, dtype=torch.float64) + 2.0**-31
-    powers = torch.arange(1, k, dtype=torch.float64)
-    # R_i = (1 + R_1 + ... + R_(i-1)) (q_i - 1) with q_i = (1 - u_i)^(-1/i): products of q's.
-    log_q = -torch.log1p(-u) / powers
-    log_sum = log_q.cumsum(-1) - log_q  # log(1 + R_1 + ... + R_(i-1))
-    log_ratio = log_sum + log_q.expm1().log()
-    log_ratio = log_ratio.reshape(k, each, k - 1)
-    for i in range(k):
-        others = [(i + j) % k for j in range(1, k)]
-        points[i][:, others] = log_ratio[i]
-    return points
 
 
 register(RelaxedMixtureOfNormals)

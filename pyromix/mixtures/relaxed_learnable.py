@@ -3,24 +3,37 @@
 __all__ = ["RelaxedGaussianMixture"]
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import constraints
-from torch.types import _size
 
-from ..core.batch import Batch
-from ..core.checks import check_choice, check_positive_int
-from ..core.module import DistributionModule
+from ..core.batch import Batch, split_batch
+from ..core.checks import Check, TensorLike, check_arguments, check_positive_int, one_of
+from .inner_points import inner_points
 from .learnable import GaussianMixture
-from .relaxed import RelaxedMixtureOfNormals, inner_points
+from .mixture_module import MixtureModule
+from .relaxed import RelaxedMixtureOfNormals
 
 Schedule = Literal["geometric", "linear"]
 
 
-class RelaxedGaussianMixture(DistributionModule):
+def _check_temperatures(name: str, value: Any) -> tuple[float, float]:
+    """The temperatures at the start and at the end, of a number or of a pair."""
+    try:
+        pair = tuple(map(float, value if isinstance(value, Sequence) else (value, value)))
+    except (TypeError, ValueError):
+        pair = ()
+    if len(pair) != 2 or not all(0 < t < math.inf for t in pair):
+        raise ValueError(
+            f"Expected {name} to be a positive temperature, or a pair of them, got {value!r}."
+        )
+    return pair
+
+
+class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
     """`RelaxedMixtureOfNormals` with learnable parameters, and a temperature that may fall.
 
     Args:
@@ -50,7 +63,16 @@ class RelaxedGaussianMixture(DistributionModule):
         0.05
     """
 
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        **MixtureModule.argument_checks,
+        "temperatures": _check_temperatures,
+        "schedule": one_of("geometric", "linear"),
+        "num_inner": check_positive_int,
+    }
     support = constraints.real_vector
+    temperatures: tuple[float, float]
+    schedule: Schedule
+    num_inner: int
     temperature: Tensor
     points: Tensor
 
@@ -65,23 +87,17 @@ class RelaxedGaussianMixture(DistributionModule):
         variance_floor: float = 1e-6,
         validate_args: bool | None = None,
     ) -> None:
+        arguments = check_arguments(self.argument_checks, locals())
         mixture = GaussianMixture(dim, num_components, variance_floor=variance_floor)
         super().__init__(event_shape=mixture.event_shape, validate_args=validate_args)
-        self.dim, self.num_components = mixture.dim, mixture.num_components
-        self.temperatures = _check_temperatures(temperatures)
-        self.schedule = check_choice("schedule", schedule, ("geometric", "linear"))
-        self.num_inner = check_positive_int("num_inner", num_inner)
-        self.variance_floor = variance_floor
+        self.keep_arguments(arguments)
         self.mixture = mixture
         self.register_buffer("temperature", torch.tensor(self.temperatures[0]))
         # Part of the law, and of checkpoints.
         points = inner_points(self.num_components, self.num_inner)
         self.register_buffer("points", points.to(mixture.loc, copy=True))
-        self.has_rsample = True
 
-    @property
-    def distribution(self) -> RelaxedMixtureOfNormals:
-        """The law with the present parameters, and gradients to them."""
+    def _law_given(self) -> RelaxedMixtureOfNormals:
         m = self.mixture
         law = RelaxedMixtureOfNormals(
             self.temperature, m.logits, m.loc, m.scale, self.num_inner, validate_args=False
@@ -89,16 +105,6 @@ class RelaxedGaussianMixture(DistributionModule):
         law._points = self.points
         law._validate_args = self._validate_args
         return law
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean, shape (D,)."""
-        return self.distribution.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of every coordinate, shape (D,)."""
-        return self.distribution.variance
 
     @property
     def scheduled(self) -> bool:
@@ -114,39 +120,21 @@ class RelaxedGaussianMixture(DistributionModule):
             value = start + (end - start) * progress
         self.temperature.fill_(value)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density at points (\*S, D), from the fixed inner points; shape (\*S)."""
-        return self.distribution.log_prob(value)
+    def log_prob_nested(self, value: TensorLike, num_inner: int = 100) -> Tensor:
+        r"""Monte Carlo estimate of the log-density at points (\*S, D), without the fixed points.
 
-    def log_prob_nested(self, value: Tensor, num_inner: int = 100) -> Tensor:
-        """See `RelaxedMixtureOfNormals.log_prob_nested`."""
-        return self.distribution.log_prob_nested(value, num_inner)
+        Args:
+            value: The points: a tensor, an array or nested lists.
+            num_inner: Number of weights drawn for every one of them.
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws of the relaxed law with pathwise gradients, shape (\*S, D)."""
-        return self.distribution.rsample(sample_shape)
+        Returns:
+            Tensor of shape (\*S), another one at every call; see
+            `RelaxedMixtureOfNormals.log_prob_nested`.
+        """
+        return self.law.log_prob_nested(value, num_inner)
 
-    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws (n, D) and log-weights (n,); see `RelaxedMixtureOfNormals.rsample_weighted`."""
-        return self.distribution.rsample_weighted(num_samples)
-
-    def initialize(self, data: Batch) -> None:
+    def initialize(self, data: Batch | TensorLike) -> None:
         """Starts from clusters of the data; see `GaussianMixture.initialize`."""
-        self.mixture.initialize(data)
-        super().initialize(data)
-
-
-def _check_temperatures(temperatures: float | Sequence[float]) -> tuple[float, float]:
-    try:
-        pair = (
-            tuple(float(t) for t in temperatures)
-            if isinstance(temperatures, Sequence)
-            else ((float(temperatures),) * 2)
-        )
-    except (TypeError, ValueError):
-        pair = ()
-    if len(pair) != 2 or not all(0 < t < math.inf for t in pair):
-        raise ValueError(
-            f"Expected a positive temperature, or a pair of them, got {temperatures!r}."
-        )
-    return pair
+        value, _ = split_batch(data, like=self.points)
+        self.mixture.initialize(value)
+        super().initialize(value)

@@ -1,9 +1,19 @@
 """Batches of points and of components, arranged for matrix products."""
 
-__all__ = ["RowLayout", "check_weights_and_means", "choose", "flat_index", "pick"]
+__all__ = [
+    "RowLayout",
+    "by_pattern",
+    "check_weight_and_mean_values",
+    "check_weights_and_means",
+    "choose",
+    "common_batch_shape",
+    "flat_index",
+    "pick",
+    "stack_observed",
+]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Size, Tensor
@@ -12,9 +22,9 @@ from ..core.checks import check_tensor
 
 
 class RowLayout:
-    """Leading dimensions, split into those in which components differ and all others.
+    """Splits leading dimensions into those in which components differ and all others.
 
-    The others, and the samples, become the rows of one matrix product per remaining batch entry.
+    The others, and the samples, become the rows of one matrix product for each entry of the first.
 
     Args:
         leading: Shape of samples and batch together.
@@ -29,7 +39,7 @@ class RowLayout:
         self.batch = Size(self.own[i] for i in self._kept)
 
     def rows(self, t: Tensor, tail: int = 1) -> Tensor:
-        """From (*leading, *T), or what broadcasts with it, to (*batch, rows, *T)."""
+        """Reshapes (*leading, *T), or what broadcasts with it, to (*batch, rows, *T)."""
         shape = t.shape[t.dim() - tail :]
         t = t.expand(*self.leading, *shape)
         after = range(t.dim() - tail, t.dim())
@@ -38,12 +48,12 @@ class RowLayout:
         return t.reshape(*self.batch, count, *shape)
 
     def components(self, t: Tensor, tail: int = 2) -> Tensor:
-        """From (*own, *T), or what broadcasts with it, to (*batch, *T)."""
+        """Reshapes (*own, *T), or what broadcasts with it, to (*batch, *T)."""
         shape = t.shape[t.dim() - tail :]
         return t.expand(*self.own, *shape).reshape(*self.batch, *shape)
 
     def restore(self, t: Tensor, tail: int = 1) -> Tensor:
-        """From (*batch, rows, *T) back to (*leading, *T)."""
+        """Reshapes (*batch, rows, *T) back to (*leading, *T)."""
         shape = t.shape[t.dim() - tail :]
         t = t.reshape(*self.batch, *(self.leading[i] for i in self._rows), *shape)
         order = [*self._kept, *self._rows]
@@ -52,7 +62,12 @@ class RowLayout:
 
 
 def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
-    """Selects from parameters (*B, K, *T), or (*B, 1, *T), by components (*S, *B).
+    """Selects the parameters of components.
+
+    Args:
+        parameter: Shape (*B, K, *T), or (*B, 1, *T) if components share them.
+        component: Indices, shape (*S, *B).
+        tail: Number of dimensions of T.
 
     Returns:
         Tensor of shape (*S, *B, *T).
@@ -69,15 +84,30 @@ def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
 
 
 def flat_index(own: Sequence[int], leading: Sequence[int], device: torch.device) -> Tensor:
-    """Where each entry of a shape lies in the flattened batch `own`, which expands to it."""
+    """Index into a flattened batch for every entry of a larger shape, flattened, too.
+
+    Args:
+        own: Shape of the batch, which expands to the larger shape.
+        leading: The larger shape.
+        device: The device of the result.
+
+    Returns:
+        Indices, one for every entry of `leading`.
+    """
     own = Size(own)
     return torch.arange(own.numel(), device=device).reshape(own).expand(Size(leading)).flatten()
 
 
 def choose(log_weight: Tensor, entry: Tensor) -> Tensor:
-    """Draws components (n,) at entries (n,) of a batch, of unnormalised log-weights (E, K).
+    """Draws a component for each of n points, at their entries of a batch.
 
-    Entries that are not asked for may have weights of zero throughout.
+    Args:
+        log_weight: Unnormalised log-weights at the E entries, shape (E, K). Entries that are not
+            asked for may have weights of zero throughout.
+        entry: The entry of every point, shape (n,).
+
+    Returns:
+        Indices of components, shape (n,).
     """
     if len(entry) == 0:
         return entry
@@ -94,8 +124,30 @@ def choose(log_weight: Tensor, entry: Tensor) -> Tensor:
     return result
 
 
+def by_pattern(observed: Tensor) -> Iterator[tuple[list[int], list[int], Tensor]]:
+    """Groups rows by which of their entries were observed.
+
+    Args:
+        observed: True for the observed entries, shape (N, D).
+
+    Yields:
+        Coordinates that were, coordinates that were not, and the indices of such rows.
+    """
+    patterns, label = observed.unique(dim=0, return_inverse=True)
+    groups = label.argsort().split(torch.bincount(label).tolist())
+    for pattern, rows in zip(patterns, groups, strict=True):
+        yield pattern.nonzero().flatten().tolist(), (~pattern).nonzero().flatten().tolist(), rows
+
+
 def check_weights_and_means(logits: object, loc: object) -> str:
-    """Checks types and shapes of what every mixture has; returns the shapes, for other errors.
+    """Checks types and shapes of what every mixture has.
+
+    Args:
+        logits: Log-weights, of shape (*B, K) if they are right.
+        loc: Means, of shape (*B, K, D) if they are right.
+
+    Returns:
+        Both shapes as text, for errors about other parameters.
 
     Raises:
         ValueError: If they do not fit.
@@ -119,7 +171,11 @@ def check_weights_and_means(logits: object, loc: object) -> str:
 
 
 def check_weight_and_mean_values(logits: Tensor, loc: Tensor) -> None:
-    """Checks the values of what every mixture has."""
+    """Checks the values of what every mixture has.
+
+    Raises:
+        ValueError: If all weights of a mixture are zero, or for NaN and infinity.
+    """
     # Sums and extremes are not finite if an entry is not: one pass over good values each.
     lowest, highest = (t.item() for t in logits.amax(-1).aminmax())
     if not highest < math.inf:  # also if it is NaN
@@ -132,6 +188,10 @@ def check_weight_and_mean_values(logits: Tensor, loc: Tensor) -> None:
 
 def common_batch_shape(got: str, *shapes: Size) -> Size:
     """The batch shape that several tensors have together.
+
+    Args:
+        got: The shapes as text, for the error.
+        shapes: The batch shape of every tensor.
 
     Raises:
         ValueError: If their batch shapes do not broadcast.

@@ -103,11 +103,17 @@ def component_log_prob(
 
 
 def log_sum_exp(scores: Tensor) -> Tensor:
-    """Sums probabilities over the last dimension in log space.
+    """Sums probabilities over the last dimension in log space, as `torch.logsumexp` does.
 
-    Same as `torch.logsumexp`, but terms below epsilon^4 of the largest are dropped (2e-28 in
-    float32). The smallest responsibilities would be denormal numbers, with which processors
-    compute up to a hundred times slower, and the backward pass multiplies matrices of them.
+    Terms below epsilon^4 of the largest are dropped (2e-28 in float32). The smallest
+    responsibilities would be denormal numbers, with which processors compute up to a hundred
+    times slower, and the backward pass multiplies matrices of them.
+
+    Args:
+        scores: Log-probabilities, shape (*L, K).
+
+    Returns:
+        Tensor of shape (*L).
     """
     if scores.numel() <= SMALL_SCORES:
         return torch.logsumexp(scores, -1)
@@ -119,6 +125,7 @@ def log_sum_exp(scores: Tensor) -> Tensor:
 def _direct(
     x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor, observed: Tensor | None = None
 ) -> Tensor:
+    """Scores by the differences of all pairs, shape (*L, N, K)."""
     standardized = (x.unsqueeze(-2) - loc.unsqueeze(-3)) / scale.unsqueeze(-3)  # (*L, N, K, D)
     if observed is not None:
         standardized = standardized * observed.unsqueeze(-2)

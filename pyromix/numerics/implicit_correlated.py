@@ -1,7 +1,7 @@
 r"""Exact pathwise gradients through samples of a mixture of correlated normals.
 
-As for diagonal normals (see `pyromix.mixtures.implicit`), a sample moves with the parameters such
-that the uniforms
+As for diagonal normals (see `pyromix.numerics.implicit_diagonal`), a sample moves with the
+parameters such that the uniforms
 
 .. math::
     u_d = F_d(x_d \mid x_{<d}) = \sum_k r_{dk} \, \Phi(z_{dk}), \qquad
@@ -68,7 +68,19 @@ def reparameterize_full(
 def reparameterize_low_rank(
     x: Tensor, batch_dim: int, logits: Tensor, loc: Tensor, diag: Tensor, factor: Tensor
 ) -> Tensor:
-    r"""The same for precisions diag(d) + U U^T, d and U broadcastable to (\*B, K, D[, r])."""
+    r"""Lets gradients flow from samples of a mixture with low-rank precisions to its parameters.
+
+    Args:
+        x: Samples of the mixture, shape (\*S, \*B, D), without a graph.
+        batch_dim: Number of dimensions of B.
+        logits: Unnormalised log-weights, shape broadcastable to (\*B, K).
+        loc: Means, shape broadcastable to (\*B, K, D).
+        diag: Diagonal parts d of the precisions, shape broadcastable to (\*B, K, D).
+        factor: Factors U, with precisions diag(d) + U U^T; broadcastable to (\*B, K, D, r).
+
+    Returns:
+        The samples, with a backward pass by implicit differentiation (differentiable once).
+    """
     return _Implicit.apply(_LowRank, batch_dim, x, logits, loc, diag, factor)
 
 
@@ -90,6 +102,8 @@ class _Whitening(ABC):
 
 
 class _Full(_Whitening):
+    """Whitening by the inverse Cholesky factors of covariances."""
+
     def __init__(self, x: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
         matrix = inverse_tril(scale_tril.tril())
         # A matrix product of a row per sample; a broadcast one would copy R for every sample.
@@ -115,6 +129,8 @@ class _Full(_Whitening):
 
 
 class _LowRank(_Whitening):
+    """Whitening by the Cholesky factors of precisions of low rank, row by row."""
+
     def __init__(self, x: Tensor, loc: Tensor, diag: Tensor, factor: Tensor) -> None:
         outer = factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)
         after = _sums_before(outer.flip(-3), -3).flip(-3)  # sums over j > i, (*B, K, D, r, r)
@@ -137,6 +153,8 @@ class _LowRank(_Whitening):
 
 
 class _Implicit(torch.autograd.Function):
+    """The identity on samples, with their implicit gradients in the parameters."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -209,7 +227,10 @@ def _back_substitute(
 
 
 def _sums_before(terms: Tensor, dim: int) -> Tensor:
-    """Sums of all terms before each; taking a term off a sum with it would cancel."""
+    """Sums along a dimension of all terms before each one, itself not among them.
+
+    Subtracting a term from the sum that includes it would cancel.
+    """
     sums = terms.cumsum(dim)
     return torch.cat(
         [torch.zeros_like(sums.narrow(dim, 0, 1)), sums.narrow(dim, 0, sums.shape[dim] - 1)], dim

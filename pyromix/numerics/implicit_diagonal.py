@@ -52,6 +52,8 @@ def reparameterize(x: Tensor, logits: Tensor, loc: Tensor, scale: Tensor) -> Ten
 
 
 class _ImplicitReparameterization(torch.autograd.Function):
+    """The identity on samples, with their implicit gradients in the parameters."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, logits, loc, scale)
@@ -82,6 +84,7 @@ def _backward(
 def _backward_block(
     grad: Tensor, x: Tensor, logits: Tensor, loc: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in the parameters of one block of samples."""
     # Dimensions come first and components last throughout: (D, S, *B, K), broadcast.
     num_dims = x.shape[-1]
     per_dim = x[..., 0].numel() * logits.shape[-1]
@@ -125,6 +128,7 @@ def _backward_block(
 
 
 def _standardize(x: Tensor, loc: Tensor, scale: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+    """Samples less means over scales, in some of the dimensions, and one over the scales."""
     inverse_scale = _align(scale[chunk], x).reciprocal()
     return (x[chunk] - _align(loc[chunk], x)) * inverse_scale, inverse_scale
 
@@ -136,6 +140,7 @@ def _align(parameter: Tensor, x: Tensor) -> Tensor:
 
 
 def _sum_to(value: Tensor, parameter: Tensor) -> Tensor:
+    """Gradients summed over samples and batch entries that share a parameter (D, *B, K)."""
     return value.sum_to_size(_align(parameter, value).shape).reshape(parameter.shape)
 
 
@@ -145,7 +150,7 @@ def _log_prob(z: Tensor, inverse_scale: Tensor) -> Tensor:
 
 
 def mass_from_nearer_end(z: Tensor, weights: Tensor, components: int = -1) -> Tensor:
-    """Phi(z), less one where most of the mixture's mass lies below the sample.
+    """The normal distribution function of samples, in each case from the nearer end.
 
     Only differences between components matter, and in the upper tail they cancel unless the
     small upper masses are computed themselves.
@@ -154,6 +159,9 @@ def mass_from_nearer_end(z: Tensor, weights: Tensor, components: int = -1) -> Te
         z: Standardised samples.
         weights: Weights of the components, of the same shape.
         components: The dimension along which components lie.
+
+    Returns:
+        Phi(z), or Phi(z) - 1 where most of the mixture's mass lies below the sample.
     """
     tail = 0.5 * torch.erfc(z.abs() * math.sqrt(0.5))
     lower = torch.where(z < 0, tail, 1 - tail)

@@ -14,6 +14,7 @@ __all__ = [
     "masked_capacitance_tril",
     "project",
     "projections",
+    "solve_capacitance",
     "solve_right",
 ]
 
@@ -75,6 +76,7 @@ def low_rank_term(b: Tensor, diag: Tensor, factor: Tensor) -> Tensor:
 
 
 def _plain_low_rank_term(b: Tensor, diag: Tensor, factor: Tensor) -> Tensor:
+    """The low-rank term as PyTorch differentiates it."""
     tril = capacitance_tril(diag, factor)
     projected = (factor.movedim(-1, 0) * b).sum(-1)  # (r, *B)
     return half_log_det(tril) - 0.5 * projected.square().sum(0)
@@ -118,7 +120,17 @@ class _LowRankTerm(torch.autograd.Function):
 
 
 def masked_capacitance_tril(diag: Tensor, factor: Tensor, mask: Tensor) -> Tensor:
-    """The same over the coordinates in a mask (*B, N, D), for every row: (*B, N, K, r, r)."""
+    """Cholesky factors of I + U^T diag(d)^-1 U over some of the coordinates only.
+
+    Args:
+        diag: Diagonal parts d, shape (*B, K, D).
+        factor: Factors U, shape (*B, K, D, r).
+        mask: One for the coordinates that count, zero for others, for each of N rows: shape
+            (*B, N, D).
+
+    Returns:
+        Tensor of shape (*B, N, K, r, r).
+    """
     rank, k = factor.shape[-1], factor.shape[-3]
     scaled = (factor / diag.sqrt().unsqueeze(-1)).double()
     outer = scaled.unsqueeze(-1) * scaled.unsqueeze(-2)  # (*B, K, D, r, r)
@@ -129,20 +141,30 @@ def masked_capacitance_tril(diag: Tensor, factor: Tensor, mask: Tensor) -> Tenso
 
 
 def log_det(diag: Tensor, tril: Tensor) -> Tensor:
-    """Log-determinant of the precision."""
+    """Log-determinant of the precision, shape (*B): `tril` is that of `capacitance_tril`."""
     return diag.log().sum(-1) + 2 * half_log_det(tril)
 
 
 def project(b: Tensor, factor: Tensor) -> Tensor:
-    """U^T b for b of shape (*S, *B, D): shape (*S, *B, r)."""
+    """Returns U^T b for b of shape (*S, *B, D): shape (*S, *B, r)."""
     return (b.unsqueeze(-2) @ factor).squeeze(-2)
 
 
 def projections(x: Tensor, loc: Tensor, factor: Tensor, observed: Tensor | None) -> Tensor:
-    """U_k^T (x_n - m_k) over the observed coordinates, shape (*L, N, K, r).
+    """Returns U_k^T (x_n - m_k) for all points n and components k.
 
-    As a difference of two products where that is accurate enough in the points' dtype, which is
-    rounded in float64 otherwise; as a product with the difference where that is small.
+    Few are computed from differences of points and means. Many are a difference of two products,
+    which is computed in float64 where the points' dtype would not be accurate enough.
+
+    Args:
+        x: Points, shape (*L, N, D).
+        loc: Means, shape (*L, K, D).
+        factor: Factors U, shape (*L, K, D, r).
+        observed: One for the coordinates that count, zero for others, shape (*L, N, D); by
+            default all count.
+
+    Returns:
+        Tensor of shape (*L, N, K, r).
     """
     n, k, dim, rank = x.shape[-2], *factor.shape[-3:]
     if rank == 0:
@@ -176,8 +198,16 @@ def projections(x: Tensor, loc: Tensor, factor: Tensor, observed: Tensor | None)
         return difference_of_products(x, loc, flat)
 
 
-def _spread(scaled: Tensor, rest: Tensor) -> Tensor:
-    """W C^-1 v with C = I + W^T W, for W of shape (*B, D, r) and v of (*S, *B, r), in float64."""
+def solve_capacitance(scaled: Tensor, rest: Tensor) -> Tensor:
+    """Returns W C^-1 v with C = I + W^T W, computed in float64.
+
+    Args:
+        scaled: W, shape (*B, D, r).
+        rest: v, shape (*S, *B, r).
+
+    Returns:
+        Tensor of shape (*S, *B, D) and of W's dtype.
+    """
     scaled64 = scaled.double()
     identity = torch.eye(scaled.shape[-1], dtype=scaled64.dtype, device=scaled.device)
     tril = torch.linalg.cholesky(identity + scaled64.mT @ scaled64)
@@ -186,15 +216,22 @@ def _spread(scaled: Tensor, rest: Tensor) -> Tensor:
 
 
 def solve_right(tril: Tensor, factor: Tensor) -> Tensor:
-    """U L^-T."""
+    """Returns U L^-T for factors U (*B, D, r) and lower triangles L (*B, r, r)."""
     return torch.linalg.solve_triangular(tril.mT, factor, upper=True, left=False)
 
 
 def draw_centred(diag: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """Draws of the centred law: D^(-1/2) [e1 + W C^-1 (e2 - W^T e1)], W = D^(-1/2) U.
+    """Draws of the normal of mean zero: D^(-1/2) [e1 + W C^-1 (e2 - W^T e1)], W = D^(-1/2) U.
 
-    Applying the covariance to D^(1/2) e1 + U e2 would draw from the same law, but cancels. The
-    noise (*S, *B, D + r) holds e1 and e2.
+    Applying the covariance to D^(1/2) e1 + U e2 would draw from the same law, but cancels.
+
+    Args:
+        diag: Diagonal part D of the precision, shape (*B, D).
+        factor: Factor U, shape (*B, D, r).
+        noise: Standard normal numbers e1 and e2, shape (*S, *B, D + r).
+
+    Returns:
+        Tensor of shape (*S, *B, D).
     """
     scale = diag.rsqrt()
     first, second = noise.split([factor.shape[-2], factor.shape[-1]], -1)
@@ -202,18 +239,25 @@ def draw_centred(diag: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
         return scale * first
     scaled = factor * scale.unsqueeze(-1)
     rest = second - project(first, scaled)
-    return scale * (first + _spread(scaled, rest))
+    return scale * (first + solve_capacitance(scaled, rest))
 
 
 def marginal_variance(diag: Tensor, factor: Tensor) -> Tensor:
-    """Diagonal of the covariance, which cancels where U dominates: in float64."""
-    diag64, factor64 = diag.double(), factor.double()
-    half = solve_right(capacitance_tril(diag64, factor64), factor64 / diag64.unsqueeze(-1))
-    return (1 / diag64 - half.square().sum(-1)).to(diag.dtype)
+    """Diagonal of the covariance, shape (*B, D)."""
+    inverse, half = _covariance_parts(diag, factor)
+    return (inverse - half.square().sum(-1)).to(diag.dtype)
 
 
 def covariance(diag: Tensor, factor: Tensor) -> Tensor:
-    """The covariance (*B, D, D), which cancels where U dominates: in float64."""
-    diag64, factor64 = diag.double(), factor.double()
-    half = solve_right(capacitance_tril(diag64, factor64), factor64 / diag64.unsqueeze(-1))
-    return (torch.diag_embed(1 / diag64) - half @ half.mT).to(diag.dtype)
+    """The covariance matrix, shape (*B, D, D)."""
+    inverse, half = _covariance_parts(diag, factor)
+    return (torch.diag_embed(inverse) - half @ half.mT).to(diag.dtype)
+
+
+def _covariance_parts(diag: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns 1/d and H such that the covariance is diag(1/d) - H H^T.
+
+    In float64, for the difference cancels where U dominates.
+    """
+    diag, factor = diag.double(), factor.double()
+    return 1 / diag, solve_right(capacitance_tril(diag, factor), factor / diag.unsqueeze(-1))

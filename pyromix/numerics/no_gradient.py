@@ -1,6 +1,6 @@
-"""Numbers that depend on parameters in a way that is not differentiated here."""
+"""Numbers whose gradients in the parameters they depend on are not available."""
 
-__all__ = ["without_gradient"]
+__all__ = ["raise_on_gradient"]
 
 from typing import Any
 
@@ -8,18 +8,25 @@ import torch
 from torch import Tensor
 
 
-def without_gradient(value: Tensor, *inputs: Tensor, message: str) -> Tensor:
-    """The same number, whose gradient in any of the inputs is an error instead of zero.
+def raise_on_gradient(value: Tensor, *inputs: Tensor, message: str) -> Tensor:
+    """A copy of a number, such that a backward pass through it raises an error.
+
+    Without it the gradient in the inputs would be zero, which is wrong and goes unnoticed.
 
     Args:
         value: The number, computed from the inputs without a graph.
-        inputs: What it depends on.
+        inputs: What it depends on. If none of them requires a gradient, the copy does not either.
         message: What the error, a `NotImplementedError`, says.
+
+    Returns:
+        A tensor that equals `value`.
     """
-    return _UnknownGradient.apply(message, value.detach(), *inputs)
+    return _RaiseOnGradient.apply(message, value.detach(), *inputs)
 
 
-class _UnknownGradient(torch.autograd.Function):
+class _RaiseOnGradient(torch.autograd.Function):
+    """The identity, with a backward pass that raises."""
+
     @staticmethod
     def forward(ctx: Any, message: str, value: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
         ctx.message = message

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core.checks import as_int, check_positive_int
+from ...core.checks import TensorLike, as_int, as_tensor, check_positive_int
 from ...training.history import History
 from ..covariance import Moments
 from ..learnable import GaussianMixture
@@ -43,7 +43,7 @@ TRIAL_DONORS = 5
 
 def fit_em(
     model: GaussianMixture,
-    data: Tensor,
+    data: TensorLike,
     *,
     steps: int = 200,
     batch_size: int | None = None,
@@ -61,7 +61,7 @@ def fit_em(
 
     Args:
         model: A mixture without context, fitted in place.
-        data: Points, shape (N, D).
+        data: Points, shape (N, D): a tensor, an array or nested lists.
         steps: Largest number of iterations; with minibatches, their number.
         batch_size: Size of a minibatch; by default every iteration uses all data.
         tolerance: Rise of the mean log-likelihood, in nats, below which to stop. Not used with
@@ -87,18 +87,19 @@ def fit_em(
     """
     steps = check_positive_int("steps", steps)
     restarts = check_positive_int("restarts", restarts)
-    if batch_size is not None:
-        batch_size = min(check_positive_int("batch_size", batch_size), len(data))
     if not isinstance(model, GaussianMixture) or model.network is not None:
         raise ValueError(
             "Expected a GaussianMixture without context. Other models are trained with fit."
         )
     if not all(p.requires_grad for p in model._parameters_of_law().values()):
         raise ValueError("Expected no frozen parameters: use fit to train the others alone.")
-    seed = int(torch.randint(2**62, ())) if seed is None else as_int(seed)
+    given, seed = seed, int(torch.randint(2**62, ())) if seed is None else as_int(seed)
     if seed is None:
-        raise ValueError("Expected seed to be an integer.")
+        raise ValueError(f"Expected seed to be an integer, got {given!r}.")
+    data = data if isinstance(data, Tensor) else as_tensor("data", data, like=model.loc)
     x = _check_data(model, data)
+    if batch_size is not None:
+        batch_size = min(check_positive_int("batch_size", batch_size), len(data))
     initialize = not bool(model.initialized) if initialize is None else initialize
     best: tuple[float, GaussianMixture, History] | None = None
     bar = tqdm(total=steps * restarts, unit="step", disable=not progress_bar)
@@ -117,7 +118,7 @@ def fit_em(
         getattr(model, name).data.copy_(parameter)
     model.initialized.fill_(True)
     model.eval()
-    if bool((best[1].distribution.component_variance <= AT_FLOOR * model.variance_floor).all()):
+    if bool((best[1].law.component_variance <= AT_FLOOR * model.variance_floor).all()):
         warnings.warn(
             f"Every variance is at variance_floor={model.variance_floor}. Either the data are in "
             f"smaller units than it supposes: standardise them, or lower it. Or every component "
@@ -143,7 +144,7 @@ class _Run:
         self.log_likelihood = -math.inf  # of all data, at the end
 
     def train(self, steps: int, tolerance: float) -> History:
-        """Iterates, and leaves the model with the best parameters."""
+        """Iterates, leaves the model with the best parameters, and returns losses and timings."""
         start = time.perf_counter()
         if self.batch_size is None:
             self._full(steps, tolerance, start)
@@ -155,9 +156,10 @@ class _Run:
         return self.history
 
     def _full(self, steps: int, tolerance: float, start: float) -> None:
+        """Iterates on all data, until the likelihood rises no more."""
         previous, saved, may_revive = -math.inf, self._state(), True
         for _ in range(steps):
-            statistics = self.expectation(self.model.distribution)
+            statistics = self.expectation(self.model.law)
             mean = float(statistics.log_prob) / len(self.x)
             if mean < previous:  # by rounding
                 self._restore(saved)
@@ -171,6 +173,7 @@ class _Run:
                 may_revive = self._revive(statistics.weight, mean)
 
     def _stepwise(self, steps: int, start: float) -> None:
+        """Iterates on minibatches, with running averages of their statistics."""
         assert self.batch_size is not None
         average: Statistics | None = None
         count = len(self.x)
@@ -182,7 +185,7 @@ class _Run:
             rows = order[position : position + self.batch_size]
             position += self.batch_size
             expectation = Expectation(self.model.structure, self.x[rows])
-            statistics = expectation.around_origin(self.model.distribution)
+            statistics = expectation.around_origin(self.model.law)
             statistics = statistics.times(count / len(rows))
             rate = 1.0 if average is None else (step + 2) ** -STEP_POWER
             if average is not None:
@@ -192,6 +195,7 @@ class _Run:
             self._maximize(average)
 
     def _record(self, loss: float, rate: float, start: float) -> None:
+        """Adds an iteration to the history and to the progress bar."""
         self.history.losses.append(loss)
         self.history.learning_rates.append(rate)
         self.history.seconds.append(time.perf_counter() - start)
@@ -233,7 +237,7 @@ class _Run:
         Returns:
             Whether any raised the likelihood; otherwise all is as it was.
         """
-        saved, law = self._state(), self.model.distribution
+        saved, law = self._state(), self.model.law
         blocks = self.x.split(max(1, BLOCK_SCORES // len(weight)))
         scores = torch.cat([joint_log_prob(law, block) for block in blocks])
         label = scores.argmax(-1)
@@ -252,7 +256,7 @@ class _Run:
                 if len(parameter) == len(weight):
                     parameter[dead] = parameter[donor]
             for _ in range(TRIAL_STEPS):
-                self._maximize(self.expectation(self.model.distribution))
+                self._maximize(self.expectation(self.model.law))
             total = self._total() / len(self.x)
             if total > best:
                 best, best_state = total, self._state()
@@ -262,20 +266,23 @@ class _Run:
         return best_state is not None
 
     def _total(self) -> float:
-        return float(self.expectation(self.model.distribution).log_prob)
+        """Log-likelihood of all data."""
+        return float(self.expectation(self.model.law).log_prob)
 
     def _state(self) -> dict[str, Tensor]:
+        """A copy of the parameters, by name."""
         return {k: v.clone() for k, v in self.model._parameters_of_law().items()}
 
     def _restore(self, state: dict[str, Tensor]) -> None:
+        """Sets the parameters to those of a state."""
         for name, value in state.items():
             getattr(self.model, name).copy_(value)
 
 
 def _check_data(model: GaussianMixture, data: Tensor) -> Tensor:
-    if not isinstance(data, Tensor) or data.dim() != 2 or data.shape[-1] != model.dim:
-        got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-        raise ValueError(f"Expected data of shape (N, {model.dim}), got {got}.")
+    """Checks that data are points of a model, and returns them in float64."""
+    if data.dim() != 2 or data.shape[-1] != model.dim:
+        raise ValueError(f"Expected data of shape (N, {model.dim}), got {tuple(data.shape)}.")
     if data.device != model.loc.device or not data.is_floating_point():
         raise ValueError(
             f"Expected floating-point data on {model.loc.device}, got {data.dtype} on "

@@ -79,6 +79,7 @@ class Expectation:
         return self.around(law, torch.zeros_like(law.loc)) if found is None else found
 
     def _by_products(self, law: FiniteMixture) -> Statistics | None:
+        """Statistics around the origin, or None where products would not do."""
         return None if self._products is None else self._products(law)
 
     def around(self, law: FiniteMixture, reference: Tensor) -> Statistics:

@@ -1,16 +1,26 @@
 """Sufficient statistics of mixtures, by the densities of their components."""
 
-__all__ = ["Statistics", "joint_log_prob"]
+__all__ = [
+    "CACHED_NUMBERS",
+    "LEAST_ROWS",
+    "Statistics",
+    "block_numbers",
+    "general_statistics",
+    "is_well_conditioned",
+    "joint_log_prob",
+    "normalize",
+]
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...numerics.batches import by_pattern
 from ...numerics.diagonal_density import LOG_2PI, log_sum_exp
 from ...numerics.triangular import inverse_tril
 from ..covariance import CovarianceStructure
-from ..finite import FiniteMixture, by_pattern
+from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
 from ..low_rank import MixtureOfLowRankPrecisionNormals
 
@@ -73,7 +83,14 @@ def joint_log_prob(law: FiniteMixture, x: Tensor) -> Tensor:
 def general_statistics(
     law: FiniteMixture, x: Tensor, reference: Tensor, structure: CovarianceStructure
 ) -> Statistics:
-    """Statistics whatever the data: missing entries have the moments that are expected of them."""
+    """Statistics of any data: missing entries have the moments that are expected of them.
+
+    Args:
+        law: The mixture.
+        x: Points, shape (N, D), NaN where an entry is missing.
+        reference: The points c around which moments are taken, shape (K, D).
+        structure: The structure of the covariances, which says which second moments it needs.
+    """
     if structure.full_moments and bool(x.isnan().any()):
         precision = precision_of(law)
         if precision is not None:
@@ -90,7 +107,14 @@ def general_statistics(
 def diagonal_moments(
     law: FiniteMixture, x: Tensor, reference: Tensor, responsibility: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """First and second moments; within a component coordinates are independent."""
+    """First and second moments (K, D), where within a component coordinates are independent.
+
+    Args:
+        law: The mixture.
+        x: Points, shape (N, D), NaN where an entry is missing.
+        reference: The points c around which moments are taken, shape (K, D).
+        responsibility: Probabilities of the components given the points, shape (N, K).
+    """
     observed = (~x.isnan()).to(x.dtype)
     x = x.nan_to_num(0.0)
     seen = responsibility.mT @ observed
@@ -105,7 +129,14 @@ def diagonal_moments(
 def matrix_moments(
     law: FiniteMixture, x: Tensor, reference: Tensor, responsibility: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """First and second moments, with those of missing entries given the observed ones."""
+    """First moments (K, D) and second ones (K, D, D), of missing entries given the observed ones.
+
+    Args:
+        law: The mixture.
+        x: Points, shape (N, D), NaN where an entry is missing.
+        reference: The points c around which moments are taken, shape (K, D).
+        responsibility: Probabilities of the components given the points, shape (N, K).
+    """
     k, dim = reference.shape
     first, second = x.new_zeros(k, dim), x.new_zeros(k, dim, dim)
     for given, free, rows in by_pattern(~x.isnan()):

@@ -1,0 +1,26 @@
+"""Covariance structures of a learnable mixture, by name."""
+
+__all__ = ["STRUCTURES", "CovarianceStructure", "Moments", "make_structure"]
+
+from .diagonal import Diagonal, Shared, Spherical
+from .full import Full, Tied
+from .low_rank import LowRankPrecision
+from .structure import CovarianceStructure, Moments
+
+STRUCTURES: dict[str, type[CovarianceStructure]] = {
+    "diagonal": Diagonal,
+    "spherical": Spherical,
+    "shared": Shared,
+    "tied": Tied,
+    "full": Full,
+    "low_rank_precision": LowRankPrecision,
+}
+
+
+def make_structure(
+    name: str, dim: int, num_components: int, floor: float, rank: int
+) -> CovarianceStructure:
+    """Returns the structure of a name; `rank` is that of low-rank precisions, if it is theirs."""
+    if name == "low_rank_precision":
+        return LowRankPrecision(dim, num_components, floor, rank)
+    return STRUCTURES[name](dim, num_components, floor)

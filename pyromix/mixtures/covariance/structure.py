@@ -1,0 +1,104 @@
+r"""What a covariance structure is: parameters, their law, and their estimates.
+
+Each structure maps unconstrained parameters to the components of a mixture, and back: from
+weighted second moments, as the M-step of expectation maximisation and the initialisation need
+them. All keep every variance above a floor :math:`f`, without which the likelihood is unbounded.
+"""
+
+__all__ = ["EXCESS", "CovarianceStructure", "Moments", "outer_products", "raise_eigenvalues"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Size, Tensor
+
+from ...core.constraints import Floored
+from ..finite import FiniteMixture
+
+# Estimates are kept above the floor by at least this share of it: at the floor itself the
+# unconstrained parameter would be minus infinity.
+EXCESS = 1e-3
+
+
+class Moments(NamedTuple):
+    """Weighted sums over data around the means of K components."""
+
+    weight: Tensor
+    """Sum of weights of every component, shape (K,)."""
+    second: Tensor
+    """Weighted sums of outer products (K, D, D), or of squares (K, D) where those are enough; or
+    their sums over what the structure shares, see `CovarianceStructure.pool`."""
+
+
+class CovarianceStructure(ABC):
+    """How the covariances of K components in D dimensions are parametrised.
+
+    Args:
+        dim: D.
+        num_components: K.
+        floor: Smallest variance, of coordinates or, for matrices, in any direction.
+    """
+
+    full_moments = False  # whether estimates need matrices of second moments
+
+    def __init__(self, dim: int, num_components: int, floor: float) -> None:
+        self.dim, self.num_components, self.floor = dim, num_components, floor
+
+    @property
+    def variance(self) -> Floored:
+        """Variances as a function of parameters ``raw_scale``, and the inverse function."""
+        return Floored(self.floor, rate=2.0, excess=EXCESS)
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, Size]:
+        """Names and shapes of the parameters."""
+
+    def pool(self, second: Tensor) -> Tensor:
+        """Adds the components' second moments up over what they share; again changes nothing."""
+        return second
+
+    @abstractmethod
+    def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """Pooled second moments of components (K,) whose points all lie at shifts (K, D)."""
+
+    @abstractmethod
+    def mixture(self, logits: Tensor, loc: Tensor, raw: Mapping[str, Tensor]) -> FiniteMixture:
+        r"""The mixture with logits (\*B, K), means (\*B, K, D) and parameters of any batch."""
+
+    @abstractmethod
+    def estimate(self, moments: Moments, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters of highest expected likelihood given second moments.
+
+        Args:
+            moments: The moments, of which those of the structure's kind.
+            current: The parameters as they are, for estimates that are improved step by step.
+
+        Returns:
+            Name -> value of every parameter.
+        """
+
+    @property
+    def num_free(self) -> int:
+        """Number of free parameters, all components together."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+
+def outer_products(weight: Tensor, shift: Tensor) -> Tensor:
+    """Outer products of shifts (K, D) with themselves, times weights (K,): shape (K, D, D)."""
+    return weight[:, None, None] * shift.unsqueeze(-1) * shift.unsqueeze(-2)
+
+
+def raise_eigenvalues(matrix: Tensor, floor: float) -> Tensor:
+    """Symmetric matrices (K, D, D) with their eigenvalues raised to a floor, where below it."""
+    matrix = 0.5 * (matrix + matrix.mT)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    low = torch.linalg.cholesky_ex(matrix - floor * identity).info > 0
+    if low.any():
+        values, vectors = torch.linalg.eigh(matrix[low])
+        raised = (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
+        matrix = matrix.clone()
+        matrix[low] = 0.5 * (raised + raised.mT)
+    return matrix

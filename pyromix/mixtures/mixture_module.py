@@ -1,0 +1,46 @@
+"""What mixtures with learnable parameters have in common, exact or relaxed."""
+
+__all__ = ["MixtureModule"]
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..core.checks import Check, check_floor, check_positive_int
+from ..core.law_module import Law, LawModule
+
+
+class MixtureModule(LawModule[Law]):
+    """A mixture of normals with learnable parameters."""
+
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        "dim": check_positive_int,
+        "num_components": check_positive_int,
+        "variance_floor": check_floor,
+    }
+    has_rsample = True
+    dim: int
+    num_components: int
+    variance_floor: float
+
+    @property
+    def distribution(self) -> Law:
+        """The mixture with the present parameters, and gradients to them: another name of `law`.
+
+        Raises:
+            ValueError: If the model needs a context: then `condition` returns the mixture.
+        """
+        return self.law
+
+    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws with weights, whose gradients are exact however far components lie apart.
+
+        Args:
+            num_samples: Number of draws n.
+
+        Returns:
+            Draws of shape (n, D) and their log-weights of shape (n,); see
+            `MixtureOfNormals.rsample_weighted`.
+        """
+        return self.law.rsample_weighted(num_samples)
