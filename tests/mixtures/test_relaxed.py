@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from pyromix import MixtureOfNormals, RelaxedMixtureOfNormals
 from pyromix.mixtures.relaxed import inner_points
-from pyromix.testing.cases import goodness_of_fit
+from pyromix.testing import goodness_of_fit
 
 from .relaxed_reference import (
     LOC,

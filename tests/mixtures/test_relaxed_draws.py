@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyromix.mixtures.relaxed import inner_points
-from pyromix.testing.cases import goodness_of_fit
+from pyromix.testing import goodness_of_fit
 
 from .relaxed_reference import (
     LOC,
