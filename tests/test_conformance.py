@@ -29,7 +29,7 @@ from pyromix.mixtures import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
 )
-from pyromix.testing.cases import Case, parametrize
+from pyromix.testing import Case, parametrize
 
 
 def _mixture(batch=(), k=3, dim=2):

@@ -9,7 +9,7 @@ import torch
 
 from pyromix import Flow, GaussianMixture, LogitMap, dequantize, load, quantize, save
 from pyromix.preprocessing import frames
-from pyromix.testing.cases import Case, parametrize
+from pyromix.testing import Case, parametrize
 
 # --- the logit map ---
 

@@ -22,4 +22,14 @@ __all__ = [
     "parametrize",
 ]
 
-from .cases import CHECKS, GOODNESS_OF_FIT, Case, applicable_checks, goodness_of_fit, parametrize
+from .cases import CHECKS, Case, applicable_checks, parametrize
+from .statistics import GOODNESS_OF_FIT, goodness_of_fit
+
+# isort: off
+# Each module adds its checks to CHECKS when it is imported, in this order.
+from . import shape_checks  # noqa: F401
+from . import law_checks  # noqa: F401
+from . import gradient_checks  # noqa: F401
+from . import file_checks  # noqa: F401
+from . import pyro_checks  # noqa: F401
+from . import input_checks  # noqa: F401

@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from pyromix import DCGMM
 from pyromix.dcgmm import GMM, Folding
-from pyromix.testing.cases import goodness_of_fit
+from pyromix.testing import goodness_of_fit
 
 from .models import build, close, kinds
 from .reference import Slow

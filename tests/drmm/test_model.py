@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 
 from pyromix import fit, load, save
 from pyromix.drmm import DRMM
-from pyromix.testing.cases import GOODNESS_OF_FIT, goodness_of_fit
+from pyromix.testing import GOODNESS_OF_FIT, goodness_of_fit
 
 from .slow import Slow, random_model
 from .test_law import STANDARD_ERRORS, close, exactly, quadrature

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from pyromix.testing.cases import GOODNESS_OF_FIT, goodness_of_fit
+from pyromix.testing import GOODNESS_OF_FIT, goodness_of_fit
 
 from .models import KINDS, build, close, driven_spline, inputs, law_of, values
 

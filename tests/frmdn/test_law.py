@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyromix import FRMDN
-from pyromix.testing.cases import CHECKS, Case
+from pyromix.testing import CHECKS, Case
 
 from . import slow
 from .models import KINDS, build, close, inputs, kinds, law_of, ragged, values

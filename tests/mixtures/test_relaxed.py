@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from relaxed_reference import (
+from torch.distributions import Normal
+
+from pyromix import MixtureOfNormals, RelaxedMixtureOfNormals
+from pyromix.mixtures.relaxed import inner_points
+from pyromix.testing import goodness_of_fit
+
+from .relaxed_reference import (
     LOC,
     LOGITS,
     SCALE,
@@ -22,11 +28,6 @@ from relaxed_reference import (
     parameters,
     stratified_error,
 )
-from torch.distributions import Normal
-
-from pyromix import MixtureOfNormals, RelaxedMixtureOfNormals
-from pyromix.mixtures.relaxed import inner_points
-from pyromix.testing.cases import goodness_of_fit
 
 LINE = torch.linspace(-3, 3, 41, dtype=torch.float64).unsqueeze(-1)
 

@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
-from relaxed_reference import (
+
+from pyromix.mixtures.relaxed import inner_points
+from pyromix.testing import goodness_of_fit
+
+from .relaxed_reference import (
     LOC,
     LOGITS,
     SCALE,
@@ -19,9 +23,6 @@ from relaxed_reference import (
     parameters,
     relative_variance,
 )
-
-from pyromix.mixtures.relaxed import inner_points
-from pyromix.testing.cases import goodness_of_fit
 
 # ---- draws ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from pyromix import RAD, Flow, GaussianMixture, MixtureOfNormals, fit, load, save
 from pyromix.datasets import two_moons
-from pyromix.testing.cases import GOODNESS_OF_FIT, Case, applicable_checks, goodness_of_fit
+from pyromix.testing import GOODNESS_OF_FIT, Case, applicable_checks, goodness_of_fit
 
 from .slow import integral, normal, sharpen
 

@@ -8,7 +8,7 @@ from torch.distributions import Normal, constraints
 
 from pyromix import DistributionModule
 from pyromix.core.checks import check_value
-from pyromix.testing.cases import Case, applicable_checks
+from pyromix.testing import Case, applicable_checks
 
 
 class Sample(DistributionModule):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from pyromix.testing.cases import GOODNESS_OF_FIT, goodness_of_fit
+from pyromix.testing import GOODNESS_OF_FIT, goodness_of_fit
 
 from .models import KINDS, build, close, inputs
 from .test_draws import P_VALUE, STANDARD_ERRORS, probabilities

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyromix.testing.cases import CHECKS, Case
+from pyromix.testing import CHECKS, Case
 
 from .models import build, close, images_for, kinds
 from .reference import Slow

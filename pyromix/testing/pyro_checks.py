@@ -1,0 +1,113 @@
+"""Laws in Pyro: as prior, likelihood and guide."""
+
+import math
+import warnings
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.optim import ClippedAdam
+from torch import Tensor, nn
+
+from ..core.module import DistributionModule
+from .assertions import assert_close, assert_equal
+from .cases import Case, check, is_module
+from .parameters import differentiable
+from .statistics import NUM_BATCHES, assert_zero_mean, projected_gradients
+
+
+@check(is_module)
+def check_hooks(case: Case) -> None:
+    """Forward hooks run when the distribution is called, also by Pyro."""
+    d = case.build()
+    calls: list[int] = []
+    handle = d.register_forward_hook(lambda *_: calls.append(1))
+    d()
+    pyro.sample("x", d)
+    handle.remove()
+    assert_equal(len(calls), 2, "number of hook calls")
+
+
+# ---- in Pyro ----------------------------------------------------------------------------------
+
+
+@check()
+def check_pyro_model(case: Case) -> None:
+    """As prior and as likelihood in a Pyro model, under a plate."""
+    d = case.build()
+    batch = len(d.batch_shape)
+
+    def model(data: Tensor) -> None:
+        if isinstance(d, nn.Module):
+            pyro.module("d", d)
+        pyro.sample("prior", d.to_event(batch))
+        with pyro.plate("items", 4, dim=-1):
+            pyro.sample("likelihood", d.to_event(batch), obs=data)
+
+    data = d.sample(torch.Size((4,)))
+    trace: Any = poutine.trace(model).get_trace(data)
+    expected = d.log_prob(trace.nodes["prior"]["value"]).sum() + d.log_prob(data).sum()
+    assert_close(trace.log_prob_sum(), expected, "log_prob_sum of the trace")
+    if isinstance(d, nn.Module):
+        stored = set(pyro.get_param_store().keys())
+        names = {f"d$$${name}" for name, p in d.named_parameters() if p.requires_grad}
+        assert_equal(stored, names, "parameters that Pyro sees")
+
+
+@check(lambda case, d: case.nuts and not d.batch_shape)
+def check_nuts(case: Case) -> None:
+    """NUTS moves, and stays finite."""
+    d = case.build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a run this short warns about its own brevity
+        mcmc = MCMC(
+            NUTS(lambda: pyro.sample("x", d), max_tree_depth=4),
+            num_samples=10,
+            warmup_steps=10,
+            disable_progbar=True,
+        )
+        mcmc.run()
+    x = mcmc.get_samples()["x"]
+    assert bool(x.isfinite().all()), "NUTS returned values that are not finite."
+    assert not torch.equal(x[0], x[-1]), "NUTS did not move."
+
+
+@check()
+def check_pyro_guide(case: Case) -> None:
+    """As a guide: the ELBO of its own law is zero, with a gradient of zero in expectation."""
+    target = case.build()
+    d, leaves = differentiable(case.build())
+    batch = len(d.batch_shape)
+
+    def model() -> None:
+        pyro.sample("x", target.to_event(batch))
+
+    def guide() -> None:
+        pyro.sample("x", d.to_event(batch))
+
+    # With as many particles as fit one pass of a statistical check.
+    size = max(2, min(200, case.num_samples // NUM_BATCHES))
+    loss = Trace_ELBO(num_particles=size, vectorize_particles=True, max_plate_nesting=0)
+    value = loss.loss(model, guide)
+    assert abs(value) < 1e-6, f"Expected the ELBO of a law against itself to be 0, got {value}."
+    if leaves:
+        assert_zero_mean(
+            projected_gradients(lambda: loss.differentiable_loss(model, guide), leaves),
+            "ELBO gradient",
+        )
+    if isinstance(d, DistributionModule) and leaves:
+
+        def training_guide() -> None:
+            pyro.module("d", d)
+            guide()
+
+        # Against another law: against its own, an ELBO of zero for every draw moves nothing.
+        other = poutine.scale(model, scale=0.5)
+
+        before = [p.detach().clone() for p in d.parameters()]
+        svi = SVI(other, training_guide, ClippedAdam({"lr": 0.01}), loss=Trace_ELBO())
+        assert math.isfinite(svi.step()), "Expected a finite ELBO."
+        moved = any(not torch.equal(p, q) for p, q in zip(d.parameters(), before, strict=True))
+        assert moved, "Expected a step of SVI to change the parameters."
