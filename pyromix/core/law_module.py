@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Size, Tensor
+from torch.distributions import Distribution
 from torch.types import _size
 
 from .batch import Batch, check_paired, split_batch
@@ -64,12 +65,12 @@ class LawModule(DistributionModule, Generic[Law]):
     @property
     def mean(self) -> Tensor:
         """Mean of the law, of the event shape."""
-        return self.law.mean
+        return self._as_distribution().mean
 
     @property
     def variance(self) -> Tensor:
         """Variance of every coordinate, of the event shape."""
-        return self.law.variance
+        return self._as_distribution().variance
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density at points of shape (\*S, \*event_shape); shape (\*S)."""
@@ -82,7 +83,22 @@ class LawModule(DistributionModule, Generic[Law]):
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws with pathwise gradients, shape (\*S, \*event_shape)."""
-        return self.law.rsample(sample_shape)
+        return self._as_distribution().rsample(sample_shape)
+
+    def _as_distribution(self) -> Distribution:
+        """The law, for what only distributions have.
+
+        Raises:
+            NotImplementedError: If the law is no distribution. An `AttributeError` would be
+                reported as a missing attribute of the module.
+        """
+        law: Any = self.law
+        if not isinstance(law, Distribution):
+            raise NotImplementedError(
+                f"Not available: the law of {type(self).__name__} has no closed form for it. Use "
+                f"draws of sample((n,))."
+            )
+        return law
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
         """Mean negative log-density of a batch: values, or a pair of values and context.

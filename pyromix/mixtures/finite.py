@@ -5,7 +5,7 @@ __all__ = ["FiniteMixture"]
 import numbers
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Size, Tensor
