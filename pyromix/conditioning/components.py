@@ -2,6 +2,7 @@
 
 __all__ = ["Components", "NormalMixture", "Normals"]
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -25,8 +26,8 @@ class Normals(NamedTuple):
     r"""Means, shape (\*, K, free)."""
     scale: Tensor | None
     r"""Standard deviations of independent columns, shape (\*, K, free)."""
-    covariance: Tensor | None
-    r"""Covariances in place of these, shape (\*, K, free, free)."""
+    covariance: Callable[[], Tensor]
+    r"""Computes covariances, shape (\*, K, free, free), where there is no scale."""
 
 
 class NormalMixture(Protocol):
@@ -81,12 +82,9 @@ class Components:
         loc: Means, shape (\*B, K, free).
         scale: Standard deviations, shape (\*own, K, free), whose batch expands to B; None where
             columns are correlated.
-        factor: F with S = F F^T, shape (\*own, K, free, sources), where there is no scale.
         log_joint: Log-weights plus log-densities of what was observed, shape (\*B, K).
         log_plane: Logarithm of the factor by which equations scale Lebesgue measure, scalar.
     """
-
-    factor: Tensor
 
     def __init__(
         self, mixture: NormalMixture, evidence: LinearEvidence, batch_shape: Size
@@ -105,8 +103,9 @@ class Components:
         self.log_joint = normals.log_joint.double().expand(*batch_shape, k)
         self.log_plane = torch.zeros((), dtype=torch.float64, device=self.loc.device)
         self.scale = None if normals.scale is None else normals.scale.double()
-        if normals.covariance is not None:
-            self.factor = torch.linalg.cholesky(normals.covariance.double())
+        self._covariance, self._with_graph = normals.covariance, torch.is_grad_enabled()
+        self._factor: Tensor | None = None
+        if evidence.gaussian:
             self._absorb(evidence)
 
     def _absorb(self, evidence: LinearEvidence) -> None:
@@ -122,12 +121,23 @@ class Components:
         if exact:
             matrix = torch.cat([a for a, _ in exact])
             y = torch.cat([y for _, y in exact], -1)
-            self.loc, self.factor, gain = solve(self.loc, self.factor, matrix, y)
+            self.loc, self._factor, gain = solve(self.loc, self.factor, matrix, y)
             self.log_joint = self.log_joint + gain
             self.log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
         for part in noisy:
-            self.loc, self.factor, gain = observe(self.loc, self.factor, *part)
+            self.loc, self._factor, gain = observe(self.loc, self.factor, *part)
             self.log_joint = self.log_joint + gain
+
+    @property
+    def factor(self) -> Tensor:
+        r"""F with S = F F^T, shape (\*own, K, free, sources), where there is no scale.
+
+        Computed when it is first needed, with the graph that it would have had at construction.
+        """
+        if self._factor is None:
+            with torch.set_grad_enabled(self._with_graph):
+                self._factor = torch.linalg.cholesky(self._covariance().double())
+        return self._factor
 
     @property
     def spread(self) -> Tensor:

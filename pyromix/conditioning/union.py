@@ -244,7 +244,7 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     Raises:
         ConflictError: If no alternative can hold, in all the batch or at an entry of it.
     """
-    branches = collect_branches(evidence, prior.dim, prior.device, prior.categories)
+    branches = collect_branches(evidence, prior.dim, prior.device, prior.categories, prior.dtype)
     law = _law_given_any(prior, branches)
     law._evidence = tuple(evidence)
     return law
@@ -254,22 +254,19 @@ def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence]) -> Conditio
     """The law given alternatives of which at least one holds; each is built once."""
     if len(branches) == 1:
         return prior.given(branches[0])
-    # Most alternatives that cannot hold contradict themselves: nothing is built for them.
-    possible = [b for b in branches if not bool(b.contradicts_itself(prior.dtype).all())]
     kept: list[LinearEvidence] = []
     laws: list[ConditionedLaw] = []
     first: ConflictError | None = None
-    for branch in possible:
+    for branch in branches:
         try:
             laws.append(prior.given(branch, allow_impossible_entries=True))
             kept.append(branch)
         except ConflictError as conflict:
             first = first or conflict
     if not laws:
-        says = first or "Expected inequalities that leave room, but two contradict."
         raise ConflictError(
             f"Expected alternatives of which one can hold, but all {len(branches)} contradict "
-            f"themselves or the other evidence. The first says: {says}"
+            f"themselves or the other evidence. The first says: {first}"
         )
     if len(laws) == 1:
         laws[0].check_possible()

@@ -192,7 +192,7 @@ class DistributionModule(nn.Module, TorchDistribution):
         """Whether the model needs a context, and `condition` gives its law."""
         return False
 
-    def condition(self, context: Any) -> Distribution:
+    def condition(self, *given: Any, **options: Any) -> Distribution:
         """The distribution given a context, for models that are conditional.
 
         Raises:

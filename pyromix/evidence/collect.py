@@ -44,11 +44,20 @@ def collect_branches(
     dim: int,
     device: torch.device,
     categories: Sequence[int] = (),
+    dtype: torch.dtype = torch.float64,
 ) -> list[LinearEvidence]:
     """Puts all that is known together, once for every combination of alternatives.
 
-    Branches differ in their inequalities alone, and have the same batch shape. Those that lie
-    within another one, as their rows show, are left out, as the other one says the same.
+    Branches differ in their inequalities alone, and have the same batch shape. Two kinds are left
+    out: those that contradict themselves in all the batch, as their rows show, unless all do; and
+    those that lie within another one, which then says the same.
+
+    Args:
+        evidence: The pieces; a mapping is short for `Observed`.
+        dim: Number of real columns.
+        device: Where the tensors go.
+        categories: Numbers of categories of the columns that follow.
+        dtype: Of observed values in the law that is conditioned.
 
     Returns:
         At least one branch; without `AnyOf` exactly one.
@@ -92,8 +101,11 @@ def collect_branches(
             [bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds]
             for bounds in (branch.low, branch.high)
         )
+    possible = [b for b in branches if not bool(b.contradicts_itself(dtype).all())]
+    if not possible:
+        return branches  # the law to be built says why
     kept: list[LinearEvidence] = []
-    for branch in branches:
+    for branch in possible:
         if any(_lies_within(branch, other) for other in kept):
             continue
         kept = [other for other in kept if not _lies_within(other, branch)]

@@ -48,6 +48,8 @@ class LinearEvidence:
         shapes += [y.shape[:-1] for _, y, _ in self.gaussian]
         shapes += [bound.shape[:-1] for bound in (*self.low, *self.high)]
         shapes += [weights.shape[:-1] for weights in self.categorical.values()]
+        if not any(shapes):  # PyTorch's function takes as long as all else here together
+            return Size()
         try:
             return torch.broadcast_shapes(*shapes)
         except RuntimeError:
@@ -147,9 +149,14 @@ class LinearEvidence:
         batch_shape = self.batch_shape
         if not self.num_rows:
             return torch.zeros(batch_shape, dtype=torch.bool, device=self.device)
-        value = self.observed_values(dtype)
-        _, low, high, broken = self.inequalities_on_free(batch_shape, value)
-        return broken | (low >= high).any(-1)
+        matrix, low, high = self.inequalities(batch_shape)
+        crossed = (low >= high).any(-1)
+        if not self.observed:
+            return crossed
+        given, free = self.split_columns()
+        rows = self.observed_values(dtype) @ matrix[:, given].mT
+        fixed = ~(matrix[:, free] != 0).any(-1)
+        return crossed | (fixed & ((rows < low) | (rows > high))).any(-1)
 
     def intersect(self, *others: "LinearEvidence") -> "LinearEvidence":
         """The same evidence within the inequalities of others, too, every row once.

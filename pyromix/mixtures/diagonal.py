@@ -53,13 +53,14 @@ class MixtureOfNormals(FiniteMixture):
             validation, NaN or a scale that is not positive.
 
     Example:
+        >>> from pyromix import Observed
         >>> logits = torch.zeros(2)
         >>> loc = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
         >>> mixture = MixtureOfNormals(logits, loc, torch.ones(2, 2))
         >>> mixture.sample((5,)).shape
         torch.Size([5, 2])
-        >>> mixture.condition({0: 2.0}).mean
-        tensor([0.])
+        >>> mixture.condition(Observed({0: 2.0})).mean
+        tensor([2., 0.])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {

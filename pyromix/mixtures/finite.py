@@ -3,9 +3,10 @@
 __all__ = ["FiniteMixture"]
 
 import numbers
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import Size, Tensor
@@ -13,6 +14,7 @@ from torch.distributions import Categorical
 from torch.types import _size
 
 from ..conditioning.components import Normals
+from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
 from ..core.checks import (
     TensorLike,
@@ -260,30 +262,46 @@ class FiniteMixture(TensorLaw):
             raise ValueError("Expected at least one coordinate to keep, got none.")
         return self._inherit(self._marginal(kept)).expand(self.batch_shape)
 
+    @overload
+    def condition(self, values: Mapping[int, float | Tensor], /) -> "FiniteMixture": ...
+    @overload
+    def condition(self, first: Evidence, /, *others: Statement) -> ConditionedLaw: ...
     def condition(self, *given: Any) -> Any:
-        r"""The law given what is known.
+        r"""The law of all coordinates, given evidence.
 
         Args:
-            given: Either the values of some coordinates: a mapping from coordinate to value, a
-                number or a tensor whose shape broadcasts with the batch shape (one of shape (N,)
-                gives N conditional laws). Or pieces of evidence, see `pyromix.evidence`.
+            given: Pieces of evidence, see `pyromix.evidence`: `Observed` values, priors, boxes,
+                observations and inequalities, in any combination. Values of shape (N,) give N
+                laws at once; batch shapes broadcast with the mixture's.
 
         Returns:
-            Given values, the mixture over the coordinates that are not observed, in ascending
-            order, in closed form. Given evidence, a `ConditionedMixture` over all coordinates.
+            A `ConditionedMixture` over all coordinates; observed ones keep their values. Its
+            method ``free()`` is the law of the others, in closed form if nothing but values is
+            known. With alternatives, a `UnionOfConditioned`.
+
+            Deprecated: a mapping alone, from coordinates to values, gives the law of the other
+            coordinates.
 
         Raises:
-            ValueError: If a coordinate is out of range, if none or all are observed, or if the
-                evidence contradicts itself.
+            ValueError: If a coordinate is out of range, if all are observed, or if the evidence
+                contradicts itself.
         """
-        if given and all(isinstance(piece, Evidence) for piece in given):
-            return MixturePrior(self).condition_on(given)
-        if len(given) != 1:
-            raise ValueError(
-                f"Expected a mapping from coordinates to values, or pieces of evidence, got "
-                f"{[type(piece).__name__ for piece in given]}."
-            )
-        return self._conditioned(given[0], missing=False)
+        if len(given) == 1 and not isinstance(given[0], Evidence):
+            return self._given_mapping(given[0], missing=False)
+        return MixturePrior(self).condition_on(given)
+
+    def _given_mapping(self, values: Any, *, missing: bool) -> "FiniteMixture":
+        """The law of the other coordinates, with a warning that this is to change."""
+        law = self._conditioned(values, missing=missing)
+        warnings.warn(
+            "condition({...}) gives the law of the other coordinates today. From version 0.3 on "
+            "it will keep the observed ones, as evidence and other models do. Write "
+            "condition(Observed({...})) for the law of all coordinates, and "
+            "condition(Observed({...})).free() for that of the others.",
+            FutureWarning,
+            stacklevel=3,
+        )
+        return law
 
     def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
         r"""Fills missing entries in from those that were observed.
@@ -340,7 +358,7 @@ class FiniteMixture(TensorLaw):
 
         Returns:
             Log-weights plus log-densities of the values, means of the free coordinates, and
-            their standard deviations or covariances.
+            their standard deviations, or what computes their covariances.
         """
         law, count = self, len(free)
         log_joint = self._logits.double().log_softmax(-1)
@@ -350,11 +368,12 @@ class FiniteMixture(TensorLaw):
             # The weights it leaves are not normalised: their sum is the density of the values.
             law = self._condition(given, free, value)
             log_joint = law._logits
-        scale, covariance = law._independent_scale, None
-        if correlated or scale is None:
-            scale, covariance = None, law.component_covariance[..., :count, :count]
-        else:
-            scale = scale[..., :count]
+        scale = None if correlated else law._independent_scale
+        scale = None if scale is None else scale[..., :count]
+
+        def covariance() -> Tensor:
+            return law.component_covariance[..., :count, :count]
+
         return Normals(log_joint, law._loc[..., :count], scale, covariance)
 
     def conditional(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":

@@ -65,10 +65,11 @@ class MixtureOfMultivariateNormals(FiniteMixture):
             validation, NaN or a diagonal that is not positive.
 
     Example:
+        >>> from pyromix import Observed
         >>> scale_tril = torch.tensor([[[1.0, 0.0], [0.8, 0.6]]])
         >>> mixture = MixtureOfMultivariateNormals(torch.zeros(2), torch.zeros(2, 2), scale_tril)
-        >>> mixture.condition({0: 2.0}).mean
-        tensor([1.6000])
+        >>> mixture.condition(Observed({0: 2.0})).mean
+        tensor([2.0000, 1.6000])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {

@@ -4,13 +4,14 @@ __all__ = ["GaussianMixture"]
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, overload
 
 import pyro.nn
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..conditioning.law import ConditionedLaw, Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
@@ -68,13 +69,13 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         ValueError: For an argument that is out of range.
 
     Example:
-        >>> from pyromix import fit
+        >>> from pyromix import Observed, fit
         >>> _ = torch.manual_seed(0)
         >>> data = torch.cat([torch.randn(500, 2) - 3, torch.randn(500, 2) + 3])
         >>> model = GaussianMixture(dim=2, num_components=2)
         >>> history = fit(model, data, steps=100, lr=0.02, progress_bar=False)
-        >>> model.condition({0: 3.0}).mean.round().tolist()
-        [3.0]
+        >>> model.condition(Observed({0: 3.0})).mean.round().tolist()
+        [3.0, 3.0]
     """
 
     argument_checks: ClassVar[Mapping[str, Check]] = {
@@ -165,14 +166,22 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         """Law of some of the coordinates; see `MixtureOfNormals.marginal`."""
         return self.law.marginal(dims)
 
+    @overload
+    def condition(self, values: Mapping[int, float | Tensor], /) -> FiniteMixture: ...
+    @overload
+    def condition(self, first: Evidence, /, *others: Statement) -> ConditionedLaw: ...
+    @overload
+    def condition(self, context: TensorLike, /) -> FiniteMixture: ...
     def condition(self, *given: Any) -> Any:
-        r"""The law given what is known.
+        r"""The law given evidence or, of a model with a context, the mixture given that.
 
         Args:
-            given: Coordinate -> its value, a number or a tensor; or pieces of evidence: see
-                `MixtureOfNormals.condition`. Or, if the model has a context, its value of shape
-                (\*B, context_dim): the mixture of batch shape B that it gives can be conditioned
-                on coordinates in turn.
+            given: Pieces of evidence: see `MixtureOfNormals.condition`, also for what a mapping
+                gives. Or, if the model has a context, its value of shape (\*B, context_dim): the
+                mixture of batch shape B that it gives can be conditioned on evidence in turn.
+
+        Returns:
+            A `ConditionedMixture` over all coordinates, or the mixture given a context.
 
         Raises:
             ValueError: If it does not fit.
@@ -184,9 +193,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
                     "evidence, condition(context).condition(...)."
                 )
             return self._law_given(given[0])
-        if len(given) == 1 and isinstance(given[0], Mapping):
-            missing = self.missing == "marginalize"
-            return self.law._conditioned(given[0], missing=missing)
+        if len(given) == 1 and not isinstance(given[0], Evidence):
+            return self.law._given_mapping(given[0], missing=self.missing == "marginalize")
         return self.law.condition(*given)
 
     def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:

@@ -4,14 +4,16 @@ __all__ = ["LowRankPrecisionNormal"]
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, overload
 
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
+from ..conditioning.law import ConditionedLaw, Statement
 from ..core.checks import check_tensor, check_value
 from ..core.registry import register
+from ..evidence.pieces import Evidence
 from ..numerics.diagonal_density import LOG_2PI
 from ..numerics.low_rank import capacitance_tril, draw_centred, log_det, project
 from ..numerics.triangular import half_log_det
@@ -118,17 +120,24 @@ class LowRankPrecisionNormal(LowRankPrecisions):
         """Law of some of the coordinates; see `MixtureOfNormals.marginal`."""
         return self._component(self._as_mixture().marginal(dims))
 
-    def condition(self, observed: Mapping[int, float | Tensor]) -> "LowRankPrecisionNormal":
-        """Law of the other coordinates, given the values of some.
+    @overload
+    def condition(self, values: Mapping[int, float | Tensor], /) -> "LowRankPrecisionNormal": ...
+    @overload
+    def condition(self, first: Evidence, /, *others: Statement) -> ConditionedLaw: ...
+    def condition(self, *given: Any) -> Any:
+        """The law given evidence; see `MixtureOfNormals.condition`.
 
-        Args:
-            observed: Coordinate -> its value, a number or a tensor whose shape broadcasts with
-                the batch shape.
+        Returns:
+            A `ConditionedMixture` of one component, over all coordinates. Deprecated: a mapping
+            alone gives the normal of the other coordinates.
 
         Raises:
-            ValueError: If a coordinate is out of range, or if none or all are observed.
+            ValueError: If a coordinate is out of range, or if the evidence does not fit.
         """
-        return self._component(self._as_mixture().condition(observed))
+        mixture = self._as_mixture()
+        if len(given) == 1 and not isinstance(given[0], Evidence):
+            return self._component(mixture._given_mapping(given[0], missing=False))
+        return mixture.condition(*given)
 
     def _as_mixture(self) -> MixtureOfLowRankPrecisionNormals:
         """The mixture whose one component this is."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from pyromix import MixtureOfNormals
+from pyromix import MixtureOfNormals, Observed
 
 
 def build(logits=(), loc=(), scale=(), k=4, dim=3):
@@ -80,7 +80,7 @@ def test_marginal_keeps_the_order_asked_for():
 def test_condition_is_joint_over_marginal(batch):
     mixture = build(batch, batch, batch, dim=4)
     x = torch.randn(*batch, 4)
-    conditional = mixture.condition({2: x[..., 2], 0: x[..., 0]})
+    conditional = mixture.condition(Observed({2: x[..., 2], 0: x[..., 0]})).free()
     assert conditional.event_shape == (2,)
     expected = mixture.log_prob(x) - mixture.marginal([0, 2]).log_prob(x[..., [0, 2]])
     torch.testing.assert_close(conditional.log_prob(x[..., [1, 3]]), expected)
@@ -92,8 +92,10 @@ def test_coordinates_may_be_numpys_and_pytorchs():
     for dims in (np.array([0, 2]), torch.tensor([0, 2])):
         assert torch.equal(mixture.marginal(dims).loc, expected.loc)
     assert torch.equal(mixture.marginal(np.int64(1)).loc, mixture.marginal(1).loc)
-    expected = mixture.condition({1: 0.5}).mean
-    assert torch.equal(mixture.condition({np.int64(1): np.float32(0.5)}).mean, expected)
+    expected = mixture.condition(Observed({1: 0.5})).free().mean
+    assert torch.equal(
+        mixture.condition(Observed({np.int64(1): np.float32(0.5)})).free().mean, expected
+    )
 
 
 def test_traced_with_validation_on():
@@ -107,12 +109,12 @@ def test_traced_with_validation_on():
 def test_condition_on_many_values_at_once():
     mixture = build(dim=3)
     values = torch.randn(5)
-    many = mixture.condition({1: values, -1: 0.3})
+    many = mixture.condition(Observed({1: values, -1: 0.3})).free()
     assert (many.batch_shape, many.event_shape) == ((5,), (1,))
     assert many._loc.shape == (4, 1)  # the means are kept once, not per value
     x = torch.randn(5, 1)
     for i in range(5):
-        single = mixture.condition({1: float(values[i]), 2: 0.3})
+        single = mixture.condition(Observed({1: float(values[i]), 2: 0.3})).free()
         torch.testing.assert_close(many.log_prob(x)[i], single.log_prob(x[i]))
     assert many.sample((2,)).shape == (2, 5, 1)
 
@@ -121,7 +123,7 @@ def test_conditional_draws_have_the_conditional_law():
     mixture = MixtureOfNormals(
         torch.zeros(2), torch.tensor([[-3.0, 1.0], [3.0, -1.0]]), torch.full((2, 2), 0.5)
     )
-    draws = mixture.condition({0: 3.0}).sample((4000,))
+    draws = mixture.condition(Observed({0: 3.0})).free().sample((4000,))
     error = draws.std() / math.sqrt(len(draws))
     assert abs(draws.mean() + 1.0) < 4 * error
 
@@ -130,7 +132,7 @@ def test_gradients_flow_through_conditioning():
     leaves = [torch.randn(3), torch.randn(3, 2), torch.rand(3, 2) + 0.5]
     leaves = [t.requires_grad_() for t in leaves]
     value = torch.tensor(0.4, requires_grad=True)
-    mean = MixtureOfNormals(*leaves).condition({0: value}).mean.sum()
+    mean = MixtureOfNormals(*leaves).condition(Observed({0: value})).free().mean.sum()
     grads = torch.autograd.grad(mean, [*leaves, value])
     assert all(g.isfinite().all() and g.any() for g in grads)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from pyromix import Observed
 from pyromix.mixtures import MixtureOfLowRankPrecisionNormals, MixtureOfMultivariateNormals
 
 
@@ -145,7 +146,7 @@ def test_condition_is_joint_over_marginal(make, batch):
     mixture = make(batch)
     x = mixture.sample((6,))
     given = {2: x[..., 2], -4: x[..., 0]}
-    conditional = mixture.condition(given)
+    conditional = mixture.condition(Observed(given)).free()
     assert conditional.batch_shape == (6, *batch)
     expected = mixture.log_prob(x) - mixture.marginal([2, 0]).log_prob(x[..., [2, 0]])
     torch.testing.assert_close(conditional.log_prob(x[..., [1, 3]]), expected)

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 
-from pyromix import GaussianMixture, MixtureOfNormals, fit, load, save
+from pyromix import GaussianMixture, MixtureOfNormals, Observed, fit, load, save
 from pyromix.mixtures.clusters import find_clusters
 from pyromix.mixtures.covariance import STRUCTURES, Moments
 
@@ -36,7 +36,10 @@ def test_queries_are_those_of_the_mixture():
     torch.testing.assert_close(model.mean, law.mean)
     torch.testing.assert_close(model.variance, law.variance)
     torch.testing.assert_close(model.marginal([2, 0]).mean, law.marginal([2, 0]).mean)
-    torch.testing.assert_close(model.condition({1: 0.5}).mean, law.condition({1: 0.5}).mean)
+    torch.testing.assert_close(
+        model.condition(Observed({1: 0.5})).free().mean,
+        law.condition(Observed({1: 0.5})).free().mean,
+    )
 
 
 def blobs(n=2000, dim=2, k=5, separation=10.0, generator=None):
@@ -138,9 +141,12 @@ def test_missing_entries(covariance):
         plain.log_prob(gaps)
     # A value that is missing after all tells nothing.
     given = {0: gaps[:, 0], 1: gaps[:, 1]}
-    conditional = model.condition(given)
-    torch.testing.assert_close(conditional.mean[:4], plain.condition({0: x[:4, 0]}).mean[:, 1:])
-    expected = plain.condition({0: x[4:, 0], 1: x[4:, 1]}).mean
+    with pytest.warns(FutureWarning, match="free"):
+        conditional = model.condition(given)
+    torch.testing.assert_close(
+        conditional.mean[:4], plain.condition(Observed({0: x[:4, 0]})).free().mean[:, 1:]
+    )
+    expected = plain.condition(Observed({0: x[4:, 0], 1: x[4:, 1]})).free().mean
     torch.testing.assert_close(conditional.mean[4:], expected)
     assert conditional.sample().shape == (8, 2)
     trace = pyro.poutine.trace(lambda: pyro.sample("x", model.expand((8,)), obs=gaps)).get_trace()
@@ -156,7 +162,9 @@ def test_imputation(covariance):
     filled = model.impute(gaps)
     torch.testing.assert_close(filled[~gaps.isnan()], x[~gaps.isnan()])
     given = {0: x[:3, 0], 2: x[:3, 2], 3: x[:3, 3]}
-    torch.testing.assert_close(filled[:3, 1:2], model.condition(given).mean)
+    with pytest.warns(FutureWarning, match="free"):
+        expected = model.condition(given).mean
+    torch.testing.assert_close(filled[:3, 1:2], expected)
     torch.testing.assert_close(filled[3], model.mean)
     draws = model.impute(gaps, num_samples=20_000)
     assert draws.shape == (20_000, 6, 4)
@@ -185,7 +193,7 @@ def test_mixture_density_network(covariance, tmp_path):
         weights = law.logits[i, order].exp()
         torch.testing.assert_close(weights, torch.tensor([0.3, 0.7]), atol=0.1, rtol=0)
     # Coordinates can be conditioned on in turn.
-    assert law.condition({0: torch.tensor([0.3, -0.9])}).mean[1] < -0.7
+    assert law.condition(Observed({0: torch.tensor([0.3, -0.9])})).free().mean[1] < -0.7
     save(model, tmp_path / "model.safetensors")
     other = load(tmp_path / "model.safetensors")
     assert torch.equal(other.condition(x).log_prob(y), model.condition(x).log_prob(y))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from pyromix import Observed
 from pyromix.mixtures import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
 
 
@@ -123,7 +124,8 @@ def test_marginal_and_condition():
     marginal = normal.marginal([4, 1])
     torch.testing.assert_close(marginal.covariance_matrix, covariance[[4, 1]][:, [4, 1]])
     value = torch.randn(3, 2)
-    conditional = normal.condition({1: value[:, 0], 4: value[:, 1]})
+    with pytest.warns(FutureWarning, match="free"):
+        conditional = normal.condition({1: value[:, 0], 4: value[:, 1]})
     o, f = [1, 4], [0, 2, 3]
     gain = covariance[f][:, o] @ torch.linalg.inv(covariance[o][:, o])
     torch.testing.assert_close(conditional.loc, normal.loc[f] + (value - normal.loc[o]) @ gain.mT)
@@ -140,4 +142,4 @@ def test_no_square_matrix_is_formed():
     x = mixture.sample((3,))
     assert mixture.log_prob(x).isfinite().all()
     assert mixture.variance.shape == (dim,)
-    assert mixture.condition({0: 1.0}).marginal([5, 6]).mean.shape == (2,)
+    assert mixture.condition(Observed({0: 1.0})).free().marginal([5, 6]).mean.shape == (2,)

@@ -1,0 +1,125 @@
+"""The contract of all laws given evidence: event shapes, free columns, marginals."""
+
+import math
+
+import pytest
+import torch
+
+from pyromix import (
+    DRMM,
+    AnyOf,
+    Box,
+    GaussianMixture,
+    GaussianPrior,
+    LinearInequality,
+    MixtureOfMultivariateNormals,
+    Observed,
+)
+from pyromix.conditioning import ConditionedLaw
+from pyromix.mixtures import ConditionedMixture
+
+INF = math.inf
+
+
+def mixture(covariance="full"):
+    model = GaussianMixture(3, 4, covariance)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.4 if name.startswith("raw") else 1.0)
+    return model.requires_grad_(False)
+
+
+MODELS = {
+    "diagonal": lambda: mixture("diagonal"),
+    "full": mixture,
+    "law": lambda: mixture().law,
+    "residual": lambda: DRMM(dim=3, num_layers=2, num_components=4),
+    "residual, population": lambda: DRMM(dim=3, num_layers=3, num_components=4, max_exact=1),
+    "residual, categories": lambda: DRMM(2, num_layers=2, num_components=4, categories=(3,)),
+}
+QUESTIONS = {
+    "values": (Observed({0: 0.5}),),
+    "a prior": (Observed({0: 0.5}), GaussianPrior(0.0, 1.0)),
+    "a box": (Observed({0: 0.5}), Box(high=1.0)),
+    "alternatives": (Observed({0: 0.5}), AnyOf(Box(high=0.75), Box(low=0.25))),
+    "many laws": (Observed({0: torch.linspace(-1.0, 1.0, 4)}),),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_keeps_observed_columns(name, question):
+    model, evidence = MODELS[name](), QUESTIONS[question]
+    law = model.condition(*evidence)
+    assert isinstance(law, ConditionedLaw)
+    assert law.event_shape == model.event_shape == (3,)
+    x = law.sample((5,))
+    assert x.shape == (5, *law.batch_shape, 3)
+    expected = torch.as_tensor(evidence[0].values[0], dtype=x.dtype)
+    assert torch.equal(x[..., 0], expected.expand(5, *law.batch_shape))
+    assert list(law.observed) == [0]
+    free = law.free()
+    assert free.event_shape == (2,)
+    assert free.batch_shape == law.batch_shape
+    drawn = free.sample((5,))
+    assert drawn.shape == (5, *law.batch_shape, 2)
+    # Densities are over the free columns, whichever way they are asked for.
+    torch.testing.assert_close(free.log_prob(x[..., 1:]), law.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+def test_free_columns_given_values_are_a_mixture_in_closed_form():
+    model = mixture().double()
+    value = torch.tensor([0.25, -1.0], dtype=torch.float64)
+    free = model.condition(Observed({1: value})).free()
+    assert isinstance(free, MixtureOfMultivariateNormals)
+    x = torch.randn(7, 2, 2, dtype=torch.float64)
+    whole = torch.stack([x[..., 0], value.expand(7, 2), x[..., 1]], -1)
+    expected = model.log_prob(whole) - model.marginal(1).log_prob(value.unsqueeze(-1))
+    torch.testing.assert_close(free.log_prob(x), expected)
+    one = model.condition(Observed({1: value})).marginal([-1])
+    torch.testing.assert_close(one.mean, free.mean[..., 1:])
+    assert one.event_shape == (1,)
+
+
+def test_marginals_of_other_laws_say_what_to_do():
+    law = mixture().condition(Box(-1.0, 1.0))
+    with pytest.raises(NotImplementedError, match="Keep columns of draws"):
+        law.marginal(0)
+    with pytest.raises(ValueError, match="were not observed, got 0"):
+        mixture().condition(Observed({0: 1.0})).marginal([0, 1])
+    with pytest.raises(ValueError, match="were not observed, got none"):
+        DRMM(2, 2, 3).condition({0: 0.0, 1: 0.0}).free()
+
+
+def test_a_mapping_alone_still_drops_columns_of_mixtures_with_a_warning():
+    model = mixture()
+    with pytest.warns(FutureWarning, match="From version 0.3") as caught:
+        law = model.condition({0: 0.5})
+    assert caught[0].filename == __file__
+    assert law.event_shape == (2,)
+    torch.testing.assert_close(law.mean, model.condition(Observed({0: 0.5})).free().mean)
+    with pytest.warns(FutureWarning, match="From version 0.3") as caught:
+        model.law.condition({0: 0.5})
+    assert caught[0].filename == __file__
+    # Among other evidence it is evidence.
+    both = model.condition(Box(-1.0, 1.0), {0: 0.5})
+    assert both.event_shape == (3,)
+
+
+def test_alternatives_of_which_one_can_hold_are_conditioned_on_once(monkeypatch):
+    built = []
+    plain = ConditionedMixture.__init__
+
+    def counted(self, *args, **options):
+        built.append(args)
+        plain(self, *args, **options)
+
+    monkeypatch.setattr(ConditionedMixture, "__init__", counted)
+    dead, live = Box(high=torch.tensor([0.0, INF, INF])), LinearInequality(torch.ones(3))
+    law = mixture().condition(Observed({0: 0.5}), AnyOf(dead, live))
+    assert isinstance(law, ConditionedMixture)
+    assert len(built) == 1
+    expected = mixture().condition(Observed({0: 0.5}), live)
+    assert expected.event_shape == law.event_shape
+    # More evidence goes on from all that was given.
+    assert law.condition(AnyOf(dead, live)).route == law.route
