@@ -4,68 +4,18 @@ __all__ = ["Architecture", "Block"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-from torch import Tensor
 
 from .layers import GMM, Classifier, Folding, Layer, Pooling
-from .patches import average_patches, average_pooled, count_windows, extract_patches, max_pool
-from .wiring import Wiring, trace
-
-Size = tuple[int, int]
+from .patches import Size, count_windows
+from .wiring import WindowStack
 
 
 @dataclass(frozen=True)
-class Block:
-    """A layer of mixtures, with the foldings and poolings between it and what is below."""
+class Block(WindowStack):
+    """A layer of mixtures, with the windows between it and what is below."""
 
-    steps: tuple[Folding | Pooling, ...]
-    """From below to the mixtures."""
-    sizes: tuple[Size, ...]
-    """Height and width below, and after each of the steps."""
-    channels: int
-    """Channels of what is below."""
-    dim: int
-    """Channels that the mixtures see."""
     num_components: int
-
-    @property
-    def below(self) -> Size:
-        """Height and width of what is below."""
-        return self.sizes[0]
-
-    @property
-    def size(self) -> Size:
-        """Rows and columns of positions."""
-        return self.sizes[-1]
-
-    @property
-    def num_positions(self) -> int:
-        """Number of positions."""
-        return self.size[0] * self.size[1]
-
-    def up(self, values: Tensor) -> Tensor:
-        """What the mixtures see of values below: (N, H, W, C) becomes (N, H', W', dim)."""
-        for step in self.steps:
-            if isinstance(step, Pooling):
-                values = max_pool(values, step)
-            else:
-                values = extract_patches(values, step)
-        return values
-
-    def down(self, values: Tensor) -> Tensor:
-        """Averages on the way back: (N, H', W', dim) becomes (N, H, W, C)."""
-        for step, size in zip(reversed(self.steps), reversed(self.sizes[:-1]), strict=True):
-            if isinstance(step, Pooling):
-                values = average_pooled(values, step, size)
-            else:
-                values = average_patches(values, step, size)
-        return values
-
-    @cached_property
-    def wiring(self) -> Wiring:
-        """Which slice of which position's vector reaches each position below."""
-        return trace(self.steps, self.sizes)
+    """Number of components of its mixtures."""
 
 
 class Architecture:
@@ -87,7 +37,7 @@ class Architecture:
         self.rows = [("image", size, channels)]
         self.blocks: list[Block] = []
         self.num_classes: int | None = None
-        steps: list[Folding | Pooling] = []
+        windows: list[Folding | Pooling] = []
         sizes, below = [size], channels
         for number, layer in enumerate(self.layers, start=1):
             if isinstance(layer, Classifier):
@@ -98,16 +48,16 @@ class Architecture:
                         f"{size[0]} x {size[1]}. Fold what is left first: Folding({size})."
                     )
             elif isinstance(layer, GMM):
-                block = Block(tuple(steps), tuple(sizes), below, channels, layer.num_components)
+                block = Block(tuple(windows), tuple(sizes), below, layer.num_components)
                 self.blocks.append(block)
                 below = channels = layer.num_components
-                steps, sizes = [], [size]
+                windows, sizes = [], [size]
             else:
                 self._check_tiles(number, layer, size)
                 size = count_windows(size, layer)
                 if isinstance(layer, Folding):
                     channels *= layer.size[0] * layer.size[1]
-                steps.append(layer)
+                windows.append(layer)
                 sizes.append(size)
             self.rows.append((str(layer), size, channels))
 

@@ -29,20 +29,21 @@ class Bound:
     Args:
         law: The law.
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
 
     # Shapes: images N, enumerated codes T (1 if there are none), positions P or Q, groups of
     # positions G, slices in an average I, components K, those above A, those below B.
 
-    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
+    def __init__(self, law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> None:
         self.law = law
         prior, weights = self._enumerate()
         self.bottom: _Disjoint | PatchGroups
         if law.architecture.disjoint:
-            self.bottom = _Disjoint(law.patch_log_prob(images, observed))
+            self.bottom = _Disjoint(law.patch_log_prob(images, evidence))
         else:
-            self.bottom = PatchGroups(law, images, observed)
+            self.bottom = PatchGroups(law.blocks[0], law.loc, law.scale, images, evidence)
         self._ascend(prior.expand(len(images), -1, -1, -1))
         self.top = self._free_energy() + weights
         self.log_evidence = self.top.logsumexp(-1)

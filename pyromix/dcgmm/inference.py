@@ -30,15 +30,16 @@ class Posterior(Protocol):
         """Codes of the bottom patches, shape (N, P)."""
 
 
-def infer(law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> Posterior:
+def infer(law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> Posterior:
     """Infers codes.
 
     Args:
         law: The law.
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
-    return (Tree if law.architecture.exact else Bound)(law, images, observed)
+    return (Tree if law.architecture.exact else Bound)(law, images, evidence)
 
 
 def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
@@ -51,14 +52,14 @@ def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
     if len(images) <= size or is_traced():
         return infer(law, images).log_evidence
 
-    def evidence(block: Tensor, log_weights: Tensor) -> Tensor:
+    def of_block(block: Tensor, log_weights: Tensor) -> Tensor:
         return infer(law.weighted(log_weights), block).log_evidence
 
     weights = law.log_weights.expand(len(images), -1).split(size)
     parts = zip(images.split(size), weights, strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(evidence, *part, use_reentrant=False) for part in parts])
-    return torch.cat([evidence(*part) for part in parts])
+        return torch.cat([checkpoint(of_block, *part, use_reentrant=False) for part in parts])
+    return torch.cat([of_block(*part) for part in parts])
 
 
 def images_per_block(law: TopDownLaw) -> int:

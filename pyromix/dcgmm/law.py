@@ -128,16 +128,17 @@ class TopDownLaw:
 
     # ---- upwards --------------------------------------------------------------------------
 
-    def patch_log_prob(self, images: Tensor, observed: Tensor | None = None) -> Tensor:
+    def patch_log_prob(self, images: Tensor, evidence: Tensor | None = None) -> Tensor:
         """Log-density of each patch under each of the bottom centroids, (N, P, K): see `exact`.
 
         Args:
             images: Shape (N, H, W, C).
-            observed: One for pixels that count, zero for others, of the same shape.
+            evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+                are known.
         """
         bottom = self.blocks[0]
         rows = bottom.up(images).reshape(-1, bottom.dim)
-        seen = None if observed is None else bottom.up(observed).reshape(-1, bottom.dim)
+        seen = None if evidence is None else bottom.up(evidence).reshape(-1, bottom.dim)
         scale = self.scale.expand_as(self.loc)
         scores = component_log_prob(rows, self.loc, scale, self.loc.new_zeros(()), seen)
         return scores.reshape(len(images), bottom.num_positions, bottom.num_components)

@@ -9,8 +9,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..numerics.diagonal_density import LOG_2PI
-from .architecture import Block
-from .law import TopDownLaw
+from .wiring import WindowStack
 
 
 class PatchGroups:
@@ -20,21 +19,30 @@ class PatchGroups:
     see what those leave, and each centroid, divided by n, is a candidate for the rest.
 
     Args:
-        law: With one scale for all pixels.
+        patches: The windows, of one size, through which patches are seen.
+        loc: Centroids of patches, shape (K, D).
+        scale: Standard deviation of all pixels, shape ().
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
 
     # Shapes: images N, top components T, rows and columns of a group of patches H' and W',
     # numbers in a patch D, components K.
 
-    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
-        bottom = law.blocks[0]
-        (self.window,) = bottom.steps
-        self.rows, self.columns = bottom.size
+    def __init__(
+        self,
+        patches: WindowStack,
+        loc: Tensor,
+        scale: Tensor,
+        images: Tensor,
+        evidence: Tensor | None = None,
+    ) -> None:
+        (self.window,) = patches.windows
+        self.rows, self.columns = patches.size
         self.images = images.unsqueeze(1)
-        self.observed = None if observed is None else observed.unsqueeze(1)
-        self.loc, self.scale = law.loc, law.scale
+        self.evidence = None if evidence is None else evidence.unsqueeze(1)
+        self.loc, self.scale = loc, scale
         (h, w), (down, right) = self.window.size, self.window.step
         apart = -(-h // down), -(-w // right)  # patches so far apart do not overlap
         self.period = apart[0] * down, apart[1] * right
@@ -43,13 +51,13 @@ class PatchGroups:
             for a in range(min(apart[0], self.rows))
             for b in range(min(apart[1], self.columns))
         ]
-        place = torch.arange(self.rows * self.columns).reshape(bottom.size)
+        place = torch.arange(self.rows * self.columns).reshape(patches.size)
         order = torch.cat([place[group].flatten() for group in self.groups])
         self.restore = order.argsort().to(images.device)
-        share = coverage(law.blocks[0]).reciprocal().to(images)
+        share = patches.coverage.reciprocal().to(images)
         self.share = [self._take(share, group) for group in self.groups]  # (1, H', W', D)
         seen = [
-            share if self.observed is None else share * self._take(self.observed, group)
+            share if self.evidence is None else share * self._take(self.evidence, group)
             for share, group in zip(self.share, self.groups, strict=True)
         ]
         self.seen = seen  # (N or 1, 1, H', W', D), or without the first dimension
@@ -98,11 +106,11 @@ class PatchGroups:
     def expected_log_prob(self, factor: Tensor) -> Tensor:  # noqa: ARG002 - those of the last sweep
         """Expected log-density of the image, shape (N, T)."""
         error = (self.images - self.mean).square()
-        if self.observed is None:
+        if self.evidence is None:
             count = error.new_tensor(math.prod(error.shape[2:]))
         else:
-            error = error * self.observed
-            count = self.observed.sum((-1, -2, -3))
+            error = error * self.evidence
+            count = self.evidence.sum((-1, -2, -3))
         total = error.sum((-1, -2, -3))
         for part, own, norms, seen, share in zip(
             self.parts, self.own, self.norms, self.seen, self.share, strict=True
@@ -151,10 +159,3 @@ class PatchGroups:
         """Row and column of the first pixel of a group."""
         down, right = self.window.step
         return group[0].start * down, group[1].start * right
-
-
-def coverage(bottom: Block) -> Tensor:
-    """Number of patches that hold each pixel, shape (1, H, W, C)."""
-    wiring = bottom.wiring
-    count = (wiring.weight > 0).sum(-1)[wiring.group]
-    return count.reshape(1, *bottom.below, 1).expand(-1, -1, -1, bottom.channels)

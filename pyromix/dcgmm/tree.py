@@ -18,12 +18,13 @@ class Tree:
     Args:
         law: Whose architecture is exact.
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
 
-    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
+    def __init__(self, law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> None:
         self.law = law
-        messages = [law.patch_log_prob(images, observed)]
+        messages = [law.patch_log_prob(images, evidence)]
         self.links: list[tuple[Tensor, Tensor]] = []
         for layer, control in enumerate(law.control):
             wiring = law.blocks[layer + 1].wiring.to(law.loc)
