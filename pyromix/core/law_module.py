@@ -5,13 +5,15 @@ __all__ = ["LawModule"]
 from abc import abstractmethod
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Size, Tensor
 from torch.types import _size
 
 from .batch import Batch, check_paired, split_batch
 from .module import DistributionModule
 
-Law = TypeVar("Law")
+# Any: the law may be of any class, as long as it has the methods that a model hands on to it.
+Law = TypeVar("Law", bound=Any)
 
 
 class LawModule(DistributionModule, Generic[Law]):
@@ -19,15 +21,31 @@ class LawModule(DistributionModule, Generic[Law]):
 
     The parameters live in the module. `law` builds the law that they stand for at present, with
     gradients to them. A subclass defines `_law_given`, the one way from module to law; density,
-    draws, moments and the loss follow. One that takes a context says so by `conditional`.
+    draws, moments and the loss follow. One that takes a context says so by `conditional`, and
+    defines `condition` by `_law_given`.
 
     The law may be any object. Where it is a distribution, a subclass needs no more; where it is
-    not, the subclass defines `log_prob` and `sample` itself.
+    not, the subclass defines `log_prob` and `sample` itself. One that scores values in another
+    way than by the law's `log_prob`, such as without their missing entries, defines `_score`.
     """
 
+    def __class_getitem__(cls, law: Any) -> type:
+        """The class itself: which class the law has matters to type checkers alone.
+
+        Pyro's distributions derive from `Callable`, whose subscript would stand before Generic's.
+        """
+        return cls
+
     @abstractmethod
-    def _law_given(self, **context: Any) -> Law:
-        """The law with the present parameters, given a context where the model takes one."""
+    def _law_given(self, *args: Any, **context: Any) -> Law:
+        """The law with the present parameters, given a context where the model takes one.
+
+        A subclass declares the arguments that it has: none, or ``context=None`` and others.
+        """
+
+    def _score(self, law: Law, value: Tensor) -> Tensor:
+        """Log-density of values under a law that `_law_given` returned."""
+        return law.log_prob(value)
 
     @property
     def law(self) -> Law:
@@ -46,33 +64,43 @@ class LawModule(DistributionModule, Generic[Law]):
     @property
     def mean(self) -> Tensor:
         """Mean of the law, of the event shape."""
-        law: Any = self.law
-        return law.mean
+        return self.law.mean
 
     @property
     def variance(self) -> Tensor:
         """Variance of every coordinate, of the event shape."""
-        law: Any = self.law
-        return law.variance
+        return self.law.variance
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density at points of shape (\*S, \*event_shape); shape (\*S)."""
-        law: Any = self.law
-        return law.log_prob(value)
+        return self._score(self.law, value)
 
+    @torch.no_grad()
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws without a graph, shape (\*S, \*event_shape)."""
-        law: Any = self.law
-        return law.sample(sample_shape)
+        return self.law.sample(sample_shape)
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws with pathwise gradients, shape (\*S, \*event_shape)."""
-        law: Any = self.law
-        return law.rsample(sample_shape)
+        return self.law.rsample(sample_shape)
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
-        """Mean negative log-density of a batch: values, or a pair of values and context."""
+        """Mean negative log-density of a batch: values, or a pair of values and context.
+
+        Raises:
+            ValueError: If the batch has a context and the model takes none, or the other way
+                round.
+        """
         value, context = split_batch(batch)
-        law: Any = self._law_given() if context is None else self._law_given(context=context)
+        if context is None:
+            law = self.law
+        elif self.conditional:
+            law = self._law_given(context=context)
+        else:
+            raise ValueError(
+                f"Expected values alone, got a batch that is a pair, which is read as values and "
+                f"context. This {type(self).__name__} takes no context: leave labels out, or "
+                f"build a model that is conditional."
+            )
         check_paired(law, value)
-        return -law.log_prob(value).mean()
+        return -self._score(law, value).mean()

@@ -164,6 +164,11 @@ class DistributionModule(nn.Module, TorchDistribution):
         """
         self.initialized.fill_(True)
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable numbers: entries of all parameters that require gradients."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data, from which a checkpoint rebuilds the model.
 

@@ -3,7 +3,7 @@
 __all__ = ["Standardize", "check_widths", "location_and_scale", "make_network"]
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,13 @@ from .checks import check_positive_int
 
 
 def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Sequential:
-    """A dense network of rectified units."""
+    """Returns a dense network of rectified units.
+
+    Args:
+        num_inputs: Number of inputs.
+        hidden_dims: Widths of the hidden layers; none make a linear map.
+        num_outputs: Number of outputs.
+    """
     widths = [num_inputs, *hidden_dims]
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(widths):
@@ -20,8 +26,8 @@ def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) 
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
 
 
-def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    """The widths of hidden layers as a tuple.
+def check_widths(name: str, widths: Iterable[int]) -> tuple[int, ...]:
+    """Checks the widths of hidden layers, and returns them as a tuple.
 
     Args:
         name: What to call them in the error.
@@ -30,7 +36,7 @@ def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: If they are no sequence, or one is not a positive integer.
     """
-    if not isinstance(widths, Sequence):
+    if not isinstance(widths, Iterable) or isinstance(widths, str):
         raise ValueError(
             f"Expected {name} to be a sequence of widths, such as (64,), got {widths!r}."
         )
@@ -39,6 +45,8 @@ def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
 
 class Standardize(nn.Module):
     r"""Subtracts a location and divides by a scale, coordinate by coordinate.
+
+    A new one changes nothing, until `set_from` has seen data.
 
     Args:
         dim: Number of coordinates.
@@ -53,18 +61,21 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def forward(self, value: Tensor) -> Tensor:
-        r"""Standardises values (\*B, dim)."""
+        r"""Returns values of shape (\*B, dim) less the location, divided by the scale."""
         return (value - self.loc) / self.scale
 
     @torch.no_grad()
     def set_from(self, rows: Tensor) -> None:
-        """Takes location and scale of rows (N, dim)."""
+        """Sets location and scale to mean and standard deviation of rows (N, dim)."""
         loc, scale = location_and_scale(rows)
         self.loc.copy_(loc)
         self.scale.copy_(scale)
 
 
 def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of rows (N, dim); a constant column keeps its unit."""
+    """Mean and standard deviation of every column of rows (N, dim), two tensors of shape (dim,).
+
+    The scale of a constant column is one.
+    """
     loc, scale = rows.mean(0), rows.std(0, correction=0)
     return loc, torch.where(scale > 1e-6 * loc.abs(), scale, torch.ones_like(scale))
