@@ -1,10 +1,12 @@
 """The shapes of a deep convolutional mixture, layer by layer, with checks."""
 
-__all__ = ["Architecture", "Block"]
+__all__ = ["Architecture", "Block", "check_image_shape", "check_layers"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..core.checks import check_positive_int
 from .layers import GMM, Classifier, Folding, Layer, Pooling
 from .patches import Size, count_windows
 from .wiring import WindowStack
@@ -19,21 +21,20 @@ class Block(WindowStack):
 
 
 class Architecture:
-    """Blocks of layers, from the image upwards.
+    """The blocks of a model, from the image upwards.
 
     Args:
-        event_shape: Channels, height and width of an image.
-        layers: The layers, from the image upwards.
+        event_shape: Channels, height and width of an image, from `check_image_shape`.
+        layers: The layers, from the image upwards, from `check_layers`.
 
     Raises:
-        ValueError: If they do not fit each other or the image.
+        ValueError: If windows do not fit what is below them.
     """
 
-    def __init__(self, event_shape: Sequence[int], layers: Sequence[Layer]) -> None:
-        self.event_shape, self.layers = tuple(event_shape), tuple(layers)
-        _check_order(self.layers)
-        channels, *rest = self.event_shape
-        size: Size = (rest[0], rest[1])
+    def __init__(self, event_shape: tuple[int, int, int], layers: tuple[Layer, ...]) -> None:
+        self.event_shape, self.layers = event_shape, layers
+        channels, height, width = event_shape
+        size: Size = (height, width)
         self.rows = [("image", size, channels)]
         self.blocks: list[Block] = []
         self.num_classes: int | None = None
@@ -62,7 +63,11 @@ class Architecture:
             self.rows.append((str(layer), size, channels))
 
     def _check_tiles(self, number: int, layer: Folding | Pooling, size: Size) -> None:
-        """Checks that windows cover an image without a rest."""
+        """Checks that windows tile their input.
+
+        Raises:
+            ValueError: If they do not; the error names the nearest sizes that do.
+        """
         for axis, length in enumerate(size):
             kernel, stride = layer.size[axis], layer.step[axis]
             side = ("high", "wide")[axis]
@@ -81,7 +86,7 @@ class Architecture:
                 )
 
     def summary(self) -> str:
-        """A table of the shapes, layer by layer."""
+        """Returns a table of the shapes, a line for each layer."""
         lines = [
             f"{number or '':>3}  {name:<32} {size[0]:>4} x {size[1]:<4} {channels:>6} channels"
             for number, (name, size, channels) in enumerate(self.rows)
@@ -99,12 +104,30 @@ class Architecture:
         return self.disjoint and all(block.wiring.single_parent for block in self.blocks[1:])
 
 
-def _check_order(layers: Sequence[object]) -> None:
-    """Checks the kinds of the layers and their order.
+def check_image_shape(name: str, shape: Any) -> tuple[int, int, int]:
+    """Checks that a shape is (channels, height, width), and returns it as a tuple.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"Expected an {name} (channels, height, width), got {shape!r}.")
+    channels, height, width = (
+        check_positive_int(f"every entry of {name}", side) for side in shape
+    )
+    return channels, height, width
+
+
+def check_layers(name: str, layers: Any) -> tuple[Layer, ...]:
+    """Checks the kinds of layers and their order, and returns them as a tuple.
 
     Raises:
         ValueError: If something is missing or out of place.
     """
+    if not isinstance(layers, Sequence):
+        raise ValueError(
+            f"Expected {name} to be a sequence such as [Folding(7), GMM(25)], got {layers!r}."
+        )
     if not layers:
         raise ValueError(
             "Expected at least one layer, got none. The smallest model is [Folding((height, "
@@ -133,3 +156,4 @@ def _check_order(layers: Sequence[object]) -> None:
         )
     if first > 1:
         raise ValueError("Expected at most one Folding below the first GMM layer.")
+    return tuple(layers)

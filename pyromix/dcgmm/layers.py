@@ -1,4 +1,4 @@
-"""What a deep convolutional mixture is made of: plain descriptions of its layers."""
+"""Descriptions of the layers of a deep convolutional mixture."""
 
 __all__ = ["GMM", "Classifier", "Folding", "Layer", "Pooling"]
 

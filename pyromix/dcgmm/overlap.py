@@ -1,4 +1,4 @@
-"""Codes of overlapping patches, given an image that is their average."""
+"""Factors of overlapping patches, given an image that is their average and noise."""
 
 __all__ = ["PatchGroups"]
 
@@ -13,10 +13,11 @@ from .wiring import WindowStack
 
 
 class PatchGroups:
-    """Updates factors of patches in turn, together for those that do not overlap.
+    """Coordinate ascent in the factors of patches, for those that do not overlap at once.
 
-    A pixel's mean is the average over n patches. Given the factors of the others, a patch's codes
-    see what those leave, and each centroid, divided by n, is a candidate for the rest.
+    A factor is the approximate posterior probabilities of a patch's codes. A pixel's mean is the
+    average over the n patches that hold it. Given the factors of the others, the rest of the image
+    that they leave is compared with each centroid of a patch, divided by n.
 
     Args:
         patches: The windows, of one size, through which patches are seen.
@@ -68,10 +69,14 @@ class PatchGroups:
         ]
 
     def start(self, control: Tensor) -> Tensor:
-        """Factors (N, T, P, K) from patches as if each were the only one.
+        """Returns factors of patches as if each were the only one.
 
         Args:
-            control: Logarithms of their control, shape (N, T, P, K).
+            control: Log-probabilities of their codes before the image is seen, shape
+                (N, T, P, K).
+
+        Returns:
+            Tensor of shape (N, T, P, K).
         """
         control = control.unflatten(2, (self.rows, self.columns))
         square = 0.5 * self.loc.square().mT
@@ -91,7 +96,14 @@ class PatchGroups:
         return self._factor()
 
     def sweep(self, control: Tensor) -> Tensor:
-        """Factors (N, T, P, K) after each group was updated once, given the others."""
+        """Returns factors after each group was updated once, given the others.
+
+        Args:
+            control: Log-probabilities of codes before the image is seen, shape (N, T, P, K).
+
+        Returns:
+            Tensor of shape (N, T, P, K).
+        """
         control = control.unflatten(2, (self.rows, self.columns))
         for i, group in enumerate(self.groups):
             share = self.share[i]
@@ -103,8 +115,8 @@ class PatchGroups:
             self.own[i] = own
         return self._factor()
 
-    def expected_log_prob(self, factor: Tensor) -> Tensor:  # noqa: ARG002 - those of the last sweep
-        """Expected log-density of the image, shape (N, T)."""
+    def expected_log_prob(self) -> Tensor:
+        """Returns the expected log-density of the image given the last factors, shape (N, T)."""
         error = (self.images - self.mean).square()
         if self.evidence is None:
             count = error.new_tensor(math.prod(error.shape[2:]))
@@ -121,7 +133,7 @@ class PatchGroups:
         return -0.5 * (total / variance + count * (variance.log() + LOG_2PI))
 
     def _factor(self) -> Tensor:
-        """The factors of all patches, in the order of their positions."""
+        """The factors of all patches in the order of their positions, shape (N, T, P, K)."""
         return torch.cat([part.flatten(2, 3) for part in self.parts], 2)[:, :, self.restore]
 
     def _take(self, images: Tensor, group: tuple[slice, slice]) -> Tensor:
@@ -136,7 +148,7 @@ class PatchGroups:
         return cells[..., :h, :, :w, :].transpose(-4, -3).flatten(-3)
 
     def _place(self, patches: Tensor, group: tuple[slice, slice]) -> Tensor:
-        """Images that hold the patches of a group, and zero elsewhere."""
+        """Images (*B, H, W, C) that hold the patches of a group, and are zero elsewhere."""
         (h, w), (rows, columns) = self.window.size, self._extent(group)
         top, left = self._corner(group)
         down, right = self.period
