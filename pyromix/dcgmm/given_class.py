@@ -10,7 +10,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core.checks import check_expandable, check_integers, check_value
+from ..core.checks import TensorLike, as_labels, check_expandable, check_value
 from .inference import log_prob
 from .law import draw
 from .mixture_stack import MixtureStack
@@ -34,13 +34,10 @@ class ClassLaw(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - as PyTorch has it
     support = constraints.independent(constraints.real, 3)
 
-    def __init__(self, model: MixtureStack, label: Any) -> None:
+    def __init__(self, model: MixtureStack, label: TensorLike) -> None:
         classifier = model._classifier
-        label = torch.as_tensor(label, device=classifier.weight.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ValueError(f"Expected integer labels of classes, got {label.dtype}.")
-        check_integers("labels", label, 0, classifier.out_features - 1)
-        self.model, self.label = model, label.long()
+        device = classifier.weight.device
+        self.model, self.label = model, as_labels(label, classifier.out_features, device)
         validate = model._validate_args
         super().__init__(self.label.shape, model.event_shape, validate_args=False)
         self._validate_args = validate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_value, is_traced
+from ..core.checks import TensorLike, as_value, is_traced
 from ..core.law_module import LawModule
 from .architecture import Architecture
 from .law import TopDownLaw
@@ -102,9 +102,9 @@ class MixtureStack(LawModule[TopDownLaw]):
         """Draws images (N, C, H, W) without a graph; see `draw_images`."""
         return self._image(draw_images(law, self._mixtures, top, options, given))
 
-    def _check_images(self, value: Tensor) -> Tensor:
+    def _check_images(self, value: TensorLike) -> Tensor:
         """Checks images, and returns them; warns of pixels far outside the training data."""
-        value = check_value(self, value, like=self._like)
+        value = as_value(self, value, like=self._like)
         if not is_traced() and value.numel():
             low, high = (float(t) for t in self.pixel_range)
             least, most = (float(t) for t in value.detach().aminmax())

@@ -12,11 +12,11 @@ from torch.types import _size
 
 from ..core.checks import (
     Check,
+    TensorLike,
     check_arguments,
     check_choice,
     check_count,
     check_floor,
-    check_integers,
     check_positive_int,
     check_value,
     one_of,
@@ -278,29 +278,6 @@ class DCGMM(ImageQueries, LayerTraining):
             "draw with sample()."
         )
 
-    def decode(self, codes: Tensor) -> Tensor:
-        r"""Returns mean images given the codes of the bottom patches.
-
-        Args:
-            codes: Integers, shape (\*S, positions), such as the first of `encode`.
-
-        Returns:
-            Tensor of shape ``(*S, C, H, W)``.
-
-        Raises:
-            ValueError: For codes of another shape or out of range.
-        """
-        bottom = self.architecture.blocks[0]
-        good = isinstance(codes, Tensor) and codes.dtype == torch.int64 and codes.dim() > 0
-        if not good or codes.shape[-1] != bottom.num_positions:
-            raise ValueError(
-                f"Expected integer codes of shape (*S, {bottom.num_positions}), as encode(x)[0] "
-                f"returns them, got {getattr(codes, 'shape', codes)!r}."
-            )
-        check_integers("codes", codes, 0, bottom.num_components - 1)
-        images = self._image(self.law.decode(codes.reshape(-1, codes.shape[-1])))
-        return images.reshape(*codes.shape[:-1], *self.event_shape)
-
     # ---- classes ----------------------------------------------------------------------------
 
     def condition(self, context: Any) -> ClassLaw:
@@ -333,7 +310,7 @@ class DCGMM(ImageQueries, LayerTraining):
         return class_weights(self._classifier, self._mixtures[-1].log_weights)
 
     def sample_class(
-        self, label: Any, sample_shape: _size = Size(), **options: Unpack[SampleArguments]
+        self, label: TensorLike, sample_shape: _size = Size(), **options: Unpack[SampleArguments]
     ) -> Tensor:
         r"""Draws images of classes without a graph.
 
@@ -349,3 +326,36 @@ class DCGMM(ImageQueries, LayerTraining):
             ValueError: Without a classifier, or for labels that there are not.
         """
         return self.condition(label).sample(sample_shape, **options)
+
+    def class_log_prob(self, value: TensorLike) -> Tensor:
+        r"""Returns log-probabilities of classes, read from the bottom up.
+
+        Args:
+            value: Images, shape ``(*S, C, H, W)``.
+
+        Returns:
+            Tensor of shape (\*S, number of classes).
+
+        Raises:
+            ValueError: Without a classifier.
+        """
+        classifier = self._classifier
+        value = self._check_images(value)
+        top = self._reader.scores(self._grid(value))[-1].softmax(-1).flatten(1)
+        log_prob = classifier(top).log_softmax(-1)
+        return log_prob.reshape(*value.shape[:-3], classifier.out_features)
+
+    def classify(self, value: TensorLike) -> Tensor:
+        r"""Returns the most probable class of images.
+
+        Args:
+            value: Images, shape ``(*S, C, H, W)``.
+
+        Returns:
+            Integers of shape (\*S).
+
+        Raises:
+            ValueError: Without a classifier.
+        """
+        with torch.no_grad():
+            return self.class_log_prob(value).argmax(-1)

@@ -7,12 +7,22 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from ..core.checks import as_int, check_index, check_positive_int, check_value_shape
+from ..core.checks import (
+    TensorLike,
+    as_int,
+    as_tensor,
+    check_index,
+    check_integers,
+    check_positive_int,
+    check_value_shape,
+)
 from ..numerics.diagonal_density import log_sum_exp
-from .completion import expand_mask, fill, find_evidence
+from .completion import expand_mask, fill, find_evidence, from_array
 from .law import draw
 from .mixture_stack import MixtureStack
 from .sampling import SampleArguments, SampleOptions, check_positive
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class ImageQueries(MixtureStack):
@@ -20,7 +30,7 @@ class ImageQueries(MixtureStack):
 
     # ---- the layers, from the bottom up -----------------------------------------------------
 
-    def encode(self, value: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, value: TensorLike) -> tuple[Tensor, ...]:
         r"""Returns the most responsible components, read from the bottom up.
 
         Args:
@@ -36,7 +46,31 @@ class ImageQueries(MixtureStack):
             ]
         return tuple(code.reshape(*value.shape[:-3], code.shape[-1]) for code in codes)
 
-    def layer_log_likelihoods(self, value: Tensor) -> tuple[Tensor, ...]:
+    def decode(self, codes: TensorLike) -> Tensor:
+        r"""Returns mean images given the codes of the bottom patches.
+
+        Args:
+            codes: Integers, shape (\*S, positions), such as the first of `encode`.
+
+        Returns:
+            Tensor of shape ``(*S, C, H, W)``.
+
+        Raises:
+            ValueError: For codes of another shape or out of range.
+        """
+        bottom = self.architecture.blocks[0]
+        found = from_array(codes, self._like.device)
+        positions = found.shape[-1:] if isinstance(found, Tensor) else None
+        if positions != (bottom.num_positions,) or found.dtype not in INTEGERS:
+            raise ValueError(
+                f"Expected integer codes of shape (*S, {bottom.num_positions}), as encode(x)[0] "
+                f"returns them, got {getattr(found, 'shape', found)!r}."
+            )
+        found = check_integers("codes", found, 0, bottom.num_components - 1).long()
+        images = self._image(self.law.decode(found.reshape(-1, bottom.num_positions)))
+        return images.reshape(*found.shape[:-1], *self.event_shape)
+
+    def layer_log_likelihoods(self, value: TensorLike) -> tuple[Tensor, ...]:
         r"""Returns the log-likelihood of what every layer sees at each of its positions.
 
         .. math:: \log \sum_k \pi_k N_k(A_{hw})  \qquad \text{(eq. 5)}
@@ -53,7 +87,7 @@ class ImageQueries(MixtureStack):
             for scores in self._reader.scores(self._grid(value))
         )
 
-    def score(self, value: Tensor) -> Tensor:
+    def score(self, value: TensorLike) -> Tensor:
         r"""Returns the log-likelihood of the top layer, summed over its positions.
 
         The lower it is, the less does an image look like the training data. It is no density of
@@ -67,7 +101,7 @@ class ImageQueries(MixtureStack):
         """
         return self.layer_log_likelihoods(value)[-1].sum((-1, -2))
 
-    def calibrate(self, data: Tensor, batch_size: int = 256) -> None:
+    def calibrate(self, data: TensorLike, batch_size: int = 256) -> None:
         """Sets what outliers are measured by, from images that are none.
 
         For each layer and position these are mean and standard deviation of the log-likelihood,
@@ -75,7 +109,7 @@ class ImageQueries(MixtureStack):
 
         Args:
             data: Images such as the training data, shape (N, C, H, W).
-            batch_size: Number of images that are worked on together.
+            batch_size: Number of images that are processed together.
 
         Raises:
             ValueError: For fewer than two images.
@@ -85,7 +119,7 @@ class ImageQueries(MixtureStack):
         with torch.no_grad():
             self._reader.calibrate(list(batches))
 
-    def is_outlier(self, value: Tensor, threshold: float = 2.0) -> Tensor:
+    def is_outlier(self, value: TensorLike, threshold: float = 2.0) -> Tensor:
         r"""Returns whether images are unlike those of `calibrate` (eq. 6).
 
         They are if at any position of the top layer the log-likelihood is far below its mean.
@@ -106,7 +140,7 @@ class ImageQueries(MixtureStack):
             deviations = reader.deviations(reader.scores(self._grid(value)), -1)
             return (deviations > threshold).any(-1).any(-1).reshape(value.shape[:-3])
 
-    def outlier_map(self, value: Tensor, layer: int = 0, context: bool = False) -> Tensor:
+    def outlier_map(self, value: TensorLike, layer: int = 0, context: bool = False) -> Tensor:
         r"""Returns how unlike the images of `calibrate` each place of an image is.
 
         Args:
@@ -140,7 +174,7 @@ class ImageQueries(MixtureStack):
             pixels = reader.over_pixels(deviations, layer)
         return pixels.reshape(*value.shape[:-3], *value.shape[-2:])
 
-    def cluster(self, value: Tensor) -> Tensor:
+    def cluster(self, value: TensorLike) -> Tensor:
         r"""Returns the most responsible component of the top layer.
 
         Args:
@@ -160,45 +194,12 @@ class ImageQueries(MixtureStack):
             )
         return codes.squeeze(-1)
 
-    def class_log_prob(self, value: Tensor) -> Tensor:
-        r"""Returns log-probabilities of classes, read from the bottom up.
-
-        Args:
-            value: Images, shape ``(*S, C, H, W)``.
-
-        Returns:
-            Tensor of shape (\*S, number of classes).
-
-        Raises:
-            ValueError: Without a classifier.
-        """
-        classifier = self._classifier
-        value = self._check_images(value)
-        top = self._reader.scores(self._grid(value))[-1].softmax(-1).flatten(1)
-        log_prob = classifier(top).log_softmax(-1)
-        return log_prob.reshape(*value.shape[:-3], classifier.out_features)
-
-    def classify(self, value: Tensor) -> Tensor:
-        r"""Returns the most probable class of images.
-
-        Args:
-            value: Images, shape ``(*S, C, H, W)``.
-
-        Returns:
-            Integers of shape (\*S).
-
-        Raises:
-            ValueError: Without a classifier.
-        """
-        with torch.no_grad():
-            return self.class_log_prob(value).argmax(-1)
-
     # ---- completion and variation -----------------------------------------------------------
 
     def inpaint(
         self,
-        value: Tensor,
-        mask: Tensor | None = None,
+        value: TensorLike,
+        mask: TensorLike | None = None,
         num_samples: int | None = None,
         *,
         threshold: float = 3.0,
@@ -233,7 +234,7 @@ class ImageQueries(MixtureStack):
                 Without a mask, for a bottom layer that sees the image as one patch.
             RuntimeError: Without a mask, before `calibrate`.
         """
-        value = check_value_shape(self, value, like=self._like)
+        value = check_value_shape(self, as_tensor("value", value, like=self._like))
         if num_samples is not None:
             num_samples = check_positive_int("num_samples", num_samples)
         check_positive("temperature", temperature)
@@ -254,7 +255,7 @@ class ImageQueries(MixtureStack):
 
     def variants(
         self,
-        value: Tensor,
+        value: TensorLike,
         similarity: int = 1,
         num_samples: int = 8,
         **options: Unpack[SampleArguments],

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import check_integers, check_value
+from ..core.checks import as_labels, check_value
 from .law import normal_log_prob
 from .mixture_stack import MixtureStack
 
 # Steps of plain SGD relative to those of centroids. Those of precisions are the published ones.
 RATES = {"loc": 1.0, "log_precision": 0.5, "logits": 1.0, "log_noise": 1.0}
 CLASSIFIER_RATE = 20.0
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # Largest range of pixels, squared and times the largest precision, that SGD can start from.
 LARGEST_RANGE = 1e4
@@ -51,7 +49,7 @@ class LayerTraining(MixtureStack):
             ValueError: For images or labels that do not fit, labels without a classifier, or a
                 classifier without labels.
         """
-        value, label = split_batch(batch)
+        value, label = split_batch(batch, like=self._like)
         value = check_value(self, value, like=self._like).reshape(-1, *self.event_shape)
         if label is not None and self.classifier is None:
             raise ValueError(
@@ -111,17 +109,17 @@ class LayerTraining(MixtureStack):
     def _class_loss(self, activity: Tensor, label: Any) -> Tensor:
         """Cross-entropy of the classifier, given responsibilities of the top layer."""
         classifier = self._classifier
-        if not isinstance(label, Tensor) or label.dtype not in INTEGERS:
+        if label is None:
             raise ValueError(
                 "Expected pairs of images and integer labels of shape (N,), as there is a "
                 "Classifier: fit(model, (images, labels))."
             )
+        label = as_labels(label, classifier.out_features, activity.device)
         if label.shape != activity.shape[:1]:
             raise ValueError(
                 f"Expected one label for each of {len(activity)} images, got shape "
                 f"{tuple(label.shape)}."
             )
-        label = check_integers("labels", label, 0, classifier.out_features - 1).long()
         logits = classifier(activity.flatten(1))
         if self.training:
             accuracy = (logits.argmax(-1) == label).double().mean()
@@ -179,7 +177,7 @@ class LayerTraining(MixtureStack):
         Raises:
             ValueError: For images that do not fit, or whose range is far from one.
         """
-        value, _ = split_batch(data)
+        value, _ = split_batch(data, like=self._like)
         value = check_value(self, value, like=self._like)
         low, high = (float(t) for t in value.aminmax())
         if (high - low) ** 2 * self.max_precision > LARGEST_RANGE:
