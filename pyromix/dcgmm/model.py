@@ -19,6 +19,7 @@ from ..core.checks import (
     check_floor,
     check_positive_int,
     check_value,
+    number,
     one_of,
     optional,
 )
@@ -41,7 +42,7 @@ def check_share(name: str, value: float) -> float:
     Raises:
         ValueError: If it is not.
     """
-    if not 0 <= value <= 1:
+    if not 0 <= number()(name, value) <= 1:
         raise ValueError(f"Expected {name} from 0 to 1, got {value}.")
     return float(value)
 

@@ -102,10 +102,10 @@ class ImageQueries(MixtureStack):
         return self.layer_log_likelihoods(value)[-1].sum((-1, -2))
 
     def calibrate(self, data: TensorLike, batch_size: int = 256) -> None:
-        """Sets what outliers are measured by, from images that are none.
+        """Measures images that are no outliers; `is_outlier` and `outlier_map` compare with them.
 
-        For each layer and position these are mean and standard deviation of the log-likelihood,
-        and of how well responsibilities agree with what the top layer expects there.
+        For each layer and position it keeps mean and standard deviation of the log-likelihood, and
+        of how well responsibilities agree with those that the top layer expects there.
 
         Args:
             data: Images such as the training data, shape (N, C, H, W).
@@ -122,7 +122,7 @@ class ImageQueries(MixtureStack):
     def is_outlier(self, value: TensorLike, threshold: float = 2.0) -> Tensor:
         r"""Returns whether images are unlike those of `calibrate` (eq. 6).
 
-        They are if at any position of the top layer the log-likelihood is far below its mean.
+        They are, if the log-likelihood at any position of the top layer is far below its mean.
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
@@ -141,19 +141,19 @@ class ImageQueries(MixtureStack):
             return (deviations > threshold).any(-1).any(-1).reshape(value.shape[:-3])
 
     def outlier_map(self, value: TensorLike, layer: int = 0, context: bool = False) -> Tensor:
-        r"""Returns how unlike the images of `calibrate` each place of an image is.
+        r"""Returns how unlike the images of `calibrate` every pixel's surroundings are.
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
             layer: Layer of mixtures, from 0 at the bottom, or from -1 at the top.
-            context: Whether a place is judged by how well its responsibilities agree with what
-                the top layer, which saw all of the image, expects there, instead of by its
-                likelihood: this finds, say, that the middle of a stroke is blank. Not for the top
-                layer.
+            context: Whether to measure how well responsibilities agree with those that the top
+                layer, which has seen all of the image, expects at this position, instead of the
+                log-likelihood. This finds that the middle of a stroke is blank, for example. Not
+                for the top layer.
 
         Returns:
-            Standard deviations by which likelihood or agreement falls short of its mean, averaged
-            over the windows that see a pixel: shape ``(*S, H, W)``.
+            Number of standard deviations by which log-likelihood or agreement is below its mean,
+            averaged over the windows that see a pixel: shape ``(*S, H, W)``.
 
         Raises:
             RuntimeError: Before `calibrate`.
@@ -168,10 +168,8 @@ class ImageQueries(MixtureStack):
         value, reader = self._check_images(value), self._reader
         with torch.no_grad():
             scores = reader.scores(self._grid(value))
-            deviations = (reader.context_deviations if context else reader.deviations)(
-                scores, layer
-            )
-            pixels = reader.over_pixels(deviations, layer)
+            measure = reader.context_deviations if context else reader.deviations
+            pixels = reader.over_pixels(measure(scores, layer), layer)
         return pixels.reshape(*value.shape[:-3], *value.shape[-2:])
 
     def cluster(self, value: TensorLike) -> Tensor:
@@ -221,9 +219,9 @@ class ImageQueries(MixtureStack):
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
             temperature: By what to multiply the variances of known pixels in the inference. The
-                law takes the errors of neighbouring pixels for independent, and is more certain of
-                what an image is than it should be: means of several candidates are nearer on
-                average.
+                law treats the errors of neighbouring pixels as independent, and so is more certain
+                of the codes than it should be. With a temperature above one, the result is a mean
+                over more codes, which is nearer to the true image on average.
             noise: Whether draws get the pixels' noise.
 
         Returns:
@@ -264,8 +262,8 @@ class ImageQueries(MixtureStack):
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
-            similarity: In how many layers of mixtures, from the top, codes are drawn given the
-                image; below them they are drawn from the top down. Zero: all are.
+            similarity: Number of layers of mixtures, from the top, whose codes are drawn given
+                the image. Those of the layers below are drawn from the top down; with 0, all are.
             num_samples: Number of draws for each image.
             options: Those of `sample`; `noise` is False by default.
 
@@ -273,7 +271,7 @@ class ImageQueries(MixtureStack):
             Tensor of shape ``(num_samples, *S, C, H, W)``.
 
         Raises:
-            ValueError: For a similarity that is no number of layers.
+            ValueError: For a similarity that is no number of layers, or options out of range.
         """
         layers = len(self.architecture.blocks)
         num_samples = check_positive_int("num_samples", num_samples)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor
 
-from ..core.checks import Check, check_arguments, check_count, check_positive_int, optional
+from ..core.checks import Check, check_arguments, check_count, check_positive_int, number, optional
 from .law import TopDownLaw, draw
 from .mixture_layer import MixtureLayer
 from .wiring import WindowStack
@@ -32,7 +32,7 @@ def check_positive(name: str, value: Any) -> float:
     Raises:
         ValueError: If it is not.
     """
-    if not 0 < value < math.inf:
+    if not number()(name, value) > 0:
         raise ValueError(f"Expected a positive, finite {name}, got {value}.")
     return value
 

@@ -1,9 +1,12 @@
 """Windows over images and back: against loops."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
-from pyromix.dcgmm import Folding, Pooling
+from pyromix.dcgmm import Folding, Pooling, patches
 from pyromix.dcgmm.patches import (
     average_patches,
     average_pooled,
@@ -91,3 +94,14 @@ def test_folding_puts_rows_first_and_channels_last():
     image = torch.arange(12.0).reshape(1, 2, 3, 2)
     patches = extract_patches(image, Folding((2, 2), 1))
     assert patches[0, 0, 1].tolist() == [2, 3, 4, 5, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("name", ["patches", "wiring", "overlap"])
+def test_windows_need_nothing_of_mixtures(name):
+    """So that other models of images can share them."""
+    tree = ast.parse(Path(patches.__file__).with_name(f"{name}.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert imports
+    for node in imports:
+        shared = node.level == 2 and node.module.partition(".")[0] in ("core", "numerics")
+        assert shared or (node.level == 1 and node.module in ("patches", "wiring"))
