@@ -39,7 +39,7 @@ class LayerTraining(MixtureStack):
     _metrics: dict[str, float]
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
-        """Returns what training minimises, a scalar: see the class.
+        """Returns what training minimises, a scalar: see `DCGMM`.
 
         Args:
             batch: Images (N, C, H, W), or with a classifier a pair of images and labels (N,).
