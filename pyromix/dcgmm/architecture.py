@@ -1,93 +1,44 @@
 """The shapes of a deep convolutional mixture, layer by layer, with checks."""
 
-__all__ = ["Architecture", "Block"]
+__all__ = ["Architecture", "Block", "check_image_shape", "check_layers"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
-from torch import Tensor
-
+from ..core.checks import check_positive_int
 from .layers import GMM, Classifier, Folding, Layer, Pooling
-from .patches import average_patches, average_pooled, count_windows, extract_patches, max_pool
-from .wiring import Wiring, trace
-
-Size = tuple[int, int]
+from .patches import Size, count_windows
+from .wiring import WindowStack
 
 
 @dataclass(frozen=True)
-class Block:
-    """A layer of mixtures, with the foldings and poolings between it and what is below."""
+class Block(WindowStack):
+    """A layer of mixtures, with the windows between it and what is below."""
 
-    steps: tuple[Folding | Pooling, ...]
-    """From below to the mixtures."""
-    sizes: tuple[Size, ...]
-    """Height and width below, and after each of the steps."""
-    channels: int
-    """Channels of what is below."""
-    dim: int
-    """Channels that the mixtures see."""
     num_components: int
-
-    @property
-    def below(self) -> Size:
-        """Height and width of what is below."""
-        return self.sizes[0]
-
-    @property
-    def size(self) -> Size:
-        """Rows and columns of positions."""
-        return self.sizes[-1]
-
-    @property
-    def num_positions(self) -> int:
-        """Number of positions."""
-        return self.size[0] * self.size[1]
-
-    def up(self, values: Tensor) -> Tensor:
-        """What the mixtures see of values below: (N, H, W, C) becomes (N, H', W', dim)."""
-        for step in self.steps:
-            if isinstance(step, Pooling):
-                values = max_pool(values, step)
-            else:
-                values = extract_patches(values, step)
-        return values
-
-    def down(self, values: Tensor) -> Tensor:
-        """Averages on the way back: (N, H', W', dim) becomes (N, H, W, C)."""
-        for step, size in zip(reversed(self.steps), reversed(self.sizes[:-1]), strict=True):
-            if isinstance(step, Pooling):
-                values = average_pooled(values, step, size)
-            else:
-                values = average_patches(values, step, size)
-        return values
-
-    @cached_property
-    def wiring(self) -> Wiring:
-        """Which slice of which position's vector reaches each position below."""
-        return trace(self.steps, self.sizes)
+    """Number of components of its mixtures."""
 
 
 class Architecture:
-    """Blocks of layers, from the image upwards.
+    """The blocks of a model, from the image upwards.
 
     Args:
-        event_shape: Channels, height and width of an image.
-        layers: The layers, from the image upwards.
+        event_shape: Channels, height and width of an image, from `check_image_shape`.
+        layers: The layers, from the image upwards, from `check_layers`.
 
     Raises:
-        ValueError: If they do not fit each other or the image.
+        ValueError: If windows do not fit what is below them.
     """
 
-    def __init__(self, event_shape: Sequence[int], layers: Sequence[Layer]) -> None:
-        self.event_shape, self.layers = tuple(event_shape), tuple(layers)
-        _check_order(self.layers)
-        channels, *rest = self.event_shape
-        size: Size = (rest[0], rest[1])
+    def __init__(self, event_shape: tuple[int, int, int], layers: tuple[Layer, ...]) -> None:
+        self.event_shape, self.layers = event_shape, layers
+        channels, height, width = event_shape
+        size: Size = (height, width)
         self.rows = [("image", size, channels)]
         self.blocks: list[Block] = []
         self.num_classes: int | None = None
-        steps: list[Folding | Pooling] = []
+        windows: list[Folding | Pooling] = []
         sizes, below = [size], channels
         for number, layer in enumerate(self.layers, start=1):
             if isinstance(layer, Classifier):
@@ -98,21 +49,25 @@ class Architecture:
                         f"{size[0]} x {size[1]}. Fold what is left first: Folding({size})."
                     )
             elif isinstance(layer, GMM):
-                block = Block(tuple(steps), tuple(sizes), below, channels, layer.num_components)
+                block = Block(tuple(windows), tuple(sizes), below, layer.num_components)
                 self.blocks.append(block)
                 below = channels = layer.num_components
-                steps, sizes = [], [size]
+                windows, sizes = [], [size]
             else:
                 self._check_tiles(number, layer, size)
                 size = count_windows(size, layer)
                 if isinstance(layer, Folding):
                     channels *= layer.size[0] * layer.size[1]
-                steps.append(layer)
+                windows.append(layer)
                 sizes.append(size)
             self.rows.append((str(layer), size, channels))
 
     def _check_tiles(self, number: int, layer: Folding | Pooling, size: Size) -> None:
-        """Checks that windows cover an image without a rest."""
+        """Checks that windows tile their input.
+
+        Raises:
+            ValueError: If they do not; the error names the nearest sizes that do.
+        """
         for axis, length in enumerate(size):
             kernel, stride = layer.size[axis], layer.step[axis]
             side = ("high", "wide")[axis]
@@ -131,7 +86,7 @@ class Architecture:
                 )
 
     def summary(self) -> str:
-        """A table of the shapes, layer by layer."""
+        """Returns a table of the shapes, a line for each layer."""
         lines = [
             f"{number or '':>3}  {name:<32} {size[0]:>4} x {size[1]:<4} {channels:>6} channels"
             for number, (name, size, channels) in enumerate(self.rows)
@@ -149,12 +104,30 @@ class Architecture:
         return self.disjoint and all(block.wiring.single_parent for block in self.blocks[1:])
 
 
-def _check_order(layers: Sequence[object]) -> None:
-    """Checks the kinds of the layers and their order.
+def check_image_shape(name: str, shape: Any) -> tuple[int, int, int]:
+    """Checks that a shape is (channels, height, width), and returns it as a tuple.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"Expected an {name} (channels, height, width), got {shape!r}.")
+    channels, height, width = (
+        check_positive_int(f"every entry of {name}", side) for side in shape
+    )
+    return channels, height, width
+
+
+def check_layers(name: str, layers: Any) -> tuple[Layer, ...]:
+    """Checks the kinds of layers and their order, and returns them as a tuple.
 
     Raises:
         ValueError: If something is missing or out of place.
     """
+    if not isinstance(layers, Sequence):
+        raise ValueError(
+            f"Expected {name} to be a sequence such as [Folding(7), GMM(25)], got {layers!r}."
+        )
     if not layers:
         raise ValueError(
             "Expected at least one layer, got none. The smallest model is [Folding((height, "
@@ -183,3 +156,4 @@ def _check_order(layers: Sequence[object]) -> None:
         )
     if first > 1:
         raise ValueError("Expected at most one Folding below the first GMM layer.")
+    return tuple(layers)

@@ -24,44 +24,45 @@ from .overlap import PatchGroups
 
 
 class Bound:
-    """The bound, and the approximate posterior behind it.
+    """The bound, and the approximate posterior distribution of codes that gives it.
 
     Args:
         law: The law.
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
 
     # Shapes: images N, enumerated codes T (1 if there are none), positions P or Q, groups of
     # positions G, slices in an average I, components K, those above A, those below B.
 
-    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
+    def __init__(self, law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> None:
         self.law = law
         prior, weights = self._enumerate()
         self.bottom: _Disjoint | PatchGroups
         if law.architecture.disjoint:
-            self.bottom = _Disjoint(law.patch_log_prob(images, observed))
+            self.bottom = _Disjoint(law.patch_log_prob(images, evidence))
         else:
-            self.bottom = PatchGroups(law, images, observed)
+            self.bottom = PatchGroups(law.blocks[0], law.loc, law.scale, images, evidence)
         self._ascend(prior.expand(len(images), -1, -1, -1))
         self.top = self._free_energy() + weights
         self.log_evidence = self.top.logsumexp(-1)
 
     def marginals(self) -> Tensor:
-        """Probability of every code of the bottom patches, shape (N, P, K)."""
+        """Returns probabilities of all codes of the bottom patches, shape (N, P, K)."""
         return torch.einsum("nt,ntpk->npk", self.top.softmax(-1), self.factors[0])
 
     def draw(self) -> Tensor:
-        """Codes of the bottom patches, shape (N, P)."""
+        """Draws codes of the bottom patches, shape (N, P)."""
         top = draw(self.top.softmax(-1))
         return draw(self.factors[0][torch.arange(len(top), device=top.device), top])
 
     def _enumerate(self) -> tuple[Tensor, Tensor]:
-        """Goes through the codes of as many layers from the top as there may be.
+        """Enumerates the codes of as many layers, from the top, as `max_codes` allows.
 
         Returns:
-            Logarithms of the control of the layer below those, shape (N or 1, T, P, K), and
-            log-weights of the codes, shape (N or 1, T).
+            Logarithms of the control of the layer below these, shape (N or 1, T, P, K), and
+            log-weights of their codes, shape (N or 1, T).
         """
         law, blocks = self.law, self.law.blocks
         prior = law.log_weights.log_softmax(-1)
@@ -85,8 +86,13 @@ class Bound:
         return prior, weights
 
     def _ascend(self, prior: Tensor) -> None:
-        """Sweeps of coordinate ascent, from what the prior says."""
-        # What each layer expects of its codes before it has seen those below.
+        """Improves the factors by sweeps of coordinate ascent, which start at the prior.
+
+        Args:
+            prior: Logarithms of the control of the highest layer that is not enumerated, shape
+                (N, T, P, K).
+        """
+        # Factors given the layers above alone.
         factors = [prior.softmax(-1)]
         controls = [prior]
         for layer in reversed(range(self.num_free - 1)):
@@ -103,7 +109,11 @@ class Bound:
         self.factors, self.controls = factors, controls
 
     def _control(self, layer: int, above: Tensor) -> tuple[Tensor, Tensor]:
-        """Bound of the expected logarithms of a layer's control, given factors above.
+        """Returns a bound of the expected logarithms of a layer's control.
+
+        Args:
+            layer: From 0 at the bottom; not the top.
+            above: Factors of the layer above, shape (N, T, Q, A).
 
         Returns:
             Tensor of shape (N, T, P, K), and the terms whose exponentials are summed up in it, for
@@ -116,10 +126,17 @@ class Bound:
         return terms.logsumexp(-2)[:, :, wiring.group], terms
 
     def _from_below(self, layer: int, factors: list[Tensor]) -> Tensor:
-        """What codes below say about a layer's, shape (N, T, Q, A).
+        """Returns the expected log-likelihood of a layer's codes, given the factors below.
 
-        It maximises the bound with shares of the slices in their average held fixed, which is
-        never above the bound, and equal to it where the factors are now.
+        Shares of the slices in their average are held fixed. So it is a lower bound, which is
+        tight at the present factors.
+
+        Args:
+            layer: From 1 above the bottom.
+            factors: Of all layers that are not enumerated, from the bottom.
+
+        Returns:
+            Tensor of shape (N, T, Q, A).
         """
         block = self.law.blocks[layer]
         wiring = block.wiring.to(factors[0])
@@ -136,8 +153,8 @@ class Bound:
         return torch.einsum("ntqjb,ajb->ntqa", sums, self.law.control[layer - 1].log())
 
     def _free_energy(self) -> Tensor:
-        """The bound of the log-density given each top component, shape (N, T)."""
-        total = self.bottom.expected_log_prob(self.factors[0])
+        """The bound of the log-density given each of the enumerated codes, shape (N, T)."""
+        total = self.bottom.expected_log_prob()
         for factor, control in zip(self.factors, self.controls, strict=True):
             # Not torch.special.entr, whose slope is infinite at zero.
             log_factor = factor.clamp(min=torch.finfo(factor.dtype).tiny).log()
@@ -146,21 +163,24 @@ class Bound:
 
 
 class _Disjoint:
-    """Patches that do not overlap: given their codes they are independent.
+    """Factors of patches that do not overlap: given their codes, patches are independent.
+
+    It has the methods of `PatchGroups`.
 
     Args:
-        log_prob: Of each patch under each centroid, shape (N, P, K).
+        log_prob: Log-density of each patch given each of its codes, shape (N, P, K).
     """
 
     def __init__(self, log_prob: Tensor) -> None:
         self.log_prob = log_prob.unsqueeze(1)
 
     def start(self, control: Tensor) -> Tensor:
-        """Factors (N, T, P, K) given the logarithms of their control."""
-        return (control + self.log_prob).softmax(-1)
+        """Returns factors given the logarithms of their control, both of shape (N, T, P, K)."""
+        self.factor = (control + self.log_prob).softmax(-1)
+        return self.factor
 
     sweep = start
 
-    def expected_log_prob(self, factor: Tensor) -> Tensor:
-        """Expected log-density of the image, shape (N, T)."""
-        return (factor * self.log_prob).sum((-1, -2))
+    def expected_log_prob(self) -> Tensor:
+        """Returns the expected log-density of the image given the last factors, shape (N, T)."""
+        return (self.factor * self.log_prob).sum((-1, -2))

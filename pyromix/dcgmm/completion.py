@@ -1,15 +1,17 @@
-"""Images of which parts are unknown, or corrupted."""
+"""Completes images of which parts are missing or corrupted."""
 
-__all__ = ["fill", "find_known"]
+__all__ = ["expand_mask", "fill", "find_evidence", "from_array"]
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .estimation import Estimation
 from .inference import images_per_block, infer
 from .law import TopDownLaw
+from .layer_reader import LayerReader
 
 # How often corrupted pixels are looked for, and completed.
 ROUNDS = 3
@@ -18,17 +20,17 @@ ROUNDS = 3
 def fill(
     law: TopDownLaw,
     images: Tensor,
-    known: Tensor,
+    evidence: Tensor,
     num_samples: int | None = None,
     temperature: float = 1.0,
     noise: bool = False,
 ) -> Tensor:
-    """Mean images, or draws, given known pixels.
+    """Returns mean images, or draws, given the pixels that are evidence.
 
     Args:
         law: The law.
-        images: Shape (N, H, W, C); finite where unknown, too.
-        known: Boolean tensor of the same shape.
+        images: Shape (N, H, W, C); finite where they are no evidence, too.
+        evidence: Boolean tensor of shape (N, H, W, C), True for pixels that are known.
         num_samples: Number of draws; by default the mean is returned.
         temperature: By what to multiply the variances of known pixels in the inference.
         noise: Whether draws get the pixels' noise.
@@ -38,8 +40,8 @@ def fill(
     """
     tempered = replace(law, scale=law.scale * temperature**0.5)
     parts, size = [], images_per_block(law)
-    for block, seen in zip(images.split(size), known.to(images).split(size), strict=True):
-        posterior = infer(tempered, block, seen)
+    for block, known in zip(images.split(size), evidence.to(images).split(size), strict=True):
+        posterior = infer(tempered, block, known)
         if num_samples is None:
             parts.append(law.decode_mean(posterior.marginals()).unsqueeze(0))
             continue
@@ -53,27 +55,99 @@ def fill(
     return torch.cat(parts, 1)
 
 
-def find_known(estimation: Estimation, images: Tensor, threshold: float) -> Tensor:
-    """Which pixels are not corrupted: a boolean tensor (N, H, W, C).
+def find_evidence(reader: LayerReader, images: Tensor, threshold: float) -> Tensor:
+    """Returns which pixels are not corrupted.
 
-    The top layer says what an image is, and that says which places do not belong to it. What
-    they are completed to tells the top layer more, in turn.
+    Pixels are corrupted where the bottom layer's log-likelihood is low, or where its
+    responsibilities do not agree with those that the top layer expects. Corrupted pixels hide from
+    the top layer what the image is. So it reads the completed image, and the search is repeated.
 
     Args:
-        estimation: Reads images, calibrated.
+        reader: Reads images, and is calibrated.
         images: Shape (N, H, W, C).
-        threshold: Standard deviations below what is usual at which corruption begins.
+        threshold: Standard deviations below the mean of the training data at which corruption
+            begins.
+
+    Returns:
+        Boolean tensor of shape (N, H, W, C).
+
+    Raises:
+        ValueError: If the bottom layer sees the image as one patch.
+        RuntimeError: If the reader is not calibrated.
     """
-    known, filled = torch.ones_like(images, dtype=torch.bool), images
-    scores = estimation.scores(images)
-    likelihood = estimation.deviations(scores, 0)
+    if reader.law.blocks[0].num_positions == 1:
+        raise ValueError(
+            "Expected a mask: the bottom layer sees the image as one patch, and cannot say "
+            "which part of it is corrupted. Use smaller windows for that."
+        )
+    evidence, filled = torch.ones_like(images, dtype=torch.bool), images
+    scores = reader.scores(images)
+    likelihood = reader.deviations(scores, 0)
     for _ in range(ROUNDS):
-        top = estimation.scores(filled)[-1].softmax(-1)
+        top = reader.scores(filled)[-1].softmax(-1)
         deviations = likelihood
-        if len(estimation.mixtures) > 1:
-            context = estimation.deviations(scores, 0, context=True, top=top)
-            deviations = torch.maximum(deviations, context)
-        fine = estimation.over_pixels(deviations, 0) <= threshold
-        known = fine.unsqueeze(-1).expand(images.shape)
-        filled = torch.where(known, images, fill(estimation.law, images, known)[0])
-    return known
+        if len(reader.mixtures) > 1:
+            deviations = torch.maximum(deviations, reader.context_deviations(scores, 0, top))
+        fine = reader.over_pixels(deviations, 0) <= threshold
+        evidence = fine.unsqueeze(-1).expand(images.shape)
+        filled = torch.where(evidence, images, fill(reader.law, images, evidence)[0])
+    return evidence
+
+
+def expand_mask(mask: Any, value: Tensor) -> Tensor:
+    r"""Returns a mask of images as one of all their pixels and channels.
+
+    Args:
+        mask: True where pixels are known, shape (\*S, H, W), or one that broadcasts to the
+            images'.
+        value: Images, shape ``(*S, C, H, W)``.
+
+    Returns:
+        Boolean tensor of the shape of the images.
+
+    Raises:
+        ValueError: For a mask of another kind or shape, or NaN among known pixels.
+    """
+    mask = from_array(mask, value.device)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ValueError(
+            "Expected a boolean mask, True where pixels are known. Convert numbers with "
+            "torch.as_tensor(mask).bool()."
+        )
+    if value.dim() > 3 and mask.shape == (*value.shape[:-3], *value.shape[-2:]):
+        if mask.shape[-3] == value.shape[-3] > 1:
+            raise ValueError(
+                f"Expected a mask that says whether it is of images or of channels, got shape "
+                f"{tuple(mask.shape)}, and there are as many of both. Insert a dimension of "
+                f"size 1."
+            )
+        mask = mask.unsqueeze(-3)
+    try:
+        evidence = mask.expand(value.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"Expected a mask that broadcasts to the images' shape {tuple(value.shape)}, got "
+            f"{tuple(mask.shape)}."
+        ) from None
+    if bool((evidence & value.isnan()).any()):
+        raise ValueError("Expected no NaN among the pixels that the mask calls known.")
+    return evidence
+
+
+def from_array(value: Any, device: torch.device) -> Any:
+    """Returns an array, or nested lists, as a tensor of its own type: of booleans or integers.
+
+    Args:
+        value: Anything.
+        device: The device that is wanted.
+
+    Returns:
+        A tensor on that device; anything but an array or a list of numbers is returned as it is.
+    """
+    if not isinstance(value, list | np.ndarray):
+        return value
+    try:
+        # A copy, as PyTorch takes no strides below zero, and warns of what cannot be written to.
+        return torch.from_numpy(np.array(value, order="C")).to(device)
+    except (TypeError, ValueError):  # lists of different lengths, or of other objects
+        return value

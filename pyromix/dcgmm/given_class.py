@@ -2,7 +2,7 @@
 
 __all__ = ["ClassLaw", "class_weights"]
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,13 +10,11 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core.checks import check_expandable, check_value, is_traced
+from ..core.checks import TensorLike, as_labels, check_expandable, check_value
 from .inference import log_prob
 from .law import draw
-from .sampling import SampleOptions, draw_images
-
-if TYPE_CHECKING:
-    from .model import DCGMM
+from .mixture_stack import MixtureStack
+from .sampling import SampleArguments, SampleOptions
 
 
 class ClassLaw(TorchDistribution):
@@ -24,28 +22,22 @@ class ClassLaw(TorchDistribution):
 
     Args:
         model: A `DCGMM` with a classifier, whose parameters it shares.
-        label: An integer, or integers of shape (\*B).
+        label: An integer, or integers of shape (\*B), from 0 to C - 1.
 
     Raises:
-        ValueError: For labels that there are not.
+        ValueError: Without a classifier, or for labels that there are not.
     """
+
+    # The model is kept, not its present law: tensors computed from parameters cannot be
+    # deep-copied, and do not change with the parameters.
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - as PyTorch has it
     support = constraints.independent(constraints.real, 3)
 
-    def __init__(self, model: "DCGMM", label: Any) -> None:
-        weights = model.class_log_weights
-        label = torch.as_tensor(label, device=weights.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ValueError(f"Expected integer labels of classes, got {label.dtype}.")
-        if not is_traced() and label.numel():
-            low, high = (int(t) for t in label.aminmax())
-            if low < 0 or high >= len(weights):
-                raise ValueError(
-                    f"Expected labels from 0 to {len(weights) - 1}, got labels from {low} to "
-                    f"{high}."
-                )
-        self.model, self.label = model, label.long()
+    def __init__(self, model: MixtureStack, label: TensorLike) -> None:
+        classifier = model._classifier
+        device = classifier.weight.device
+        self.model, self.label = model, as_labels(label, classifier.out_features, device)
         validate = model._validate_args
         super().__init__(self.label.shape, model.event_shape, validate_args=False)
         self._validate_args = validate
@@ -53,14 +45,22 @@ class ClassLaw(TorchDistribution):
     @property
     def log_weights(self) -> Tensor:
         r"""Log-probabilities of the top components, shape (\*B, K)."""
-        return self.model.class_log_weights.log_softmax(-1)[self.label]
+        joint = class_weights(self.model._classifier, self.model._mixtures[-1].log_weights)
+        return joint.log_softmax(-1)[self.label]
 
     def expand(self, batch_shape: _size, _instance: Any = None) -> "ClassLaw":
-        """The law with labels repeated to a batch shape."""
+        """Returns the law with labels repeated to a batch shape."""
         return ClassLaw(self.model, self.label.expand(check_expandable(self, batch_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of images ``(*S, *B, C, H, W)``: shape (\*S, \*B). Exact, or a bound."""
+        r"""Returns the log-density of images, or a lower bound of it: see `DCGMM.exact`.
+
+        Args:
+            value: Images, shape ``(*S, *B, C, H, W)``.
+
+        Returns:
+            Tensor of shape (\*S, \*B).
+        """
         model = self.model
         value = check_value(self, value, like=model._like)
         leading = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
@@ -69,30 +69,35 @@ class ClassLaw(TorchDistribution):
         law = model.law.weighted(weights if leading else weights.reshape(1, -1))
         return log_prob(law, model._grid(images)).reshape(leading)
 
-    def sample(
-        self,
-        sample_shape: _size = Size(),
-        *,
-        top_s: int | None = None,
-        temperature: float = 1.0,
-        sharpen_steps: int = 0,
-        sharpen_rate: float | None = None,
-        noise: bool = True,
-    ) -> Tensor:
-        r"""Draws images ``(*S, *B, C, H, W)`` without a graph; see `DCGMM.sample`."""
-        options = SampleOptions(top_s, temperature, sharpen_steps, sharpen_rate, noise)
+    def sample(self, sample_shape: _size = Size(), **options: Unpack[SampleArguments]) -> Tensor:
+        r"""Draws images without a graph.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            options: Those of `DCGMM.sample`.
+
+        Returns:
+            Tensor of shape ``(*S, *B, C, H, W)``.
+        """
+        checked, model = SampleOptions(**options), self.model
         shape = self._extended_shape(sample_shape)
-        model = self.model
         with torch.no_grad():
             leading = shape[: -len(self.event_shape)]
             weights = self.log_weights.exp()
             weights = weights.expand(*leading, -1).reshape(leading.numel(), weights.shape[-1])
-            top = draw(weights).unsqueeze(-1)
-            images = draw_images(model.law, model._mixtures, top, options)
-        return model._image(images).reshape(shape)
+            images = model._draw(model.law, draw(weights).unsqueeze(-1), checked)
+        return images.reshape(shape)
 
 
 def class_weights(classifier: nn.Linear, log_weights: Tensor) -> Tensor:
-    """Joint log-probabilities of classes and top components, shape (C, K)."""
+    """Returns log-probabilities of classes y and top components k, log p(y) p(k|y).
+
+    Args:
+        classifier: Of the responsibilities of K top components.
+        log_weights: Log-weights of these, shape (K,).
+
+    Returns:
+        Tensor of shape (C, K).
+    """
     # The columns of the weights are what responsibilities of one component alone give.
     return (classifier.weight.mT + classifier.bias).log_softmax(-1).mT + log_weights

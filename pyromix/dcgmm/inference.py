@@ -1,4 +1,4 @@
-"""What pixels tell about codes: exactly where these form a tree, else by a lower bound."""
+"""Inference of codes from pixels: exact where codes form a tree, else by a lower bound."""
 
 __all__ = ["Posterior", "images_per_block", "infer", "log_prob"]
 
@@ -14,55 +14,64 @@ from .bound import Bound
 from .law import TopDownLaw
 from .tree import Tree
 
-# Numbers that the bound of one block of images may hold at a time (64 MiB of float32).
+# Largest number of entries of the tensors that are kept for a block of images (64 MiB of float32).
 BLOCK_NUMBERS = 2**24
 
 
 class Posterior(Protocol):
-    """What is known about codes given (some of) the pixels of N images."""
+    """The law of codes given all or some of the pixels of N images."""
 
     log_evidence: Tensor
+    """Log-density of these pixels, or a lower bound of it, shape (N,)."""
 
     def marginals(self) -> Tensor:
-        """Probability of every code of the bottom patches, shape (N, P, K)."""
+        """Returns probabilities of all codes of the bottom patches, shape (N, P, K)."""
 
     def draw(self) -> Tensor:
-        """Codes of the bottom patches, shape (N, P)."""
+        """Draws codes of the bottom patches, shape (N, P)."""
 
 
-def infer(law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> Posterior:
-    """Infers codes.
+def infer(law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> Posterior:
+    """Returns the law of codes given pixels, or an approximation of it.
 
     Args:
         law: The law.
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
-    return (Tree if law.architecture.exact else Bound)(law, images, observed)
+    return (Tree if law.architecture.exact else Bound)(law, images, evidence)
 
 
 def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
-    """Log-density of images (N, H, W, C), or a lower bound: shape (N,).
+    """Returns the log-density of images, or a lower bound of it.
 
-    Images are worked on in blocks, which are computed again in the backward pass instead of being
-    kept.
+    Images are processed in blocks. The backward pass computes each block again instead of keeping
+    what it needs of it.
+
+    Args:
+        law: The law.
+        images: Shape (N, H, W, C).
+
+    Returns:
+        Tensor of shape (N,).
     """
     size = images_per_block(law)
     if len(images) <= size or is_traced():
         return infer(law, images).log_evidence
 
-    def evidence(block: Tensor, log_weights: Tensor) -> Tensor:
+    def of_block(block: Tensor, log_weights: Tensor) -> Tensor:
         return infer(law.weighted(log_weights), block).log_evidence
 
     weights = law.log_weights.expand(len(images), -1).split(size)
     parts = zip(images.split(size), weights, strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(evidence, *part, use_reentrant=False) for part in parts])
-    return torch.cat([evidence(*part) for part in parts])
+        return torch.cat([checkpoint(of_block, *part, use_reentrant=False) for part in parts])
+    return torch.cat([of_block(*part) for part in parts])
 
 
 def images_per_block(law: TopDownLaw) -> int:
-    """How many images inference works on together, so that memory stays within bounds."""
+    """Returns how many images are processed together, so that memory stays within bounds."""
     bottom, *above = law.blocks
     numbers = bottom.num_positions * (bottom.num_components + bottom.dim)
     for block in above[:-1]:

@@ -1,4 +1,4 @@
-"""The law of images: codes are drawn from the top down, and choose patches at the bottom."""
+"""The law of images: codes from the top down, then pixels given the codes of the patches."""
 
 __all__ = ["TopDownLaw", "draw", "normal_log_prob", "slices"]
 
@@ -10,26 +10,28 @@ from torch import Tensor
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from .architecture import Architecture, Block
 
-# Centroids above stand for responsibilities below, but training may leave entries below zero.
+# Centroids of layers above the bottom stand for responsibilities of the layer below. Training may
+# leave entries below zero.
 SMALLEST_CONTROL = 1e-6
 
 
 @dataclass(frozen=True)
 class TopDownLaw:
-    """Codes from the top down, and images given codes, for present values of the parameters.
+    """Codes from the top down, and images given codes, for given values of the parameters.
 
-    Images have channels last here: (N, H, W, C).
+    A layer's control is the probabilities of its codes, given those of the layer above. Images
+    have channels last here: (N, H, W, C).
 
     Args:
         architecture: Shapes and wiring.
-        log_weights: Of the top components, shape (K,), or (N, K) for N images.
-        control: For every block but the first: what a code's slices say about codes below, shape
-            (K, J, K below): probabilities, from `slices`.
+        log_weights: Log-weights of the top components, shape (K,), or (N, K) for N images.
+        control: For every block but the first, probabilities of codes below given a code, for
+            each of its J slices: shape (K, J, K below), from `slices`.
         loc: Centroids of the bottom patches, shape (K, D).
-        scale: Standard deviations of the pixels of a chosen patch, shape (K, D); or one, shape
-            (), that all pixels share.
-        sweeps: Of the bound, where the law is not exact.
-        max_codes: Of layers above the bottom that the bound enumerates.
+        scale: Standard deviations of the pixels of a patch given its code, shape (K, D); or one,
+            shape (), that all pixels share.
+        sweeps: Number of sweeps of the bound, where the law is not exact.
+        max_codes: Largest number of codes that the bound enumerates.
     """
 
     architecture: Architecture
@@ -46,17 +48,17 @@ class TopDownLaw:
         return self.architecture.blocks
 
     def weighted(self, log_weights: Tensor) -> "TopDownLaw":
-        """The same with other weights of the top components."""
+        """Returns this law with other log-weights of the top components, (K,) or (N, K)."""
         return replace(self, log_weights=log_weights)
 
     # ---- downwards ------------------------------------------------------------------------
 
     def controls(self, layer: int, codes: Tensor) -> Tensor:
-        """Probabilities of a layer's codes, given those above.
+        """Returns probabilities of a layer's codes, given the codes above.
 
         Args:
             layer: From 0 at the bottom; not the top.
-            codes: Of the layer above, shape (N, P above).
+            codes: Codes of the layer above, shape (N, P above).
 
         Returns:
             Tensor of shape (N, P, K).
@@ -66,11 +68,11 @@ class TopDownLaw:
         return (slices * wiring.weight.unsqueeze(-1)).sum(-2)[:, wiring.group]
 
     def expected_controls(self, layer: int, probabilities: Tensor) -> Tensor:
-        """Probabilities of a layer's codes, given those of codes above.
+        """Returns probabilities of a layer's codes, given probabilities of the codes above.
 
         Args:
             layer: From 0 at the bottom; not the top.
-            probabilities: Of the codes of the layer above, shape (N, P above, K above).
+            probabilities: Those of the layer above, shape (N, P above, K above).
 
         Returns:
             Tensor of shape (N, P, K).
@@ -81,38 +83,53 @@ class TopDownLaw:
         return (slices * wiring.weight.unsqueeze(-1)).sum(-2)[:, wiring.group]
 
     def top_weights(self, num: int) -> Tensor:
-        """Probabilities of the top codes, shape (N, P, K)."""
+        """Returns probabilities of the top codes of N images, shape (N, P, K)."""
         top = self.blocks[-1]
         weights = self.log_weights.softmax(-1).unsqueeze(-2)
         return weights.expand(num, top.num_positions, -1)
 
     def sample_codes(self, num: int) -> list[Tensor]:
-        """Draws of all codes, from the bottom: shapes (N, P)."""
+        """Draws all codes of N images: for every layer, from the bottom, shape (N, P)."""
         codes = [draw(self.top_weights(num))]
         for layer in reversed(range(len(self.blocks) - 1)):
             codes.insert(0, draw(self.controls(layer, codes[0])))
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Mean images (N, H, W, C) given codes of the bottom patches (N, P)."""
+        """Returns mean images (N, H, W, C) given codes of the bottom patches (N, P)."""
         return self._down(self.loc[codes])
 
     def decode_mean(self, probabilities: Tensor) -> Tensor:
-        """Mean images (N, H, W, C) given probabilities of the bottom codes, (N, P, K)."""
+        """Returns mean images (N, H, W, C) given probabilities of the bottom codes (N, P, K)."""
         return self._down(probabilities @ self.loc)
 
     def pixel_scale(self, codes: Tensor) -> Tensor:
-        """Standard deviations of the pixels given codes (N, P), broadcastable to the images."""
+        """Returns standard deviations of the pixels given codes of the bottom patches.
+
+        Args:
+            codes: Shape (N, P).
+
+        Returns:
+            Tensor of shape (N, H, W, C), or () where all pixels share one.
+        """
         return self._down(self.scale[codes]) if self.scale.dim() else self.scale
 
     def sample(self, num: int) -> Tensor:
-        """Draws of images, shape (N, H, W, C)."""
+        """Draws N images, shape (N, H, W, C)."""
         codes = self.sample_codes(num)[0]
         mean = self.decode(codes)
         return mean + self.pixel_scale(codes) * torch.randn_like(mean)
 
     def joint_log_prob(self, images: Tensor, codes: list[Tensor]) -> Tensor:
-        """Log-density of images and their codes, from the bottom: shape (N,)."""
+        """Returns the joint log-density of images and codes.
+
+        Args:
+            images: Shape (N, H, W, C).
+            codes: For every layer, from the bottom, shape (N, P).
+
+        Returns:
+            Tensor of shape (N,).
+        """
         probabilities = [
             self.controls(layer, codes[layer + 1]) for layer in range(len(self.blocks) - 1)
         ]
@@ -123,34 +140,56 @@ class TopDownLaw:
         return total
 
     def _down(self, patches: Tensor) -> Tensor:
+        """Images (N, H, W, C) from vectors of the bottom patches (N, P, D)."""
         bottom = self.blocks[0]
         return bottom.down(patches.unflatten(1, bottom.size))
 
     # ---- upwards --------------------------------------------------------------------------
 
-    def patch_log_prob(self, images: Tensor, observed: Tensor | None = None) -> Tensor:
-        """Log-density of each patch under each of the bottom centroids, (N, P, K): see `exact`.
+    def patch_log_prob(self, images: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Returns the log-density of each patch given each of its codes.
+
+        For patches that do not overlap: their sum is the log-density of the image given codes.
 
         Args:
             images: Shape (N, H, W, C).
-            observed: One for pixels that count, zero for others, of the same shape.
+            evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+                are known.
+
+        Returns:
+            Tensor of shape (N, P, K).
         """
         bottom = self.blocks[0]
         rows = bottom.up(images).reshape(-1, bottom.dim)
-        seen = None if observed is None else bottom.up(observed).reshape(-1, bottom.dim)
+        seen = None if evidence is None else bottom.up(evidence).reshape(-1, bottom.dim)
         scale = self.scale.expand_as(self.loc)
         scores = component_log_prob(rows, self.loc, scale, self.loc.new_zeros(()), seen)
         return scores.reshape(len(images), bottom.num_positions, bottom.num_components)
 
 
 def slices(loc: Tensor, num_slices: int) -> Tensor:
-    """What centroids say about codes below: (K, J * K below) to probabilities (K, J, K below)."""
+    """Returns centroids as probabilities of codes below.
+
+    Args:
+        loc: Centroids, shape (K, J * K below).
+        num_slices: Number of slices J.
+
+    Returns:
+        Tensor of shape (K, J, K below), of which the last dimension sums to 1.
+    """
     parts = loc.unflatten(-1, (num_slices, -1)).clamp(min=SMALLEST_CONTROL)
     return parts / parts.sum(-1, keepdim=True)
 
 
 def draw(probabilities: Tensor) -> Tensor:
-    """Draws of indices from probabilities in the last dimension, which need not sum to 1."""
+    r"""Draws an index with given probabilities.
+
+    Args:
+        probabilities: Shape (\*B, K); they need not sum to 1.
+
+    Returns:
+        Integers of shape (\*B).
+    """
     total = probabilities.cumsum(-1)
     threshold = torch.rand_like(total[..., :1]) * total[..., -1:]
     # An entry of probability zero is never the first whose sum exceeds the threshold.
@@ -158,6 +197,12 @@ def draw(probabilities: Tensor) -> Tensor:
 
 
 def normal_log_prob(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Log-density of independent pixels, summed over all of an image: shape (N,)."""
+    """Returns the log-density of images of independent normal pixels, shape (N,).
+
+    Args:
+        images: Shape (N, H, W, C).
+        mean: Means, of the same shape.
+        scale: Standard deviations, of the same shape or ().
+    """
     terms = ((images - mean) / scale).square() + 2 * scale.log() + LOG_2PI
     return -0.5 * terms.sum((-1, -2, -3))

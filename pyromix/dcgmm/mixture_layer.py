@@ -12,7 +12,7 @@ from .neighbourhood import Neighbourhood
 
 # The published step size suits mixtures of 25 components. A component moves in proportion to its
 # share of the data, so that with more of them each would move more slowly.
-USUAL_COMPONENTS = 25
+PUBLISHED_COMPONENTS = 25
 
 # Steps over which shares are averaged.
 SHARE_STEPS = 100
@@ -58,28 +58,36 @@ class MixtureLayer(nn.Module):
         return self.precision.rsqrt()
 
     def scores(self, values: Tensor) -> Tensor:
-        r"""Log-density of each component plus its log-weight: (\*, D) becomes (\*, K)."""
+        r"""Returns the log-density of each component plus its log-weight.
+
+        Args:
+            values: What the mixture sees, shape (\*S, D).
+
+        Returns:
+            Tensor of shape (\*S, K).
+        """
         rows = values.reshape(-1, self.dim)
         scores = component_log_prob(rows, self.loc, self.scale, self.log_weights)
         return scores.reshape(*values.shape[:-1], self.num_components)
 
     def training_loss(self, values: Tensor, centroids_only: bool) -> tuple[Tensor, Tensor]:
-        r"""What plain SGD minimises: minus the mean over positions of the largest smoothed score.
+        r"""Returns minus the mean over positions of the largest smoothed score, and all scores.
 
         .. math:: -\frac1N \sum_n \max_k \sum_j g_{kj} s_{nj}
 
-        with scores s and weights g of the neighbourhood. Given the winners, it depends on the data
-        through their number and the first two moments for every winner only. So gradients are
-        those of a function of (K, D) numbers, and nothing of the size of the data is kept for
-        them. Those of components whose share of the data is less than that of one of 25 are
-        enlarged to make up for that, by at most K / 25.
+        with scores s and weights g of the neighbourhood. The winner of a position is its component
+        with the largest smoothed score. Given the winners, the loss depends on the data only
+        through the number of positions that each has won and the first two moments of these. So
+        its gradients are those of a function of (K, D) numbers, and no graph of the size of the
+        data is kept. Gradients of components whose share of the data is less than 1 / 25 are
+        enlarged in inverse proportion to it, by at most K / 25.
 
         Args:
-            values: What the mixture sees, shape (\*, D).
+            values: What the mixture sees, shape (\*S, D).
             centroids_only: Whether precisions and weights have gradients of zero.
 
         Returns:
-            The loss, and the scores (\*, K) without a graph.
+            The loss, a scalar, and the scores without a graph, of shape (\*S, K).
         """
         rows = values.reshape(-1, self.dim)
         with torch.no_grad():
@@ -100,8 +108,8 @@ class MixtureLayer(nn.Module):
                 )
             )
             self.share.lerp_(shares.squeeze(-1), 1 / SHARE_STEPS)
-            largest = max(1.0, self.num_components / USUAL_COMPONENTS)
-            rate = 1 / (USUAL_COMPONENTS * self.share).clamp(1 / largest, 1.0).unsqueeze(-1)
+            largest = max(1.0, self.num_components / PUBLISHED_COMPONENTS)
+            rate = 1 / (PUBLISHED_COMPONENTS * self.share).clamp(1 / largest, 1.0).unsqueeze(-1)
         # Gradients of zero, not none: several processes wait for each other's of all parameters.
         others = 0.0 if centroids_only else 1.0
         loc = _scale_gradient(self.loc - centre, rate)
@@ -113,14 +121,14 @@ class MixtureLayer(nn.Module):
         return loss, scores.reshape(*values.shape[:-1], self.num_components)
 
     def _product_scores(self, rows: Tensor, squares: Tensor, centre: Tensor) -> Tensor:
-        """Scores by two products, without the bounds of their rounding errors.
+        """Returns scores of shape (N, K) by two matrix products, faster than `scores`.
 
-        As precisions are clipped, the errors are a small part of a nat, which matters neither for
-        the winner nor for what layers above learn from.
+        Rounding errors are not bounded as there. As precisions are clipped, they are a small part
+        of a nat, which matters neither for the winner nor for what layers above learn from.
 
         Args:
             rows: What the mixture sees, less a centre, shape (N, D).
-            squares: Their squares.
+            squares: Their squares, shape (N, D).
             centre: Shape (D,).
         """
         loc, precision = self.loc - centre, self.precision
@@ -131,11 +139,11 @@ class MixtureLayer(nn.Module):
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Moves precisions beyond the largest one back to it."""
+        """Sets precisions above the largest one to it."""
         self.log_precision.clamp_(max=self.largest)
 
 
 def _scale_gradient(tensor: Tensor, factor: Tensor | float) -> Tensor:
-    """The same tensor, whose gradient is multiplied by a factor on its way back."""
+    """Returns a tensor of equal values, whose gradient is multiplied by a factor."""
     still = tensor.detach()
     return still + factor * (tensor - still)

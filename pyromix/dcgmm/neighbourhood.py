@@ -16,13 +16,12 @@ SMALLEST_WIDTH = 0.01
 
 
 class Neighbourhood(nn.Module):
-    r"""Weights by which components on a grid share what they are responsible for.
+    r"""Weights of a Gaussian filter by which scores are averaged over neighbouring components.
 
-    Components lie on a grid that wraps around. Scores are averaged over it with a Gaussian
-    filter, so that neighbours learn alike, and none is left out; the filter's width shrinks from
-    :math:`0.25 \sqrt{2K}` to nearly nothing whenever the loss is stationary (Gepperth and Pfülb
-    2020). It does so at the latest along a geometric schedule, so that it arrives however few
-    steps there are.
+    Components lie on a grid that wraps around. The filter makes neighbours learn alike, so that
+    no component is left unused. Its width starts at :math:`0.25 \sqrt{2K}`, and shrinks to 0.01
+    whenever the loss is stationary (Gepperth and Pfülb 2020). A geometric schedule bounds it from
+    above, so that it reaches 0.01 in trainings of few steps, too.
 
     Args:
         num_components: Number of components K, on a grid as nearly square as K allows.
@@ -69,14 +68,14 @@ class Neighbourhood(nn.Module):
         return torch.kron(*self.axes)
 
     def smooth(self, values: Tensor) -> Tensor:
-        """Averages over neighbours, of shape (K, D), one axis of the grid after the other."""
+        """Returns averages over neighbours, shape (K, D), of values of the components, (K, D)."""
         rows, columns = self.axes
         along = (columns @ values.unflatten(0, self.grid)).flatten(1)
         return (rows @ along).reshape(values.shape)
 
     @torch.no_grad()
     def limit(self, progress: float) -> None:
-        """Holds the width below its schedule.
+        """Lowers the width to that of the schedule, if it is above.
 
         Args:
             progress: From 0 at the start, to 1 where the smallest width must be reached.
@@ -87,7 +86,11 @@ class Neighbourhood(nn.Module):
 
     @torch.no_grad()
     def observe(self, loss: Tensor) -> None:
-        """Takes note of a step's loss, and shrinks the width if losses are stationary."""
+        """Adds the loss of a step to the average, and shrinks the width if it is stationary.
+
+        Args:
+            loss: The loss, a scalar.
+        """
         self.window += torch.stack([loss.detach().to(self.window), self.window.new_ones(())])
         if int(self.window[1]) < WINDOW:
             return

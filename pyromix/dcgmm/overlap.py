@@ -1,4 +1,4 @@
-"""Codes of overlapping patches, given an image that is their average."""
+"""Factors of overlapping patches, given an image that is their average and noise."""
 
 __all__ = ["PatchGroups"]
 
@@ -9,32 +9,41 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..numerics.diagonal_density import LOG_2PI
-from .architecture import Block
-from .law import TopDownLaw
+from .wiring import WindowStack
 
 
 class PatchGroups:
-    """Updates factors of patches in turn, together for those that do not overlap.
+    """Coordinate ascent in the factors of patches, for those that do not overlap at once.
 
-    A pixel's mean is the average over n patches. Given the factors of the others, a patch's codes
-    see what those leave, and each centroid, divided by n, is a candidate for the rest.
+    A factor is the approximate posterior probabilities of a patch's codes. A pixel's mean is the
+    average over the n patches that hold it. Given the factors of the others, the rest of the image
+    that they leave is compared with each centroid of a patch, divided by n.
 
     Args:
-        law: With one scale for all pixels.
+        patches: The windows, of one size, through which patches are seen.
+        loc: Centroids of patches, shape (K, D).
+        scale: Standard deviation of all pixels, shape ().
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
 
     # Shapes: images N, top components T, rows and columns of a group of patches H' and W',
     # numbers in a patch D, components K.
 
-    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
-        bottom = law.blocks[0]
-        (self.window,) = bottom.steps
-        self.rows, self.columns = bottom.size
+    def __init__(
+        self,
+        patches: WindowStack,
+        loc: Tensor,
+        scale: Tensor,
+        images: Tensor,
+        evidence: Tensor | None = None,
+    ) -> None:
+        (self.window,) = patches.windows
+        self.rows, self.columns = patches.size
         self.images = images.unsqueeze(1)
-        self.observed = None if observed is None else observed.unsqueeze(1)
-        self.loc, self.scale = law.loc, law.scale
+        self.evidence = None if evidence is None else evidence.unsqueeze(1)
+        self.loc, self.scale = loc, scale
         (h, w), (down, right) = self.window.size, self.window.step
         apart = -(-h // down), -(-w // right)  # patches so far apart do not overlap
         self.period = apart[0] * down, apart[1] * right
@@ -43,13 +52,13 @@ class PatchGroups:
             for a in range(min(apart[0], self.rows))
             for b in range(min(apart[1], self.columns))
         ]
-        place = torch.arange(self.rows * self.columns).reshape(bottom.size)
+        place = torch.arange(self.rows * self.columns).reshape(patches.size)
         order = torch.cat([place[group].flatten() for group in self.groups])
         self.restore = order.argsort().to(images.device)
-        share = coverage(law.blocks[0]).reciprocal().to(images)
+        share = patches.coverage.reciprocal().to(images)
         self.share = [self._take(share, group) for group in self.groups]  # (1, H', W', D)
         seen = [
-            share if self.observed is None else share * self._take(self.observed, group)
+            share if self.evidence is None else share * self._take(self.evidence, group)
             for share, group in zip(self.share, self.groups, strict=True)
         ]
         self.seen = seen  # (N or 1, 1, H', W', D), or without the first dimension
@@ -60,10 +69,14 @@ class PatchGroups:
         ]
 
     def start(self, control: Tensor) -> Tensor:
-        """Factors (N, T, P, K) from patches as if each were the only one.
+        """Returns factors of patches as if each were the only one.
 
         Args:
-            control: Logarithms of their control, shape (N, T, P, K).
+            control: Log-probabilities of their codes before the image is seen, shape
+                (N, T, P, K).
+
+        Returns:
+            Tensor of shape (N, T, P, K).
         """
         control = control.unflatten(2, (self.rows, self.columns))
         square = 0.5 * self.loc.square().mT
@@ -83,7 +96,14 @@ class PatchGroups:
         return self._factor()
 
     def sweep(self, control: Tensor) -> Tensor:
-        """Factors (N, T, P, K) after each group was updated once, given the others."""
+        """Returns factors after each group was updated once, given the others.
+
+        Args:
+            control: Log-probabilities of codes before the image is seen, shape (N, T, P, K).
+
+        Returns:
+            Tensor of shape (N, T, P, K).
+        """
         control = control.unflatten(2, (self.rows, self.columns))
         for i, group in enumerate(self.groups):
             share = self.share[i]
@@ -95,14 +115,14 @@ class PatchGroups:
             self.own[i] = own
         return self._factor()
 
-    def expected_log_prob(self, factor: Tensor) -> Tensor:  # noqa: ARG002 - those of the last sweep
-        """Expected log-density of the image, shape (N, T)."""
+    def expected_log_prob(self) -> Tensor:
+        """Returns the expected log-density of the image given the last factors, shape (N, T)."""
         error = (self.images - self.mean).square()
-        if self.observed is None:
+        if self.evidence is None:
             count = error.new_tensor(math.prod(error.shape[2:]))
         else:
-            error = error * self.observed
-            count = self.observed.sum((-1, -2, -3))
+            error = error * self.evidence
+            count = self.evidence.sum((-1, -2, -3))
         total = error.sum((-1, -2, -3))
         for part, own, norms, seen, share in zip(
             self.parts, self.own, self.norms, self.seen, self.share, strict=True
@@ -113,7 +133,7 @@ class PatchGroups:
         return -0.5 * (total / variance + count * (variance.log() + LOG_2PI))
 
     def _factor(self) -> Tensor:
-        """The factors of all patches, in the order of their positions."""
+        """The factors of all patches in the order of their positions, shape (N, T, P, K)."""
         return torch.cat([part.flatten(2, 3) for part in self.parts], 2)[:, :, self.restore]
 
     def _take(self, images: Tensor, group: tuple[slice, slice]) -> Tensor:
@@ -128,7 +148,7 @@ class PatchGroups:
         return cells[..., :h, :, :w, :].transpose(-4, -3).flatten(-3)
 
     def _place(self, patches: Tensor, group: tuple[slice, slice]) -> Tensor:
-        """Images that hold the patches of a group, and zero elsewhere."""
+        """Images (*B, H, W, C) that hold the patches of a group, and are zero elsewhere."""
         (h, w), (rows, columns) = self.window.size, self._extent(group)
         top, left = self._corner(group)
         down, right = self.period
@@ -151,10 +171,3 @@ class PatchGroups:
         """Row and column of the first pixel of a group."""
         down, right = self.window.step
         return group[0].start * down, group[1].start * right
-
-
-def coverage(bottom: Block) -> Tensor:
-    """Number of patches that hold each pixel, shape (1, H, W, C)."""
-    wiring = bottom.wiring
-    count = (wiring.weight > 0).sum(-1)[wiring.group]
-    return count.reshape(1, *bottom.below, 1).expand(-1, -1, -1, bottom.channels)

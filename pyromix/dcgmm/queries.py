@@ -1,47 +1,37 @@
 """What can be asked about images, beside their density."""
 
-__all__ = ["ImageQuestions"]
+__all__ = ["ImageQueries"]
 
-import math
-import warnings
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.checks import as_int, check_positive_int, check_value, check_value_shape, is_traced
-from ..core.module import DistributionModule
+from ..core.checks import (
+    TensorLike,
+    as_int,
+    as_tensor,
+    check_index,
+    check_integers,
+    check_positive_int,
+    check_value_shape,
+)
 from ..numerics.diagonal_density import log_sum_exp
-from .architecture import Architecture
-from .completion import fill, find_known
-from .estimation import Estimation
-from .law import TopDownLaw, draw
-from .mixture_layer import MixtureLayer
-from .outliers import Calibration
-from .sampling import SampleOptions, draw_images
+from .completion import expand_mask, fill, find_evidence, from_array
+from .law import draw
+from .mixture_stack import MixtureStack
+from .sampling import SampleArguments, SampleOptions, check_positive
 
-# Pixels beyond the range of the training data by this share of it are worth a warning.
-MARGIN = 0.5
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class ImageQuestions(DistributionModule):
-    """Layers of mixtures that are read from the bottom up, and complete and vary images.
+class ImageQueries(MixtureStack):
+    """Queries about images: what layers see in them, outliers, clusters, classes, completion."""
 
-    The model that derives from it has the layers, and the law.
-    """
+    # ---- the layers, from the bottom up -----------------------------------------------------
 
-    architecture: Architecture
-    mixtures: nn.ModuleList
-    calibration: Calibration
-    context_calibration: Calibration
-    pixel_range: Tensor
-
-    @property
-    def law(self) -> TopDownLaw:
-        """The law with the present parameters, and gradients to them."""
-        raise NotImplementedError
-
-    def encode(self, value: Tensor) -> tuple[Tensor, ...]:
-        r"""The most responsible components, read from the bottom up.
+    def encode(self, value: TensorLike) -> tuple[Tensor, ...]:
+        r"""Returns the most responsible components, read from the bottom up.
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
@@ -49,18 +39,39 @@ class ImageQuestions(DistributionModule):
         Returns:
             For every layer of mixtures, from the bottom, integers of shape (\*S, positions).
         """
-        value = self._checked(value)
+        value = self._check_images(value)
         with torch.no_grad():
             codes = [
-                scores.argmax(-1).flatten(1)
-                for scores in self._estimation.scores(self._grid(value))
+                scores.argmax(-1).flatten(1) for scores in self._reader.scores(self._grid(value))
             ]
         return tuple(code.reshape(*value.shape[:-3], code.shape[-1]) for code in codes)
 
-    # ---- the layers, from the bottom up -----------------------------------------------------
+    def decode(self, codes: TensorLike) -> Tensor:
+        r"""Returns mean images given the codes of the bottom patches.
 
-    def layer_log_likelihoods(self, value: Tensor) -> tuple[Tensor, ...]:
-        r"""Log-likelihood of what every layer of mixtures sees at each of its positions.
+        Args:
+            codes: Integers, shape (\*S, positions), such as the first of `encode`.
+
+        Returns:
+            Tensor of shape ``(*S, C, H, W)``.
+
+        Raises:
+            ValueError: For codes of another shape or out of range.
+        """
+        bottom = self.architecture.blocks[0]
+        found = from_array(codes, self._like.device)
+        positions = found.shape[-1:] if isinstance(found, Tensor) else None
+        if positions != (bottom.num_positions,) or found.dtype not in INTEGERS:
+            raise ValueError(
+                f"Expected integer codes of shape (*S, {bottom.num_positions}), as encode(x)[0] "
+                f"returns them, got {getattr(found, 'shape', found)!r}."
+            )
+        found = check_integers("codes", found, 0, bottom.num_components - 1).long()
+        images = self._image(self.law.decode(found.reshape(-1, bottom.num_positions)))
+        return images.reshape(*found.shape[:-1], *self.event_shape)
+
+    def layer_log_likelihoods(self, value: TensorLike) -> tuple[Tensor, ...]:
+        r"""Returns the log-likelihood of what every layer sees at each of its positions.
 
         .. math:: \log \sum_k \pi_k N_k(A_{hw})  \qquad \text{(eq. 5)}
 
@@ -70,39 +81,48 @@ class ImageQuestions(DistributionModule):
         Returns:
             For every layer of mixtures, from the bottom, a tensor of shape (\*S, rows, columns).
         """
-        value = self._checked(value)
+        value = self._check_images(value)
         return tuple(
             log_sum_exp(scores).reshape(*value.shape[:-3], *scores.shape[1:3])
-            for scores in self._estimation.scores(self._grid(value))
+            for scores in self._reader.scores(self._grid(value))
         )
 
-    def score(self, value: Tensor) -> Tensor:
-        r"""Log-likelihood of the top layer, summed over its positions: shape (\*S).
+    def score(self, value: TensorLike) -> Tensor:
+        r"""Returns the log-likelihood of the top layer, summed over its positions.
 
-        The lower, the less does an image look like the training data. It is no density of images:
-        that is `log_prob`.
+        The lower it is, the less does an image look like the training data. It is no density of
+        images: that is `log_prob`.
+
+        Args:
+            value: Images, shape ``(*S, C, H, W)``.
+
+        Returns:
+            Tensor of shape (\*S).
         """
         return self.layer_log_likelihoods(value)[-1].sum((-1, -2))
 
-    def calibrate(self, data: Tensor, batch_size: int = 256) -> None:
-        """Takes note of the mean and spread of each layer's and position's log-likelihood.
+    def calibrate(self, data: TensorLike, batch_size: int = 256) -> None:
+        """Measures images that are no outliers; `is_outlier` and `outlier_map` compare with them.
 
-        So it does of how well they agree with what the top layer expects of them.
+        For each layer and position it keeps mean and standard deviation of the log-likelihood, and
+        of how well responsibilities agree with those that the top layer expects there.
 
         Args:
-            data: Images that are no outliers, such as the training data, shape (N, C, H, W).
-            batch_size: Images that are worked on together.
+            data: Images such as the training data, shape (N, C, H, W).
+            batch_size: Number of images that are processed together.
 
         Raises:
             ValueError: For fewer than two images.
         """
-        data = self._checked(data).reshape(-1, *self.event_shape)
+        data = self._check_images(data).reshape(-1, *self.event_shape)
         batches = self._grid(data).split(check_positive_int("batch_size", batch_size))
         with torch.no_grad():
-            self._estimation.calibrate(list(batches))
+            self._reader.calibrate(list(batches))
 
-    def is_outlier(self, value: Tensor, threshold: float = 2.0) -> Tensor:
-        r"""Whether images are unlike those of `calibrate`, at any of the top positions (eq. 6).
+    def is_outlier(self, value: TensorLike, threshold: float = 2.0) -> Tensor:
+        r"""Returns whether images are unlike those of `calibrate` (eq. 6).
+
+        They are, if the log-likelihood at any position of the top layer is far below its mean.
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
@@ -114,48 +134,52 @@ class ImageQuestions(DistributionModule):
         Raises:
             RuntimeError: Before `calibrate`.
         """
-        value = self._checked(value)
+        value = self._check_images(value)
         with torch.no_grad():
-            estimation = self._estimation
-            deviations = estimation.deviations(estimation.scores(self._grid(value)), -1)
+            reader = self._reader
+            deviations = reader.deviations(reader.scores(self._grid(value)), -1)
             return (deviations > threshold).any(-1).any(-1).reshape(value.shape[:-3])
 
-    def outlier_map(self, value: Tensor, layer: int = 0, context: bool = False) -> Tensor:
-        r"""How unlike those of `calibrate` each place of an image is.
+    def outlier_map(self, value: TensorLike, layer: int = 0, context: bool = False) -> Tensor:
+        r"""Returns how unlike the images of `calibrate` every pixel's surroundings are.
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
-            layer: Layer of mixtures, from 0 at the bottom.
-            context: Whether a place is judged by how well the codes that it shows agree with what
-                the top layer, which saw all of the image, expects there, instead of by their
-                likelihood: this finds, say, that the middle of a stroke is blank. Not for the top
-                layer.
+            layer: Layer of mixtures, from 0 at the bottom, or from -1 at the top.
+            context: Whether to measure how well responsibilities agree with those that the top
+                layer, which has seen all of the image, expects at this position, instead of the
+                log-likelihood. This finds that the middle of a stroke is blank, for example. Not
+                for the top layer.
 
         Returns:
-            Standard deviations by which likelihood or agreement falls short of its mean, averaged
-            over the windows that see a pixel: shape ``(*S, H, W)``.
+            Number of standard deviations by which log-likelihood or agreement is below its mean,
+            averaged over the windows that see a pixel: shape ``(*S, H, W)``.
 
         Raises:
             RuntimeError: Before `calibrate`.
             ValueError: For a layer that there is not, or the context of the top layer.
         """
-        count, index = len(self.architecture.blocks), as_int(layer)
-        if index is None or not -count <= index < count:
-            raise ValueError(f"Expected a layer of mixtures from 0 to {count - 1}, got {layer!r}.")
-        layer = index % count
+        count = len(self.architecture.blocks)
+        layer = check_index("layer", layer, count)
         if context and layer == count - 1:
             raise ValueError(
                 "Expected a layer below the top with context=True: nothing is above the top."
             )
-        value, estimation = self._checked(value), self._estimation
+        value, reader = self._check_images(value), self._reader
         with torch.no_grad():
-            scores = estimation.scores(self._grid(value))
-            deviations = estimation.deviations(scores, layer, context)
-            pixels = estimation.over_pixels(deviations, layer)
+            scores = reader.scores(self._grid(value))
+            measure = reader.context_deviations if context else reader.deviations
+            pixels = reader.over_pixels(measure(scores, layer), layer)
         return pixels.reshape(*value.shape[:-3], *value.shape[-2:])
 
-    def cluster(self, value: Tensor) -> Tensor:
-        r"""The most responsible top component: integers of shape (\*S).
+    def cluster(self, value: TensorLike) -> Tensor:
+        r"""Returns the most responsible component of the top layer.
+
+        Args:
+            value: Images, shape ``(*S, C, H, W)``.
+
+        Returns:
+            Integers of shape (\*S).
 
         Raises:
             ValueError: If the top layer has several positions.
@@ -168,36 +192,36 @@ class ImageQuestions(DistributionModule):
             )
         return codes.squeeze(-1)
 
-    # ---- questions --------------------------------------------------------------------------
+    # ---- completion and variation -----------------------------------------------------------
 
     def inpaint(
         self,
-        value: Tensor,
-        mask: Tensor | None = None,
+        value: TensorLike,
+        mask: TensorLike | None = None,
         num_samples: int | None = None,
         *,
         threshold: float = 3.0,
         temperature: float = 1.0,
         noise: bool = False,
     ) -> Tensor:
-        r"""Completes images whose pixels are partly missing or corrupted.
+        r"""Returns images in which missing or corrupted pixels are replaced.
 
-        Codes are inferred from the pixels that are known, under the law: exactly, or in the
-        approximation behind `log_prob`.
+        Codes are inferred from the evidence, the pixels that are known, under the law: exactly,
+        or in the approximation behind `log_prob`.
 
         Args:
-            value: Images, shape ``(*S, C, H, W)``. Where the mask says that pixels are unknown
-                they are not looked at, and may be NaN.
+            value: Images, shape ``(*S, C, H, W)``. Pixels that the mask says are unknown are not
+                used, and may be NaN.
             mask: True where pixels are known, shape ``(*S, H, W)``, or one that broadcasts to the
-                images'. Without one, they are taken to be corrupted where the `outlier_map` of
+                images'. Without one, pixels are taken to be corrupted where the `outlier_map` of
                 the bottom layer, by itself or in context, exceeds `threshold`: repeatedly, as
-                what they are completed to tells the top layer more.
+                the completed image tells the top layer more.
             num_samples: Number of draws of what is missing; by default its mean is returned.
             threshold: Standard deviations at which corruption begins, without a mask.
             temperature: By what to multiply the variances of known pixels in the inference. The
-                law takes the errors of neighbouring pixels for independent, and is more certain of
-                what an image is than it should be: means of several candidates are nearer on
-                average.
+                law treats the errors of neighbouring pixels as independent, and so is more certain
+                of the codes than it should be. With a temperature above one, the result is a mean
+                over more codes, which is nearer to the true image on average.
             noise: Whether draws get the pixels' noise.
 
         Returns:
@@ -208,55 +232,46 @@ class ImageQuestions(DistributionModule):
                 Without a mask, for a bottom layer that sees the image as one patch.
             RuntimeError: Without a mask, before `calibrate`.
         """
-        value = check_value_shape(self, value, like=self._like)
+        value = check_value_shape(self, as_tensor("value", value, like=self._like))
         if num_samples is not None:
             num_samples = check_positive_int("num_samples", num_samples)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"Expected a positive, finite temperature, got {temperature}.")
+        check_positive("temperature", temperature)
         with torch.no_grad():
             if mask is None:
-                known = self._image(self._find_known(self._checked(value), threshold))
-                known = known.reshape(value.shape)
+                grid = self._grid(self._check_images(value))
+                evidence = self._image(find_evidence(self._reader, grid, threshold))
+                evidence = evidence.reshape(value.shape)
             else:
-                known = self._known(value, mask)
+                evidence = expand_mask(mask, value)
             blank = float(value.new_zeros(()).clamp(*self.pixel_range))
-            images = self._checked(torch.where(known, value, blank))
-            grids = self._grid(images), self._grid(known)
+            images = self._check_images(torch.where(evidence, value, blank))
+            grids = self._grid(images), self._grid(evidence)
             filled = fill(self.law, *grids, num_samples, temperature, noise)
             filled = self._image(filled).reshape(len(filled), *value.shape)
-            completed = torch.where(known, value, filled)
+            completed = torch.where(evidence, value, filled)
         return completed.squeeze(0) if num_samples is None else completed
 
     def variants(
         self,
-        value: Tensor,
+        value: TensorLike,
         similarity: int = 1,
         num_samples: int = 8,
-        *,
-        top_s: int | None = None,
-        temperature: float = 1.0,
-        sharpen_steps: int = 0,
-        sharpen_rate: float | None = None,
-        noise: bool = False,
+        **options: Unpack[SampleArguments],
     ) -> Tensor:
-        r"""Draws images like given ones (the paper's section II-B6).
+        r"""Draws images like given ones, without a graph (the paper's section II-B6).
 
         Args:
             value: Images, shape ``(*S, C, H, W)``.
-            similarity: In how many layers of mixtures, from the top, codes are drawn given the
-                image; below them they are drawn from the top down. Zero: all are.
+            similarity: Number of layers of mixtures, from the top, whose codes are drawn given
+                the image. Those of the layers below are drawn from the top down; with 0, all are.
             num_samples: Number of draws for each image.
-            top_s: See `sample`; so are the others.
-            temperature: See `sample`.
-            sharpen_steps: See `sample`.
-            sharpen_rate: See `sample`.
-            noise: See `sample`.
+            options: Those of `sample`; `noise` is False by default.
 
         Returns:
             Tensor of shape ``(num_samples, *S, C, H, W)``.
 
         Raises:
-            ValueError: For a similarity that is no number of layers.
+            ValueError: For a similarity that is no number of layers, or options out of range.
         """
         layers = len(self.architecture.blocks)
         num_samples = check_positive_int("num_samples", num_samples)
@@ -265,86 +280,15 @@ class ImageQuestions(DistributionModule):
                 f"Expected a similarity from 0 to {layers}, the number of layers of mixtures, got "
                 f"{similarity!r}."
             )
-        options = SampleOptions(top_s, temperature, sharpen_steps, sharpen_rate, noise)
-        value = self._checked(value)
+        options.setdefault("noise", False)
+        checked = SampleOptions(**options)
+        value = self._check_images(value)
         with torch.no_grad():
-            law = self.law
             activities = [
                 scores.softmax(-1).flatten(1, 2).repeat(num_samples, 1, 1)
-                for scores in reversed(self._estimation.scores(self._grid(value)))
+                for scores in reversed(self._reader.scores(self._grid(value)))
             ]
+            law = self.law
             top = draw(activities[0] if similarity else law.top_weights(len(activities[0])))
-            given = activities[1:similarity]
-            images = draw_images(law, self._mixtures, top, options, given)
-        return self._image(images).reshape(num_samples, *value.shape)
-
-    # ---- helpers ---------------------------------------------------------------------------
-
-    @property
-    def _mixtures(self) -> list[MixtureLayer]:
-        return list(self.mixtures)  # type: ignore[arg-type]
-
-    @property
-    def _estimation(self) -> Estimation:
-        return Estimation(self.law, self._mixtures, self.calibration, self.context_calibration)
-
-    @property
-    def _like(self) -> Tensor:
-        return self._mixtures[0].loc
-
-    def _grid(self, images: Tensor) -> Tensor:
-        """Images (*S, C, H, W) as (N, H, W, C)."""
-        return images.reshape(-1, *self.event_shape).movedim(1, -1)
-
-    def _image(self, grid: Tensor) -> Tensor:
-        """Channels last to channels first."""
-        return grid.movedim(-1, -3)
-
-    def _checked(self, value: Tensor) -> Tensor:
-        """Checks images, and warns of pixels that are far from those of training."""
-        value = check_value(self, value, like=self._like)
-        if not is_traced() and value.numel():
-            low, high = (float(t) for t in self.pixel_range)
-            least, most = (float(t) for t in value.detach().aminmax())
-            margin = MARGIN * (high - low)
-            if least < low - margin or most > high + margin:
-                warnings.warn(
-                    f"Pixels range from {least:.3g} to {most:.3g}, those of the training data "
-                    f"from {low:.3g} to {high:.3g}. Scale images as for training.",
-                    stacklevel=3,
-                )
-        return value
-
-    def _find_known(self, value: Tensor, threshold: float) -> Tensor:
-        """Which pixels are not corrupted: a boolean tensor (N, H, W, C)."""
-        if self.architecture.blocks[0].num_positions == 1:
-            raise ValueError(
-                "Expected a mask: the bottom layer sees the image as one patch, and cannot say "
-                "which part of it is corrupted. Use smaller windows for that."
-            )
-        return find_known(self._estimation, self._grid(value), threshold)
-
-    def _known(self, value: Tensor, mask: Tensor) -> Tensor:
-        """Which pixels are known: a boolean tensor of the shape of the images."""
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise ValueError(
-                "Expected a boolean mask, True where pixels are known; pass mask.bool()."
-            )
-        if value.dim() > 3 and mask.shape == (*value.shape[:-3], *value.shape[-2:]):
-            if mask.shape[-3] == value.shape[-3] > 1:
-                raise ValueError(
-                    f"Expected a mask that says whether it is of images or of channels, got shape "
-                    f"{tuple(mask.shape)}, and there are as many of both. Insert a dimension of "
-                    f"size 1."
-                )
-            mask = mask.unsqueeze(-3)
-        try:
-            known = mask.expand(value.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"Expected a mask that broadcasts to the images' shape {tuple(value.shape)}, got "
-                f"{tuple(mask.shape)}."
-            ) from None
-        if bool((known & value.isnan()).any()):
-            raise ValueError("Expected no NaN among the pixels that the mask calls known.")
-        return known
+            images = self._draw(law, top, checked, activities[1:similarity])
+        return images.reshape(num_samples, *value.shape)

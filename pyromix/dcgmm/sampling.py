@@ -1,36 +1,56 @@
-"""How images are drawn for the eye: fewer candidates, sharper ones, without noise."""
+"""Draws of images, from the law or with options: fewer codes, sharper images, no noise."""
 
-__all__ = ["SampleOptions", "draw_images"]
+__all__ = ["SampleArguments", "SampleOptions", "draw_images"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_count, check_positive_int
-from .architecture import Block
+from ..core.checks import Check, check_arguments, check_count, check_positive_int, number, optional
 from .law import TopDownLaw, draw
 from .mixture_layer import MixtureLayer
+from .wiring import WindowStack
+
+
+class SampleArguments(TypedDict, total=False):
+    """Keyword arguments of methods that draw images: `DCGMM.sample` describes them."""
+
+    top_s: int | None
+    temperature: float
+    sharpen_steps: int
+    sharpen_rate: float | None
+    noise: bool
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Checks that an argument is a positive, finite number, and returns it.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not number()(name, value) > 0:
+        raise ValueError(f"Expected a positive, finite {name}, got {value}.")
+    return value
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What `DCGMM.sample` may be asked to do otherwise than the law does.
-
-    Args:
-        top_s: How many of the likeliest codes take part at each position below the top.
-        temperature: Controls are raised to the inverse of it before codes are drawn.
-        sharpen_steps: Steps of gradient ascent in the likelihood of what each folding or pooling
-            hands down (the paper's section II-B3).
-        sharpen_rate: Step size of that; by default 2 over the largest precision, which is the
-            paper's 0.1 for 20.
-        noise: Whether pixels get their noise.
+    """Options of draws, checked: `DCGMM.sample` describes them. The default is to follow the law.
 
     Raises:
-        ValueError: For numbers out of range.
+        ValueError: For options out of range.
     """
+
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        "top_s": optional(check_positive_int),
+        "temperature": check_positive,
+        "sharpen_steps": check_count,
+        "sharpen_rate": optional(check_positive),
+    }
 
     top_s: int | None = None
     temperature: float = 1.0
@@ -39,16 +59,10 @@ class SampleOptions:
     noise: bool = True
 
     def __post_init__(self) -> None:
-        if self.top_s is not None:
-            check_positive_int("top_s", self.top_s)
-        check_count("sharpen_steps", self.sharpen_steps)
-        for name in ("temperature", "sharpen_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Expected a positive, finite {name}, got {value}.")
+        check_arguments(self.argument_checks, vars(self))
 
     def choose(self, control: Tensor) -> Tensor:
-        """Draws codes (N, P) from their control (N, P, K)."""
+        """Draws codes, shape (N, P), given their probabilities, shape (N, P, K)."""
         if self.temperature != 1:
             # Relative to the largest, as small powers of small numbers vanish.
             control = (control / control.amax(-1, keepdim=True)) ** (1 / self.temperature)
@@ -64,25 +78,25 @@ def draw_images(
     mixtures: Sequence[MixtureLayer],
     top: Tensor,
     options: SampleOptions,
-    activities: Sequence[Tensor] = (),
+    given: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Images from the top down.
+    """Draws images from the top down, without a graph.
 
     Args:
         law: The law.
         mixtures: Its layers, whose likelihood guides sharpening.
         top: Codes of the top positions, shape (N, P).
-        options: What to do otherwise than the law.
-        activities: Controls that replace those of the highest layers below the top, from the
-            highest downwards: shapes (N, P, K).
+        options: How draws differ from those of the law.
+        given: Probabilities of codes that replace those of the highest layers below the top, from
+            the highest downwards: shapes (N, P, K).
 
     Returns:
         Tensor of shape (N, H, W, C).
     """
     codes = top
     for depth, layer in enumerate(reversed(range(len(law.blocks) - 1))):
-        if depth < len(activities):
-            control = activities[depth]
+        if depth < len(given):
+            control = given[depth]
         else:
             control = law.controls(layer, codes)
             if options.sharpen_steps:
@@ -99,17 +113,28 @@ def draw_images(
     return images
 
 
-def sharpen(values: Tensor, block: Block, mixture: MixtureLayer, options: SampleOptions) -> Tensor:
-    """Climbs the likelihood of values (N, H, W, C) under the mixtures above them.
+def sharpen(
+    values: Tensor, windows: WindowStack, mixture: MixtureLayer, options: SampleOptions
+) -> Tensor:
+    """Returns values after gradient ascent in their likelihood under the mixtures above them.
+
+    Args:
+        values: Shape (N, H, W, C).
+        windows: The windows between them and the mixtures.
+        mixture: The mixtures.
+        options: Number of steps and their size.
+
+    Returns:
+        Tensor of shape (N, H, W, C).
 
     Raises:
-        ValueError: If steps are too large for it.
+        ValueError: If the steps are so large that values are no longer finite.
     """
     rate = 2 * math.exp(-mixture.largest) if options.sharpen_rate is None else options.sharpen_rate
     for _ in range(options.sharpen_steps):
         with torch.enable_grad():
             values = values.detach().requires_grad_()
-            likelihood = mixture.scores(block.up(values)).logsumexp(-1)
+            likelihood = mixture.scores(windows.up(values)).logsumexp(-1)
             (slope,) = torch.autograd.grad(likelihood.mean((-1, -2)).sum(), values)
         values = values.detach() + rate * slope
     if not bool(values.isfinite().all()):

@@ -11,19 +11,21 @@ from .wiring import Wiring
 
 
 class Tree:
-    """Sums over all codes, as every patch and every code hangs on a single code above.
+    """Sums over all codes, as every patch and every code depends on a single code above.
 
-    Going up, what lies under a position is summed up in one number for each of its codes.
+    On the way up, messages are computed: the log-likelihood, for each code of a position, of all
+    patches below that position.
 
     Args:
-        law: Whose architecture is exact.
+        law: A law whose architecture is exact.
         images: Shape (N, H, W, C).
-        observed: One for pixels that count, zero for others, of the same shape.
+        evidence: 1 for pixels that are known, 0 for others, shape (N, H, W, C); by default all
+            are known.
     """
 
-    def __init__(self, law: TopDownLaw, images: Tensor, observed: Tensor | None = None) -> None:
+    def __init__(self, law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> None:
         self.law = law
-        messages = [law.patch_log_prob(images, observed)]
+        messages = [law.patch_log_prob(images, evidence)]
         self.links: list[tuple[Tensor, Tensor]] = []
         for layer, control in enumerate(law.control):
             wiring = law.blocks[layer + 1].wiring.to(law.loc)
@@ -38,7 +40,7 @@ class Tree:
         self.log_evidence = log_sum_exp(self.top).sum(-1)
 
     def marginals(self) -> Tensor:
-        """Probability of every code of the bottom patches, shape (N, P, K)."""
+        """Returns probabilities of all codes of the bottom patches, shape (N, P, K)."""
         probability = self.top.softmax(-1)
         for message, (table, parent) in self._down():
             above = probability[:, parent]  # (N, P, K above)
@@ -49,7 +51,7 @@ class Tree:
         return probability
 
     def draw(self) -> Tensor:
-        """Codes of the bottom patches, shape (N, P)."""
+        """Draws codes of the bottom patches, shape (N, P)."""
         codes = draw(self.top.softmax(-1))
         for message, (table, parent) in self._down():
             position = torch.arange(len(parent), device=codes.device)
@@ -58,15 +60,16 @@ class Tree:
         return codes
 
     def _down(self) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        """Messages of all layers but the top, and their links to the layer above, downwards."""
         return list(zip(self.messages[:-1], self.links, strict=True))[::-1]
 
 
 def link(control: Tensor, wiring: Wiring) -> tuple[Tensor, Tensor]:
-    """Probabilities of codes below given the one above, and which that is.
+    """Returns probabilities of codes below given the one above, and the position of that one.
 
     Args:
-        control: Of the slices, shape (K, J, K below).
-        wiring: Whose positions below have a single parent.
+        control: Probabilities of codes below, for every slice, shape (K, J, K below).
+        wiring: A wiring whose positions below have a single parent.
 
     Returns:
         Tables of shape (P below, K, K below), and positions above of shape (P below,).
@@ -76,6 +79,14 @@ def link(control: Tensor, wiring: Wiring) -> tuple[Tensor, Tensor]:
 
 
 def log_matmul(message: Tensor, table: Tensor) -> Tensor:
-    """Sums out codes below: (N, P, K below) and (P, K, K below) to (N, P, K)."""
+    """Returns the log-likelihood of codes above, by a sum over the codes below.
+
+    Args:
+        message: Log-likelihood of codes below, shape (N, P, K below).
+        table: Probabilities of these given a code above, shape (P, K, K below).
+
+    Returns:
+        Tensor of shape (N, P, K).
+    """
     largest = message.detach().amax(-1, keepdim=True)
     return torch.einsum("npb,pab->npa", (message - largest).exp(), table).log() + largest

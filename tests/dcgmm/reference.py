@@ -155,7 +155,7 @@ class Slow:
         return [self.restrict(place) for row in rows for place in row]
 
     def expected_control(self, layer, activities):
-        """The same as `control`, expected over codes with probabilities [row][column][code]."""
+        """Expectation of `control` over codes with probabilities [row][column][code]."""
         below = self.components[layer - 1]
         signals = [self._slices(vector, below) for vector in self.mixtures[layer]["loc"]]
 

@@ -1,5 +1,6 @@
 """Draws: their codes against the sum over all, their noise, and what changes them on request."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import chisquare
 
 from pyromix import DCGMM
 from pyromix.dcgmm import GMM, Folding
+from pyromix.dcgmm.sampling import SampleArguments, SampleOptions
 from pyromix.testing import goodness_of_fit
 
 from .models import build, close, kinds
@@ -176,6 +178,28 @@ def test_sharpening_settles_what_windows_disagree_on():
 
 
 # ---- what is given ----------------------------------------------------------------------------
+
+
+def test_options_are_declared_alike():
+    """Once for type checkers, and once with defaults and checks."""
+    assert SampleArguments.__annotations__ == {
+        field.name: field.type for field in dataclasses.fields(SampleOptions)
+    }
+
+
+@pytest.mark.parametrize("call", ["sample", "variants", "sample_class"])
+def test_unknown_options(call):
+    model = build("pixels", num_classes=2)
+    arguments = {"sample": (), "variants": (model.sample(),), "sample_class": (1,)}[call]
+    with pytest.raises(TypeError, match="top_k"):
+        getattr(model, call)(*arguments, top_k=3)
+
+
+def test_moments_and_pathwise_gradients_are_not_available():
+    model = build("pixels")
+    for ask in (lambda: model.mean, lambda: model.variance, lambda: model.rsample((2,))):
+        with pytest.raises(NotImplementedError, match="draw"):
+            ask()
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,17 @@ def test_shapes():
     assert law.expand((4, 2, 3)).sample().shape == (4, 2, 3, *model.event_shape)
 
 
+def test_conditioned_laws_follow_training():
+    """They share the parameters, also where these change in place."""
+    model = labelled("tree: one layer")
+    law, x = model.condition(1), images_for(model)
+    before = law.log_prob(x).detach()
+    with torch.no_grad():
+        model.mixtures[0].loc.add_(0.1)
+    assert not torch.equal(law.log_prob(x), before)
+    close(law.log_prob(x), model.condition(1).log_prob(x))
+
+
 CHECKED = ("shapes", "expand", "mask", "to_event", "deterministic", "normalized_in_expectation")
 CHECKED += ("stein_identity", "copies", "pyro_model")
 

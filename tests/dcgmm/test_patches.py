@@ -1,9 +1,12 @@
 """Windows over images and back: against loops."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
-from pyromix.dcgmm import Folding, Pooling
+from pyromix.dcgmm import Folding, Pooling, patches
 from pyromix.dcgmm.patches import (
     average_patches,
     average_pooled,
@@ -39,17 +42,25 @@ POOLINGS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "size"), DISJOINT + OVERLAPPING)
+# Of folding and of pooling: up and down, here and by loops.
+WAYS = {
+    Folding: (extract_patches, average_patches, reference.fold, reference.unfold),
+    Pooling: (max_pool, average_pooled, reference.pool, reference.unpool),
+}
+
+
+@pytest.mark.parametrize(("window", "size"), DISJOINT + OVERLAPPING + POOLINGS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_folding_against_loops(layer, size, channels):
+def test_windows_against_loops(window, size, channels):
+    up, down, slow_up, slow_down = WAYS[type(window)]
     images = torch.randn(2, *size, channels)
-    patches = extract_patches(images, layer)
-    assert patches.shape[1:3] == count_windows(size, layer)
-    expected = torch.tensor([reference.fold(image, layer) for image in images.tolist()])
-    assert torch.equal(patches, expected)
-    said = torch.randn_like(patches)  # what windows say differs where they overlap
-    back = average_patches(said, layer, size)
-    expected = torch.tensor([reference.unfold(p, layer, size) for p in said.tolist()])
+    seen = up(images, window)
+    assert seen.shape[1:3] == count_windows(size, window)
+    expected = torch.tensor([slow_up(image, window) for image in images.tolist()])
+    assert torch.equal(seen, expected)
+    said = torch.randn_like(seen)  # what windows say differs where they overlap
+    back = down(said, window, size)
+    expected = torch.tensor([slow_down(part, window, size) for part in said.tolist()])
     torch.testing.assert_close(back, expected, atol=1e-14, rtol=1e-14)
 
 
@@ -72,19 +83,6 @@ def test_overlapping_folding_of_one_image_is_undone(layer, size):
     torch.testing.assert_close(back, images, atol=1e-14, rtol=1e-14)
 
 
-@pytest.mark.parametrize(("layer", "size"), POOLINGS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pooling_against_loops(layer, size, channels):
-    images = torch.randn(2, *size, channels)
-    pooled = max_pool(images, layer)
-    assert pooled.shape[1:3] == count_windows(size, layer)
-    expected = torch.tensor([reference.pool(image, layer) for image in images.tolist()])
-    assert torch.equal(pooled, expected)
-    back = average_pooled(pooled, layer, size)
-    expected = torch.tensor([reference.unpool(p, layer, size) for p in pooled.tolist()])
-    torch.testing.assert_close(back, expected, atol=1e-14, rtol=1e-14)
-
-
 def test_disjoint_pooling_repeats_values():
     """The paper's nearest neighbour."""
     pooled = torch.randn(2, 2, 3, 4)
@@ -96,3 +94,14 @@ def test_folding_puts_rows_first_and_channels_last():
     image = torch.arange(12.0).reshape(1, 2, 3, 2)
     patches = extract_patches(image, Folding((2, 2), 1))
     assert patches[0, 0, 1].tolist() == [2, 3, 4, 5, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("name", ["patches", "wiring", "overlap"])
+def test_windows_need_nothing_of_mixtures(name):
+    """So that other models of images can share them."""
+    tree = ast.parse(Path(patches.__file__).with_name(f"{name}.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert imports
+    for node in imports:
+        shared = node.level == 2 and node.module.partition(".")[0] in ("core", "numerics")
+        assert shared or (node.level == 1 and node.module in ("patches", "wiring"))

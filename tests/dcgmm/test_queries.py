@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
@@ -350,3 +351,78 @@ def test_what_is_missing_is_in_no_units():
     model.inpaint(torch.where(mask, x, math.nan), mask)
     with pytest.warns(UserWarning, match="Pixels range"):
         model.inpaint(torch.where(mask, 10 * x, math.nan), mask)
+
+
+# ---- arrays and lists -------------------------------------------------------------------------
+
+
+def reversed_twice(x):
+    """An array of equal values that lies backwards in memory, and cannot be written to."""
+    if x.dim() == 1:  # labels
+        return x.numpy()
+    array = np.ascontiguousarray(x.numpy()[::-1])[::-1]
+    array.setflags(write=False)
+    return array
+
+
+FORMS = {"array": lambda x: x.numpy(), "reversed": reversed_twice, "list": lambda x: x.tolist()}
+
+# With images x, a mask, labels y and the codes z of the bottom layer, each in one of the forms.
+ASKED = {
+    "score": lambda m, x, mask, y, z: m.score(x),
+    "layer_log_likelihoods": lambda m, x, mask, y, z: m.layer_log_likelihoods(x),
+    "encode": lambda m, x, mask, y, z: m.encode(x),
+    "decode": lambda m, x, mask, y, z: m.decode(z),
+    "cluster": lambda m, x, mask, y, z: m.cluster(x),
+    "classify": lambda m, x, mask, y, z: m.classify(x),
+    "class_log_prob": lambda m, x, mask, y, z: m.class_log_prob(x),
+    "is_outlier": lambda m, x, mask, y, z: m.is_outlier(x),
+    "outlier_map": lambda m, x, mask, y, z: m.outlier_map(x, context=True),
+    "calibrate": lambda m, x, mask, y, z: calibrated(m, x).outlier_map(x),
+    "inpaint": lambda m, x, mask, y, z: m.inpaint(x, mask),
+    "inpaint without a mask": lambda m, x, mask, y, z: m.inpaint(x),
+    "variants": lambda m, x, mask, y, z: m.variants(x),
+    "sample_class": lambda m, x, mask, y, z: m.sample_class(y),
+    "condition": lambda m, x, mask, y, z: m.condition(y).sample(),
+    "loss": lambda m, x, mask, y, z: m.loss((x, y)),
+    "loss by keys": lambda m, x, mask, y, z: m.loss({"value": x, "context": y}),
+    "initialize": lambda m, x, mask, y, z: m.initialize((x, y)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("asked", ASKED)
+def test_arrays_and_lists_stand_for_tensors(asked, form):
+    model = build("pixels", num_classes=3, max_precision=1000.0)
+    x, mask = model.sample((6,)), torch.rand(6, 4, 4) < 0.7
+    model.calibrate(x)
+    given = x, mask, torch.arange(6) % 3, model.encode(x)[0]
+    results = []
+    for parts in (given, [FORMS[form](part) for part in given]):
+        torch.manual_seed(0)
+        results.append(ASKED[asked](model, *parts))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    assert model.pixel_range.isfinite().all() == (asked == "initialize")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x: m.score([[1.0], [1.0, 2.0]]), "different lengths"),
+        (lambda m, x: m.score("image"), "Give numbers"),
+        (lambda m, x: m.score(x.numpy() > 0), "real numbers"),
+        (lambda m, x: m.decode([[0, 1], [0]]), "integer codes"),
+        (lambda m, x: m.decode(np.zeros((2, 9))), "integer codes"),
+        (lambda m, x: m.decode([[2] * 9]), "from 0 to 1"),
+        (lambda m, x: m.inpaint(x, np.ones((4, 4))), "boolean mask"),
+        (lambda m, x: m.inpaint(x, [[True], [True, False]]), "boolean mask"),
+        (lambda m, x: m.condition(["a", "b"]), "integer labels"),
+        (lambda m, x: m.loss((x, ["a", "b"])), "integer labels"),
+        (lambda m, x: m.loss(x), r"fit\(model, \(images, labels\)\)"),
+        (lambda m, x: m.log_prob(x.numpy()), "torch.Tensor"),
+    ],
+)
+def test_arrays_that_do_not_fit(call, message):
+    model = build("pixels", num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        call(model, model.sample((2,)))
