@@ -87,7 +87,7 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         variance_floor: float = 1e-6,
         validate_args: bool | None = None,
     ) -> None:
-        arguments = check_arguments(self.argument_checks, locals())
+        arguments = check_arguments(RelaxedGaussianMixture.argument_checks, locals())
         mixture = GaussianMixture(dim, num_components, variance_floor=variance_floor)
         super().__init__(event_shape=mixture.event_shape, validate_args=validate_args)
         self.keep_arguments(arguments)
