@@ -34,7 +34,11 @@ def _check_temperatures(name: str, value: Any) -> tuple[float, float]:
 
 
 class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
-    """`RelaxedMixtureOfNormals` with learnable parameters, and a temperature that may fall.
+    r"""`RelaxedMixtureOfNormals` with learnable parameters, and a temperature that may fall.
+
+    .. math:: c \sim \operatorname{GumbelSoftmax}(w, \tau), \qquad
+              z = c^\top m + (c^\top s) \, \varepsilon, \qquad
+              p(z) = E_c \prod_d N(z_d; c^\top m_{\cdot d}, (c^\top s_{\cdot d})^2)
 
     Args:
         dim: Dimension D of a sample.
