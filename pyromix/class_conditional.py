@@ -119,7 +119,7 @@ class ClassConditional(DistributionModule):
         contexts: TensorLike | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        arguments = check_arguments(self.argument_checks, locals())
+        arguments = check_arguments(ClassConditional.argument_checks, locals())
         like, count = next(model.parameters()), arguments["num_classes"]
         prior = like.new_full((count,), 1 / count) if prior is None else prior
         contexts = torch.eye(count).to(like) if contexts is None else contexts

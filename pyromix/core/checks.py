@@ -292,7 +292,8 @@ def check_arguments(checks: Mapping[str, Check], given: Mapping[str, Any]) -> di
     Args:
         checks: Name of an argument -> its check, which returns the value to keep. `one_of`,
             `number` and `optional` make checks; `check_positive_int` and its like are some.
-        given: At least the arguments that the table names.
+        given: At least the arguments that the table names, such as ``locals()`` at the start of
+            a constructor.
 
     Returns:
         The values to keep, in the order of the table.

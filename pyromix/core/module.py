@@ -68,7 +68,9 @@ class DistributionModule(nn.Module, TorchDistribution):
     default_lr: ClassVar[float] = 1e-3
     """Learning rate of `fit`, unless it is given one."""
     argument_checks: ClassVar[Mapping[str, Check]] = {}
-    """The constructor's arguments and how they are checked: see `keep_arguments`."""
+    """The constructor's arguments and how they are checked: see `keep_arguments`.
+
+    A constructor names its own class's table, as a subclass may have a longer one."""
     initialized: Tensor
 
     def __init__(
@@ -83,6 +85,8 @@ class DistributionModule(nn.Module, TorchDistribution):
 
     def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Keeps checked arguments of the constructor as attributes of the same names.
+
+        The class declares their types, ``dim: int`` and so on, for type checkers.
 
         Args:
             arguments: What `check_arguments` returned for the table `argument_checks`.

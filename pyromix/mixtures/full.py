@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from ..core.checks import check_tensor, is_traced
 from ..core.registry import register
 from ..numerics.batches import (
-    RowLayout,
     by_pattern,
     check_weight_and_mean_values,
     check_weights_and_means,
@@ -22,7 +21,13 @@ from ..numerics.batches import (
 )
 from ..numerics.diagonal_density import DIRECT_SIZE, LOG_2PI, component_log_prob, unit_roundoff
 from ..numerics.implicit_correlated import reparameterize_full
-from ..numerics.triangular import half_log_det, inverse_tril
+from ..numerics.triangular import (
+    cholesky_of_rows,
+    half_log_det,
+    inverse_tril,
+    whiten,
+    whiten_components,
+)
 from .finite import FiniteMixture
 
 # Differences x - m are whitened for this many numbers at once, which fit the cache. Where that
@@ -158,7 +163,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         """Log-density of the components less the log-determinant, shape (*S, *B, K)."""
         difference = value.unsqueeze(-2) - self._loc
         if inverse is None:
-            z = _whiten_all(self._scale_tril, difference)
+            z = whiten_components(self._scale_tril, difference)
         else:
             with torch.autocast(value.device.type, enabled=False):
                 z = (difference.movedim(-3, -2) @ inverse.mT).movedim(-2, -3)
@@ -220,7 +225,8 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         count = len(given)
         tril_given, tril_free = tril[..., :count, :count], tril[..., count:, count:]
         cross = tril[..., count:, :count]
-        z = _whiten_all(tril_given, value.unsqueeze(-2) - self._loc[..., given])  # (*N, K, given)
+        difference = value.unsqueeze(-2) - self._loc[..., given]  # (*N, K, given)
+        z = whiten_components(tril_given, difference)
         shift = (cross @ z.unsqueeze(-1)).squeeze(-1)
         logits = self._logits.log_softmax(-1) - half_log_det(tril_given) - 0.5 * LOG_2PI * count
         return MixtureOfMultivariateNormals(
@@ -232,34 +238,6 @@ class MixtureOfMultivariateNormals(FiniteMixture):
 
 
 register(MixtureOfMultivariateNormals)
-
-
-def whiten(tril: Tensor, x: Tensor) -> Tensor:
-    """Solves L z = x for rows x of shape (*S, D) and one factor (D, D)."""
-    rows = x.reshape(-1, x.shape[-1])
-    return torch.linalg.solve_triangular(tril, rows.mT, upper=False).mT.reshape(x.shape)
-
-
-def cholesky_of_rows(rows: Tensor) -> Tensor:
-    """The Cholesky factor of R R^T for R of shape (*B, d, D), d <= D, without squaring it."""
-    upper = torch.linalg.qr(rows.mT).R
-    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
-    return (upper * sign.unsqueeze(-1)).mT
-
-
-def _whiten_all(tril: Tensor, difference: Tensor) -> Tensor:
-    """Solves L_k z = x for x of shape (*S, *B, K, D) and L of shape (*B, K or 1, D, D)."""
-    layout = RowLayout(difference.shape[:-2], tril.shape[:-3])
-    rows = layout.rows(difference, tail=2)  # (*batch, N, K, D)
-    factor = layout.components(tril, tail=3)
-    if factor.shape[-3] == 1:
-        flat = rows.flatten(-3, -2)
-        z = torch.linalg.solve_triangular(factor.squeeze(-3), flat.mT, upper=False).mT
-        z = z.reshape(rows.shape)
-    else:
-        z = torch.linalg.solve_triangular(factor, rows.movedim(-3, -1), upper=False)
-        z = z.movedim(-1, -3)
-    return layout.restore(z, tail=2)
 
 
 def _prefers_inverse(points: Tensor, num_components: int) -> bool:

@@ -105,7 +105,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         hidden_dims: Sequence[int] = (64, 64),
         validate_args: bool | None = None,
     ) -> None:
-        arguments = check_arguments(self.argument_checks, locals())
+        arguments = check_arguments(GaussianMixture.argument_checks, locals())
         dim, num_components = arguments["dim"], arguments["num_components"]
         super().__init__(event_shape=(dim,), validate_args=validate_args)
         self.keep_arguments(arguments)

@@ -29,6 +29,8 @@ from .low_rank import (
 class LowRankPrecisionNormal(LowRankPrecisions):
     r"""Normal with precision matrix :math:`\operatorname{diag}(d) + U U^\top`.
 
+    .. math:: p(x) = N\big(x; m, (\operatorname{diag}(d) + U U^\top)^{-1}\big)
+
     Few directions in which coordinates are tied closely together cost few columns of U. Density
     and draws cost O(D r + r^3); rank 0 is the diagonal normal. The small matrix is factorised in
     float64.
@@ -44,6 +46,7 @@ class LowRankPrecisionNormal(LowRankPrecisions):
             NaN or a diagonal that is not positive.
 
     Example:
+        >>> import torch
         >>> normal = LowRankPrecisionNormal(torch.zeros(2), torch.ones(2), torch.ones(2, 1))
         >>> normal.precision_matrix
         tensor([[2., 1.],

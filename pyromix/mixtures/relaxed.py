@@ -207,7 +207,7 @@ class RelaxedMixtureOfNormals(TensorLaw):
         return self.inner.log_prob(value)
 
     def log_prob_error(self, value: TensorLike, num_repeats: int = 8) -> Tensor:
-        r"""How far `log_prob` is from the law's density, as other sets of points say it.
+        r"""Estimates how far `log_prob` is from the law's log-density, from other sets of points.
 
         Args:
             value: Points, shape (\*S, \*B, D).

@@ -34,7 +34,11 @@ def _check_temperatures(name: str, value: Any) -> tuple[float, float]:
 
 
 class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
-    """`RelaxedMixtureOfNormals` with learnable parameters, and a temperature that may fall.
+    r"""`RelaxedMixtureOfNormals` with learnable parameters, and a temperature that may fall.
+
+    .. math:: c \sim \operatorname{GumbelSoftmax}(w, \tau), \qquad
+              z = c^\top m + (c^\top s) \, \varepsilon, \qquad
+              p(z) = E_c \prod_d N(z_d; c^\top m_{\cdot d}, (c^\top s_{\cdot d})^2)
 
     Args:
         dim: Dimension D of a sample.
@@ -87,7 +91,7 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         variance_floor: float = 1e-6,
         validate_args: bool | None = None,
     ) -> None:
-        arguments = check_arguments(self.argument_checks, locals())
+        arguments = check_arguments(RelaxedGaussianMixture.argument_checks, locals())
         mixture = GaussianMixture(dim, num_components, variance_floor=variance_floor)
         super().__init__(event_shape=mixture.event_shape, validate_args=validate_args)
         self.keep_arguments(arguments)

@@ -1,11 +1,15 @@
 """LawModule: what follows from `_law_given`."""
 
+from typing import ClassVar
+
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 from torch.distributions import constraints
 
+from pyromix import GaussianMixture
+from pyromix.core.checks import check_arguments, number
 from pyromix.core.law_module import LawModule
 
 
@@ -93,3 +97,18 @@ def test_number_of_parameters():
     assert model.num_parameters == 7
     model.other.requires_grad_(False)
     assert model.num_parameters == 3
+
+
+def test_a_subclass_may_have_a_longer_table_of_arguments():
+    class Longer(GaussianMixture):
+        argument_checks: ClassVar = {**GaussianMixture.argument_checks, "shift": number(0.0)}
+
+        def __init__(self, shift, dim, num_components):
+            super().__init__(dim, num_components)
+            given = {**vars(self), "shift": shift}
+            self.keep_arguments(check_arguments(Longer.argument_checks, given))
+
+    model = Longer(1, dim=2, num_components=3)
+    assert (model.shift, model.dim, model.num_components) == (1.0, 2, 3)
+    with pytest.raises(ValueError, match="shift to be a finite number"):
+        Longer(-1, dim=2, num_components=3)

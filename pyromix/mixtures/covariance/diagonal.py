@@ -25,22 +25,12 @@ class Diagonal(CovarianceStructure):
         scale = scale.expand(*scale.shape[:-2], self.num_components, self.dim)
         return MixtureOfNormals(logits, loc, scale, validate_args=False)
 
-    def estimate(
-        self,
-        moments: Moments,
-        current: Mapping[str, Tensor],  # noqa: ARG002
-    ) -> dict[str, Tensor]:
-        """The mean squares."""
-        mean = self.pool(moments.second) / self._count(moments)
+    def _fit(self, mean: Tensor, current: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         return {"raw_scale": self.variance.inverse(mean)}
 
     def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
         """Weighted squares."""
         return self.pool(weight.unsqueeze(-1) * shift.square())
-
-    def _count(self, moments: Moments) -> Tensor:
-        """The weight of what the pooled second moments are sums of."""
-        return moments.weight.unsqueeze(-1)
 
 
 class Spherical(Diagonal):
@@ -56,7 +46,7 @@ class Spherical(Diagonal):
         return second.sum(-1, keepdim=True)
 
     def _count(self, moments: Moments) -> Tensor:
-        return self.dim * moments.weight.unsqueeze(-1)
+        return self.dim * super()._count(moments)
 
 
 class Shared(Diagonal):

@@ -40,13 +40,8 @@ class Full(CovarianceStructure):
         tril[..., i, j] = raw["raw_lower"]
         return MixtureOfMultivariateNormals(logits, loc, tril, validate_args=False)
 
-    def estimate(
-        self,
-        moments: Moments,
-        current: Mapping[str, Tensor],  # noqa: ARG002
-    ) -> dict[str, Tensor]:
-        """The mean outer products, with no direction's variance below the floor."""
-        mean = self.pool(moments.second) / self._count(moments)
+    def _fit(self, mean: Tensor, current: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        # No direction's variance is below the floor.
         tril = torch.linalg.cholesky(raise_eigenvalues(mean, self.floor * (1 + EXCESS)))
         i, j = torch.tril_indices(self.dim, self.dim, -1, device=tril.device)
         variance = tril.diagonal(dim1=-2, dim2=-1).square()
@@ -55,10 +50,6 @@ class Full(CovarianceStructure):
     def outer(self, weight: Tensor, shift: Tensor) -> Tensor:
         """Weighted outer products."""
         return outer_products(weight, shift)
-
-    def _count(self, moments: Moments) -> Tensor:
-        """The weight of what the pooled second moments are sums of."""
-        return moments.weight[:, None, None]
 
 
 class Tied(Full):

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from ...numerics.low_rank import capacitance_tril, log_det, marginal_variance
 from ..finite import FiniteMixture
 from ..low_rank import MixtureOfLowRankPrecisionNormals
-from .structure import EXCESS, CovarianceStructure, Moments, outer_products, raise_eigenvalues
+from .structure import EXCESS, CovarianceStructure, outer_products, raise_eigenvalues
 
 # Rounds of updates of a low-rank precision in one M-step.
 LOW_RANK_ROUNDS = 5
@@ -65,18 +65,17 @@ class LowRankPrecision(CovarianceStructure):
         """Weighted outer products."""
         return outer_products(weight, shift)
 
-    def estimate(self, moments: Moments, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _fit(self, mean: Tensor, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Improves the precisions, or leaves them as they are: the likelihood never falls.
 
         First they are improved as if there were no floor, and brought back to it. Then the floor
         is seen as noise, x = y + e with e of variance f, and the law of y improved given what x
         is expected to say of y, some rounds. Every component takes each step that is one up.
         """
-        second = moments.second / moments.weight[:, None, None]
-        free = _improve(*self._precision(current), raise_eigenvalues(second, 1.1 * self.floor))
-        best = self._better(current, self._without_floor(*free), second)
+        free = _improve(*self._precision(current), raise_eigenvalues(mean, 1.1 * self.floor))
+        best = self._better(current, self._without_floor(*free), mean)
         for _ in range(LOW_RANK_ROUNDS):
-            best = self._better(best, self._denoised(best, second), second)
+            best = self._better(best, self._denoised(best, mean), mean)
         return best
 
     def _better(

@@ -68,7 +68,6 @@ class CovarianceStructure(ABC):
     def mixture(self, logits: Tensor, loc: Tensor, raw: Mapping[str, Tensor]) -> FiniteMixture:
         r"""The mixture with logits (\*B, K), means (\*B, K, D) and parameters of any batch."""
 
-    @abstractmethod
     def estimate(self, moments: Moments, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters of highest expected likelihood given second moments.
 
@@ -79,6 +78,15 @@ class CovarianceStructure(ABC):
         Returns:
             Name -> value of every parameter.
         """
+        return self._fit(self.pool(moments.second) / self._count(moments), current)
+
+    @abstractmethod
+    def _fit(self, mean: Tensor, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that `estimate` returns, given mean squares or mean outer products."""
+
+    def _count(self, moments: Moments) -> Tensor:
+        """The weight of what the pooled second moments are sums of."""
+        return moments.weight.reshape(-1, *[1] * (moments.second.dim() - 1))
 
     @property
     def num_free(self) -> int:
