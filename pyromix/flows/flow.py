@@ -2,8 +2,7 @@
 
 __all__ = ["Flow"]
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,18 +12,15 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from torch.types import _size
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import check_tensor, check_value, is_traced
+from ..core.checks import TensorLike, check_value, is_traced
+from ..core.law_module import LawModule
 from ..core.module import DistributionModule
-from ..core.registry import decode, encode
-from .law import FlowLaw, _invert
-from .wrapping import (
-    as_distribution_module,
-    as_transform_module,
-    flatten_transforms,
-)
+from .chain import given_context, needs_context, pull_back
+from .law import FlowLaw
+from .wrapping import as_distribution_module, as_transform_modules
 
 
-class Flow(DistributionModule, FlowLaw):
+class Flow(LawModule[FlowLaw], FlowLaw):
     r"""A base distribution pushed through transforms, as a module.
 
     .. math:: x = f_L \circ \dots \circ f_1(z), \qquad
@@ -33,8 +29,8 @@ class Flow(DistributionModule, FlowLaw):
     Every distribution may be a base and every transform of PyTorch and Pyro a part: modules,
     plain objects (their tensors become buffers, or parameters if they are `nn.Parameter`),
     inverses ``t.inv``, compositions, and conditional transforms. Those, or a base that is a
-    conditional model, make the flow conditional: `condition` then gives the law. `expand` returns
-    a plain `FlowLaw` that shares the parameters.
+    conditional model, make the flow conditional: `condition` then returns the law, a `FlowLaw`.
+    `expand` returns a `FlowLaw`, too, that shares the parameters.
 
     Args:
         base: The law of z, of any batch shape; dimensions that the transforms treat as event
@@ -45,7 +41,7 @@ class Flow(DistributionModule, FlowLaw):
         validate_args: Whether to check the values that are scored.
 
     Raises:
-        TypeError: If the base is no distribution, or a part no transform.
+        TypeError: If the base is not a distribution, or a part not a transform.
         ValueError: If the base's shape does not fit the transforms, as far as they declare it.
 
     Example:
@@ -58,7 +54,9 @@ class Flow(DistributionModule, FlowLaw):
         (torch.Size([5, 3]), True)
     """
 
-    expand = FlowLaw.expand  # TorchDistribution, next in line, brings its own
+    # A flow is a FlowLaw itself, and without a context its own law.
+    sample, rsample, expand = FlowLaw.sample, FlowLaw.rsample, FlowLaw.expand
+    mean, variance = FlowLaw.mean, FlowLaw.variance
 
     def __init__(
         self,
@@ -66,14 +64,7 @@ class Flow(DistributionModule, FlowLaw):
         transforms: Transform | ConditionalTransform | Sequence[Any],
         validate_args: bool | None = None,
     ) -> None:
-        if isinstance(transforms, Transform | ConditionalTransform):
-            transforms = [transforms]
-        if not isinstance(transforms, Sequence | nn.ModuleList):
-            raise TypeError(
-                f"Expected transforms to be a transform or a list of them, got "
-                f"{type(transforms).__name__}. The base comes first: Flow(base, transforms)."
-            )
-        modules = [as_transform_module(t) for t in flatten_transforms(list(transforms))]
+        modules = as_transform_modules(transforms)
         law = as_distribution_module(base)
         base_dist, batch_shape, event_shape = _fit_together(law, modules)
         super().__init__(batch_shape, event_shape, validate_args)
@@ -85,28 +76,24 @@ class Flow(DistributionModule, FlowLaw):
         self._base_view = None if base_dist is law else base_dist
 
     def forward(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws with the gradients that `score_parts` counts on, as in a guide."""
+        """Draws for Pyro: with the gradients that `score_parts` accounts for, as in a guide."""
         return self._draw(Size(sample_shape))
 
     @property
     def conditional(self) -> bool:
         """Whether the flow needs a context."""
-        return self._has_conditional_base or self._has_conditional_transforms
+        return self._has_conditional_base or needs_context(self.transforms)
 
     @property
     def _has_conditional_base(self) -> bool:
         return getattr(self.base, "conditional", False)  # a module of a user's own may not say
 
     @property
-    def _has_conditional_transforms(self) -> bool:
-        return any(isinstance(t, ConditionalTransform) for t in self.transforms)
-
-    @property
     def base_dist(self) -> Distribution:
         """The base, its batch dimensions made event dimensions where the transforms ask for it."""
         return self.base if self._base_view is None else self._base_view
 
-    def condition(self, context: Tensor) -> Distribution:
+    def condition(self, context: TensorLike) -> FlowLaw:
         """The law given a context.
 
         Args:
@@ -114,28 +101,32 @@ class Flow(DistributionModule, FlowLaw):
                 base, if that is a conditional model. For one that takes more than one vector,
                 such as a sequence of them, it has the base's shape.
 
+        Returns:
+            A distribution over values that shares the parameters. Its batch shape is that of the
+            context, expanded by that of the flow.
+
         Raises:
             NotImplementedError: If neither the base nor a transform is conditional.
+            ValueError: If the context does not fit.
         """
         if not self.conditional:
-            return super().condition(context)
-        check_tensor("context", context)
+            return super().condition(context)  # type: ignore[return-value]  # raises an error
+        context = self._as_tensor("context", context)
         base = self.base.condition(context) if self._has_conditional_base else self.base_dist
         batch_shape = base.batch_shape
-        if self._has_conditional_transforms and not self._has_conditional_base:
+        if not self._has_conditional_base:
             batch_shape = torch.broadcast_shapes(context.shape[:-1], batch_shape)
         vectors = context
         if context.dim() - 1 == len(batch_shape):  # not one for every vector of an event
             extra = self.event_shape[:-1]
             vectors = context.reshape(*context.shape[:-1], *[1] * len(extra), context.shape[-1])
             vectors = vectors.expand(*context.shape[:-1], *extra, -1)
-        transforms = [
-            t.condition(vectors) if isinstance(t, ConditionalTransform) else t
-            for t in self.transforms
-        ]
         if base.batch_shape != batch_shape:
             base = base.expand(batch_shape)
-        return self._with(base, transforms)
+        return self._with(base, given_context(self.transforms, vectors))
+
+    def _law_given(self, context: Any = None) -> FlowLaw:
+        return self if context is None else self.condition(context)
 
     @property
     def scheduled(self) -> bool:
@@ -143,21 +134,30 @@ class Flow(DistributionModule, FlowLaw):
         return isinstance(self.base, DistributionModule) and self.base.scheduled
 
     def anneal(self, progress: float) -> None:
-        """Hands on to the base how far training has come."""
+        """Sets what follows a schedule in the base, such as a temperature.
+
+        Args:
+            progress: How far training has come, from 0 to 1.
+        """
         if isinstance(self.base, DistributionModule):
             self.base.anneal(progress)
 
     def initialize(self, data: Batch) -> None:
-        """Initialises the base, unless it was before, from the data pulled back to it."""
+        """Initialises the base from data pulled back to it, unless it was initialised before.
+
+        Args:
+            data: Training data, in the form of a batch.
+
+        Raises:
+            NotImplementedError: If a transform has no inverse in closed form.
+        """
         super().initialize(data)
         if not isinstance(self.base, DistributionModule) or self.base.initialized:
             return
-        x, context = split_batch(data)
+        x, context = split_batch(data, like=self._like())
         with torch.no_grad():
-            law: Any = self if context is None else self.condition(context)
-            law._check_ready()
-            for transform in reversed(law.transforms):
-                x = _invert(transform, x)
+            law = self.law if context is None else self.condition(context)
+            x = pull_back(law.transforms, x)
         self.clear_cache()
         self.base.initialize((x, context) if self._has_conditional_base else x)
 
@@ -169,36 +169,25 @@ class Flow(DistributionModule, FlowLaw):
             ValueError: If the flow is conditional and was not given a context.
         """
         self._check_ready()
-        if not is_traced():  # parameters() cannot be traced through Pyro's transforms
-            tensors = itertools.chain(self.parameters(), self.buffers())
-            like = next((t for t in tensors if t.is_floating_point()), None)
-            check_value(self, value, like=like)
-        return super().log_prob(value)
-
-    def config(self) -> dict[str, Any]:
-        """Base and transforms as plain data."""
-        return {"base": encode(self.base), "transforms": encode(self.transforms)}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Flow":
-        """Builds base and transforms."""
-        return cls(decode(config["base"]), decode(config["transforms"]))
+        if not is_traced():
+            check_value(self, value, like=self._like())
+        return FlowLaw.log_prob(self, value)
 
     def __getstate__(self) -> dict[str, Any]:
         self.clear_cache()  # cached graphs can be neither copied nor pickled
         return self.__dict__.copy()
 
     def _check_ready(self) -> None:
-        if self.conditional:
-            raise ValueError(
-                "This flow has conditional transforms, or a conditional base. Call "
-                "condition(context), and use the distribution that it returns."
-            )
+        _ = self.law  # raises an error if the flow needs a context
 
 
 def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size, Size]:
-    """The base as the transforms need it, and the batch and event shape of the result."""
-    if any(isinstance(t, ConditionalTransform) for t in transforms):
+    """The base as the transforms need it, and the batch and event shape of the flow.
+
+    Raises:
+        ValueError: If the base does not fit.
+    """
+    if needs_context(transforms):
         # Their domains are known only with a context; all of Pyro's keep the shape, and give the
         # last dimension parameters of its own.
         domains = [getattr(t, "domain", constraints.real_vector) for t in transforms]
@@ -230,6 +219,7 @@ def _fit_together(base: Any, transforms: list[Any]) -> tuple[Distribution, Size,
 
 
 def _check_dims(base: Distribution, event_dim: int) -> None:
+    """Raises an error if a base has fewer dimensions than the transforms need."""
     shape = base.batch_shape + base.event_shape
     if len(shape) < event_dim:
         raise ValueError(

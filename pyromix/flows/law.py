@@ -1,7 +1,8 @@
-"""The law of a flow, given a context or with a larger batch."""
+"""The law of a flow: density, draws, latents and score parts of a base and transforms."""
 
 __all__ = ["FlowLaw"]
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,38 +11,54 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.ops.provenance import extract_provenance
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import AffineTransform
 from torch.distributions.utils import _sum_rightmost
-from torch.overrides import TorchFunctionMode
 from torch.types import _size
 
-from ..core.checks import check_expandable, check_value, is_traced
+from ..core.checks import (
+    TensorLike,
+    as_tensor,
+    check_expandable,
+    check_tensor,
+    check_value,
+    is_traced,
+)
 from ..core.constraints import move_support
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
-from .wrapping import PlainDistribution, PlainTransform
+from .chain import clear_caches, draws_branches, invert
+from .wrapping import unwrap
 
 BRANCH_SCORE = "_pyromix_branch_score"  # attribute of draws
 
 
 class FlowLaw(dist.TransformedDistribution):
-    """The law of a `Flow`, given a context or with a larger batch: it owns no parameters.
+    r"""The law of a `Flow`: a base distribution pushed through transforms.
 
-    Density and draws are those of a transformed distribution, with Pyro's caches kept honest.
+    .. math:: x = f_L \circ \dots \circ f_1(z), \qquad
+              \log p(x) = \log p_0(z) - \sum_l \log \left| \det J_{f_l} \right|
+
+    `Flow.condition` and `Flow.expand` return one. It owns no parameters: gradients reach those of
+    the flow.
 
     Pyro's transforms remember the last pair (x, y) and its Jacobian, with their graphs. That
-    saves the inverse pass when a fresh draw is scored, but a value scored again after an update
-    of the parameters would find the stale pair, and a deep copy would fail. So the caches are
-    used by `rsample_and_log_prob`, and by `score_parts` on the last draw, which Pyro calls before
-    it updates parameters. `log_prob` empties them first, and nothing outlives `score_parts`.
+    saves the inverse pass when a new draw is scored, but a value scored again after an update of
+    the parameters would find the old pair, and a deep copy would fail. So these caches are used
+    by `rsample_and_log_prob`, and by `score_parts` on the last draw, which Pyro calls before it
+    updates parameters. `log_prob` empties them first, and `score_parts` leaves them empty.
+
+    Args:
+        base_distribution: The law of z.
+        transforms: From the base to the sample.
+        validate_args: Whether to check the values that are scored.
     """
 
     # A plain attribute in place of PyTorch's property, so that Pyro's has_rsample_ can set it.
     has_rsample: bool = False
 
     def __call__(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws with the gradients that `score_parts` counts on."""
+        """Draws for Pyro: with the gradients that `score_parts` accounts for."""
         return self._draw(Size(sample_shape))
 
     def has_rsample_(self, value: bool) -> "FlowLaw":
@@ -60,8 +77,8 @@ class FlowLaw(dist.TransformedDistribution):
 
     @property
     def branching(self) -> bool:
-        """Whether a transform draws branches, as folds do."""
-        return any(getattr(t, "branching", False) for t in self.transforms)
+        """Whether a transform draws branches: then draws have no pathwise gradient."""
+        return draws_branches(self.transforms)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
@@ -72,7 +89,7 @@ class FlowLaw(dist.TransformedDistribution):
         """
         transforms: list[Any] = list(self.transforms)
         last: list[AffineTransform] = []
-        while transforms and isinstance(affine := _plain(transforms[-1]), AffineTransform):
+        while transforms and isinstance(affine := unwrap(transforms[-1]), AffineTransform):
             last.insert(0, affine)
             transforms.pop()
         support = transforms[-1].codomain if transforms else self.base_dist.support
@@ -84,11 +101,13 @@ class FlowLaw(dist.TransformedDistribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> "FlowLaw":
-        """The same law with a larger batch shape; the parameters are shared.
+        """Returns the law with a larger batch shape; the parameters are shared.
 
-        Pyro's generic `expand` would hand on copies of the draws, for which the transforms'
-        caches do not hold, and every draw in a plate would be scored by the inverse pass.
+        Raises:
+            ValueError: If its own batch shape cannot be expanded to that.
         """
+        # Pyro's generic `expand` would return copies of the draws, for which the transforms'
+        # caches do not hold, and every draw in a plate would be scored by the inverse pass.
         self._check_ready()
         batch_shape = check_expandable(self, batch_shape)
         return self._with(self.base_dist.expand(batch_shape), list(self.transforms))
@@ -100,23 +119,24 @@ class FlowLaw(dist.TransformedDistribution):
         return law
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws without a graph."""
+        """Draws without a graph, of shape ``sample_shape + batch_shape + event_shape``."""
         with torch.no_grad():
             x = self._push(self.base_dist.sample(Size(sample_shape)))
         self.clear_cache()
         return x.detach()  # the JIT records this, but not that gradients were off
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws with pathwise gradients, if the base has them.
+        """Draws with pathwise gradients, of shape ``sample_shape + batch_shape + event_shape``.
 
         Raises:
-            NotImplementedError: If a transform draws branches: those jump.
+            NotImplementedError: If a transform draws branches: they are discrete, so draws have
+                no pathwise gradient. Or if the base has no such draws.
         """
         self._check_pathwise()
         return self._push(self.base_dist.rsample(Size(sample_shape)))
 
-    def encode(self, value: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The latents behind values: real ones, and the branches of transforms that have such.
+    def encode(self, value: TensorLike) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The latents of values: real ones, and branches of the transforms that draw some.
 
         Args:
             value: Shape ``sample_shape + batch_shape + event_shape``.
@@ -126,10 +146,10 @@ class FlowLaw(dist.TransformedDistribution):
             tensor of integers (see its own `encode`).
 
         Raises:
-            ValueError: If the values are no values of this law.
+            ValueError: If the values do not fit this law.
         """
         self._check_ready()
-        check_value(self, value)
+        value = check_value(self, self._as_tensor("value", value))
         self.clear_cache()
         branches: list[Tensor] = []
         for transform in reversed(self.transforms):
@@ -137,26 +157,26 @@ class FlowLaw(dist.TransformedDistribution):
                 value, branch = transform.encode(value)
                 branches.append(branch)
             else:
-                value = _invert(transform, value)
+                value = invert(transform, value)
         self.clear_cache()
         return value, tuple(reversed(branches))
 
-    def decode(self, z: Tensor, branches: Sequence[Tensor] = ()) -> Tensor:
-        """The values with given latents: the inverse of `encode`.
+    def decode(self, z: TensorLike, branches: Sequence[TensorLike] = ()) -> Tensor:
+        """The values that have given latents: the inverse of `encode`.
 
         Args:
             z: Values of the base.
             branches: As returned by `encode`.
 
         Returns:
-            Shape ``sample_shape + batch_shape + event_shape``.
+            Values of shape ``sample_shape + batch_shape + event_shape``.
 
         Raises:
-            ValueError: If z is no value of the base, there are more or fewer branches than
+            ValueError: If z does not fit the base, there are more or fewer branches than
                 branching transforms, or a transform has no such branches.
         """
         self._check_ready()
-        check_value(self.base_dist, z)
+        x = check_value(self.base_dist, self._as_tensor("z", z))
         count = sum(isinstance(t, BranchingTransform) for t in self.transforms)
         if not isinstance(branches, tuple | list) or len(branches) != count:
             is_sequence = isinstance(branches, tuple | list)
@@ -168,14 +188,20 @@ class FlowLaw(dist.TransformedDistribution):
         left = iter(branches)
         for transform in self.transforms:
             if isinstance(transform, BranchingTransform):
-                z = transform.decode(z, next(left))
+                x = transform.decode(x, next(left))
             else:
-                z = transform(z)
+                x = transform(x)
         self.clear_cache()
-        return z
+        return x
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, by the inverse of every transform.
+
+        Args:
+            value: Shape ``sample_shape + batch_shape + event_shape``.
+
+        Returns:
+            Tensor of shape ``sample_shape + batch_shape``.
 
         Raises:
             NotImplementedError: If a transform has no inverse in closed form, such as Pyro's
@@ -185,7 +211,7 @@ class FlowLaw(dist.TransformedDistribution):
         if self._validate_args and not is_traced():
             self._validate_sample(value)
         self.clear_cache()
-        log_prob = self._score(value)
+        log_prob = self._pull_and_score(value)
         self.clear_cache()
         return log_prob
 
@@ -232,9 +258,7 @@ class FlowLaw(dist.TransformedDistribution):
         """
         self._check_ready()
         self._check_pathwise()
-        base: Any = self.base_dist
-        if isinstance(base, PlainDistribution):
-            base = base.build()
+        base: Any = unwrap(self.base_dist)
         if not hasattr(base, "rsample_weighted"):
             raise NotImplementedError(
                 f"Expected a mixture such as pyromix.GaussianMixture as base, got "
@@ -248,24 +272,25 @@ class FlowLaw(dist.TransformedDistribution):
         return x, log_weight, log_prob
 
     def score_parts(self, x: Tensor) -> ScoreParts:
-        """The parts of an ELBO's gradient; a fresh draw is scored without the inverse pass.
+        """The parts of an ELBO's gradient; the last draw is scored without the inverse pass.
 
-        With branching transforms, a call of the law returns draws with a gradient, and the score
-        function that makes up for what it lacks; see ``pyromix.branch_gradients``.
+        With branching transforms, a call of the law returns draws with a part of the gradient,
+        and the score function has the rest: see the module ``pyromix.flows.branch_gradients``.
 
         Raises:
-            NotImplementedError: If x has a gradient, but is no draw of a law that branches.
+            NotImplementedError: If there are branching transforms, and x has a gradient without
+                being a draw that a call of the law returned.
         """
         # TraceGraph_ELBO wraps what it is given.
         branch_score = getattr(extract_provenance(x)[0], BRANCH_SCORE, None)
         if self.branching and x.requires_grad and branch_score is None:
             raise NotImplementedError(
-                "A value with a gradient that is no draw of this law has no score parts: detach "
-                "it, or score what a call of the law returned."
+                "A value that has a gradient, but was not drawn from this law, has no score "
+                "parts: detach it, or score what a call of the law returned."
             )
         if not x.requires_grad:  # the cached Jacobian, if any, has no graph either
             self.clear_cache()
-        log_prob = self._score(x)
+        log_prob = self._pull_and_score(x)
         self.clear_cache()
         zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
         if branch_score is not None:
@@ -278,11 +303,32 @@ class FlowLaw(dist.TransformedDistribution):
 
     def clear_cache(self) -> None:
         """Empties the caches of all transforms, and frees the graphs they hold."""
-        for transform in self.transforms:
-            _clear(transform)
+        clear_caches(self.transforms)
 
     def _check_ready(self) -> None:
         """Raises an error if there is no law to draw from or to score with."""
+
+    def _as_tensor(self, name: str, value: Any) -> Tensor:
+        """An argument as a tensor of the law's dtype and device, as far as those are known."""
+        like = self._like()
+        return check_tensor(name, value) if like is None else as_tensor(name, value, like=like)
+
+    def _like(self) -> Tensor | None:
+        """A parameter or buffer of floats, whose dtype and device values must share.
+
+        None where no part is a module, or where parameters cannot be listed: Pyro's transforms
+        cannot be traced through that.
+        """
+        if is_traced():
+            return None
+        base: Any = self.base_dist
+        while not isinstance(base, nn.Module) and hasattr(base, "base_dist"):
+            base = base.base_dist
+        parts = [p for p in (base, *self.transforms) if isinstance(p, nn.Module)]
+        parameters = itertools.chain.from_iterable(part.parameters() for part in parts)
+        buffers = itertools.chain.from_iterable(part.buffers() for part in parts)
+        tensors = itertools.chain(parameters, buffers)
+        return next((t for t in tensors if t.is_floating_point()), None)
 
     def _check_pathwise(self) -> None:
         if self.branching:
@@ -297,7 +343,7 @@ class FlowLaw(dist.TransformedDistribution):
         return self.branching and self.base_dist.has_rsample and torch.is_grad_enabled()
 
     def _draw(self, sample_shape: Size) -> Tensor:
-        """Draws for Pyro: with a graph, as far as there is a pathwise gradient."""
+        """Draws with as much of a pathwise gradient as there is."""
         if self.has_rsample:
             return self.rsample(sample_shape)
         if not self._partly_pathwise:
@@ -306,7 +352,7 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
 
         def log_density(i: int, value: Tensor) -> Tensor:
-            return self._score(value, i)
+            return self._pull_and_score(value, i)
 
         x, score = draw_with_score(
             self.base_dist.rsample(sample_shape),
@@ -322,6 +368,7 @@ class FlowLaw(dist.TransformedDistribution):
         return x
 
     def _push(self, x: Tensor) -> Tensor:
+        """Takes draws of the base through the transforms."""
         self._check_ready()
         self.clear_cache()
         for transform in self.transforms:
@@ -338,13 +385,13 @@ class FlowLaw(dist.TransformedDistribution):
             x = y
         return x, log_prob
 
-    def _score(self, y: Tensor, depth: int | None = None) -> Tensor:
-        """The log-density after all transforms, or before that of an index."""
+    def _pull_and_score(self, y: Tensor, depth: int | None = None) -> Tensor:
+        """The log-density of values after all transforms, or before the transform of an index."""
         log_prob: Tensor | float = 0.0
         transforms, surplus = list(self.transforms)[:depth], self._surplus
         steps = zip(transforms, surplus[1:][:depth], strict=True)
         for transform, extra in reversed(list(steps)):
-            x = _invert(transform, y)
+            x = invert(transform, y)
             jacobian = transform.log_abs_det_jacobian(x, y)
             log_prob = log_prob - _sum_rightmost(jacobian, extra)
             y = x
@@ -352,7 +399,7 @@ class FlowLaw(dist.TransformedDistribution):
 
     @property
     def _surplus(self) -> list[int]:
-        """Dimensions by which the event exceeds that of the base and of every transform."""
+        """Dimensions that the event has beyond those of the base, and of each transform."""
         surplus, event_dim = [], len(self.event_shape)
         for transform in reversed(self.transforms):
             event_dim += transform.domain.event_dim - transform.codomain.event_dim
@@ -361,54 +408,9 @@ class FlowLaw(dist.TransformedDistribution):
         return surplus[::-1]
 
 
-def _plain(transform: Any) -> Any:
-    """A transform that is wrapped as a module, as it is without."""
-    return transform.build() if isinstance(transform, PlainTransform) else transform
-
-
-def _invert(transform: Any, y: Tensor) -> Tensor:
-    try:
-        if y.dtype == torch.get_default_dtype():
-            return transform.inv(y)
-        with _ZerosLike(y.dtype):
-            return transform.inv(y)
-    except (KeyError, NotImplementedError) as error:  # as Pyro's transforms raise
-        raise NotImplementedError(
-            f"The transform {type(transform).__name__} has no inverse in closed form, so that "
-            f"only the flow's own draws can be scored, with rsample_and_log_prob. To score data, "
-            f"put the transform's .inv into the flow."
-        ) from error
-
-
 def _draw_and_score(base: Any, shape: Size, pathwise: bool) -> tuple[Tensor, Tensor]:
+    """Draws of a base, and their log-densities."""
     if hasattr(base, "rsample_and_log_prob"):
         return base.rsample_and_log_prob(shape)
     x = base.rsample(shape) if pathwise else base.sample(shape)
     return x, base.log_prob(x)
-
-
-def _clear(part: Any) -> None:
-    """Empties the caches of a transform and of the transforms within it."""
-    if isinstance(part, Transform):
-        if part._cache_size:
-            part._cached_x_y = None, None
-        for name, value in vars(part).items():
-            if name.startswith("_cache") and isinstance(value, Tensor):
-                setattr(part, name, None)
-    if isinstance(part, nn.Module):
-        for child in part._modules.values():  # modules() would hash, which Dynamo cannot trace
-            _clear(child)
-
-
-class _ZerosLike(TorchFunctionMode):
-    """Gives new tensors a dtype: Pyro's autoregressive inverse starts from the default one's."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.zeros:
-            kwargs.setdefault("dtype", self.dtype)
-        return func(*args, **kwargs)

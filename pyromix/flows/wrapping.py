@@ -2,7 +2,7 @@
 
 ``Normal(loc, scale)`` keeps its tensors as attributes: as part of a module they would be missed
 by ``.to()``, ``state_dict()`` and ``parameters()``. The wrappers here register the constructor's
-tensors, and build the object anew whenever it is asked for.
+tensors, and construct the object anew for every use.
 """
 
 __all__ = [
@@ -11,12 +11,13 @@ __all__ = [
     "PlainTransform",
     "as_distribution_module",
     "as_transform_module",
-    "flatten_transforms",
+    "as_transform_modules",
+    "unwrap",
 ]
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from pyro.distributions.conditional import (
     ConditionalComposeTransformModule,
@@ -27,21 +28,20 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Size, Tensor, nn
 from torch.distributions import ComposeTransform, Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
-from torch.types import _size
 
 from ..core.arguments import UnknownArgumentsError, constructor_arguments
 from ..core.checks import is_traced
-from ..core.module import DistributionModule
+from ..core.law_module import LawModule
 from ..core.registry import decode, encode, register
 from .branching import BranchingTransform, inverted_message
 from .splines import keep_splines_inside
 
 
 def as_distribution_module(distribution: Distribution) -> Any:
-    """Returns a distribution that is a module: itself, or wrapped so that its tensors are owned.
+    """Returns a distribution as a module that owns its tensors: itself if it is one, or wrapped.
 
     Raises:
-        TypeError: If it is no distribution, or one whose tensors cannot be found.
+        TypeError: If it is not a distribution, or its tensors cannot be found.
     """
     if isinstance(distribution, nn.Module):
         return distribution
@@ -51,10 +51,11 @@ def as_distribution_module(distribution: Distribution) -> Any:
 
 
 def as_transform_module(transform: Transform | ConditionalTransform) -> Any:
-    """Returns a transform that is a module: itself, or wrapped so that its tensors are owned.
+    """Returns a transform as a module that owns its tensors: itself if it is one, or wrapped.
 
     Raises:
-        TypeError: If it is no transform, or one whose tensors cannot be found.
+        TypeError: If it is not a transform, or its tensors cannot be found.
+        ValueError: If it is the inverse of a transform that draws branches.
     """
     if isinstance(transform, _InverseTransform):
         if isinstance(transform.inv, BranchingTransform):
@@ -72,26 +73,58 @@ def as_transform_module(transform: Transform | ConditionalTransform) -> Any:
     )
 
 
-def flatten_transforms(transforms: Sequence[Any]) -> list[Any]:
+def as_transform_modules(transforms: Any) -> list[Any]:
+    """Returns transforms as modules, with compositions replaced by their parts.
+
+    Args:
+        transforms: A transform, or a sequence of them.
+
+    Raises:
+        TypeError: If one is not a transform, or its tensors cannot be found.
+        ValueError: If one is the inverse of a transform that draws branches.
+    """
+    if isinstance(transforms, Transform | ConditionalTransform):
+        transforms = [transforms]
+    if not isinstance(transforms, Sequence | nn.ModuleList):
+        swapped = isinstance(transforms, Distribution)
+        remedy = " The base comes first: Flow(base, transforms)." if swapped else ""
+        raise TypeError(
+            f"Expected transforms to be a transform or a list of them, got "
+            f"{type(transforms).__name__}.{remedy}"
+        )
+    return [as_transform_module(transform) for transform in _flatten(transforms)]
+
+
+def unwrap(part: Any) -> Any:
+    """Returns the plain distribution or transform in a wrapper, and anything else as it is."""
+    match part:
+        case PlainDistribution():
+            return part.law
+        case PlainTransform():
+            return part.build()
+    return part
+
+
+def _flatten(transforms: Any) -> list[Any]:
     """Replaces compositions by their parts, which a composition may hide from its module."""
     flat = []
     for transform in transforms:
         match transform:
             case ComposeTransform():
-                flat += flatten_transforms(transform.parts)
+                flat += _flatten(transform.parts)
             case _InverseTransform() if isinstance(transform.inv, ComposeTransform):
-                flat += flatten_transforms([part.inv for part in reversed(transform.inv.parts)])
+                flat += _flatten([part.inv for part in reversed(transform.inv.parts)])
             case ConditionalComposeTransformModule():
-                flat += flatten_transforms(transform.transforms)
+                flat += _flatten(transform.transforms)
             case ConstantConditionalTransform():
-                flat += flatten_transforms([transform.transform])
+                flat += _flatten([transform.transform])
             case _:
                 flat.append(transform)
     return flat
 
 
 class _Arguments(nn.Module):
-    """A constructor and its arguments, of which tensors are registered."""
+    """A class and the arguments of its constructor, whose tensors and modules are registered."""
 
     def __init__(self, cls: type, arguments: dict[str, Any]) -> None:
         super().__init__()
@@ -114,8 +147,45 @@ class _Arguments(nn.Module):
             else:
                 self._constants[name] = value
 
+    @classmethod
+    def of(cls, obj: Any) -> Self:
+        """Registers the constructor's arguments of an object.
+
+        Raises:
+            TypeError: If they cannot be recovered, do not rebuild the object, or hold a tensor
+                that requires gradients without being a parameter.
+        """
+        try:
+            found = constructor_arguments(obj)
+            arguments = cls(type(obj), found)
+            arguments.build()
+        except (UnknownArgumentsError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"Cannot find the tensors of this {type(obj).__name__} to register them as part "
+                f"of a module ({error}). Keep every constructor argument as an attribute of the "
+                f"same name, or derive the class from pyromix.DistributionModule or Pyro's "
+                f"TransformModule."
+            ) from error
+        for name, value in found.items():
+            if (
+                isinstance(value, Tensor)
+                and value.requires_grad
+                and not isinstance(value, nn.Parameter)
+            ):
+                raise TypeError(
+                    f"The {name!r} of this {type(obj).__name__} requires gradients, but is not a "
+                    f"Parameter itself: it could not be found to be trained. Pass an nn.Parameter "
+                    f"of the full shape in the form that the class keeps, use a learnable base "
+                    f"such as pyromix.GaussianMixture, or detach it."
+                )
+        return arguments
+
     def build(self) -> Any:
-        arguments = {name: self._argument(name) for name in self._order}
+        """Calls the constructor with the present values of the tensors."""
+        arguments: dict[str, Any] = {}
+        for name, value in self.arguments().items():
+            is_list = isinstance(value, nn.ModuleList)
+            arguments[name] = [unwrap(part) for part in value] if is_list else unwrap(value)
         if self._takes_validate_args:
             arguments["validate_args"] = False  # checked when the user built it
         return self._cls(**arguments)
@@ -127,15 +197,18 @@ class _Arguments(nn.Module):
             for name in self._order
         }
 
+    def config(self) -> dict[str, Any]:
+        """The class and the arguments as plain data; tensors by their shapes alone."""
+        return {"class": encode(self._cls), "arguments": encode(self.arguments())}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuilds what `config` returned, with zeros until a state dict is loaded."""
+        return cls(decode(config["class"]), decode(config["arguments"]))
+
     def __repr__(self) -> str:
         shown = [f"{name}={_show(value)}" for name, value in self.arguments().items()]
         return f"{self._cls.__name__}({', '.join(shown)})"
-
-    def _argument(self, name: str) -> Any:
-        if name in self._constants:
-            return self._constants[name]
-        value = getattr(self, name)
-        return [_unwrap(v) for v in value] if isinstance(value, nn.ModuleList) else _unwrap(value)
 
 
 def _show(value: Any) -> str:
@@ -144,42 +217,18 @@ def _show(value: Any) -> str:
     return str(value.item()) if isinstance(value, Tensor) else repr(value)
 
 
-def _unwrap(value: Any) -> Any:
-    return value.build() if isinstance(value, PlainDistribution | PlainTransform) else value
-
-
-def _wrap_arguments(obj: Any) -> _Arguments:
-    """Registers the constructor's arguments of an object, and checks that it can be rebuilt."""
-    try:
-        found = constructor_arguments(obj)
-        arguments = _Arguments(type(obj), found)
-        arguments.build()
-    except (UnknownArgumentsError, TypeError, ValueError) as error:
-        raise TypeError(
-            f"Cannot find the tensors of this {type(obj).__name__} to register them as part of a "
-            f"module ({error}). Keep every constructor argument as an attribute of the same "
-            f"name, or derive the class from pyromix.DistributionModule or Pyro's "
-            f"TransformModule."
-        ) from error
-    for name, value in found.items():
-        if (
-            isinstance(value, Tensor)
-            and value.requires_grad
-            and not isinstance(value, nn.Parameter)
-        ):
-            raise TypeError(
-                f"The {name!r} of this {type(obj).__name__} requires gradients, but is not a "
-                f"Parameter itself: it could not be found to be trained. Pass an nn.Parameter of "
-                f"the full shape in the form that the class keeps, use a learnable base such as "
-                f"pyromix.GaussianMixture, or detach it."
-            )
-    return arguments
-
-
-class PlainDistribution(DistributionModule):
+class PlainDistribution(LawModule[Distribution]):
     """A plain distribution as a module: its tensors are buffers, or parameters if they were.
 
-    Use `wrap`, or `as_distribution_module`.
+    `as_distribution_module` makes one; `law` is the distribution.
+
+    Args:
+        arguments: The distribution's class and arguments.
+        batch_shape: Batch shape of the distribution.
+        event_shape: Event shape.
+        has_rsample: Whether draws have pathwise gradients.
+        has_enumerate_support: Whether all values can be listed.
+        validate_args: Whether to check the values that are scored.
     """
 
     def __init__(
@@ -199,13 +248,13 @@ class PlainDistribution(DistributionModule):
 
     @classmethod
     def wrap(cls, distribution: Distribution) -> "PlainDistribution":
-        """Registers the tensors of a distribution.
+        """Returns a module that owns the tensors of a distribution.
 
         Raises:
             TypeError: If the arguments it was constructed with cannot be recovered.
         """
         return cls(
-            _wrap_arguments(distribution),
+            _Arguments.of(distribution),
             distribution.batch_shape,
             distribution.event_shape,
             distribution.has_rsample,
@@ -213,19 +262,15 @@ class PlainDistribution(DistributionModule):
             distribution._validate_args,
         )
 
-    def build(self) -> Distribution:
-        """The distribution itself, with the present values of the tensors."""
-        distribution = self.arguments.build()
+    def _law_given(self) -> Distribution:
+        law = self.arguments.build()
         # An expanded distribution does not show in its constructor's arguments.
-        if distribution.batch_shape != self.batch_shape:
-            distribution = distribution.expand(self.batch_shape)
-        return distribution
+        return law if law.batch_shape == self.batch_shape else law.expand(self.batch_shape)
 
     def config(self) -> dict[str, Any]:
-        """The class of the distribution and its arguments as plain data."""
+        """Class and arguments of the distribution, and its shapes, as plain data."""
         return {
-            "class": encode(self.arguments._cls),
-            "arguments": encode(self.arguments.arguments()),
+            **self.arguments.config(),
             "batch_shape": list(self.batch_shape),
             "event_shape": list(self.event_shape),
             "has_rsample": self.has_rsample,
@@ -233,55 +278,36 @@ class PlainDistribution(DistributionModule):
         }
 
     @classmethod
-    def from_config(cls, config: Any) -> "PlainDistribution":
-        """Builds a wrapper whose tensors wait for a state dict."""
-        arguments = _Arguments(decode(config["class"]), decode(config["arguments"]))
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuilds what `config` returned, with zeros until a state dict is loaded."""
         rest = {k: v for k, v in config.items() if k not in ("class", "arguments")}
-        return cls(arguments, **rest)
+        return cls(_Arguments.from_config(config), **rest)
 
     @property
     def support(self) -> constraints.Constraint | None:
         """The support of the distribution."""
-        return self.build().support
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of the distribution."""
-        return self.build().mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance of the distribution."""
-        return self.build().variance
-
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws with pathwise gradients."""
-        return self.build().rsample(Size(sample_shape))
-
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws without a graph."""
-        return self.build().sample(Size(sample_shape))
+        return self.law.support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density, or log-probability, of values."""
+        """Log-density, or log-probability, of values of shape ``sample + batch + event``."""
         if self._validate_args and not is_traced():
             self._validate_sample(value)
-        return self.build().log_prob(value)
+        return super().log_prob(value)
 
     def entropy(self) -> Tensor:
-        """The entropy of the distribution."""
-        return self.build().entropy()
+        """The entropy, of the batch shape."""
+        return self.law.entropy()
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All values of a discrete distribution."""
-        return self.build().enumerate_support(expand)
+        """All values of a discrete distribution, along a new first dimension."""
+        return self.law.enumerate_support(expand)
 
     def __repr__(self) -> str:
         return repr(self.arguments)
 
 
 class _TransformWrapper(TransformModule):
-    """A transform that hands everything on to another one."""
+    """A transform that is evaluated by another one."""
 
     def _target(self) -> Transform:
         raise NotImplementedError
@@ -321,7 +347,10 @@ class _TransformWrapper(TransformModule):
 
 
 class PlainTransform(_TransformWrapper):
-    """A plain transform as a module: its tensors are buffers. Use `wrap`."""
+    """A plain transform as a module: its tensors are buffers, or parameters if they were.
+
+    `as_transform_module` makes one.
+    """
 
     def __init__(self, arguments: _Arguments) -> None:
         super().__init__()
@@ -329,37 +358,34 @@ class PlainTransform(_TransformWrapper):
 
     @classmethod
     def wrap(cls, transform: Transform) -> "PlainTransform":
-        """Registers the tensors of a transform.
+        """Returns a module that owns the tensors of a transform.
 
         Raises:
             TypeError: If the arguments it was constructed with cannot be recovered.
         """
-        return cls(_wrap_arguments(transform))
+        return cls(_Arguments.of(transform))
 
     def build(self) -> Transform:
-        """The transform itself, with the present values of the tensors."""
+        """Returns the transform, with the present values of the tensors."""
         return self.arguments.build()
 
     _target = build
 
     def config(self) -> dict[str, Any]:
-        """The class of the transform and its arguments as plain data."""
-        return {
-            "class": encode(self.arguments._cls),
-            "arguments": encode(self.arguments.arguments()),
-        }
+        """Class and arguments of the transform as plain data."""
+        return self.arguments.config()
 
     @classmethod
-    def from_config(cls, config: Any) -> "PlainTransform":
-        """Builds a wrapper whose tensors wait for a state dict."""
-        return cls(_Arguments(decode(config["class"]), decode(config["arguments"])))
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuilds what `config` returned, with zeros until a state dict is loaded."""
+        return cls(_Arguments.from_config(config))
 
     def __repr__(self) -> str:
         return repr(self.arguments)
 
 
 class InverseTransform(_TransformWrapper):
-    """The inverse of a transform that is a module, and registers it."""
+    """The inverse of a transform, as a module of which that transform is a part."""
 
     def __init__(self, transform: nn.Module) -> None:
         super().__init__()
@@ -373,15 +399,6 @@ class InverseTransform(_TransformWrapper):
     def inv(self) -> Any:
         """The transform itself."""
         return self.transform
-
-    def config(self) -> dict[str, Any]:
-        """The transform that is inverted, as plain data."""
-        return {"transform": encode(self.transform)}
-
-    @classmethod
-    def from_config(cls, config: Any) -> "InverseTransform":
-        """Builds the transform, and inverts it."""
-        return cls(decode(config["transform"]))
 
 
 for _cls in (PlainTransform, InverseTransform):

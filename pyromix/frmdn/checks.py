@@ -1,54 +1,46 @@
-"""Checks of what a model of sequences is given, and of how it is built."""
+"""Checks of what a model of sequences is given."""
 
-__all__ = [
-    "check_finite",
-    "check_lengths",
-    "check_row",
-    "common_shape",
-    "within",
-]
+__all__ = ["as_lengths", "check_finite", "common_shape", "within"]
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 
-from ..core.checks import check_tensor, is_traced
+from ..core.checks import check_integers, is_traced
 
 
 def within(lengths: Tensor, num_steps: int) -> Tensor:
-    r"""Which steps come before the end of sequences with lengths (\*B): shape (\*B, T)."""
+    r"""Which of T steps lie within sequences of lengths (\*B): booleans of shape (\*B, T)."""
     return torch.arange(num_steps, device=lengths.device) < lengths.unsqueeze(-1)
 
 
-def check_lengths(lengths: Any, longest: int, like: Tensor) -> Tensor | None:
-    """Lengths, None or a tensor of integers from 1 to the longest on a tensor's device."""
+def as_lengths(lengths: Any, longest: int, *, like: Tensor) -> Tensor | None:
+    r"""Returns lengths of sequences as a tensor of integers; None where they are not given.
+
+    Args:
+        lengths: None, or integers from 1 to the longest, shape (\*B): a tensor, an array, a list
+            or a number.
+        longest: The number of steps that there are.
+        like: A tensor on the device that is wanted.
+
+    Raises:
+        ValueError: If they are not integers, out of range, or on another device.
+    """
     if lengths is None:
         return None
-    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise ValueError(
-            f"Expected lengths to be a tensor of integers, int64 or int32, got {got}."
-        )
+    if not isinstance(lengths, Tensor):
+        array = np.asarray(lengths)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"Expected lengths to be integers, got {type(lengths).__name__}.")
+        lengths = torch.as_tensor(array.astype(np.int64), device=like.device)
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"Expected lengths to be integers, int64 or int32, got {lengths.dtype}.")
     if lengths.device != like.device:
         raise ValueError(f"Expected lengths on device {like.device}, got {lengths.device}.")
-    if not is_traced() and lengths.numel():
-        low, high = (int(t) for t in lengths.aminmax())
-        if low < 1 or high > longest:
-            raise ValueError(
-                f"Expected lengths from 1 to {longest}, got lengths from {low} to {high}. Leave "
-                f"empty sequences out."
-            )
-    return lengths
-
-
-def check_row(name: str, row: Any, width: int, like: Tensor) -> Tensor:
-    r"""A tensor of shape (\*B, width)."""
-    row = check_tensor(name, row, like=like)
-    if row.dim() < 1 or row.shape[-1] != width:
-        raise ValueError(f"Expected {name} of shape (*B, {width}), got {tuple(row.shape)}.")
-    return row
+    return check_integers("lengths", lengths, 1, longest, where=" (leave empty sequences out)")
 
 
 def check_finite(name: str, value: Tensor) -> None:
@@ -62,7 +54,14 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def common_shape(tensors: Mapping[str, tuple[Tensor | None, int]]) -> Size:
-    """The shape that batch shapes broadcast to; with each tensor, the dimensions of its event."""
+    """The shape that batch shapes broadcast to.
+
+    Args:
+        tensors: Name -> a tensor, or None, and the number of its dimensions that are no batch.
+
+    Raises:
+        ValueError: If they do not broadcast.
+    """
     shapes = {
         name: tuple(t.shape[: t.dim() - event_dim])
         for name, (t, event_dim) in tensors.items()

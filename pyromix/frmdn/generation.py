@@ -1,34 +1,31 @@
-"""Draws of sequences, one step after the other."""
+"""Draws of sequences, step by step."""
 
 __all__ = ["continue_prefix", "generate"]
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..flows.law import FlowLaw
 from .recurrence import Memory
-
-if TYPE_CHECKING:
-    from .model import FRMDN
+from .step_model import StepModel
 
 
 def generate(
-    model: "FRMDN",
+    model: StepModel,
     value: Tensor,
     memory: Memory | None,
     inputs: Tensor | None,
     num_steps: int,
     draw: Callable[[FlowLaw], Tensor],
 ) -> Iterator[Tensor]:
-    """Yields the values of one step after the other.
+    """Yields the drawn values of one step after the other, of shape (N, D).
 
     Args:
         model: The model.
-        value: Standardised values before the first step, or the start, shape (N, D).
-        memory: That of the recurrence before it is fed those; by default zeros.
+        value: Standardised values before the first step, or the model's start, shape (N, D).
+        memory: The recurrence's memory before it is fed those; by default zeros.
         inputs: Inputs of the steps to come, shape (N, num_steps or 1, width).
         num_steps: Number of steps.
         draw: From the law of a step to values.
@@ -45,19 +42,19 @@ def generate(
 
 
 def continue_prefix(
-    model: "FRMDN",
+    model: StepModel,
     prefix: Tensor,
     ends: Tensor,
     inputs: Tensor | None,
     horizon: int,
     num_samples: int,
 ) -> Tensor:
-    """Draws what follows after prefixes.
+    """Draws continuations of prefixes.
 
     Args:
         model: The model.
         prefix: First values of sequences, shape (N, t, D).
-        ends: Numbers of them that count, shape (N,).
+        ends: Lengths of the prefixes, at most t, shape (N,).
         inputs: Inputs of all steps, shape (N, t + horizon or more, width), or (N, 1, width) if
             they are the same at all steps.
         horizon: Number of steps to draw.

@@ -1,43 +1,42 @@
 """From the state of a recurrent network to the mixture of the next value."""
 
-__all__ = ["POSITIVE", "MixtureHead"]
+__all__ = ["MixtureHead"]
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
+from ..core.constraints import Floored
 from ..core.networks import make_network
 from ..mixtures import MixtureOfLowRankPrecisionNormals, MixtureOfNormals
 from ..mixtures.clusters import Clusters
 from ..mixtures.finite import FiniteMixture
 
-POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus, "exp": torch.exp}
-
 # Bound of the length of a column of W: it shortens a deviation by this factor at most.
 MAX_COLUMN = 100.0
 
-# Start: columns long enough for gradients to reach them (at zero they vanish), and outputs that
+# At the start, columns are long enough to have gradients (at zero those vanish), and outputs
 # depend little on the state.
 INITIAL_COLUMN = 0.1
 INITIAL_INFLUENCE = 0.1
 
 
 class MixtureHead(nn.Module):
-    r"""Mixtures of normals of which every parameter is a function of a state.
+    r"""A network from states to mixtures of normals.
 
-    Of every component k the outputs o of a network become
+    From its outputs o, a component k has
 
     .. math:: w = \operatorname{softmax}(o^w), \quad m_k = o^m_k, \quad
               s_k = f + g(o^s_k), \quad
               P_k = \operatorname{diag}(s_k^{-2}) + U_k U_k^\top
 
     with :math:`U_k = \operatorname{diag}(s_k^{-1}) W_k` and :math:`W_k = b(o^W_k)`, or with one
-    free :math:`U_k = b(\cdot)` for all states. g is softplus or exp, f the floor, and b keeps the
-    length of columns below 100: no direction's variance is less than :math:`f^2 / (1 + 10^4 r)`.
+    free :math:`U_k = b(\cdot)` for all states. g is softplus or exp, f the floor. b bounds the
+    length of columns by 100, so that the variance is at least :math:`f^2 / (1 + 10^4 r)` in every
+    direction.
 
     Args:
         num_inputs: Width of a state.
@@ -46,8 +45,7 @@ class MixtureHead(nn.Module):
         num_components: K.
         rank: Columns r of every U.
         shared_factor: Whether U is a free parameter, not an output.
-        positivity: Name of g.
-        floor: f.
+        floored: From outputs to scales: f and g.
     """
 
     def __init__(
@@ -59,15 +57,14 @@ class MixtureHead(nn.Module):
         *,
         rank: int,
         shared_factor: bool,
-        positivity: str,
-        floor: float,
+        floored: Floored,
     ) -> None:
         super().__init__()
         self.dim, self.num_components, self.rank = dim, num_components, rank
-        self.positivity, self.floor = positivity, floor
+        self.floored = floored
         per_component = 1 + 2 * dim + (0 if shared_factor else rank * dim)
         self.network = make_network(num_inputs, hidden_dims, num_components * per_component)
-        # Columns first: sums over D run along memory.
+        # Columns come first, so that sums over D run along memory.
         noise = INITIAL_COLUMN * torch.randn(rank, num_components, dim) / math.sqrt(dim)
         self.raw_factor: Any = nn.Parameter(noise) if shared_factor and rank else None
         with torch.no_grad():
@@ -84,22 +81,17 @@ class MixtureHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, clusters: Clusters) -> None:
-        """Sets the mixture around which states let the parameters vary.
+        """Sets the mixture that outputs give where a state adds nothing to them.
 
         Args:
             clusters: Weights, means and variances of the components.
         """
-        scale = clusters.second.sqrt()
-        excess = (scale - self.floor).clamp(min=1e-3 * self.floor)
-        # The inverse of softplus is x + log(1 - e^-x).
-        raw = excess.log()
-        raw = raw if self.positivity == "exp" else excess + (-(-excess).expm1()).log()
-        parts = [clusters.weights.log(), clusters.loc.flatten(), raw.flatten()]
-        start = torch.cat(parts)
+        raw = self.floored.inverse(clusters.second.sqrt())
+        start = torch.cat([clusters.weights.log(), clusters.loc.flatten(), raw.flatten()])
         self._output.bias[: len(start)] = start
 
     def forward(self, state: Tensor) -> FiniteMixture:
-        r"""The mixture given states.
+        r"""Returns the mixture given states.
 
         Args:
             state: Shape (\*B, number of inputs).
@@ -113,7 +105,7 @@ class MixtureHead(nn.Module):
         # One split: its gradient is one copy, where each slice's would be as large as the whole.
         logits, loc, raw_scale, *rest = outputs.split([*sizes, outputs.shape[-1] - sum(sizes)], -1)
         loc = loc.unflatten(-1, (k, dim))
-        scale = self.floor + POSITIVE[self.positivity](raw_scale.unflatten(-1, (k, dim)))
+        scale = self.floored(raw_scale.unflatten(-1, (k, dim)))
         if rank == 0:
             return MixtureOfNormals(logits, loc, scale, validate_args=False)
         # Entries up to a bound, such that no column of W is longer than its own.

@@ -1,4 +1,4 @@
-"""What a model of sequences is told beside values: contexts of steps, and of sequences."""
+"""Inputs of a model of sequences: contexts of steps, and of whole sequences."""
 
 __all__ = ["Inputs"]
 
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_tensor
+from ..core.checks import as_rows, as_tensor
 from ..core.networks import Standardize
-from .checks import check_finite, check_row, common_shape, within
+from .checks import check_finite, common_shape, within
 from .recurrence import Recurrence
 
 
 class Inputs(nn.Module):
-    """Contexts, standardised and, if an encoder is given, read as a whole.
+    """Standardises contexts, and encodes those of steps if there is an encoder.
 
     Args:
         context_dim: Entries of the context of a step, zero for none.
@@ -31,7 +31,7 @@ class Inputs(nn.Module):
 
     @property
     def width(self) -> int:
-        """Number of entries that a step's inputs have in the end."""
+        """Number of entries of a step's inputs."""
         encoded = self.context_dim if self.encoder is None else self.encoder.num_outputs
         return encoded + self.static_dim
 
@@ -63,7 +63,17 @@ class Inputs(nn.Module):
     def check_context(
         self, context: Any, lengths: Tensor | None, like: Tensor, validate: bool
     ) -> Tensor | None:
-        """A context of steps, its padding replaced by zeros."""
+        r"""Returns the context of steps as a tensor, with zeros for padding; None for none.
+
+        Args:
+            context: Shape (\*C, T, context_dim), or None.
+            lengths: Numbers of steps, shape (\*L), or None.
+            like: A tensor of the dtype and on the device that are wanted.
+            validate: Whether to look for NaN and infinity.
+
+        Raises:
+            ValueError: If it does not fit, is missing, or is not asked for.
+        """
         if not self.context_dim:
             if context is not None:
                 raise ValueError(
@@ -77,7 +87,7 @@ class Inputs(nn.Module):
                 f"condition(context), and use the distribution that it returns; pass context to "
                 f"predict, and x to step; train on pairs (values, context)."
             )
-        context = check_tensor("context", context, like=like)
+        context = as_tensor("context", context, like=like)
         if context.dim() < 2 or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"Expected a context of shape (*B, T, {self.context_dim}), got "
@@ -92,7 +102,16 @@ class Inputs(nn.Module):
         return context
 
     def check_static(self, static: Any, like: Tensor, validate: bool) -> Tensor | None:
-        """A context of sequences."""
+        r"""Returns the context of sequences as a tensor, shape (\*B, static_dim); None for none.
+
+        Args:
+            static: The context, or None.
+            like: A tensor of the dtype and on the device that are wanted.
+            validate: Whether to look for NaN and infinity.
+
+        Raises:
+            ValueError: If it does not fit, is missing, or is not asked for.
+        """
         if not self.static_dim:
             if static is not None:
                 raise ValueError(
@@ -105,12 +124,13 @@ class Inputs(nn.Module):
                 f"condition(static=...), and use the distribution that it returns; pass static "
                 f"to predict and step, too."
             )
-        static = check_row("static", static, self.static_dim, like)
+        static = as_rows("static", static, self.static_dim, like=like)
         if validate:
             check_finite("static", static)
         return static
 
     def _encode(self, context: Tensor, lengths: Tensor | None) -> Tensor:
+        """Outputs of the encoder, zero after the ends of sequences."""
         leading = context.shape[:-2]
         if lengths is not None:
             leading = torch.broadcast_shapes(leading, lengths.shape)

@@ -3,7 +3,6 @@
 __all__ = ["SequenceLaw", "padded_sequence"]
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -16,13 +15,11 @@ from ..core.checks import check_expandable, check_value, check_value_shape
 from ..flows.law import FlowLaw
 from .checks import within
 from .generation import generate
-
-if TYPE_CHECKING:
-    from .model import FRMDN
+from .step_model import StepModel
 
 
 class padded_sequence(constraints.Constraint):  # noqa: N801 - as in torch.distributions
-    r"""Sequences of real vectors (\*B, T, D); what follows their end does not matter.
+    r"""Sequences of real vectors (\*B, T, D), with anything after their ends.
 
     Args:
         lengths: Numbers of steps, shape (\*B).
@@ -38,7 +35,7 @@ class padded_sequence(constraints.Constraint):  # noqa: N801 - as in torch.distr
         return f"padded_sequence({self.lengths.tolist()})"
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether the steps of each sequence are finite."""
+        r"""Whether all steps of each sequence are finite, shape (\*B)."""
         present = within(self.lengths, value.shape[-2])
         return (value.isfinite().all(-1) | ~present).all(-1)
 
@@ -48,11 +45,14 @@ for _registry in (biject_to, transform_to):
 
 
 class SequenceLaw(TorchDistribution):
-    r"""What `FRMDN.condition` returns: the law of sequences, for a batch of inputs and lengths.
+    r"""The law of sequences, for a batch of inputs and lengths: `FRMDN.condition` returns one.
+
+    .. math:: p(y_{1:T}) = \prod_{t=1}^T p(y_t \mid h_t), \qquad
+              h_t = h(h_{t-1}, y_{t-1}, x_t)
 
     It owns no parameters; gradients reach those of the model. Sequences shorter than the model's
-    length end with padding, which is zero in draws and is ignored in values, whatever it is. In
-    an HMC kernel padding is a free direction: slice it off, or draw such sequences otherwise.
+    length end with padding, which is zero in draws and ignored in values. The density does not
+    depend on padding, and an HMC kernel would move it without bounds: leave it out there.
 
     Args:
         model: The model.
@@ -67,7 +67,7 @@ class SequenceLaw(TorchDistribution):
 
     def __init__(
         self,
-        model: "FRMDN",
+        model: StepModel,
         context: Tensor | None,
         static: Tensor | None,
         lengths: Tensor | None,
@@ -75,7 +75,7 @@ class SequenceLaw(TorchDistribution):
         validate_args: bool,
     ) -> None:
         self._model = model
-        self._context, self._static, self._lengths = context, static, lengths
+        self.context, self.static, self._lengths = context, static, lengths
         super().__init__(Size(batch_shape), model.event_shape, validate_args=False)
         self._validate_args = validate_args
         self.has_rsample = model.has_rsample
@@ -95,21 +95,25 @@ class SequenceLaw(TorchDistribution):
 
     @property
     def lengths(self) -> Tensor | None:
-        """Numbers of steps, shape of the batch; None where all sequences are whole."""
+        """Numbers of steps, of the batch shape; None where all sequences have T."""
         return None if self._lengths is None else self._lengths.expand(self.batch_shape)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> "SequenceLaw":
-        """The same law with a larger batch shape; nothing is copied."""
+        """Returns the law with a larger batch shape; nothing is copied.
+
+        Raises:
+            ValueError: If its own batch shape cannot be expanded to that.
+        """
         batch_shape = check_expandable(self, batch_shape)
-        inputs = self._context, self._static, self._lengths
+        inputs = self.context, self.static, self._lengths
         law = SequenceLaw(self._model, *inputs, batch_shape, self._validate_args)
         law.has_rsample = self.has_rsample
         return law
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of whole sequences.
+        r"""Log-density of sequences.
 
         Args:
             value: Shape (\*S, \*B, T, D).
@@ -135,7 +139,7 @@ class SequenceLaw(TorchDistribution):
         Raises:
             ValueError: As in `log_prob`.
         """
-        value, model = self._without_padding(value), self._model
+        value, model = self.fill_padding(value), self._model
         leading = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
         value = value.expand(*leading, *self.event_shape)
         fed = model.standardize(value)[..., :-1, :]
@@ -156,7 +160,8 @@ class SequenceLaw(TorchDistribution):
         r"""Draws with exact pathwise gradients, shape (\*S, \*B, T, D).
 
         Raises:
-            NotImplementedError: If a transform draws branches: those jump.
+            NotImplementedError: If a transform draws branches: they are discrete, so draws have
+                no pathwise gradient.
         """
         if not self._model.has_pathwise_draws:
             raise NotImplementedError(
@@ -178,10 +183,33 @@ class SequenceLaw(TorchDistribution):
                 return self.rsample_and_log_prob(sample_shape)
         return self._generate(Size(sample_shape), pathwise=self.has_rsample, scored=True)
 
+    def fill_padding(self, value: Tensor) -> Tensor:
+        r"""Checks values, and returns them with the location of the data in place of padding.
+
+        Args:
+            value: Shape (\*S, \*B, T, D).
+
+        Raises:
+            ValueError: As in `log_prob`.
+        """
+        model, (length, dim) = self._model, self.event_shape
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[-2] != length:
+            raise ValueError(
+                f"Expected sequences whose last two dimensions are the event shape "
+                f"({length}, {dim}), got shape {tuple(value.shape)}. Pad shorter ones, and pass "
+                f"lengths to condition; for longer ones build a longer model, which takes the "
+                f"same parameters with load_state_dict."
+            )
+        if self._lengths is not None:
+            value = check_value_shape(self, value, like=model.start)
+            present = within(self._lengths, self.event_shape[0]).unsqueeze(-1)
+            value = torch.where(present, value, model.standardize.loc)
+        return check_value(self, value, like=model.start)
+
     def _generate(
         self, sample_shape: Size, *, pathwise: bool, scored: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Draws step by step, and their log-densities, or zeros."""
+        """Draws step by step, and their log-densities if `scored`, else zeros."""
         leading = sample_shape + self.batch_shape
         model = self._model
         log_probs = []
@@ -205,30 +233,15 @@ class SequenceLaw(TorchDistribution):
             total = torch.where(present, total, 0.0)
         return result, total.sum(-1)
 
-    def _without_padding(self, value: Tensor) -> Tensor:
-        """Checked values, with the location of the data in place of what follows an end."""
-        model, (length, dim) = self._model, self.event_shape
-        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[-2] != length:
-            raise ValueError(
-                f"Expected sequences whose last two dimensions are the event shape "
-                f"({length}, {dim}), got shape {tuple(value.shape)}. Pad shorter ones, and pass "
-                f"lengths to condition; for longer ones build a longer model, which takes the "
-                f"same parameters with load_state_dict."
-            )
-        if self._lengths is not None:
-            value = check_value_shape(self, value, like=model.start)
-            present = within(self._lengths, self.event_shape[0]).unsqueeze(-1)
-            value = torch.where(present, value, model.standardize.loc)
-        return check_value(self, value, like=model.start)
-
     def _joined(self, fed: Tensor, leading: Size) -> Tensor:
-        """What the recurrence is fed at every step, flattened: (N, T, number of inputs)."""
+        """Joins values and inputs to what the recurrence is fed, (N, T, number of inputs)."""
         fed = fed.reshape(leading.numel(), *fed.shape[-2:])
         inputs = self._inputs(leading)
         return fed if inputs is None else torch.cat([fed, inputs], -1)
 
     def _inputs(self, leading: Size) -> Tensor | None:
-        inputs = self._model.inputs(self._context, self._static, self._lengths)
+        """Inputs of all steps of sequences of a batch shape, flattened: (N, T, width)."""
+        inputs = self._model.inputs(self.context, self.static, self._lengths)
         if inputs is None:
             return None
         inputs = inputs.expand(*leading, self.event_shape[0], -1)

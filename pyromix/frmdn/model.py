@@ -3,27 +3,40 @@
 __all__ = ["FRMDN"]
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import AffineTransform, constraints
 from torch.types import _size
 
 from ..core.batch import Batch, check_paired, split_batch
-from ..core.checks import check_choice, check_count, check_floor, check_positive_int, check_tensor
-from ..core.module import DistributionModule
+from ..core.checks import (
+    Check,
+    TensorLike,
+    as_rows,
+    as_tensor,
+    check_arguments,
+    check_count,
+    check_floor,
+    check_positive_int,
+    check_tensor,
+    one_of,
+)
+from ..core.constraints import Floored
+from ..core.law_module import LawModule
 from ..core.networks import Standardize, check_widths
+from ..flows.chain import draws_branches, given_context, needs_context, pull_back
 from ..flows.law import FlowLaw
-from ..flows.wrapping import as_transform_module, flatten_transforms
+from ..flows.wrapping import as_transform_modules
 from ..mixtures.clusters import find_clusters
-from .checks import check_finite, check_lengths, check_row, common_shape, within
+from .checks import as_lengths, check_finite, common_shape, within
 from .generation import continue_prefix
-from .head import POSITIVE, MixtureHead
+from .head import MixtureHead
 from .inputs import Inputs
 from .law import SequenceLaw
 from .recurrence import CELLS, Memory, Recurrence
+from .transforms import check_transforms
 
 Cell = Literal["lstm", "gru"]
 Encoder = Literal["causal", "bidirectional"]
@@ -32,7 +45,7 @@ Positivity = Literal["softplus", "exp"]
 State = tuple[Tensor, ...]
 
 
-class FRMDN(DistributionModule):
+class FRMDN(LawModule[SequenceLaw]):
     r"""Recurrent mixture density network through a flow [1]: a law of whole sequences.
 
     .. math:: p(y_{1:T} \mid x) = \prod_{t=1}^T \sum_{k=1}^K w_k(h_t) \,
@@ -40,14 +53,14 @@ class FRMDN(DistributionModule):
               \Big|\det \frac{\partial f}{\partial y_t}\Big|, \qquad
               P_k = \operatorname{diag}(s_k^{-2}) + U_k U_k^\top
 
-    The state :math:`h_t` is that of a recurrent network that was fed the values before t and the
+    :math:`h_t` is the state of a recurrent network that was fed the values before t and the
     inputs up to t, so that every step's law is exact given its past. `log_prob` evaluates all
-    steps in one pass; draws take one step after the other. f undoes the `transforms` and a
-    location and scale for every coordinate, which `initialize` takes from data. Without
+    steps in one pass; draws are made step by step. f is the inverse of the `transforms`, and of
+    a location and scale for every coordinate, which `initialize` takes from data. Without
     transforms this is a recurrent mixture density network (Graves 2013); with ``length=1`` and a
     static context, a mixture density network.
 
-    There may be inputs of two kinds: a context that differs from step to step, such as actions or
+    There are two kinds of inputs: a context that differs from step to step, such as actions or
     the time of the day, and a static one, such as a label. `condition` takes both.
 
     Args:
@@ -68,14 +81,15 @@ class FRMDN(DistributionModule):
         encoder: ``"causal"``: a step's law depends on the context up to that step.
             ``"bidirectional"``: on all of it, by way of a second recurrent network that reads it
             in both directions.
-        factor: ``"network"``: U is a function of the state, and scales with s. ``"shared"``: U is
-            a free parameter, the same at all steps.
-        positivity: What makes s positive, ``"softplus"`` or ``"exp"``. The exponential follows
-            scales over many orders of magnitude, and may jump in training.
-        scale_floor: Smallest s, f, in units of the standardised data. Low-rank columns are
-            bounded, too, so that the variance of the mixture's components is at least
-            :math:`f^2 / (1 + 10^4 r)` in all directions. Where data repeat exactly the likelihood
-            would be infinite without a bound: add noise to rounded data (see `dequantize`).
+        factor: ``"network"``: U is a function of the state, and proportional to 1 / s.
+            ``"shared"``: U is a free parameter, the same at all steps.
+        positivity: What makes s positive, ``"softplus"`` or ``"exp"``. The exponential fits
+            scales over many orders of magnitude, but its training is less stable.
+        scale_floor: The floor f, which s is larger than, in units of the standardised data.
+            Low-rank columns are bounded, too, so that the variance of the mixture's components is
+            at least :math:`f^2 / (1 + 10^4 r)` in all directions. Where data repeat exactly the
+            likelihood would be infinite without a bound: add noise to rounded data (see
+            `dequantize`).
         validate_args: Whether to check the values that are scored.
 
     Raises:
@@ -94,6 +108,37 @@ class FRMDN(DistributionModule):
         [1] Razavi, Hosseini and Behzad, "FRMDN: Flow-based recurrent mixture density network",
         2020. https://arxiv.org/abs/2008.02144
     """
+
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        "dim": check_positive_int,
+        "length": check_positive_int,
+        "num_components": check_positive_int,
+        "rank": check_count,
+        "hidden_dim": check_positive_int,
+        "num_layers": check_positive_int,
+        "cell": one_of(*CELLS),
+        "head_dims": check_widths,
+        "context_dim": check_count,
+        "static_dim": check_count,
+        "encoder": one_of("causal", "bidirectional"),
+        "factor": one_of("network", "shared"),
+        "positivity": one_of("softplus", "exp"),
+        "scale_floor": check_floor,
+    }
+    dim: int
+    length: int
+    num_components: int
+    rank: int
+    hidden_dim: int
+    num_layers: int
+    cell: Cell
+    head_dims: tuple[int, ...]
+    context_dim: int
+    static_dim: int
+    encoder: Encoder
+    factor: Factor
+    positivity: Positivity
+    scale_floor: float
 
     def __init__(
         self,
@@ -115,26 +160,20 @@ class FRMDN(DistributionModule):
         scale_floor: float = 1e-3,
         validate_args: bool | None = None,
     ) -> None:
-        dim, length = check_positive_int("dim", dim), check_positive_int("length", length)
-        super().__init__(event_shape=(length, dim), validate_args=validate_args)
-        self.dim, self.length = dim, length
-        self.num_components = check_positive_int("num_components", num_components)
-        self.rank = _check_rank(rank, dim)
-        self.hidden_dim = check_positive_int("hidden_dim", hidden_dim)
-        self.num_layers = check_positive_int("num_layers", num_layers)
-        self.cell = check_choice("cell", cell, CELLS)
-        self.head_dims = check_widths("head_dims", head_dims)
-        self.context_dim = check_count("context_dim", context_dim)
-        self.static_dim = check_count("static_dim", static_dim)
-        self.encoder = check_choice("encoder", encoder, ("causal", "bidirectional"))
-        self.factor = check_choice("factor", factor, ("network", "shared"))
-        self.positivity = check_choice("positivity", positivity, POSITIVE)
-        self.scale_floor = check_floor("scale_floor", scale_floor)
+        arguments = check_arguments(self.argument_checks, locals())
+        dim, length = arguments["dim"], arguments["length"]
+        if arguments["rank"] > dim:
+            raise ValueError(
+                f"Expected a rank from 0 to dim={dim}, got {rank}. Precisions of full rank need "
+                f"no more than dim columns."
+            )
         if encoder == "bidirectional" and not context_dim:
             raise ValueError(
                 "Expected a context_dim for encoder='bidirectional', which reads the context of "
                 "all steps, got 0."
             )
+        super().__init__(event_shape=(length, dim), validate_args=validate_args)
+        self.keep_arguments(arguments)
         self.standardize = Standardize(dim)
         self.start = nn.Parameter(torch.zeros(dim))  # in place of a value before the first
         size = self.hidden_dim, self.num_layers
@@ -150,12 +189,14 @@ class FRMDN(DistributionModule):
             self.num_components,
             rank=self.rank,
             shared_factor=factor == "shared",
-            positivity=positivity,
-            floor=scale_floor,
+            floored=Floored(scale_floor, positivity),
         )
-        self.transforms = nn.ModuleList(_as_modules(transforms))
+        self.transforms = nn.ModuleList(as_transform_modules(transforms))
         self.has_rsample = self.has_pathwise_draws
-        self._try_transforms()
+        states = torch.zeros(2, self.hidden_dim)
+        check_transforms(
+            self.transforms, lambda: self.law_of_step(states).sample(), dim, self.hidden_dim
+        )
 
     @property
     def support(self) -> constraints.Constraint:
@@ -164,8 +205,8 @@ class FRMDN(DistributionModule):
 
     @property
     def has_pathwise_draws(self) -> bool:
-        """Whether draws have pathwise gradients: without transforms that draw branches."""
-        return not any(getattr(t, "branching", False) for t in self.transforms)
+        """Whether no transform draws branches, so that draws can have pathwise gradients."""
+        return not draws_branches(self.transforms)
 
     @property
     def conditional(self) -> bool:
@@ -174,10 +215,10 @@ class FRMDN(DistributionModule):
 
     def condition(
         self,
-        context: Tensor | None = None,
+        context: TensorLike | None = None,
         *,
-        static: Tensor | None = None,
-        lengths: Tensor | None = None,
+        static: TensorLike | None = None,
+        lengths: TensorLike | None = None,
     ) -> SequenceLaw:
         r"""The law of sequences given inputs and lengths, which broadcast to a batch shape B.
 
@@ -188,12 +229,20 @@ class FRMDN(DistributionModule):
             lengths: Numbers of steps, integers of shape (\*B) from 1 to T; by default T. Values
                 and contexts after a sequence's end are padding, and ignored.
 
+        Returns:
+            A distribution of batch shape B and event shape (T, D).
+
         Raises:
             ValueError: If an input is missing, not asked for, of a wrong shape or not finite, or
                 a length is out of range.
         """
+        return self._law_given(context, static, lengths)
+
+    def _law_given(
+        self, context: Any = None, static: Any = None, lengths: Any = None
+    ) -> SequenceLaw:
         context, static = self._told_apart(context, static)
-        lengths = check_lengths(lengths, self.length, self.start)
+        lengths = as_lengths(lengths, self.length, like=self.start)
         context, static = self._check_inputs(context, static, lengths)
         if context is not None and context.shape[-2] != self.length:
             raise ValueError(
@@ -206,13 +255,16 @@ class FRMDN(DistributionModule):
         )
         return SequenceLaw(self, context, static, lengths, batch_shape, self._validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of sequences of shape (\*S, T, D); shape (\*S)."""
-        return self._law.log_prob(value)
-
     def log_prob_per_step(self, value: Tensor) -> Tensor:
         r"""Log-density of every step of (\*S, T, D) given those before; shape (\*S, T)."""
-        return self._law.log_prob_per_step(value)
+        return self.law.log_prob_per_step(value)
+
+    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
+        r"""Draws (\*S, T, D) and their log-densities (\*S), in one pass.
+
+        Both have pathwise gradients if ``has_rsample``, else no graph.
+        """
+        return self.law.rsample_and_log_prob(sample_shape)
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
         """Mean negative log-density of a batch of sequences, in nats a sequence.
@@ -221,42 +273,30 @@ class FRMDN(DistributionModule):
             batch: Values of shape (N, T, D); a pair of values and context; or a mapping with the
                 key ``"value"`` and, of `condition`'s arguments, those that there are.
             progress: Not used.
+
+        Raises:
+            ValueError: If the batch is of another form, or does not fit.
         """
-        value, inputs = _split(batch)
-        law = self._law_given(inputs)
+        value, inputs = self._split(batch)
+        law = self._law_given(**inputs)
         check_paired(law, value)
         return -law.log_prob(value).mean()
-
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws without a graph, shape (\*S, T, D)."""
-        return self._law.sample(sample_shape)
-
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with exact pathwise gradients, shape (\*S, T, D)."""
-        return self._law.rsample(sample_shape)
-
-    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
-        r"""Draws (\*S, T, D) and their log-densities (\*S), in one pass."""
-        law = self._law
-        law.has_rsample = self.has_rsample  # as Pyro may have set it
-        return law.rsample_and_log_prob(sample_shape)
 
     @torch.no_grad()
     def predict(
         self,
-        prefix: Tensor,
+        prefix: TensorLike,
         horizon: int,
         num_samples: int,
         *,
-        context: Tensor | None = None,
-        static: Tensor | None = None,
-        lengths: Tensor | None = None,
+        context: TensorLike | None = None,
+        static: TensorLike | None = None,
+        lengths: TensorLike | None = None,
     ) -> Tensor:
-        r"""Draws what follows after the first steps of sequences.
+        r"""Draws continuations of sequences.
 
-        Nothing in the model counts steps, so that sequences may become longer than `length`: the
-        recurrence goes on. How far that can be trusted is another question, as states may come
-        up that training never saw.
+        They may become longer than `length`, as the recurrence can run for any number of steps.
+        But the states after more steps than in training may be unlike those of training.
 
         Args:
             prefix: First steps of sequences, shape (\*B, t, D).
@@ -277,20 +317,22 @@ class FRMDN(DistributionModule):
         horizon = check_positive_int("horizon", horizon)
         num_samples = check_positive_int("num_samples", num_samples)
         context, static = self._told_apart(context, static)
-        prefix = check_tensor("prefix", prefix, like=self.start)
+        prefix = as_tensor("prefix", prefix, like=self.start)
         if prefix.dim() < 2 or prefix.shape[-1] != self.dim or prefix.shape[-2] == 0:
             raise ValueError(
                 f"Expected a prefix of shape (*B, t, {self.dim}) with t of at least 1, got "
                 f"{tuple(prefix.shape)}. To draw from the start, call sample."
             )
-        lengths = check_lengths(lengths, prefix.shape[-2], self.start)
-        totals = None if lengths is None else lengths + horizon
-        if lengths is not None:
-            prefix = prefix[..., : int(lengths.max()), :]
+        ends = as_lengths(lengths, prefix.shape[-2], like=self.start)
+        totals = None if ends is None else ends + horizon
+        if ends is not None:
+            prefix = prefix[..., : int(ends.max()), :]
         num_steps = prefix.shape[-2]
         needed = num_steps + horizon
-        if isinstance(context, Tensor) and context.dim() > 1:
-            context = context[..., :needed, :]  # what comes later is not to be read
+        if context is not None:
+            context = as_tensor("context", context, like=self.start)
+            if context.dim() > 1:
+                context = context[..., :needed, :]  # what comes later must not be read
         context, static = self._check_inputs(context, static, totals)
         if context is not None and context.shape[-2] < needed:
             raise ValueError(
@@ -302,10 +344,10 @@ class FRMDN(DistributionModule):
                 "prefix": (prefix, 2),
                 "context": (context, 2),
                 "static": (static, 1),
-                "lengths": (lengths, 0),
+                "lengths": (ends, 0),
             }
         )
-        ends = torch.tensor(num_steps, device=prefix.device) if lengths is None else lengths
+        ends = torch.tensor(num_steps, device=prefix.device) if ends is None else ends
         ends, prefix = ends.expand(batch), prefix.expand(*batch, -1, -1)
         prefix = torch.where(
             within(ends, num_steps).unsqueeze(-1), prefix, self.standardize.loc
@@ -321,10 +363,10 @@ class FRMDN(DistributionModule):
     def step(
         self,
         state: State | None = None,
-        y: Tensor | None = None,
-        x: Tensor | None = None,
+        y: TensorLike | None = None,
+        x: TensorLike | None = None,
         *,
-        static: Tensor | None = None,
+        static: TensorLike | None = None,
     ) -> tuple[FlowLaw, State]:
         r"""The law of the next value, and the state to go on from.
 
@@ -362,10 +404,11 @@ class FRMDN(DistributionModule):
             )
         value: Tensor = self.start
         if y is not None:
-            check_finite("y", check_row("y", y, self.dim, self.start))
+            y = as_rows("y", y, self.dim, like=self.start)
+            check_finite("y", y)
             value = self.standardize(y)
         if x is not None and self.context_dim:
-            x = check_row("x", x, self.context_dim, self.start).unsqueeze(-2)
+            x = as_rows("x", x, self.context_dim, like=self.start).unsqueeze(-2)
         inputs = self.inputs(*self._check_inputs(x, static, None), None)
         parts = {"y": (value, 1), "the inputs": (inputs, 2)}
         parts |= {f"state[{i}]": (s, 2) for i, s in enumerate(self._check_state(state))}
@@ -395,25 +438,24 @@ class FRMDN(DistributionModule):
         Raises:
             ValueError: If they do not fit, or are not finite.
         """
-        value, inputs = _split(data)
-        law = self._law_given(inputs)
-        value = law._without_padding(value)
+        value, inputs = self._split(data)
+        law = self._law_given(**inputs)
+        value = law.fill_padding(value)
         if not value.isfinite().all():
             raise ValueError("Expected finite values to initialise from, got NaN or infinity.")
         present = value.new_ones(value.shape[:-1], dtype=torch.bool)
         if law.lengths is not None:
             present = within(law.lengths, self.length).expand(present.shape)
         self.standardize.set_from(value[present])
-        if law._context is not None:
-            context = law._context.expand(*present.shape, -1)
+        if law.context is not None:
+            context = law.context.expand(*present.shape, -1)
             self.inputs.standardize_context.set_from(context[present])
-        if law._static is not None:
-            self.inputs.standardize_static.set_from(law._static.reshape(-1, self.static_dim))
+        if law.static is not None:
+            self.inputs.standardize_static.set_from(law.static.reshape(-1, self.static_dim))
         z = self.standardize(value[present])
-        if not any(isinstance(t, ConditionalTransform) for t in self.transforms):
+        if not needs_context(self.transforms):
             with torch.no_grad():
-                for transform in reversed(list(self.transforms)):
-                    z = transform.inv(z)  # type: ignore[operator]
+                z = pull_back(self.transforms, z)
         if next(self.head.parameters()).requires_grad:
             self.head.start_from(find_clusters(z, self.num_components))
         super().initialize(data)
@@ -427,64 +469,40 @@ class FRMDN(DistributionModule):
         Returns:
             A distribution over vectors of D numbers, of batch shape B.
         """
-        transforms: list[Any] = [
-            t.condition(states) if isinstance(t, ConditionalTransform) else t
-            for t in self.transforms
-        ]
         scale = AffineTransform(self.standardize.loc, self.standardize.scale, event_dim=1)
-        law = FlowLaw(self.head(states), [*transforms, scale], validate_args=False)
-        law.has_rsample = self.has_rsample and not law.branching
+        transforms = [*given_context(self.transforms, states), scale]
+        law = FlowLaw(self.head(states), transforms, validate_args=False)
+        law.has_rsample = self.has_rsample and self.has_pathwise_draws
         return law
 
-    @property
-    def _law(self) -> SequenceLaw:
-        """The law without inputs."""
-        return self.condition()
+    def _split(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Values of a batch, and the arguments of `condition` for it.
 
-    def _law_given(self, inputs: Mapping[str, Any]) -> SequenceLaw:
-        """The law for a batch, whose context may be one that the model does not take."""
+        Raises:
+            ValueError: If it is of another form, or has a context and the model takes none.
+        """
+        inputs: Any
+        match batch:
+            case {"value": value, **inputs} if set(inputs) <= {"context", "static", "lengths"}:
+                value = as_tensor("value", value, like=self.start)
+            case Mapping():
+                raise ValueError(
+                    f"Expected a batch that is a tensor, a pair (values, context), or a mapping "
+                    f"with the key 'value' and, of 'context', 'static' and 'lengths', those that "
+                    f"there are, got {sorted(batch)}."
+                )
+            case _:
+                value, context = split_batch(batch, like=self.start)
+                inputs = {"context": context}
         if inputs.get("context") is not None and not self.conditional:
             raise ValueError(
                 "Expected values alone, got a batch that is a pair, which is read as values and "
                 "context. This model takes no context: leave labels out, or give static_dim."
             )
-        return self.condition(**inputs)
-
-    def _try_transforms(self) -> None:
-        """Draws once, to find transforms that do not fit."""
-        for transform in self.transforms:
-            for end in ("domain", "codomain"):
-                space = getattr(transform, end, constraints.real_vector)
-                while isinstance(space, constraints.independent):
-                    space = space.base_constraint
-                if space is not constraints.real and space.event_dim > 1:
-                    raise ValueError(
-                        f"Expected transforms of vectors, got {_name(transform)} over events of "
-                        f"{space.event_dim} dimensions."
-                    )
-                if space not in (constraints.real, constraints.real_vector):
-                    raise ValueError(
-                        f"Expected transforms of real vectors onto real vectors, got "
-                        f"{_name(transform)} with a {end} of {space}. For values that are "
-                        f"bounded put the model into a Flow: Flow(FRMDN(...), [transform])."
-                    )
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                drawn = self.law_of_step(self.start.new_zeros(2, self.hidden_dim)).sample()
-            fits = drawn.shape == (2, self.dim)
-        except (RuntimeError, ValueError, TypeError) as error:
-            fits, reason = False, f" ({error})"
-        else:
-            reason = f" (draws have shape {tuple(drawn.shape[1:])})"
-        if not fits:
-            raise ValueError(
-                f"Expected transforms of vectors of dim={self.dim} entries, of which conditional "
-                f"ones have context_dim=hidden_dim={self.hidden_dim}, got "
-                f"{[_name(t) for t in self.transforms]}{reason}."
-            )
+        return value, inputs
 
     def _told_apart(self, context: Any, static: Any) -> tuple[Any, Any]:
-        """Context and static context: a model that takes but the latter gets it first."""
+        """Context and static context: one argument is the latter if the model takes only that."""
         if static is None and self.static_dim and not self.context_dim:
             return None, context
         return context, static
@@ -507,40 +525,3 @@ class FRMDN(DistributionModule):
                 f"step returns it, got {[tuple(s.shape) for s in tensors]}."
             )
         return tensors
-
-
-def _split(batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-    """Values of a batch, and arguments of `condition`."""
-    match batch:
-        case {"value": value, **inputs} if set(inputs) <= {"context", "static", "lengths"}:
-            return value, {str(name): given for name, given in inputs.items()}
-        case Tensor() | [Tensor()] | [Tensor(), _]:
-            value, context = split_batch(batch)
-            return value, {"context": context}
-    got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise ValueError(
-        f"Expected a batch that is a tensor, a pair (values, context), or a mapping with the key "
-        f"'value' and, of 'context', 'static' and 'lengths', those that there are, got {got}."
-    )
-
-
-def _as_modules(transforms: Any) -> list[Any]:
-    if not isinstance(transforms, Sequence | nn.ModuleList):
-        transforms = [transforms]
-    return [as_transform_module(t) for t in flatten_transforms(list(transforms))]
-
-
-def _name(transform: Any) -> str:
-    """Name of a transform's class, which may be wrapped as a module."""
-    arguments = getattr(transform, "arguments", None)
-    return getattr(arguments, "_cls", type(transform)).__name__
-
-
-def _check_rank(rank: object, dim: int) -> int:
-    count = check_count("rank", rank)
-    if count > dim:
-        raise ValueError(
-            f"Expected a rank from 0 to dim={dim}, got {count}. Precisions of full rank need no "
-            f"more than dim columns."
-        )
-    return count

@@ -1,0 +1,91 @@
+"""Chains of transforms: what they are, the way back through them, contexts and caches."""
+
+__all__ = [
+    "clear_caches",
+    "draws_branches",
+    "given_context",
+    "invert",
+    "needs_context",
+    "pull_back",
+]
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Tensor, nn
+from torch.distributions import Transform
+from torch.overrides import TorchFunctionMode
+
+
+def needs_context(transforms: Iterable[Any]) -> bool:
+    """Whether one of the transforms is conditional."""
+    return any(isinstance(t, ConditionalTransform) for t in transforms)
+
+
+def draws_branches(transforms: Iterable[Any]) -> bool:
+    """Whether one of the transforms draws branches, as folds do."""
+    return any(getattr(t, "branching", False) for t in transforms)
+
+
+def given_context(transforms: Iterable[Any], context: Tensor) -> list[Any]:
+    """Returns the transforms, with the conditional ones given a context of shape (..., C)."""
+    return [t.condition(context) if isinstance(t, ConditionalTransform) else t for t in transforms]
+
+
+def pull_back(transforms: Iterable[Any], value: Tensor) -> Tensor:
+    """Returns the values of the base from which the transforms lead to given values.
+
+    Raises:
+        NotImplementedError: If a transform has no inverse in closed form.
+    """
+    for transform in reversed(list(transforms)):
+        value = invert(transform, value)
+    return value
+
+
+def invert(transform: Any, y: Tensor) -> Tensor:
+    """Returns the x that a transform maps to y.
+
+    Raises:
+        NotImplementedError: If the transform has no inverse in closed form.
+    """
+    try:
+        if y.dtype == torch.get_default_dtype():
+            return transform.inv(y)
+        with _ZerosLike(y.dtype):
+            return transform.inv(y)
+    except (KeyError, NotImplementedError) as error:  # as Pyro's transforms raise
+        raise NotImplementedError(
+            f"The transform {type(transform).__name__} has no inverse in closed form, so that "
+            f"only the flow's own draws can be scored, with rsample_and_log_prob. To score data, "
+            f"put the transform's .inv into the flow."
+        ) from error
+
+
+def clear_caches(parts: Iterable[Any]) -> None:
+    """Empties the caches of transforms and of the transforms within them."""
+    for part in parts:
+        if isinstance(part, Transform):
+            if part._cache_size:
+                part._cached_x_y = None, None
+            for name, value in vars(part).items():
+                if name.startswith("_cache") and isinstance(value, Tensor):
+                    setattr(part, name, None)
+        if isinstance(part, nn.Module):
+            clear_caches(part._modules.values())  # modules() would hash: Dynamo cannot trace that
+
+
+class _ZerosLike(TorchFunctionMode):
+    """Gives new tensors a dtype: Pyro's autoregressive inverse starts from the default one's."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.zeros:
+            kwargs.setdefault("dtype", self.dtype)
+        return func(*args, **kwargs)
