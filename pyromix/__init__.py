@@ -40,10 +40,30 @@ __all__ = [
     "save",
 ]
 
+# A bare `import pyromix` has the sub-packages, too. That is cheap: what takes long to import, such
+# as SciPy and lightning-fabric, is imported where it is used.
+from . import (  # noqa: F401
+    conditioning,
+    datasets,
+    dcgmm,
+    drmm,
+    evidence,
+    flows,
+    frmdn,
+    maxent,
+    metrics,
+    mixtures,
+    plotting,
+    preprocessing,
+    rad,
+    testing,
+    training,
+)
 from .checkpoints import load, save
 from .class_conditional import ClassConditional, class_conditional
 from .core.module import DistributionModule
 from .core.registry import register
+from .core.version import __version__ as __version__
 from .dcgmm import DCGMM
 from .drmm import DRMM
 from .evidence.pieces import (
@@ -73,5 +93,3 @@ from .mixtures import (
 from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling
 from .training.fit import History, fit
-
-__version__ = "0.1.0"

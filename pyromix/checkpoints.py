@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .core.checks import FLOAT_DTYPES
 from .core.module import DistributionModule
 from .core.registry import NotPlainError, class_name, decode
+from .core.version import __version__
 
 FORMAT = 1
 _KEY = "pyromix"
@@ -132,8 +133,6 @@ def read_tree(path: PathLike) -> dict[str, Any]:
 
 
 def _write(path: PathLike, kind: Kind, description: Any, tensors: Mapping[str, Tensor]) -> None:
-    from . import __version__
-
     header = {"format": FORMAT, "kind": kind, "version": __version__, "description": description}
     # Tied parameters are written once under each name: safetensors refuses shared storage.
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -345,7 +345,7 @@ cases = {
 posteriors = {name: infer(law, scans) for name, (law, scans) in cases.items()}
 print(f"truth: brightness {BRIGHTNESS}, offset {OFFSET}")
 for name, posterior in posteriors.items():
-    chains = arviz.from_dict(posterior={key: draws.numpy() for key, draws in posterior.items()})
+    chains = arviz.convert_to_dataset({key: draws.numpy() for key, draws in posterior.items()})
     summary = arviz.summary(chains, round_to=3)[["mean", "sd", "ess_bulk", "r_hat"]]
     print(f"{name}\n{summary.to_string()}")
 

@@ -268,7 +268,7 @@ for seed in range(2):
     mcmc.run()
     chains.append(mcmc.get_samples()["z"])
 draws = torch.stack(chains)
-posterior = arviz.from_dict(posterior={"z": draws.numpy()})
+posterior = arviz.convert_to_dataset({"z": draws.numpy()})
 print(arviz.summary(posterior).to_string())
 
 # %%

@@ -5,10 +5,9 @@ __all__ = ["adam", "fit"]
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -19,6 +18,9 @@ from ..core.module import DistributionModule
 from .history import History
 from .minibatches import LoaderStream, TensorStream, make_stream, split
 from .trainer import Trainer, cuda_devices, describe_model
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -43,7 +45,7 @@ def fit(
     validation_every: int | None = None,
     patience: int | None = None,
     initialize: bool | None = None,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
     checkpoint: PathLike | None = None,
     checkpoint_every: int = 1000,
     seed: int | None = None,
@@ -223,7 +225,9 @@ def _follow_model(optimizer: Optimizer, model: Any, steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: model.learning_rate_factor(min(1.0, step / steps)))
 
 
-def _fabric_on(device: torch.device) -> Fabric:
+def _fabric_on(device: torch.device) -> "Fabric":
+    from lightning_fabric import Fabric  # most of a second: not on import
+
     if device.type == "cpu":
         return Fabric(accelerator="cpu", devices=1)
     return Fabric(accelerator=device.type, devices=[device.index or 0])

@@ -8,10 +8,9 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -23,6 +22,9 @@ from ..core.registry import NotPlainError
 from .history import History
 from .interrupt import deferred_interrupt
 from .minibatches import LoaderStream, TensorStream, list_tensors
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -56,7 +58,7 @@ class Trainer:
     held_out: TensorStream | LoaderStream | None
     optimizer: Optimizer
     scheduler: LRScheduler | ReduceLROnPlateau | None
-    fabric: Fabric
+    fabric: "Fabric"
     steps: int
     gradient_clip: float | None
     validation_every: int
@@ -288,7 +290,7 @@ class Trainer:
         self.history = History.from_state(saved["history"])
 
 
-def cuda_devices(fabric: Fabric) -> list[torch.device]:
+def cuda_devices(fabric: "Fabric") -> list[torch.device]:
     return [fabric.device] if fabric.device.type == "cuda" else []
 
 
