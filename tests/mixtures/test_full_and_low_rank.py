@@ -256,9 +256,10 @@ def test_weighted_draws_are_unbiased(make, count):
     expected = (mixture.variance + mixture.mean**2).sum()
     expected = torch.cat([expected.detach().reshape(1), gradient(expected)])
     estimates = []
-    for _ in range(800):
-        x, log_weight = mixture.rsample_weighted(count)
-        value = (log_weight.exp() * x.square().sum(-1)).sum()
+    several = mixture.expand((8,))
+    for _ in range(100):
+        x, log_weight = several.rsample_weighted(count)
+        value = (log_weight.exp() * x.square().sum(-1)).sum(0).mean()
         estimates.append(torch.cat([value.detach().reshape(1), gradient(value)]))
     estimates = torch.stack(estimates)
     error = estimates.std(0) / math.sqrt(len(estimates))
