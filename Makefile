@@ -30,7 +30,7 @@ notebooks: $(VENV)/.docs
 	$(BIN)/python tutorials/make_notebooks.py
 
 benchmark: $(VENV)/.benchmarks
-	for script in benchmarks/*.py; do MPLBACKEND=Agg $(BIN)/python $$script || exit 1; done
+	MPLBACKEND=Agg $(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) out docs/_build docs/api docs/tutorials

@@ -137,7 +137,7 @@ print(f"integral along the line: {torch.trapezoid(law.log_prob(points).exp(), y)
 # they put hands, feet, head and centre of mass. The model sees random poses, all 30 columns
 # alike. Asked for goals of the hands it knows nothing of kinematics but what it learnt: joint
 # angles that go with such positions. (Six layers of 64 here, for a minute's training;
-# `benchmarks/` has the real thing, ten of 256.)
+# `benchmarks/drmm/inverse_kinematics.py` has the real thing, ten of 256.)
 
 # %%
 body = PlanarHumanoid()

@@ -1,0 +1,1 @@
+"""Deep convolutional mixtures of images: speed, outliers, draws, clusters, completions."""

@@ -1,0 +1,1 @@
+"""Deep residual mixtures: depth, questions, tables, inverse kinematics, speed."""

@@ -1,0 +1,435 @@
+"""Any column of a mixed table from the others: deep residual mixtures on real columns and codes.
+
+Wine, breast cancer and diabetes, of 178 to 569 rows, with their class as a categorical column (for
+diabetes: sex, and the quartile of the target as class). 30 per cent of the entries are hidden at
+random, in the rows to train on and in those held out. One model is trained on all columns, with
+gaps integrated out. Number of layers and components, kind of scale and its floor are chosen on a
+fifth of the training rows, that training does not see; training keeps its best step on them.
+
+Printed, with mean and standard error over seeds:
+
+- hidden real entries: root mean squared error, in standard deviations of the columns, of
+  conditional means; and nats per entry, log p(hidden | observed).
+- hidden codes: how many are guessed, and the mean of minus the log-probability of the true one.
+- the class alone, of all held-out rows, their other columns known but for the gaps.
+
+The others:
+
+- mixture: a Gaussian mixture with full covariances, number of components by BIC, on the real
+  columns alone. It knows no categorical ones.
+- SimpleImputer: means; most frequent codes, with their frequencies for probabilities.
+- KNNImputer, IterativeImputer: codes enter as indicator columns, missing all together, of every
+  category but the first; what is filled in is clipped to [0.01, 1] and normalised for
+  probabilities. Real entries have a normal around what is filled in, whose variance, one per
+  column, is that of errors on training entries that are hidden in addition.
+- logistic regression (scikit-learn's penalty) of the class on the other columns, filled in by
+  IterativeImputer or KNNImputer, trained on the rows whose class is known.
+
+Where the real columns depend on each other linearly (most in diabetes, where some blood values are
+computed from others), full covariances and chained regressions are better at real entries: the
+normals of a deep residual mixture lie along the axes, and it takes many of them to follow a line.
+And a model of all columns is not trained to tell classes apart: of 31 columns, the class is one.
+
+    python -m benchmarks.drmm.tables [--quick | --paper]
+"""
+
+import argparse
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyromix import DRMM, GaussianMixture, Observed, fit, fit_em
+
+OUT = Path("out")
+HIDDEN = 0.3
+LEAST = 0.01  # probability of what imputers take for impossible
+MEASURES = ("RMSE", "nats", "codes right", "log-loss", "class right", "class log-loss")
+METHODS = {
+    "DRMM": "C0",
+    "mixture": "0.55",
+    "SimpleImputer": "C3",
+    "KNNImputer": "C1",
+    "IterativeImputer": "C2",
+    "logistic, KNN": "C1",
+    "logistic, Iterative": "C2",
+}
+
+
+class Table(NamedTuple):
+    """Real columns, then codes."""
+
+    x: Tensor
+    dim: int
+    categories: tuple[int, ...]
+
+
+class Split(NamedTuple):
+    """Rows with all entries, and with NaN for those that are hidden."""
+
+    train: Tensor
+    train_gaps: Tensor
+    test: Tensor
+    test_gaps: Tensor
+
+
+class Setting(NamedTuple):
+    """What is chosen on held-out training rows."""
+
+    num_layers: int
+    num_components: int
+    scale: str
+    scale_floor: float
+
+
+def tables() -> dict[str, Table]:
+    wine, cancer, diabetes = load_wine(), load_breast_cancer(), load_diabetes()
+    quartile = np.digitize(diabetes.target, np.quantile(diabetes.target, [0.25, 0.5, 0.75]))
+    sex = (diabetes.data[:, 1] > 0).astype(int)
+    parts = {
+        "wine": (wine.data, [wine.target]),
+        "diabetes": (np.delete(diabetes.data, 1, axis=1), [sex, quartile]),
+        "breast cancer": (cancer.data, [cancer.target]),
+    }
+    result = {}
+    for name, (real, codes) in parts.items():
+        x = torch.from_numpy(np.column_stack([real, *codes])).float()
+        result[name] = Table(x, real.shape[1], tuple(int(code.max()) + 1 for code in codes))
+    return result
+
+
+def split(table: Table, seed: int) -> Split:
+    """Seven tenths of the rows to train on; units are those of the observed training entries."""
+    torch.manual_seed(seed)
+    x = table.x[torch.randperm(len(table.x))]
+    count = round(0.7 * len(x))
+    gaps = hide(x)
+    real = gaps[:count, : table.dim]
+    mean = real.nanmean(0)
+    scale = (real - mean).square().nanmean(0).sqrt()
+    for t in (x, gaps):
+        t[:, : table.dim] = (t[:, : table.dim] - mean) / scale
+    return Split(x[:count], gaps[:count], x[count:], gaps[count:])
+
+
+def hide(x: Tensor) -> Tensor:
+    return x.masked_fill(torch.rand(x.shape) < HIDDEN, math.nan)
+
+
+# ---- deep residual mixtures ---
+
+
+SHAPES = {
+    "quick": [(1, 4), (2, 4)],
+    "default": [(1, 4), (2, 4), (2, 8), (4, 8)],
+    "paper": [(1, 4), (2, 8), (4, 8), (3, 16)],
+}
+KINDS = [("spherical", 0.1), ("diagonal", 0.1), ("diagonal", 0.3)]
+STEPS = {"quick": 200, "default": 400, "paper": 20_000}
+
+
+def train(table: Table, setting: Setting, gaps: Tensor, validation: Tensor, steps: int) -> DRMM:
+    torch.manual_seed(0)
+    model = DRMM(
+        table.dim,
+        categories=table.categories,
+        missing="marginalize",
+        **setting._asdict(),
+    )
+    fit(
+        model,
+        gaps,
+        steps=steps,
+        batch_size=64,
+        lr=0.005,
+        validation=validation,
+        validation_every=max(1, steps // 40),
+        seed=0,
+        progress_bar=False,
+    )
+    return model
+
+
+def choose(table: Table, gaps: Tensor, size: str) -> tuple[DRMM, Setting]:
+    """The model of the highest density of held-out training rows."""
+    count = round(0.8 * len(gaps))
+    models = {
+        setting: train(table, setting, gaps[:count], gaps[count:], STEPS[size])
+        for setting in [Setting(*shape, *kind) for shape in SHAPES[size] for kind in KINDS]
+    }
+    with torch.no_grad():
+        density = {s: float(model.log_prob(gaps[count:]).mean()) for s, model in models.items()}
+    best = max(density, key=density.__getitem__)
+    return models[best], best
+
+
+class Guess(NamedTuple):
+    """Of all entries of held-out rows; NaN, or none, where a method has nothing to say."""
+
+    real: Tensor  # (N, D)
+    nats: float  # per hidden real entry
+    codes: list[Tensor]  # (N, categories) for every categorical column
+    classes: Tensor | None  # (N, categories) for the last column, others known but for gaps
+
+
+def ask_model(model: DRMM, table: Table, data: Split) -> Guess:
+    """Row by row, as every row has gaps of its own."""
+    real, codes, classes = [], [[] for _ in table.categories], []
+    last = table.x.shape[1] - 1
+    with torch.no_grad():
+        for row in data.test_gaps:
+            known = {d: row[d] for d in range(last + 1) if not row[d].isnan()}
+            law = model.condition(Observed(known))
+            real.append(law.mean[: table.dim])
+            for j, column in enumerate(codes):
+                column.append(law.probs(table.dim + j))
+            others = {d: value for d, value in known.items() if d != last}
+            classes.append(model.condition(Observed(others)).probs(last))
+        # The hidden real entries, given all that is observed, codes too.
+        filled = data.test_gaps.clone()
+        filled[:, : table.dim] = data.test[:, : table.dim]
+        gain = model.log_prob(filled) - model.log_prob(data.test_gaps)
+    hidden = data.test_gaps[:, : table.dim].isnan().sum()
+    return Guess(
+        torch.stack(real),
+        float(gain.sum() / hidden),
+        [torch.stack(column) for column in codes],
+        torch.stack(classes),
+    )
+
+
+# ---- the others ---
+
+
+def ask_mixture(table: Table, data: Split, seed: int) -> Guess:
+    dim = table.dim
+    train = data.train_gaps[:, :dim].double()
+    train = train[~train.isnan().all(-1)]
+    best: tuple[float, GaussianMixture] | None = None
+    for k in (1, 2, 3):
+        torch.manual_seed(seed)
+        model = GaussianMixture(dim, k, "full", variance_floor=1e-3, missing="marginalize")
+        model = model.double()
+        fit_em(model, train, steps=60, tolerance=1e-3, seed=seed, progress_bar=False)
+        criterion = model.bic(train)
+        if best is None or criterion < best[0]:
+            best = criterion, model
+    assert best is not None
+    test, gaps = data.test[:, :dim].double(), data.test_gaps[:, :dim].double()
+    with torch.no_grad():
+        gain = best[1].log_prob(test) - best[1].log_prob(gaps)
+        real = best[1].impute(gaps).float()
+    return Guess(real, float(gain.sum() / gaps.isnan().sum()), [], None)
+
+
+def indicators(table: Table, x: Tensor) -> Tensor:
+    """Codes as columns of zeros and ones, all NaN where missing; none for the first category.
+
+    With one for each category, every column would follow from the others, and regressions would
+    give back what they start from.
+    """
+    parts = [x[:, : table.dim]]
+    for j, count in enumerate(table.categories):
+        code = x[:, table.dim + j]
+        column = one_hot(code.nan_to_num(0.0).long(), count)[:, 1:].float()
+        parts.append(column.masked_fill(code.isnan().unsqueeze(-1), math.nan))
+    return torch.cat(parts, 1)
+
+
+def fill(imputer: Any, table: Table, train: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Real columns, and probabilities of codes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        imputer.fit(indicators(table, train).numpy())
+    filled = torch.from_numpy(imputer.transform(indicators(table, x).numpy())).float()
+    real, *codes = filled.split([table.dim, *(count - 1 for count in table.categories)], 1)
+    probs = [torch.cat([1 - code.sum(-1, keepdim=True), code], -1) for code in codes]
+    probs = [p.clamp(LEAST, 1.0) for p in probs]
+    return real, [p / p.sum(-1, keepdim=True) for p in probs]
+
+
+def ask_imputer(imputer: Any, table: Table, data: Split) -> Guess:
+    dim = table.dim
+    torch.manual_seed(0)
+    fewer = hide(data.train_gaps)
+    probe = (fewer.isnan() & ~data.train_gaps.isnan())[:, :dim]
+    error = fill(imputer, table, fewer, fewer)[0] - data.train[:, :dim]
+    variance = error.masked_fill(~probe, math.nan).square().nanmean(0).clamp(min=1e-3)
+    real, codes = fill(imputer, table, data.train_gaps, data.test_gaps)
+    hidden = data.test_gaps[:, :dim].isnan()
+    squares = (real - data.test[:, :dim]).square()
+    normal = -0.5 * (squares / variance + (2 * math.pi * variance).log())
+    without = data.test_gaps.clone()
+    without[:, -1] = math.nan
+    classes = fill(imputer, table, data.train_gaps, without)[1][-1]
+    return Guess(real, float(normal[hidden].mean()), codes, classes)
+
+
+def ask_logistic(imputer: Any, table: Table, data: Split) -> Guess:
+    """Classes alone."""
+    others = Table(table.x[:, :-1], table.dim, table.categories[:-1])
+    train, test = data.train_gaps[:, :-1], data.test_gaps[:, :-1]
+    known = ~data.train_gaps[:, -1].isnan()
+    label = data.train_gaps[known, -1].long().numpy()
+    inputs = [
+        torch.cat([real, *codes], 1)
+        for real, codes in (fill(imputer, others, train, x) for x in (train[known], test))
+    ]
+    model = LogisticRegression(max_iter=2000).fit(inputs[0].numpy(), label)
+    probs = torch.from_numpy(model.predict_proba(inputs[1].numpy())).float()
+    return Guess(torch.full_like(data.test[:, : table.dim], math.nan), math.nan, [], probs)
+
+
+# ---- scores ---
+
+
+def score(guess: Guess, table: Table, data: Split) -> list[float]:
+    """In the order of `MEASURES`."""
+    hidden = data.test_gaps.isnan()
+    real = (guess.real - data.test[:, : table.dim])[hidden[:, : table.dim]]
+    right, loss = [], []
+    for j, probs in enumerate(guess.codes):
+        rows = hidden[:, table.dim + j]
+        true = data.test[rows, table.dim + j].long()
+        right.append(probs[rows].argmax(-1) == true)
+        loss.append(-probs[rows].gather(1, true.unsqueeze(-1)).log())
+    result = [float(real.square().mean().sqrt()), guess.nats]
+    result += (
+        [float(torch.cat(right).float().mean()), float(torch.cat(loss).mean())]
+        if right
+        else [math.nan, math.nan]
+    )
+    if guess.classes is None:
+        return [*result, math.nan, math.nan]
+    true = data.test[:, -1].long()
+    accuracy = (guess.classes.argmax(-1) == true).float().mean()
+    return [
+        *result,
+        float(accuracy),
+        float(-guess.classes.gather(1, true.unsqueeze(-1)).log().mean()),
+    ]
+
+
+def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]:
+    data = split(table, seed)
+    model, setting = choose(table, data.train_gaps, size)
+    iterative = IterativeImputer(random_state=seed)
+    guesses = {
+        "DRMM": ask_model(model, table, data),
+        "mixture": ask_mixture(table, data, seed),
+        # The mean of an indicator is its frequency.
+        "SimpleImputer": ask_imputer(SimpleImputer(), table, data),
+        "KNNImputer": ask_imputer(KNNImputer(), table, data),
+        "IterativeImputer": ask_imputer(iterative, table, data),
+        "logistic, KNN": ask_logistic(KNNImputer(), table, data),
+        "logistic, Iterative": ask_logistic(iterative, table, data),
+    }
+    return [score(guesses[name], table, data) for name in METHODS], setting
+
+
+def summary(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.mean(0), values.std(0) / math.sqrt(len(values))
+
+
+def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) -> None:
+    rows, columns = table.x.shape
+    print(
+        f"\n{name}: {rows} rows, {table.dim} real columns, {columns - table.dim} categorical; "
+        f"mean ± standard error over {len(values)} seeds"
+    )
+    print(f"{'':>20}" + "".join(f"{measure:>17}" for measure in MEASURES))
+    mean, error = summary(values)
+    for i, method in enumerate(METHODS):
+        cells = [
+            "" if mean[i, j].isnan() else f"{mean[i, j]:.3f} ± {error[i, j]:.3f}"
+            for j in range(len(MEASURES))
+        ]
+        print(f"{method:>20}" + "".join(f"{cell:>17}" for cell in cells))
+    print(
+        "  chosen (L, K, scale, floor): "
+        + "; ".join(f"{s[0]}, {s[1]}, {s[2]}, {s[3]:g}" for s in chosen),
+        flush=True,
+    )
+
+
+def draw(results: dict[str, Tensor]) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained", sharey=True)
+    titles = {
+        "RMSE": "hidden real entries:\n← better    RMSE",
+        "nats": "hidden real entries:\nnats per entry    better →",
+        "codes right": "hidden codes:\nshare guessed    better →",
+        "log-loss": "hidden codes:\n← better    log-loss",
+        "class right": "the class:\nshare guessed    better →",
+        "class log-loss": "the class:\n← better    log-loss",
+    }
+    order = ("RMSE", "codes right", "class right", "nats", "log-loss", "class log-loss")
+    for axis, measure in zip(axes.flat, order, strict=True):
+        column = MEASURES.index(measure)
+        for row, values in enumerate(results.values()):
+            draw_row(axis, row, values[:, :, column])
+        axis.set_xlabel(titles[measure])
+        axis.grid(axis="x", alpha=0.3)
+        axis.tick_params(axis="y", length=0)
+        for row in range(1, len(results)):
+            axis.axhline(row - 0.5, color="0.8", linewidth=0.8)
+        axis.set_yticks(range(len(results)), results)
+        axis.set_ylim(len(results) - 0.5, -0.5)
+    handles = [
+        plt.Line2D(
+            [], [], color=color, marker=marker(method), linestyle="", markersize=5, label=method
+        )
+        for method, color in METHODS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(METHODS), frameon=False)
+    OUT.mkdir(exist_ok=True)
+    figure.savefig(OUT / "tables.png", dpi=130)
+    print(f"\nfigure: {OUT / 'tables.png'}")
+
+
+def marker(method: str) -> str:
+    return "^" if method.startswith("logistic") else "s" if method.endswith("Imputer") else "o"
+
+
+def draw_row(axis: Axes, row: int, values: Tensor) -> None:
+    mean, error = summary(values)
+    for i, (method, color) in enumerate(METHODS.items()):
+        if mean[i].isnan():
+            continue
+        y = row + 0.11 * (i - (len(METHODS) - 1) / 2)
+        axis.errorbar(
+            mean[i], y, xerr=error[i], fmt=marker(method), color=color, markersize=5, capsize=2
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quick", action="store_true", help="two seeds, few models")
+    group.add_argument("--paper", action="store_true", help="20,000 steps for every model: hours")
+    arguments = parser.parse_args()
+    size = "quick" if arguments.quick else "paper" if arguments.paper else "default"
+    start = time.perf_counter()
+    results = {}
+    for name, table in tables().items():
+        runs = [run(table, seed, size) for seed in range(2 if size == "quick" else 5)]
+        results[name] = torch.tensor([scores for scores, _ in runs])
+        print_table(name, table, results[name], [setting for _, setting in runs])
+    draw(results)
+    print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

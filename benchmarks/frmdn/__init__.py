@@ -1,0 +1,1 @@
+"""Recurrent mixtures with flows (FRMDN): rows of images, speech, forecasts, world models."""

@@ -1,0 +1,1 @@
+"""Maximum entropy: problems whose answers are known."""

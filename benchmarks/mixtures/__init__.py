@@ -1,0 +1,1 @@
+"""Mixtures of normals: speed, gradients, expectation maximisation, missing entries."""

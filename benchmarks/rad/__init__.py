@@ -1,0 +1,1 @@
+"""Real-valued flows that fold (RAD): laws in the plane, small tables."""
