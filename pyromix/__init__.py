@@ -63,6 +63,7 @@ from .checkpoints import load, save
 from .class_conditional import ClassConditional, class_conditional
 from .core.module import DistributionModule
 from .core.registry import register
+from .core.renamed import install as _install_old_names
 from .core.version import __version__ as __version__
 from .dcgmm import DCGMM
 from .drmm import DRMM
@@ -93,3 +94,5 @@ from .mixtures import (
 from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling
 from .training.fit import History, fit
+
+_install_old_names()
