@@ -23,7 +23,7 @@ from pyromix.evidence.pieces import (
 from pyromix.mixtures import ConditionedMixture
 from pyromix.mixtures.covariance import STRUCTURES
 
-from .quadrature import nodes_and_weights
+from ..quadrature import nodes_and_weights
 
 every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
 # One for each class of mixtures, and for factors that components share.
