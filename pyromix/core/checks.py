@@ -4,6 +4,7 @@ __all__ = [
     "Check",
     "TensorLike",
     "as_int",
+    "as_integers",
     "as_labels",
     "as_mask",
     "as_rows",
@@ -183,7 +184,7 @@ def as_mask(name: str, value: object, *, like: Tensor) -> Tensor:
     """
     mask: Any = value if isinstance(value, Tensor) else _as_array(name, value)
     if isinstance(mask, np.ndarray) and mask.dtype == bool:
-        mask = torch.tensor(mask, device=like.device)
+        mask = torch.from_numpy(mask.copy()).to(like.device)  # strides may be negative
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != like.shape:
         raise ValueError(
             f"Expected {name} to be a boolean tensor of shape {tuple(like.shape)}, got "
@@ -206,16 +207,24 @@ def as_labels(label: object, num_classes: int, device: torch.device) -> Tensor:
     Raises:
         ValueError: If they are not integers, or out of range.
     """
-    try:
-        labels = torch.as_tensor(label, device=device)
+    labels = as_integers("labels of classes", label, device)
+    return check_integers("labels", labels, 0, num_classes - 1)
+
+
+def as_integers(name: str, value: object, device: torch.device) -> Tensor:
+    r"""Returns integers as int64 on a device: an integer, nested lists, an array or a tensor.
+
+    Raises:
+        ValueError: If they are not integers.
+    """
+    try:  # a copy of arrays, as PyTorch takes none with negative strides
+        given = value.copy() if isinstance(value, np.ndarray) else value
+        integers = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"Expected integer labels of classes, got {type(label).__name__}. Number the classes "
-            f"from 0 to {num_classes - 1}."
-        ) from None
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"Expected integer labels of classes, got {labels.dtype}.")
-    return check_integers("labels", labels.long(), 0, num_classes - 1)
+        raise ValueError(f"Expected integer {name}, got {type(value).__name__}.") from None
+    if integers.is_floating_point() or integers.is_complex() or integers.dtype == torch.bool:
+        raise ValueError(f"Expected integer {name}, got {integers.dtype}.")
+    return integers.long()
 
 
 def check_value(

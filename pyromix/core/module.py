@@ -170,8 +170,8 @@ class DistributionModule(nn.Module, TorchDistribution):
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable numbers: entries of all parameters that require gradients."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        """Number of numbers that are learnt: entries of all parameters, frozen ones too."""
+        return sum(p.numel() for p in self.parameters())
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data, from which a checkpoint rebuilds the model.

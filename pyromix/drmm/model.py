@@ -14,6 +14,9 @@ from torch.types import _size
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
+    TensorLike,
+    as_integers,
+    as_tensor,
     check_arguments,
     check_count,
     check_floor,
@@ -244,11 +247,6 @@ class DRMM(LawModule[ResidualMixture]):
             log_truncation=math.log(self.truncation) if self.truncation else -math.inf,
         )
 
-    @property
-    def num_parameters(self) -> int:
-        """Number of numbers that are learnt."""
-        return sum(p.numel() for p in self.parameters())
-
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         r"""Draws without a graph, shape (\*S, D + number of categorical columns)."""
         with torch.no_grad():
@@ -266,7 +264,7 @@ class DRMM(LawModule[ResidualMixture]):
         log_prob = self.law.log_prob(rows, max_exact=self.max_exact, beam=self.beam)
         return log_prob.reshape(value.shape[:-1])
 
-    def log_prob_importance(self, value: Tensor, num_samples: int = 100) -> Tensor:
+    def log_prob_importance(self, value: TensorLike, num_samples: int = 100) -> Tensor:
         r"""Logarithm of an unbiased estimate of the density, shape (\*S), without a graph.
 
         Codes are drawn from the encoder, which draws those of the point's neighbourhood; the
@@ -277,6 +275,7 @@ class DRMM(LawModule[ResidualMixture]):
             num_samples: Number of codes drawn for every point.
         """
         num_samples = check_positive_int("num_samples", num_samples)
+        value = as_tensor("value", value, like=self.loc)
         rows = self._rows(value)
         with torch.no_grad():
             law = self.law
@@ -284,11 +283,12 @@ class DRMM(LawModule[ResidualMixture]):
             parts = [law.importance_log_prob(block, num_samples) for block in rows.split(size)]
             return torch.cat(parts).reshape(value.shape[:-1])
 
-    def layer_log_prob(self, value: Tensor) -> Tensor:
+    def layer_log_prob(self, value: TensorLike) -> Tensor:
         r"""Log-densities under the first layer, the first two, and so on: shape (\*S, L).
 
         The last entry is `log_prob`. See `shallow`.
         """
+        value = as_tensor("value", value, like=self.loc)
         rows, law = self._rows(value), self.law
         parts = [
             law.shallow(depth).log_prob(rows, max_exact=self.max_exact, beam=self.beam)
@@ -322,14 +322,15 @@ class DRMM(LawModule[ResidualMixture]):
         new.initialized.copy_(self.initialized)
         return new.train(self.training)
 
-    def encode(self, value: Tensor) -> Tensor:
+    def encode(self, value: TensorLike) -> Tensor:
         r"""Likeliest codes that a beam search finds, shape (\*S, L), integers."""
+        value = as_tensor("value", value, like=self.loc)
         rows = self._rows(value)
         with torch.no_grad():
             codes = self.law.encode(rows, self.beam)
             return codes.reshape(*value.shape[:-1], self.num_layers)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: TensorLike) -> Tensor:
         r"""Means of real columns and likeliest codes of categorical ones, given latent codes.
 
         Args:
@@ -341,26 +342,18 @@ class DRMM(LawModule[ResidualMixture]):
         Raises:
             ValueError: For codes of another shape or out of range.
         """
-        if (
-            not isinstance(codes, Tensor)
-            or codes.is_floating_point()
-            or codes.dim() < 1
-            or codes.shape[-1] != self.num_layers
-        ):
-            got = (
-                f"{codes.dtype} {tuple(codes.shape)}"
-                if isinstance(codes, Tensor)
-                else type(codes).__name__
-            )
+        codes = as_integers("codes", codes, self.loc.device)
+        if codes.dim() < 1 or codes.shape[-1] != self.num_layers:
             raise ValueError(
-                f"Expected codes to be integers of shape (*S, {self.num_layers}), got {got}."
+                f"Expected codes to be integers of shape (*S, {self.num_layers}), got "
+                f"{tuple(codes.shape)}."
             )
         check_integers("codes", codes, 0, self.num_components - 1)
         flat = codes.reshape(-1, self.num_layers).long()
         return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
 
     @torch.no_grad()
-    def impute(self, value: Tensor, num_samples: int | None = None) -> Tensor:
+    def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
         r"""Fills missing entries in from those that were observed, each row with its own gaps.
 
         Over all codes, or those that a beam search finds.
@@ -377,6 +370,7 @@ class DRMM(LawModule[ResidualMixture]):
         if not isinstance(value, Tensor) or value.dim() != 2:
             raise ValueError(f"Expected points of shape (N, {self.event_shape[0]}).")
         law, draws = self.law, num_samples or 1
+        value = as_tensor("value", value, like=self.loc)
         rows = self._rows(value, missing=True)
         drawn = []
         for weight, codes in law.posterior_blocks(rows, max_exact=self.max_exact, beam=self.beam):

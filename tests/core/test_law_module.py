@@ -96,7 +96,7 @@ def test_number_of_parameters():
     model.other = nn.Parameter(torch.zeros(2, 2))
     assert model.num_parameters == 7
     model.other.requires_grad_(False)
-    assert model.num_parameters == 3
+    assert model.num_parameters == 7
 
 
 def test_a_subclass_may_have_a_longer_table_of_arguments():
