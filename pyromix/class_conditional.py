@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
@@ -22,6 +22,7 @@ from .core.checks import (
     check_value,
 )
 from .core.module import DistributionModule
+from .core.random import takes_generator
 
 
 def class_conditional(
@@ -202,8 +203,16 @@ class ClassConditional(DistributionModule):
         with torch.no_grad():
             return self._joint_log_prob(as_value(self, value, like=self.contexts)).argmax(-1)
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws without a graph, each of a class drawn from the prior: ``(*S, *event_shape)``."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws without a graph, each of a class drawn from the prior: ``(*S, *event_shape)``.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         with torch.no_grad():
             label = Categorical(self.prior).sample(Size(sample_shape))
             return self.condition(label).sample()

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_value
+from ..core.random import takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
 from ..numerics.batches import flat_index
@@ -174,8 +175,15 @@ class ConditionedLaw(TorchDistribution):
         log_prob = self.log_joint(value) - self.log_normalizer()[0]
         return torch.where(self.holds(value), log_prob, -math.inf).to(self._dtype)
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Draws, shape (\*S, \*B, D).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Raises:
             RuntimeError: If inequalities leave no room for numbers of the dtype.
@@ -255,8 +263,16 @@ class FreeLaw(TorchDistribution):
         r"""Variance of every column, shape (\*B, columns)."""
         return self._law.variance[..., self._free]
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws, shape (\*S, \*B, columns)."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws, shape (\*S, \*B, columns).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         return self._law.sample(sample_shape)[..., self._free]
 
     def log_prob(self, value: Tensor) -> Tensor:

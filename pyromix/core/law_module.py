@@ -6,12 +6,13 @@ from abc import abstractmethod
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import Distribution
 from torch.types import _size
 
 from .batch import Batch, check_paired, split_batch
 from .module import DistributionModule
+from .random import takes_generator
 
 # Any: the law may be of any class, as long as it has the methods that a model hands on to it.
 Law = TypeVar("Law", bound=Any)
@@ -77,12 +78,28 @@ class LawModule(DistributionModule, Generic[Law]):
         return self._score(self.law, value)
 
     @torch.no_grad()
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws without a graph, shape (\*S, \*event_shape)."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws without a graph, shape (\*S, \*event_shape).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         return self.law.sample(sample_shape)
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with pathwise gradients, shape (\*S, \*event_shape)."""
+    @takes_generator
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws with pathwise gradients, shape (\*S, \*event_shape).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         return self._as_distribution().rsample(sample_shape)
 
     def _as_distribution(self) -> Distribution:

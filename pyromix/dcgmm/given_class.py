@@ -6,11 +6,12 @@ from typing import Any, Unpack
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
 from ..core.checks import TensorLike, as_labels, check_expandable, check_value
+from ..core.random import takes_generator
 from .inference import log_prob
 from .law import draw
 from .mixture_stack import MixtureStack
@@ -69,12 +70,20 @@ class ClassLaw(TorchDistribution):
         law = model.law.weighted(weights if leading else weights.reshape(1, -1))
         return log_prob(law, model._grid(images)).reshape(leading)
 
-    def sample(self, sample_shape: _size = Size(), **options: Unpack[SampleArguments]) -> Tensor:
+    @takes_generator
+    def sample(
+        self,
+        sample_shape: _size = Size(),
+        *,
+        generator: Generator | None = None,
+        **options: Unpack[SampleArguments],
+    ) -> Tensor:
         r"""Draws images without a graph.
 
         Args:
             sample_shape: Shape S of the draws.
             options: Those of `DCGMM.sample`.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape ``(*S, *B, C, H, W)``.

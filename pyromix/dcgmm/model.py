@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
@@ -23,6 +23,7 @@ from ..core.checks import (
     one_of,
     optional,
 )
+from ..core.random import takes_generator
 from .architecture import Architecture, check_image_shape, check_layers
 from .given_class import ClassLaw, class_weights
 from .inference import log_prob
@@ -219,12 +220,20 @@ class DCGMM(ImageQueries, LayerTraining):
         value = check_value(self, value, like=self._like)
         return log_prob(self.law, self._grid(value)).reshape(value.shape[:-3])
 
-    def sample(self, sample_shape: _size = Size(), **options: Unpack[SampleArguments]) -> Tensor:
+    @takes_generator
+    def sample(
+        self,
+        sample_shape: _size = Size(),
+        *,
+        generator: Generator | None = None,
+        **options: Unpack[SampleArguments],
+    ) -> Tensor:
         r"""Draws images without a graph; by default from the law.
 
         Args:
             sample_shape: Shape S of the draws.
             options: How draws differ from those of the law, for which there is no density.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
                 - `top_s`: how many of the likeliest codes take part at each position below the
                   top; by default all.
@@ -268,7 +277,12 @@ class DCGMM(ImageQueries, LayerTraining):
         """
         raise NotImplementedError("The variance of images is not available: take that of draws.")
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+    def rsample(
+        self,
+        sample_shape: _size = Size(),
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
         """Not available: the codes are discrete, so draws have no pathwise gradient.
 
         Raises:
@@ -310,8 +324,14 @@ class DCGMM(ImageQueries, LayerTraining):
         """
         return class_weights(self._classifier, self._mixtures[-1].log_weights)
 
+    @takes_generator
     def sample_class(
-        self, label: TensorLike, sample_shape: _size = Size(), **options: Unpack[SampleArguments]
+        self,
+        label: TensorLike,
+        sample_shape: _size = Size(),
+        *,
+        generator: Generator | None = None,
+        **options: Unpack[SampleArguments],
     ) -> Tensor:
         r"""Draws images of classes without a graph.
 
@@ -319,6 +339,7 @@ class DCGMM(ImageQueries, LayerTraining):
             label: An integer, or integers of shape (\*B).
             sample_shape: Shape S of the draws.
             options: Those of `sample`.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape ``(*S, *B, C, H, W)``.

@@ -5,7 +5,7 @@ __all__ = ["ImageQueries"]
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..core.checks import (
     TensorLike,
@@ -16,6 +16,7 @@ from ..core.checks import (
     check_positive_int,
     check_value_shape,
 )
+from ..core.random import takes_generator
 from ..numerics.diagonal_density import log_sum_exp
 from .completion import expand_mask, fill, find_evidence, from_array
 from .law import draw
@@ -194,6 +195,7 @@ class ImageQueries(MixtureStack):
 
     # ---- completion and variation -----------------------------------------------------------
 
+    @takes_generator
     def inpaint(
         self,
         value: TensorLike,
@@ -203,6 +205,7 @@ class ImageQueries(MixtureStack):
         threshold: float = 3.0,
         temperature: float = 1.0,
         noise: bool = False,
+        generator: Generator | None = None,
     ) -> Tensor:
         r"""Returns images in which missing or corrupted pixels are replaced.
 
@@ -223,6 +226,7 @@ class ImageQueries(MixtureStack):
                 of the codes than it should be. With a temperature above one, the result is a mean
                 over more codes, which is nearer to the true image on average.
             noise: Whether draws get the pixels' noise.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Images of the same shape, or ``(num_samples, *S, C, H, W)``; known pixels as they were.
@@ -251,11 +255,14 @@ class ImageQueries(MixtureStack):
             completed = torch.where(evidence, value, filled)
         return completed.squeeze(0) if num_samples is None else completed
 
+    @takes_generator
     def variants(
         self,
         value: TensorLike,
         similarity: int = 1,
         num_samples: int = 8,
+        *,
+        generator: Generator | None = None,
         **options: Unpack[SampleArguments],
     ) -> Tensor:
         r"""Draws images like given ones, without a graph (the paper's section II-B6).
@@ -266,6 +273,7 @@ class ImageQueries(MixtureStack):
                 the image. Those of the layers below are drawn from the top down; with 0, all are.
             num_samples: Number of draws for each image.
             options: Those of `sample`; `noise` is False by default.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape ``(num_samples, *S, C, H, W)``.

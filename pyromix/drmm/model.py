@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
+from ..conditioning.law import ConditionedLaw, Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
@@ -30,6 +31,7 @@ from ..core.checks import (
 )
 from ..core.constraints import Floored, mixed_columns, real_or_missing_vector
 from ..core.law_module import LawModule
+from ..core.random import takes_generator
 from .conditioned import ResidualPrior, Settings
 from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
@@ -247,8 +249,16 @@ class DRMM(LawModule[ResidualMixture]):
             log_truncation=math.log(self.truncation) if self.truncation else -math.inf,
         )
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws without a graph, shape (\*S, D + number of categorical columns)."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws without a graph, shape (\*S, D + number of categorical columns).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         with torch.no_grad():
             drawn = self.law.sample(Size(sample_shape).numel())
             return drawn.reshape(*sample_shape, *self.event_shape)
@@ -264,7 +274,10 @@ class DRMM(LawModule[ResidualMixture]):
         log_prob = self.law.log_prob(rows, max_exact=self.max_exact, beam=self.beam)
         return log_prob.reshape(value.shape[:-1])
 
-    def log_prob_importance(self, value: TensorLike, num_samples: int = 100) -> Tensor:
+    @takes_generator
+    def log_prob_importance(
+        self, value: TensorLike, num_samples: int = 100, *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Logarithm of an unbiased estimate of the density, shape (\*S), without a graph.
 
         Codes are drawn from the encoder, which draws those of the point's neighbourhood; the
@@ -273,6 +286,7 @@ class DRMM(LawModule[ResidualMixture]):
         Args:
             value: Points, shape (\*S, D + number of categorical columns).
             num_samples: Number of codes drawn for every point.
+            generator: Where random numbers come from; by default PyTorch's global generator.
         """
         num_samples = check_positive_int("num_samples", num_samples)
         value = as_tensor("value", value, like=self.loc)
@@ -353,7 +367,14 @@ class DRMM(LawModule[ResidualMixture]):
         return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
 
     @torch.no_grad()
-    def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
+    @takes_generator
+    def impute(
+        self,
+        value: TensorLike,
+        num_samples: int | None = None,
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
         r"""Fills missing entries in from those that were observed, each row with its own gaps.
 
         Over all codes, or those that a beam search finds.
@@ -362,6 +383,7 @@ class DRMM(LawModule[ResidualMixture]):
             value: Points, shape (N, D + number of categorical columns), NaN where missing.
             num_samples: How many draws of the missing entries to return; by default one value is
                 filled in: the mean given the others, or the likeliest category.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of the points' shape, or (num_samples, N, ...). Observed entries are as they
@@ -385,13 +407,15 @@ class DRMM(LawModule[ResidualMixture]):
         filled = torch.where(value.isnan(), torch.cat(drawn, 1), value)
         return filled.squeeze(0) if num_samples is None else filled
 
+    @takes_generator
     def condition(
         self,
-        *evidence: Any,
+        *evidence: Statement,
         num_particles: int = 1024,
         max_exact: int | None = None,
         differentiable: bool = False,
-    ) -> Any:
+        generator: Generator | None = None,
+    ) -> ConditionedLaw:
         r"""The law given what is known.
 
         Args:
@@ -404,6 +428,7 @@ class DRMM(LawModule[ResidualMixture]):
             max_exact: Largest number of codes to sum over; the model's by default.
             differentiable: Whether `log_prob` and `log_evidence` have gradients in the model's
                 parameters. The graph of log Z is made once, and serves one backward pass.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             A `ConditionedDRMM` of batch shape B; with alternatives, a `UnionOfConditioned`.

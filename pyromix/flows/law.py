@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.ops.provenance import extract_provenance
-from torch import Size, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import AffineTransform
 from torch.distributions.utils import _sum_rightmost
@@ -25,6 +25,7 @@ from ..core.checks import (
     is_traced,
 )
 from ..core.constraints import move_support
+from ..core.random import takes_generator
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
 from .chain import clear_caches, draws_branches, invert
@@ -118,15 +119,30 @@ class FlowLaw(dist.TransformedDistribution):
         law.has_rsample = self.has_rsample
         return law
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draws without a graph, of shape ``sample_shape + batch_shape + event_shape``."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        """Draws without a graph, of shape ``sample_shape + batch_shape + event_shape``.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         with torch.no_grad():
             x = self._push(self.base_dist.sample(Size(sample_shape)))
         self.clear_cache()
         return x.detach()  # the JIT records this, but not that gradients were off
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+    @takes_generator
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
         """Draws with pathwise gradients, of shape ``sample_shape + batch_shape + event_shape``.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Raises:
             NotImplementedError: If a transform draws branches: they are discrete, so draws have
@@ -215,10 +231,17 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         return log_prob
 
-    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
+    @takes_generator
+    def rsample_and_log_prob(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draws and scores in one forward pass; no transform is inverted.
 
         Both results have pathwise gradients if ``has_rsample``, else no graph.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Samples of shape ``sample_shape + batch_shape + event_shape`` and their log-densities
@@ -234,8 +257,9 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         return result
 
+    @takes_generator
     def rsample_weighted_and_log_prob(
-        self, num_samples: int, num_sets: int = 1
+        self, num_samples: int, num_sets: int = 1, *, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted draws of a flow on a mixture, and their log-densities, in one forward pass.
 
@@ -246,6 +270,7 @@ class FlowLaw(dist.TransformedDistribution):
         Args:
             num_samples: Number of draws n.
             num_sets: Number of independent sets of so many draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Samples of shape ``(n,) + batch_shape + event_shape``, log-weights and log-densities,

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
 from torch.types import _size
 
 from ..core.checks import check_expandable, check_value, check_value_shape
+from ..core.random import takes_generator
 from ..flows.law import FlowLaw
 from .checks import within
 from .generation import generate
@@ -151,13 +152,28 @@ class SequenceLaw(TorchDistribution):
             return log_prob
         return torch.where(within(self._lengths, value.shape[-2]), log_prob, 0.0)
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws without a graph, shape (\*S, \*B, T, D)."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws without a graph, shape (\*S, \*B, T, D).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         with torch.no_grad():
             return self._generate(Size(sample_shape), pathwise=False)[0].detach()
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+    @takes_generator
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Draws with exact pathwise gradients, shape (\*S, \*B, T, D).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Raises:
             NotImplementedError: If a transform draws branches: they are discrete, so draws have
@@ -170,10 +186,17 @@ class SequenceLaw(TorchDistribution):
             )
         return self._generate(Size(sample_shape), pathwise=True)[0]
 
-    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
+    @takes_generator
+    def rsample_and_log_prob(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         r"""Draws and their log-densities in one pass, which inverts no transform.
 
         Both have pathwise gradients if ``has_rsample``, else no graph.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensors of shapes (\*S, \*B, T, D) and (\*S, \*B).

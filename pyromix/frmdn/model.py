@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import AffineTransform, constraints
 from torch.types import _size
 
@@ -26,6 +26,7 @@ from ..core.checks import (
 from ..core.constraints import Floored
 from ..core.law_module import LawModule
 from ..core.networks import Standardize, check_widths
+from ..core.random import takes_generator
 from ..flows.chain import draws_branches, given_context, needs_context, pull_back
 from ..flows.law import FlowLaw
 from ..flows.wrapping import as_transform_modules
@@ -259,10 +260,17 @@ class FRMDN(LawModule[SequenceLaw]):
         r"""Log-density of every step of (\*S, T, D) given those before; shape (\*S, T)."""
         return self.law.log_prob_per_step(value)
 
-    def rsample_and_log_prob(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
+    @takes_generator
+    def rsample_and_log_prob(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         r"""Draws (\*S, T, D) and their log-densities (\*S), in one pass.
 
         Both have pathwise gradients if ``has_rsample``, else no graph.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
         """
         return self.law.rsample_and_log_prob(sample_shape)
 
@@ -283,6 +291,7 @@ class FRMDN(LawModule[SequenceLaw]):
         return -law.log_prob(value).mean()
 
     @torch.no_grad()
+    @takes_generator
     def predict(
         self,
         prefix: TensorLike,
@@ -292,6 +301,7 @@ class FRMDN(LawModule[SequenceLaw]):
         context: TensorLike | None = None,
         static: TensorLike | None = None,
         lengths: TensorLike | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         r"""Draws continuations of sequences.
 
@@ -307,6 +317,7 @@ class FRMDN(LawModule[SequenceLaw]):
                 n + i.
             static: Inputs of the sequences, shape (\*B, static_dim).
             lengths: Numbers of steps (\*B) of prefixes that end before t.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Draws without a graph, shape (num_samples, \*B, horizon, D).

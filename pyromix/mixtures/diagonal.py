@@ -6,11 +6,12 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
 from ..core.checks import check_tensor
+from ..core.random import takes_generator
 from ..core.registry import register
 from ..numerics.batches import (
     RowLayout,
@@ -94,8 +95,13 @@ class MixtureOfNormals(FiniteMixture):
         r"""Covariances with no more batch dimensions than the scales have: (\*, K, D, D)."""
         return torch.diag_embed(self._scale.square())
 
+    @takes_generator
     def rsample_straight_through(
-        self, sample_shape: _size = Size(), temperature: float = 0.5
+        self,
+        sample_shape: _size = Size(),
+        temperature: float = 0.5,
+        *,
+        generator: Generator | None = None,
     ) -> Tensor:
         r"""Draws with the straight-through Gumbel-softmax gradient (Jang, Gu, Poole 2017): biased.
 
@@ -107,6 +113,7 @@ class MixtureOfNormals(FiniteMixture):
         Args:
             sample_shape: Shape S of the draws.
             temperature: Of the softmax; lower is less biased, and has more variance.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape (\*S, \*B, D).

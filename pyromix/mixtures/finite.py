@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, overload
 
 import torch
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import Categorical
 from torch.types import _size
 
@@ -28,6 +28,7 @@ from ..core.checks import (
     check_value,
     is_traced,
 )
+from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
 from ..numerics.batches import by_pattern, flat_index, stack_observed
 from ..numerics.diagonal_density import log_sum_exp
@@ -185,8 +186,16 @@ class FiniteMixture(TensorLaw):
         """
         return log_sum_exp(self._observed_scores(value, observed))
 
-    def sample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws from the mixture without a graph; shape (\*S, \*B, D)."""
+    @takes_generator
+    def sample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws from the mixture without a graph; shape (\*S, \*B, D).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         with torch.no_grad():
             component = Categorical(logits=self.logits, validate_args=False).sample(
                 Size(sample_shape)
@@ -194,16 +203,26 @@ class FiniteMixture(TensorLaw):
             noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
             return self._draw(component, noise)
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+    @takes_generator
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Draws from the mixture with exact pathwise gradients; shape (\*S, \*B, D).
 
         They are found by implicit differentiation, once: not twice. Their variance grows with
         the separation of the components, as every pathwise gradient's of a mixture; see
         `rsample_weighted`.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
         """
         return self._reparameterize(self.sample(sample_shape))
 
-    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
+    @takes_generator
+    def rsample_weighted(
+        self, num_samples: int, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         r"""Draws with weights, and gradients that are exact however far components lie apart.
 
         Every component gives (nearly) the same number of draws, weighted by its probability, so
@@ -219,6 +238,7 @@ class FiniteMixture(TensorLaw):
 
         Args:
             num_samples: Number of draws n.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Draws of shape (n, \*B, D), and their log-weights :math:`\ell` of shape (n, \*B), whose
@@ -303,7 +323,14 @@ class FiniteMixture(TensorLaw):
         )
         return law
 
-    def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
+    @takes_generator
+    def impute(
+        self,
+        value: TensorLike,
+        num_samples: int | None = None,
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
         r"""Fills missing entries in from those that were observed.
 
         Args:
@@ -311,6 +338,7 @@ class FiniteMixture(TensorLaw):
                 nested lists.
             num_samples: How many draws of the missing entries to return; by default one value is
                 filled in, their mean given the others.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape (N, D), or (num_samples, N, D). Observed entries are as they were.

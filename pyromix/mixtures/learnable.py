@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, overload
 
 import pyro.nn
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 
 from ..conditioning.law import ConditionedLaw, Statement
@@ -26,6 +26,7 @@ from ..core.checks import (
 )
 from ..core.constraints import real_or_missing_vector
 from ..core.networks import check_widths
+from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
 from .clusters import find_clusters
 from .covariance import STRUCTURES, Moments, make_structure
@@ -197,13 +198,21 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             return self.law._given_mapping(given[0], missing=self.missing == "marginalize")
         return self.law.condition(*given)
 
-    def impute(self, value: TensorLike, num_samples: int | None = None) -> Tensor:
+    @takes_generator
+    def impute(
+        self,
+        value: TensorLike,
+        num_samples: int | None = None,
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
         """Fills in NaN from the other entries of points (N, D); see `MixtureOfNormals.impute`.
 
         Args:
             value: Points, NaN where an entry is missing: a tensor, an array or nested lists.
             num_samples: How many draws of the missing entries to return; by default one value is
                 filled in, their mean given the others.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape (N, D), or (num_samples, N, D).

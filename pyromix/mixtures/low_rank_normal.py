@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, overload
 
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
 from ..conditioning.law import ConditionedLaw, Statement
 from ..core.checks import check_tensor, check_value
+from ..core.random import takes_generator
 from ..core.registry import register
 from ..evidence.pieces import Evidence
 from ..numerics.diagonal_density import LOG_2PI
@@ -113,8 +114,16 @@ class LowRankPrecisionNormal(LowRankPrecisions):
         entropy = 0.5 * (dim * (1 + LOG_2PI) - log_det(self._diag, tril))
         return entropy.expand(self.batch_shape)
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with pathwise gradients; shape (\*S, \*B, D)."""
+    @takes_generator
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws with pathwise gradients; shape (\*S, \*B, D).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         dim, rank = self._factor.shape[-2:]
         noise = self._loc.new_empty(*sample_shape, *self.batch_shape, dim + rank).normal_()
         return self._loc + draw_centred(self._diag, self._factor, noise)

@@ -5,10 +5,11 @@ __all__ = ["MixtureModule"]
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..core.checks import Check, check_floor, check_positive_int
 from ..core.law_module import Law, LawModule
+from ..core.random import takes_generator
 
 
 class MixtureModule(LawModule[Law]):
@@ -33,11 +34,15 @@ class MixtureModule(LawModule[Law]):
         """
         return self.law
 
-    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
+    @takes_generator
+    def rsample_weighted(
+        self, num_samples: int, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draws with weights, whose gradients are exact however far components lie apart.
 
         Args:
             num_samples: Number of draws n.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Draws of shape (n, D) and their log-weights of shape (n,); see

@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 from torch.types import _size
@@ -20,6 +20,7 @@ from ..core.checks import (
     check_value,
     is_traced,
 )
+from ..core.random import takes_generator
 from ..core.registry import register
 from ..numerics.batches import common_batch_shape
 from ..numerics.diagonal_density import LOG_2PI
@@ -169,18 +170,37 @@ class RelaxedMixtureOfNormals(TensorLaw):
 
     # ---- draws ----------------------------------------------------------------------------
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        r"""Draws with pathwise gradients, exact for the relaxed law; shape (\*S, \*B, D)."""
+    @takes_generator
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        r"""Draws with pathwise gradients, exact for the relaxed law; shape (\*S, \*B, D).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         return self.rsample_joint(sample_shape)[0]
 
-    def rsample_joint(self, sample_shape: _size = Size()) -> tuple[Tensor, Tensor]:
-        r"""Draws of z, shape (\*S, \*B, D), with the weights c they were made of (\*S, \*B, K)."""
+    @takes_generator
+    def rsample_joint(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws of z, shape (\*S, \*B, D), with the weights c they were made of (\*S, \*B, K).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
         c = self._draw_weights(Size((*Size(sample_shape), *self.batch_shape)))
         loc, scale = self._blend(c.unsqueeze(-2))
         z = loc + scale * torch.randn_like(loc)
         return z.squeeze(-2), c
 
-    def rsample_weighted(self, num_samples: int) -> tuple[Tensor, Tensor]:
+    @takes_generator
+    def rsample_weighted(
+        self, num_samples: int, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         r"""Draws with weights from `inner`, the law of `log_prob`; their gradients are exact.
 
         See `MixtureOfNormals.rsample_weighted`. Fewer draws than inner points use a subset that
@@ -188,6 +208,7 @@ class RelaxedMixtureOfNormals(TensorLaw):
 
         Args:
             num_samples: Number of draws n.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Draws (n, \*B, D) and log-weights (n, \*B).
@@ -206,12 +227,16 @@ class RelaxedMixtureOfNormals(TensorLaw):
         value = check_value(self, value, like=self.loc)
         return self.inner.log_prob(value)
 
-    def log_prob_error(self, value: TensorLike, num_repeats: int = 8) -> Tensor:
+    @takes_generator
+    def log_prob_error(
+        self, value: TensorLike, num_repeats: int = 8, *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Estimates how far `log_prob` is from the law's log-density, from other sets of points.
 
         Args:
             value: Points, shape (\*S, \*B, D).
             num_repeats: Number of other sets, of as many points, scrambled differently.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Root mean square of the changes of the log-density, shape (\*S, \*B): somewhat more
@@ -229,7 +254,10 @@ class RelaxedMixtureOfNormals(TensorLaw):
         ]
         return torch.stack(changes).square().mean(0).sqrt()
 
-    def log_prob_nested(self, value: TensorLike, num_inner: int = 100) -> Tensor:
+    @takes_generator
+    def log_prob_nested(
+        self, value: TensorLike, num_inner: int = 100, *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Monte Carlo estimate of the log-density from fresh weights c for every value.
 
         .. math:: \log \frac{1}{n} \sum_{j=1}^n N(z; c_j^\top m, (c_j^\top s)^2)
@@ -243,6 +271,7 @@ class RelaxedMixtureOfNormals(TensorLaw):
         Args:
             value: Points, shape (\*S, \*B, D).
             num_inner: Number n of weights drawn for every value.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape (\*S, \*B); another one at every call.

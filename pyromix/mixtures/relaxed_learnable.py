@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from ..core.batch import Batch, split_batch
 from ..core.checks import Check, TensorLike, check_arguments, check_positive_int, one_of
+from ..core.random import takes_generator
 from .inner_points import inner_points
 from .learnable import GaussianMixture
 from .mixture_module import MixtureModule
@@ -124,12 +125,16 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
             value = start + (end - start) * progress
         self.temperature.fill_(value)
 
-    def log_prob_nested(self, value: TensorLike, num_inner: int = 100) -> Tensor:
+    @takes_generator
+    def log_prob_nested(
+        self, value: TensorLike, num_inner: int = 100, *, generator: Generator | None = None
+    ) -> Tensor:
         r"""Monte Carlo estimate of the log-density at points (\*S, D), without the fixed points.
 
         Args:
             value: The points: a tensor, an array or nested lists.
             num_inner: Number of weights drawn for every one of them.
+            generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             Tensor of shape (\*S), another one at every call; see
