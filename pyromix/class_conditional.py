@@ -224,8 +224,8 @@ class ClassConditional(DistributionModule):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "A law over classes has no pathwise gradients, as classes jump: draw with sample(), "
-            "or from condition(label)."
+            "A law over classes has no pathwise gradients, as classes are discrete: draw with "
+            "sample(), or from condition(label)."
         )
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:

@@ -93,7 +93,7 @@ class LogitMap(Transform):
         return open_interval(-self._excess, self.num_levels + self._excess)
 
     def with_cache(self, cache_size: int = 1) -> "LogitMap":
-        """The same transform, with or without a cache."""
+        """Returns the transform with or without a cache."""
         if cache_size == self._cache_size:
             return self
         return LogitMap(self.num_levels, self.margin, cache_size)

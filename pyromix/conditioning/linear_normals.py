@@ -45,7 +45,18 @@ def solve(loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tenso
 def observe(
     loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same given y = A x + noise, of covariance (m, m); factors keep Q columns."""
+    """Normals N(loc, F F^T) given y = A x + noise.
+
+    Args:
+        loc: Means, shape (*B, K, D).
+        factor: Factors, shape (*own, K, D, Q), whose batch shape expands to B.
+        matrix: A, shape (m, D).
+        y: Shape (*B, m).
+        noise: Covariance of the noise, shape (m, m).
+
+    Returns:
+        Means and factors given y, of Q columns, and the log-density of y, shape (*B, K).
+    """
     seen = matrix @ factor  # (*own, K, m, Q)
     tril = torch.linalg.cholesky(seen @ seen.mT + noise)
     residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)

@@ -34,7 +34,7 @@ class EvidenceScore:
         evidence: The evidence on D columns.
         batch_shape: A shape that the evidence's expands to, of E entries.
         scale: Standard deviations, shape (K, D), or (1, D) if all normals share them.
-        entries: Which of the entries to judge; all by default.
+        entries: Which of the entries to score; all by default.
 
     Attributes:
         num_rows: Number of inequalities.

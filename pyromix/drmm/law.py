@@ -113,7 +113,7 @@ class ResidualMixture:
         return self._normalize(layer, sum_rows(self.links, self.link_rows(layer, codes)))
 
     def log_conditionals(self, codes: Tensor) -> list[Tensor]:
-        """The same for all of the first layers and the next, given codes (n, l): l + 1 tensors."""
+        """Log p(h_c = k | h_<c) of layers 0 to l, given codes (n, l): l + 1 tensors (n, K)."""
         first = self.log_weight.new_zeros(len(codes), 1)
         count = codes.shape[-1]
         rows = [self.link_rows(layer, codes) for layer in range(1, count + 1)]

@@ -102,7 +102,7 @@ def sum_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def sum_rows_of_layers(table: Tensor, rows: list[Tensor]) -> tuple[Tensor, ...]:
-    """The same for several lists of rows (n, m_i), with one backward pass over the table."""
+    """Sums several lists of rows (n, m_i) as `sum_rows` does, with one backward pass."""
     if is_traced():
         return tuple(sum_rows(table, part) for part in rows)
     sizes = torch.cat([part.new_full((len(part),), part.shape[-1]) for part in rows])

@@ -521,7 +521,7 @@ class DRMM(LawModule[ResidualMixture]):
     # ---- internals ------------------------------------------------------------------------
 
     def _training_rows(self, value: Tensor) -> Rows:
-        """The same as `_rows`, of points that say something."""
+        """Checks and sorts values as `_rows` does; no row may be missing as a whole."""
         rows = self._rows(value)
         empty = int(value.isnan().all(-1).sum()) if self.missing == "marginalize" else 0
         if empty:

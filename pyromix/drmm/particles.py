@@ -25,7 +25,7 @@ from .prefix import take_entries
 # Populations that are grown independently; their spread is the error of what they estimate.
 ISLANDS = 8
 
-# A prefix is judged with its inner scale, and with a small share with a larger one: what a layer
+# A prefix is scored with its inner scale, and with a small share with a larger one: what a layer
 # leaves is not quite normal, and a prefix that is lost too early is missed by all that follows.
 INFLATIONS = ((1.0, 0.8), (2.5, 0.2))
 
@@ -120,7 +120,7 @@ class _Search:
         self._prefix = law.prefix(zero.unsqueeze(-1).expand(-1, -1, law.loc.shape[-1]))
         self.log_weight = zero
         self._log_prior = zero
-        # How well inequalities agree, judged with each of the scales.
+        # How well inequalities agree, with each of the scales.
         self._log_rows = zero.expand(len(INFLATIONS), -1, -1)
 
     @property

@@ -159,7 +159,7 @@ class LinearEvidence:
         return crossed | (fixed & ((rows < low) | (rows > high))).any(-1)
 
     def intersect(self, *others: "LinearEvidence") -> "LinearEvidence":
-        """The same evidence within the inequalities of others, too, every row once.
+        """Returns the evidence with the inequalities of others added, every row once.
 
         The others' values and observations must be the same as this one's. Bounds of equal or
         opposite rows are compared, so that there, in the batch, no rounding comes in between.

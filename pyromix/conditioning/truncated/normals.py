@@ -3,17 +3,18 @@
 __all__ = ["TruncatedNormals"]
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from ...core.checks import check_positive_int, check_tensor
+from ...core.checks import check_tensor
 from .feasibility import ConflictError, feasible_point
 from .interval import draw_from_interval, log_interval_probability
 from .problem import InteriorSearch, Problem, check_constraints
 from .reduction import Reduced, reduce_constraints
 from .rounding import Rounding
-from .routes import MAX_SEQUENCE_ROWS, RANK_TOLERANCE, Group, Settings
+from .routes import MAX_SEQUENCE_ROWS, RANK_TOLERANCE, Group, Options, Settings
 
 MAX_REDRAWS = 50
 CHUNK_NUMBERS = 2**24
@@ -104,11 +105,7 @@ class TruncatedNormals:
         matrix: Tensor,
         low: Tensor,
         high: Tensor,
-        *,
-        num_points: int = 2048,
-        min_acceptance: float = 0.01,
-        num_moves: int = 10,
-        max_error: float = 0.01,
+        **options: Unpack[Options],
     ) -> None:
         check_tensor("loc", loc)
         check_tensor("factor", factor, like=loc)
@@ -118,9 +115,7 @@ class TruncatedNormals:
                 f"{tuple(loc.shape)} and {tuple(factor.shape)}. For standard deviations, use "
                 f"TruncatedNormals.diagonal."
             )
-        self._setup(
-            loc, factor, matrix, low, high, num_points, min_acceptance, num_moves, max_error
-        )
+        self._setup(loc, factor, matrix, low, high, Settings(**options))
 
     @classmethod
     def diagonal(
@@ -130,24 +125,17 @@ class TruncatedNormals:
         matrix: Tensor,
         low: Tensor,
         high: Tensor,
-        *,
-        num_points: int = 2048,
-        min_acceptance: float = 0.01,
-        num_moves: int = 10,
-        max_error: float = 0.01,
+        **options: Unpack[Options],
     ) -> "TruncatedNormals":
         r"""Normals with diagonal covariances.
 
         Args:
             loc: Means, shape (\*K, D).
             scale: Standard deviations, positive, shape (\*K, D).
-            matrix: As for the class, and so is everything else.
+            matrix: As for the class.
             low: As for the class.
             high: As for the class.
-            num_points: As for the class.
-            min_acceptance: As for the class.
-            num_moves: As for the class.
-            max_error: As for the class.
+            options: As for the class.
         """
         check_tensor("loc", loc)
         check_tensor("scale", scale, like=loc)
@@ -162,7 +150,7 @@ class TruncatedNormals:
                 f"{scale.min().item()}. For coordinates without spread, use a singular factor."
             )
         new = cls.__new__(cls)
-        new._setup(loc, scale, matrix, low, high, num_points, min_acceptance, num_moves, max_error)
+        new._setup(loc, scale, matrix, low, high, Settings(**options))
         return new
 
     @torch.no_grad()
@@ -173,22 +161,9 @@ class TruncatedNormals:
         matrix: Tensor,
         low: Tensor,
         high: Tensor,
-        num_points: int,
-        min_acceptance: float,
-        num_moves: int,
-        max_error: float,
+        settings: Settings,
     ) -> None:
         check_constraints(loc, factor, matrix, low, high)
-        if not max_error > 0:
-            raise ValueError(f"Expected a positive max_error, got {max_error!r}.")
-        if not 0 <= min_acceptance <= 1:
-            raise ValueError(f"Expected min_acceptance from 0 to 1, got {min_acceptance!r}.")
-        settings = Settings(
-            check_positive_int("num_points", num_points),
-            float(min_acceptance),
-            check_positive_int("num_moves", num_moves),
-            float(max_error),
-        )
         self.batch_shape = loc.shape[:-1]
         self._dtype = loc.dtype
         num, dim = self.batch_shape.numel(), loc.shape[-1]

@@ -5,11 +5,13 @@ __all__ = ["Group", "Settings"]
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from ...core.checks import check_positive_int
 from .hamiltonian import Population, anneal, move
 from .newton import central_point
 from .proposals import Proposal, TiltedBox, TiltedSequence
@@ -27,14 +29,35 @@ CHUNK_NUMBERS = 2**22
 MAX_ATTEMPTS = 2**14
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a user may choose."""
+class Options(TypedDict, total=False):
+    """Keyword arguments of `TruncatedNormals`, which describes them."""
 
     num_points: int
     min_acceptance: float
     num_moves: int
     max_error: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `TruncatedNormals`, checked, with their defaults.
+
+    Raises:
+        ValueError: For an option that is out of range.
+    """
+
+    num_points: int = 2048
+    min_acceptance: float = 0.01
+    num_moves: int = 10
+    max_error: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_positive_int("num_points", self.num_points)
+        check_positive_int("num_moves", self.num_moves)
+        if not self.max_error > 0:
+            raise ValueError(f"Expected a positive max_error, got {self.max_error!r}.")
+        if not 0 <= self.min_acceptance <= 1:
+            raise ValueError(f"Expected min_acceptance from 0 to 1, got {self.min_acceptance!r}.")
 
 
 class Group:
