@@ -2,6 +2,7 @@
 
 __all__ = ["UnionOfConditioned", "condition_on"]
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.distributions import constraints
 
 from ..evidence.collect import collect_branches
 from ..evidence.linear import LinearEvidence
+from ..evidence.pieces import AnyOf
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_on_gradient
 from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
@@ -244,32 +246,42 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     Raises:
         ConflictError: If no alternative can hold, in all the batch or at an entry of it.
     """
+    unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
     branches = collect_branches(evidence, prior.dim, prior.device, prior.categories, prior.dtype)
-    law = _law_given_any(prior, branches)
+    if unions:
+        count = math.prod(len(union.alternatives) for union in unions)
+        law = _law_given_any(prior, branches, count)
+    else:
+        law = prior.given(branches[0])
     law._evidence = tuple(evidence)
     return law
 
 
-def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence]) -> ConditionedLaw:
-    """The law given alternatives of which at least one holds; each is built once."""
-    if len(branches) == 1:
-        return prior.given(branches[0])
+def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence], count: int) -> ConditionedLaw:
+    """The law given alternatives of which at least one holds; each is built once.
+
+    Args:
+        prior: The law without evidence.
+        branches: The alternatives that may be possible.
+        count: How many there were at first.
+    """
     kept: list[LinearEvidence] = []
     laws: list[ConditionedLaw] = []
     first: ConflictError | None = None
     for branch in branches:
         try:
-            laws.append(prior.given(branch, allow_impossible_entries=True))
+            laws.append(prior.given(branch, allow_impossible_entries=len(branches) > 1))
             kept.append(branch)
         except ConflictError as conflict:
             first = first or conflict
     if not laws:
         raise ConflictError(
-            f"Expected alternatives of which one can hold, but all {len(branches)} contradict "
-            f"themselves or the other evidence. The first says: {first}"
+            f"Expected alternatives of which one can hold, but all {count} contradict themselves "
+            f"or the other evidence. One says: {first}"
         )
     if len(laws) == 1:
-        laws[0].check_possible()
+        if len(branches) > 1:  # entries were allowed to be impossible
+            laws[0].check_possible()
         return laws[0]
     return UnionOfConditioned(prior, kept, laws)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Size
 
 from .linear import LinearEvidence
 from .pieces import AnyOf, Evidence, Number, Observed
@@ -49,8 +50,8 @@ def collect_branches(
     """Puts all that is known together, once for every combination of alternatives.
 
     Branches differ in their inequalities alone, and have the same batch shape. Two kinds are left
-    out: those that contradict themselves in all the batch, as their rows show, unless all do; and
-    those that lie within another one, which then says the same.
+    out: those that contradict themselves in all the batch, as their rows show, as long as there
+    is another one; and those that lie within another one, which then says the same.
 
     Args:
         evidence: The pieces; a mapping is short for `Observed`.
@@ -87,30 +88,39 @@ def collect_branches(
     collected = [
         [collect(pieces, dim, device) for pieces in union.alternatives] for union in unions
     ]
-    branches = [rest.intersect(*chosen) for chosen in itertools.product(*collected)]
-    shapes = [rest.batch_shape, *(branch.batch_shape for branch in branches)]
+    choices = list(itertools.product(*collected))
+    shapes = [rest.batch_shape, *(part.batch_shape for parts in collected for part in parts)]
     try:
-        batch_shape = torch.broadcast_shapes(*shapes)
+        batch_shape = torch.broadcast_shapes(*shapes) if any(shapes) else Size()
     except RuntimeError:
         raise ValueError(
             f"Expected alternatives whose batch shapes broadcast, got "
             f"{[tuple(shape) for shape in shapes]}."
         ) from None
-    for branch in branches:
-        branch.low, branch.high = (
-            [bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds]
-            for bounds in (branch.low, branch.high)
-        )
-    possible = [b for b in branches if not bool(b.contradicts_itself(dtype).all())]
-    if not possible:
-        return branches  # the law to be built says why
+    possible = _possible(rest, choices, dtype)
+    if len(possible) == 1:  # as if there were no alternatives
+        return [rest.join(*possible[0]).expand(batch_shape)]
     kept: list[LinearEvidence] = []
-    for branch in possible:
+    for chosen in possible:
+        branch = rest.intersect(*chosen).expand(batch_shape)
         if any(_lies_within(branch, other) for other in kept):
             continue
         kept = [other for other in kept if not _lies_within(other, branch)]
         kept.append(branch)
     return kept
+
+
+def _possible(
+    rest: LinearEvidence, choices: Sequence[tuple[LinearEvidence, ...]], dtype: torch.dtype
+) -> list[tuple[LinearEvidence, ...]]:
+    """The alternatives that do not contradict the rest, as far as that is quickly seen.
+
+    If all others do, the last one is among them unseen: the law to be built will tell.
+    """
+    possible = [chosen for chosen in choices[:-1] if not rest.excludes(chosen, dtype)]
+    if not possible or not rest.excludes(choices[-1], dtype):
+        possible.append(choices[-1])
+    return possible
 
 
 def _lies_within(inner: LinearEvidence, outer: LinearEvidence) -> bool:

@@ -158,6 +158,41 @@ class LinearEvidence:
         fixed = ~(matrix[:, free] != 0).any(-1)
         return crossed | (fixed & ((rows < low) | (rows > high))).any(-1)
 
+    def excludes(self, others: Sequence["LinearEvidence"], dtype: torch.dtype) -> bool:
+        """Whether inequalities of others contradict this evidence or each other everywhere.
+
+        That is seen by `contradicts_itself`, in all the batch.
+
+        Args:
+            others: Evidence of inequalities alone.
+            dtype: Of the observed values.
+        """
+        if self.num_rows or len(others) > 1 or len(others[0].matrix) > 1:
+            both = self.intersect(*others)
+        else:
+            both = self.join(*others)
+        return bool(both.contradicts_itself(dtype).all())
+
+    def join(self, *others: "LinearEvidence") -> "LinearEvidence":
+        """Returns the evidence with the inequalities of others after its own."""
+        parts = (self, *others)
+        return replace(
+            self,
+            matrix=[rows for part in parts for rows in part.matrix],
+            low=[low for part in parts for low in part.low],
+            high=[high for part in parts for high in part.high],
+        )
+
+    def expand(self, batch_shape: Size) -> "LinearEvidence":
+        """Returns the evidence with bounds of inequalities expanded to a batch shape."""
+        if not batch_shape:
+            return self
+        low, high = (
+            [bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds]
+            for bounds in (self.low, self.high)
+        )
+        return replace(self, low=low, high=high)
+
     def intersect(self, *others: "LinearEvidence") -> "LinearEvidence":
         """Returns the evidence with the inequalities of others added, every row once.
 
