@@ -326,7 +326,7 @@ BAD = [
     (lambda: class_conditional(conditional(), 0), "num_classes to be an integer of at least 1"),
     (lambda: class_conditional(conditional(), 2.0), "num_classes to be an integer"),
     (lambda: class_conditional(conditional(), 4), r"shape \(\*B, 3\), got \(4, 4\)"),
-    (lambda: class_conditional(conditional(), 3, prior=[0.2, 0.3, 0.5]), "prior to be a torch"),
+    (lambda: class_conditional(conditional(), 3, prior="even"), "prior to be a tensor, got str"),
     (lambda: class_conditional(conditional(), 3, prior=torch.ones(2) / 2), "3 probabilities"),
     (lambda: class_conditional(conditional(), 3, prior=torch.ones(3)), "sum to 1.*sum 3"),
     (
