@@ -6,6 +6,7 @@ import numbers
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self, overload
 
 import torch
@@ -398,11 +399,12 @@ class FiniteMixture(TensorLaw):
             log_joint = law._logits
         scale = None if correlated else law._independent_scale
         scale = None if scale is None else scale[..., :count]
-
-        def covariance() -> Tensor:
-            return law.component_covariance[..., :count, :count]
-
+        covariance = partial(law._leading_covariance, count)
         return Normals(log_joint, law._loc[..., :count], scale, covariance)
+
+    def _leading_covariance(self, count: int) -> Tensor:
+        """Covariances of the first coordinates, with no more batch dimensions than parameters."""
+        return self.component_covariance[..., :count, :count]
 
     def conditional(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
         r"""The mixture of the free coordinates, given values (\*N, given) of the others."""
