@@ -51,7 +51,7 @@ def constructor_arguments(obj: object, *, strict: bool = False) -> dict[str, Any
     arguments: dict[str, Any] = {}
     alternatives: list[str] = []
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in ("self", "validate_args"):
+        if name in ("self", "validate_args") or name in getattr(cls, "argument_aliases", ()):
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             if strict:

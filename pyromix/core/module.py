@@ -2,7 +2,7 @@
 
 __all__ = ["DistributionModule"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -71,6 +71,8 @@ class DistributionModule(nn.Module, TorchDistribution):
     """The constructor's arguments and how they are checked: see `keep_arguments`.
 
     A constructor names its own class's table, as a subclass may have a longer one."""
+    argument_aliases: ClassVar[Collection[str]] = ()
+    """Arguments that are other names of arguments: descriptions and files leave them out."""
     initialized: Tensor
 
     def __init__(

@@ -132,6 +132,7 @@ class DRMM(LawModule[ResidualMixture]):
             see `pyromix.drmm.stages`. By default it is ``"likelihood"`` alone, whose loss is the
             law's own density; the paper's is ``(("em", 1.0),)``. In evaluation mode, as in
             validation, the loss is the mean of ``-log_prob``.
+        max_codes: Another name of `max_exact`, common to all models.
         orphans: Weight of what draws components to data in the stage ``"em"``.
         validate_args: Whether to check the values that are scored.
 
@@ -149,6 +150,7 @@ class DRMM(LawModule[ResidualMixture]):
         torch.Size([3, 2])
     """
 
+    argument_aliases = ("max_codes",)
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_positive_int,
         "num_layers": check_positive_int,
@@ -200,15 +202,18 @@ class DRMM(LawModule[ResidualMixture]):
         training_beam: int = 4,
         curriculum: Sequence[tuple[str, float]] = CURRICULUM,
         orphans: float = 0.01,
+        max_codes: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        arguments = check_arguments(self.argument_checks, locals())
+        max_exact = max_exact if max_codes is None else max_codes
+        arguments = check_arguments(DRMM.argument_checks, locals())
         dim, categories = arguments["dim"], arguments["categories"]
         super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
         self.keep_arguments(arguments)
+        num_layers, num_components = self.num_layers, self.num_components
         # Unconstrained numbers are logarithms of variances above the floor's.
         self._variance = Floored(self.scale_floor**2, excess=1.0)
-        k, pairs = self.num_components, num_layers * (num_layers - 1) // 2
+        k, pairs = num_components, num_layers * (num_layers - 1) // 2
         self.log_weight = nn.Parameter(torch.zeros(num_layers, k))
         # For every pair of layers c < l, in the order (1, 0), (2, 0), (2, 1), ...: rows are codes
         # of c, columns those of l, so that a code of c selects a row.
@@ -226,6 +231,11 @@ class DRMM(LawModule[ResidualMixture]):
         )
 
     # ---- the law --------------------------------------------------------------------------
+
+    @property
+    def max_codes(self) -> int:
+        """Largest number of codes that densities sum over: `max_exact`, by its common name."""
+        return self.max_exact
 
     @property
     def support(self) -> constraints.Constraint:
@@ -413,6 +423,7 @@ class DRMM(LawModule[ResidualMixture]):
         *evidence: Statement,
         num_particles: int = 1024,
         max_exact: int | None = None,
+        max_codes: int | None = None,
         differentiable: bool = False,
         generator: Generator | None = None,
     ) -> ConditionedLaw:
@@ -426,6 +437,7 @@ class DRMM(LawModule[ResidualMixture]):
             num_particles: Number of codes that stand for all, where there are more than
                 `max_exact`.
             max_exact: Largest number of codes to sum over; the model's by default.
+            max_codes: Another name of `max_exact`.
             differentiable: Whether `log_prob` and `log_evidence` have gradients in the model's
                 parameters. The graph of log Z is made once, and serves one backward pass.
             generator: Where random numbers come from; by default PyTorch's global generator.
@@ -446,7 +458,8 @@ class DRMM(LawModule[ResidualMixture]):
             (True, True)
         """
         num_particles = check_positive_int("num_particles", num_particles)
-        most = self.max_exact if max_exact is None else max_exact
+        given = max_codes if max_exact is None else max_exact
+        most = self.max_exact if given is None else check_count("max_codes", given)
         settings = Settings(num_particles, most, self.beam)
         law = self.law if differentiable else self.law.map_tensors(torch.detach)
         return ResidualPrior(law, settings, self._validate_args).condition_on(evidence)

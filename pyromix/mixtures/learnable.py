@@ -20,6 +20,7 @@ from ..core.checks import (
     as_tensor,
     check_arguments,
     check_count,
+    check_floor,
     check_value,
     is_traced,
     one_of,
@@ -64,6 +65,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             `loss`, `condition`, `impute` and training.
         context_dim: Dimension of the context, zero for none.
         hidden_dims: Widths of the hidden layers of the context's network.
+        scale_floor: Smallest standard deviation, the root of `variance_floor`, in its place: the
+            name that all models have in common.
         validate_args: Whether to check the values that are scored.
 
     Raises:
@@ -104,8 +107,11 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         missing: Missing = "error",
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (64, 64),
+        scale_floor: float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        if scale_floor is not None:
+            variance_floor = check_floor("scale_floor", scale_floor) ** 2
         arguments = check_arguments(GaussianMixture.argument_checks, locals())
         dim, num_components = arguments["dim"], arguments["num_components"]
         super().__init__(event_shape=(dim,), validate_args=validate_args)

@@ -2,6 +2,7 @@
 
 __all__ = ["MixtureModule"]
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from ..core.random import takes_generator
 class MixtureModule(LawModule[Law]):
     """A mixture of normals with learnable parameters."""
 
+    argument_aliases = ("scale_floor",)
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_positive_int,
         "num_components": check_positive_int,
@@ -33,6 +35,11 @@ class MixtureModule(LawModule[Law]):
             ValueError: If the model needs a context: then `condition` returns the mixture.
         """
         return self.law
+
+    @property
+    def scale_floor(self) -> float:
+        """Smallest standard deviation, the root of `variance_floor`."""
+        return math.sqrt(self.variance_floor)
 
     @takes_generator
     def rsample_weighted(

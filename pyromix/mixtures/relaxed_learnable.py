@@ -11,7 +11,14 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import Check, TensorLike, check_arguments, check_positive_int, one_of
+from ..core.checks import (
+    Check,
+    TensorLike,
+    check_arguments,
+    check_floor,
+    check_positive_int,
+    one_of,
+)
 from ..core.random import takes_generator
 from .inner_points import inner_points
 from .learnable import GaussianMixture
@@ -49,6 +56,7 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         schedule: How: ``"geometric"``, by a constant factor, or ``"linear"``.
         num_inner: Number of points behind `log_prob`; see `RelaxedMixtureOfNormals`.
         variance_floor: Smallest variance of a component; see `GaussianMixture`.
+        scale_floor: Smallest standard deviation in its place.
         validate_args: Whether to check the values that are scored.
 
     Attributes:
@@ -90,8 +98,11 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         schedule: Schedule = "geometric",
         num_inner: int = 512,
         variance_floor: float = 1e-6,
+        scale_floor: float | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        if scale_floor is not None:
+            variance_floor = check_floor("scale_floor", scale_floor) ** 2
         arguments = check_arguments(RelaxedGaussianMixture.argument_checks, locals())
         mixture = GaussianMixture(dim, num_components, variance_floor=variance_floor)
         super().__init__(event_shape=mixture.event_shape, validate_args=validate_args)
