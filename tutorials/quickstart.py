@@ -33,7 +33,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from sklearn.neighbors import KNeighborsRegressor
 
-from pyromix import Flow, GaussianMixture, fit, load, near_identity, save
+from pyromix import Flow, GaussianMixture, Observed, fit, load, near_identity, save
 from pyromix.plotting import plot_density, plot_images
 
 with warnings.catch_warnings():
@@ -134,17 +134,19 @@ figure.savefig(OUT / "digits.png", dpi=150)
 # %% [markdown]
 # ## Complete what is missing
 #
-# Given some of the pixels, the law of the others is a mixture again, in closed form: `condition`
-# takes any set of known coordinates, and a whole batch of values at once. Here half of every
-# held-out digit is hidden, its lower half or 32 pixels at random. The baselines are a regression
-# fitted for each mask, the mean image, and an average of the nearest neighbours.
+# Given some of the pixels, the law of the others is a mixture again, in closed form. `condition`
+# takes any set of known coordinates, and a whole batch of values at once. It returns the law of
+# all pixels; `free()` is the law of those that were not observed. Here half of every held-out
+# digit is hidden, its lower half or 32 pixels at random. The baselines are a regression fitted for
+# each mask, the mean image, and an average of the nearest neighbours.
 
 # %%
 masks = {"lower half": list(range(32)), "random half": sorted(torch.randperm(64)[:32].tolist())}
 completions = {}
 for name, given in masks.items():
     hidden = [pixel for pixel in range(64) if pixel not in given]
-    completion = mixture.condition({pixel: test[:, pixel] for pixel in given})
+    law = mixture.condition(Observed({pixel: test[:, pixel] for pixel in given}))
+    completion = law.free()
     completions[name] = completion
     linear = LinearRegression().fit(train[:, given], train[:, hidden])
     neighbours = KNeighborsRegressor(5).fit(train[:, given], train[:, hidden])
