@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Quickstart: a mixture of handwritten digits
 #
-# This tour fits an exact Gaussian mixture to real images, and then asks it things: how likely is a
-# digit, what is missing from this one, what else could it be? The same object goes on to be the
-# base of a normalizing flow, the prior of a Pyro model, and the guide that approximates its
-# posterior. It takes about a minute on two cores.
+# This page fits an exact Gaussian mixture to real images, and then asks: how likely is a digit,
+# what are its missing pixels, what else could they be? The same object goes on to be the base of a
+# normalizing flow, the prior of a Pyro model, and the guide that approximates its posterior. It
+# takes about a minute on two cores.
 
 # %%
 import warnings
@@ -49,8 +49,8 @@ plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 10})
 # ## Data
 #
 # Scikit-learn ships 1,797 digits of 8 x 8 pixels with 17 grey levels. A density needs continuous
-# data: noise of a tenth of full ink makes the levels so, and keeps pixels that are nearly always
-# blank from dominating the likelihood.
+# data: noise of a tenth of full ink makes the levels continuous, and keeps pixels that are nearly
+# always blank from dominating the likelihood.
 
 # %%
 digits = load_digits()
@@ -171,8 +171,8 @@ for name, given in masks.items():
 # A regression returns one answer. The mixture returns a law: its mean is blurred where two digits
 # would fit, its samples are one or the other. Averaging neighbours gives the smaller squared
 # error, but no law: nothing to sample from, no density. The density also shows where this mixture
-# is too simple. Pixels are independent within a component, which makes it sure of its prototype,
-# and when an upper half points to the wrong one, the lower half is a surprise.
+# is too simple. Pixels are independent within a component, so that its density is too high at the
+# prototype; if the upper half selects the wrong prototype, the lower half has a very low density.
 
 # %%
 shown = torch.stack([(labels[test_order] == digit).nonzero()[1, 0] for digit in range(10)])
@@ -195,9 +195,9 @@ figure.savefig(OUT / "completion.png", dpi=150)
 # %% [markdown]
 # ## As base of a flow
 #
-# A flow from one normal has to tear it apart to reach separate clusters, and leaves bridges of
-# density between them. A mixture as base starts with clusters, and a flow of two layers shapes
-# them. Here in the plane of the two directions that separate digits best.
+# A flow from one normal has to stretch it to reach separate clusters, and leaves density between
+# them. A mixture as base starts with clusters, and a flow of two layers changes their shapes. The
+# data here are in the plane of the two directions that separate digits best.
 
 # %%
 plane = LinearDiscriminantAnalysis(n_components=2).fit(train, labels[train_order])
