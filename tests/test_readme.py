@@ -8,6 +8,8 @@ import torch
 
 import pyromix
 
+from .test_imports import LAYERS, PACKAGE, imports
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -23,7 +25,7 @@ def test_examples_run(page, capsys):
     assert shown
     for example in shown:
         lines = [line for line in example.splitlines() if line]
-        assert len(lines) <= 10
+        assert len(lines) <= 15
         torch.set_default_dtype(torch.float32)
         exec(example, {})
         assert "tensor(" in capsys.readouterr().out
@@ -36,9 +38,31 @@ def test_examples_of_the_pages_run(page):
         exec(example, {})
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_links_and_pictures_exist(page):
+    for target, section in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        # Notebooks are copied beside the pages when those are built.
+        folder = ROOT if target.startswith("tutorials/") else page.parent
+        path = folder / target if target else page
+        assert path.exists(), target
+        if section:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            assert section in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short():
+    assert README.count("```python") == README.count("![") == 1
+    assert len(README.split()) <= 700
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_modules_that_are_named_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"python -m ([\w.]+\w)", text):
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
+    for name in re.findall(r"`((?:pyromix|tests|benchmarks|tutorials)/[\w./]*)`", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_everything_public_is_in_the_reference():
@@ -52,3 +76,28 @@ def test_commands_are_targets_of_the_makefile():
     assert commands == {"demo", "test"}
     for command in commands | {"lint", "docs", "benchmark"}:
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+
+
+def reached(arrows):
+    """Every pair of a room and one that can be reached from it along arrows."""
+    pairs = set(arrows)
+    while True:
+        longer = {(a, d) for a, b in pairs for c, d in arrows if b == c} | pairs
+        if longer == pairs:
+            return pairs
+        pairs = longer
+
+
+def test_the_picture_of_the_packages_is_right():
+    picture = (ROOT / "docs" / "images" / "architecture.svg").read_text()
+    arrows = set(re.findall(r'id="(\w+)-to-(\w+)"', picture))
+    needed = {
+        (module.split(".")[1], target.split(".")[1])
+        for module, targets in imports(PACKAGE).items()
+        for target in targets
+        if "." in module and "." in target
+    }
+    needed = {(above, below) for above, below in needed if above != below}
+    assert arrows <= needed <= reached(arrows)
+    drawn = set(re.findall(r'font-weight="bold">(\w+)<', picture))
+    assert drawn == {room for rooms in LAYERS for room in rooms}

@@ -12,10 +12,10 @@
 # # Complete and explain images
 #
 # A deep convolutional Gaussian mixture stacks mixtures as a convolutional network stacks filters:
-# the first layer knows patches, the next one which patches go together. There is no network in it.
-# Everything that it learns can be looked at, and one model draws images, completes them, says
-# which are odd and where, groups them, and is a likelihood in Pyro. It takes about a minute on one
-# core.
+# the first layer models patches, the next one which patches go together. It contains no neural
+# network, and everything that it learns can be looked at. One model draws images, completes them,
+# finds outliers and where in an image they are, clusters images, and is a likelihood in Pyro. It
+# takes about a minute on one core.
 
 # %%
 import copy
@@ -50,9 +50,9 @@ plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 10})
 #
 # The data are scikit-learn's 1,797 digits of 8 x 8 pixels. Layers are listed from the image
 # upwards. A `Folding` cuts what is below into windows, here four patches of 4 x 4 pixels. A `GMM`
-# describes each of them by one and the same mixture, and hands up how responsible each of its 36
-# components is. The second mixture sees these of all four patches at once. A `Classifier` on top
-# is optional.
+# describes all of them by the same mixture, and passes on the responsibilities of its 36
+# components. The second mixture sees these of all four patches at once. A `Classifier` on top is
+# optional.
 
 # %%
 images, labels = digits()
@@ -65,9 +65,9 @@ model = DCGMM((1, 8, 8), layers, max_precision=100.0)
 print(model.summary())
 
 # %% [markdown]
-# `fit` trains all layers at once by plain SGD, from random centroids: neighbouring components
-# learn together at first, so that none is left out. The largest precision of 100 means that no
-# pixel is known better than to 0.1 of full ink.
+# `fit` trains all layers at once by plain SGD, from random centroids: neighbouring components get
+# similar updates at first, so that every one is used. The largest precision of 100 means that no
+# standard deviation of a pixel is below 0.1 of full ink.
 
 # %%
 history = fit(model, (train, train_labels), steps=2000, batch_size=100, seed=0, progress_bar=False)
@@ -80,9 +80,9 @@ print(f"exact: {model.exact}; held-out log-density {log_prob.mean():.1f} nats pe
 # %% [markdown]
 # ## Look inside
 #
-# Centroids of the first mixture are patches: bits of strokes, and blank paper. A centroid of the
+# Centroids of the first mixture are patches: parts of strokes, and blank ones. A centroid of the
 # second one holds four slices, one for each patch, with a probability for each of the 36. So a
-# component of the top layer is a digit in a certain hand, and says how sure it is of each part.
+# component of the top layer is a digit in a certain style, with probabilities for each part.
 
 # %%
 bottom, top = model.mixtures
@@ -107,12 +107,12 @@ figure.savefig(OUT / "dcgmm_inside.png", dpi=150)
 #
 # `sample` goes from the top down: a top component, a code for each patch with the probabilities in
 # its slices, then pixels with the noise of the chosen centroids. `log_prob` is the density of
-# exactly this, so a draw has noise. For the eye leave it out (`noise=False`), and keep to the
+# these draws, noise included. To look at images, leave the noise out (`noise=False`), and take the
 # likeliest codes (`top_s`).
 #
 # The second model's patches overlap, and are averaged: it draws smoother images, and its
-# `log_prob` is a lower bound. Averages blur. `sharpen_steps` moves each layer's result uphill in
-# the likelihood of the layer above it.
+# `log_prob` is a lower bound. Averages blur. `sharpen_steps` takes gradient steps that increase
+# the likelihood of each layer's result under the layer above it.
 
 # %%
 overlapping = DCGMM((1, 8, 8), [Folding(4, stride=2), GMM(25), Folding(3), GMM(49)])
@@ -144,9 +144,9 @@ figure.savefig(OUT / "dcgmm_samples.png", dpi=150)
 # %% [markdown]
 # ## Classes
 #
-# The classifier reads a digit from the top layer's responsibilities. Turned round by Bayes' rule
-# it says which top components belong to a class: `condition(label)` is a distribution over images
-# with a density of its own, and `sample_class` draws from it.
+# The classifier reads a digit from the top layer's responsibilities. By Bayes' rule it also says
+# which top components belong to a class: `condition(label)` is a distribution over images with a
+# density of its own, and `sample_class` draws from it.
 
 # %%
 every = torch.arange(10)
@@ -162,8 +162,8 @@ figure.savefig(OUT / "dcgmm_classes.png", dpi=150)
 # %% [markdown]
 # ## Complete
 #
-# Given some of the pixels, codes are inferred, and those decide on the rest. Here the lower half
-# is hidden. The mean is one answer, draws are several.
+# Given some of the pixels, codes are inferred, and the others follow from the codes. Here the
+# lower half is hidden. The mean is one answer, draws are several.
 
 # %%
 mask = torch.zeros(1, 8, 8, dtype=torch.bool)
@@ -193,9 +193,9 @@ figure.savefig(OUT / "dcgmm_completion.png", dpi=150)
 # ## What does not belong
 #
 # Letters look much like digits, drawn in the same way. The top layer's log-likelihood, `score`,
-# tells most of them apart. `is_outlier` compares it with what `calibrate` found usual. Here that
-# saw the images of training, which the top layer knows best, so too many others are called odd:
-# calibrate on images held out for it, if there are enough.
+# tells most of them apart. `is_outlier` compares it with the usual values, which `calibrate`
+# found. Here `calibrate` was given the training images, which have the highest likelihoods, so
+# that too many others are called outliers: calibrate on held-out images, if there are enough.
 
 
 # %%
@@ -223,11 +223,11 @@ for name, m in (("disjoint", model), ("overlapping", overlapping)):
     )
 
 # %% [markdown]
-# Where is it odd? Into each digit another one's inverted patch is pasted. `outlier_map` says for
-# every pixel by how many standard deviations what the patches there show is less likely than
-# usual, or, with `context=True`, agrees less than usual with what the top layer makes of the whole
-# image. And `inpaint` without a mask finds the corrupted part by itself, and replaces it. Given
-# the mask it does better.
+# `outlier_map` says where in an image an outlier is. Here the inverted patch of another digit is
+# pasted into each digit. The map says for every pixel by how many standard deviations the patches
+# there are less likely than usual, or, with `context=True`, agree less than usual with what the
+# top layer expects from the whole image. And `inpaint` without a mask finds the corrupted part by
+# itself, and replaces it. Given the mask it does better.
 
 # %%
 torch.manual_seed(2)
@@ -260,8 +260,8 @@ figure.savefig(OUT / "dcgmm_corrupted.png", dpi=150)
 # %% [markdown]
 # ## Variants and clusters
 #
-# Variants of an image keep its codes in the upper layers, and draw the others anew. Clusters are
-# what the top components are responsible for.
+# Variants of an image keep its codes in the upper layers, and draw the others anew. A cluster has
+# the images for which one top component is responsible.
 
 # %%
 template = test[shown[[2, 5, 6]]]
@@ -296,11 +296,11 @@ assert torch.equal(restored.score(test), model.score(test))
 # %% [markdown]
 # ## A likelihood in Pyro
 #
-# Ten digits come from a scanner of unknown brightness and offset, with noise. Which digits they
-# are, nobody says. Noise adds to the variance of every pixel: so the law of noisy digits is a copy
-# of the model with larger variances. An affine transform of it is the law of what the scanner
-# gives, with a density that is exact here, as patches do not overlap. (Leave the transform's
-# `event_dim` at 0: at 3 PyTorch counts the slope of a single number once, not once a pixel.)
+# Ten digits come from a scanner of unknown brightness and offset, with noise. It is not known
+# which digits they are. Noise adds to the variance of every pixel: so the law of noisy digits is a
+# copy of the model with larger variances. An affine transform of it is the law of the scans, with
+# a density that is exact here, as patches do not overlap. (Leave the transform's `event_dim` at 0:
+# at 3 PyTorch counts the slope of a single number once, not once a pixel.)
 
 # %%
 NOISE, BRIGHTNESS, OFFSET = 0.1, 0.6, 0.15
@@ -329,9 +329,9 @@ def infer(digit: DCGMM, scans: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 # %% [markdown]
-# Three times NUTS draws brightness and offset: where the digits are draws of the model, so that
-# all that it assumes is true; for real digits; and for these again, with a model that does not
-# know of the noise. ArviZ says whether two chains agree (`r_hat` near 1).
+# Three times NUTS draws brightness and offset: for digits that are draws of the model, so that all
+# its assumptions hold; for real digits; and for the real digits again, with a model that leaves
+# out the noise. ArviZ says whether two chains agree (`r_hat` near 1).
 
 # %%
 torch.manual_seed(3)
@@ -350,8 +350,8 @@ for name, posterior in posteriors.items():
     print(f"{name}\n{summary.to_string()}")
 
 # %% [markdown]
-# With the scanner known, so are the digits: take the affine transform back, and look at the codes
-# that the layers find. What they decode to has no noise.
+# Once brightness and offset are known, the digits follow: apply the inverse of the affine
+# transform, and look at the codes that the layers find. What they decode to has no noise.
 
 # %%
 found = {name: draws.mean() for name, draws in posteriors["real digits"].items()}
@@ -370,11 +370,11 @@ axes[1].legend(fontsize=7)
 figure.savefig(OUT / "dcgmm_scanner.png", dpi=150)
 
 # %% [markdown]
-# What fails: a posterior is as good as the law. Where the scans are of the model's own draws, it
-# covers the truth. Real digits are no such draws, as patches are not independent given the top
-# code: the posterior is surer than it should be, which shows with more images (with twenty, the
-# truth was two standard deviations away). Noise that the law does not know of passes for contrast:
-# the posterior is narrow, and beside the truth. Chains may agree all the same, so `r_hat` is no
-# warning. NUTS moves in two numbers here, as codes are summed out; over the pixels themselves a
-# mixture has as many modes as there are kinds of images, and chains stay in one of them. There,
-# draw from the law, or complete images with `inpaint`.
+# What fails: a posterior is only as good as the law. For scans of the model's own draws it covers
+# the truth. Real digits are no such draws, as patches are not independent given the top code: the
+# posterior is too narrow, which shows with more images (with twenty, the truth was two standard
+# deviations away). If the law leaves out the noise, the posterior explains it by contrast: it is
+# narrow, and misses the truth. Chains may agree nevertheless, so that `r_hat` gives no warning.
+# NUTS moves in two numbers here, as codes are summed out; over the pixels themselves a mixture has
+# as many modes as there are kinds of images, and chains stay in one of them. There, draw from the
+# law, or complete images with `inpaint`.

@@ -11,12 +11,12 @@
 # %% [markdown]
 # # Fold instead of stretch
 #
-# A normalizing flow is a bijection: it pulls a normal apart until it covers the data. Where the
-# data has gaps, something stays between them. A folding flow (RAD, Dinh et al. 2019) lays the
-# parts of the data on top of each other instead, and remembers which was which. This page looks
-# at one fold, compares six of them with six affine couplings, reads the discrete latents as
-# clusters, and ends with a guide for a posterior of two modes. It takes about a minute on one
-# core.
+# A normalizing flow is a bijection: it stretches a normal until it covers the data. Where the data
+# has gaps, some density stays in them. A folding flow (RAD, Dinh et al. 2019) maps several parts
+# of the data onto the same part of space instead, and keeps as a discrete latent which part a
+# point was on. This page looks at one fold, compares six of them with six affine couplings, reads
+# the discrete latents as clusters, and ends with a guide for a posterior of two modes. It takes
+# about a minute on one core.
 
 # %%
 from collections import Counter, defaultdict
@@ -48,8 +48,9 @@ COLORS = ("C3", "C2", "C0")  # of the three pieces
 # ## One fold
 #
 # `Fold` bends a line twice, so that three pieces lie over each other. From x to z it is an
-# ordinary function. From z to x it draws a piece from p(k|z), and takes the preimage there. On a
-# normal base that is a law of two or three bumps. The last transform sets place and unit.
+# ordinary function. From z to x it draws a piece from p(k|z), and takes the preimage on that
+# piece. With a normal base the law has two or three modes. The last transform sets location and
+# unit.
 
 # %%
 x = mixture_1d(10_000).squeeze(-1)
@@ -106,15 +107,15 @@ print(f"shares of the pieces among draws: {', '.join(shares)}")
 
 # %% [markdown]
 # The gates make the density continuous: where two pieces meet they are in proportion to their
-# slopes. It has kinks at such places. How much of z goes to which piece may vary with z, so that
-# the bumps need not have the same shape.
+# slopes. Its gradient is discontinuous there. The probabilities of the pieces may vary with z, so
+# that the modes need not have the same shape.
 #
 # ## Bridges
 #
 # The data is a grid of 25 normals. Six affine couplings with 56 hidden units each have 1,356
-# parameters, six folding couplings with 8 have 780. Both see the same batches, and take the
-# learning rate that was best for them of several. The affine couplings are trained with clipped
-# gradients, without which they end lower.
+# parameters, six folding couplings with 8 have 780. Both are trained on the same batches, each
+# with the best of several learning rates. The affine couplings are trained with clipped gradients,
+# without which they end lower.
 
 # %%
 STEPS = 2000
@@ -162,10 +163,10 @@ for name, flow, lr, clip in (("affine", affine, 0.005, 1.0), ("RAD", rad, 0.01, 
     )
 
 # %% [markdown]
-# The affine flow is one connected sheet: its draws fill the streets between the modes, and its
-# density (here on a logarithmic scale) shows them. The folds leave few such points. Not none:
-# creases and gates are learnt, too. Over six seeds they were 0.1% to 3% of RAD's draws, over three
-# 31% to 34% of the affine flow's.
+# The affine flow is one connected surface: some of its draws lie between the modes, as its density
+# (here on a logarithmic scale) shows. The folds leave few such points, but some, as creases and
+# gates are learned as well. Over six seeds they were 0.1% to 3% of RAD's draws, over three 31% to
+# 34% of the affine flow's.
 
 # %%
 side = torch.linspace(-2.8, 2.8, 240)
@@ -190,9 +191,9 @@ figure.savefig(OUT / "fold_bridges.png")
 # ## Layer by layer
 #
 # From the data (left) to the base (right): points on entering each fold, and on leaving it.
-# Colours are the pieces of that fold, left, middle and right as red, green and blue; where z has
-# a single preimage, black. Points of different colours that leave in the same place have been
-# laid on top of each other.
+# Colours are the pieces of that fold, left, middle and right as red, green and blue; where z has a
+# single preimage, black. Points of different colours that leave in the same place come from
+# different parts of space.
 
 # %%
 x = rad.transforms[-1].inv(held_out)
@@ -217,9 +218,9 @@ print(f"the latents have mean {x.mean(0).numpy()} and deviation {x.std(0).numpy(
 # %% [markdown]
 # ## The code
 #
-# The pieces of all layers together are a code. It was learnt without the 25 components: does it
-# know them? Homogeneity is one if a code never mixes components, completeness is one if a
-# component has one code.
+# The pieces of all layers together are a code. It was learned without knowledge of the 25
+# components. Does it find them? Homogeneity is one if a code never mixes components, completeness
+# is one if a component has one code.
 
 # %%
 _, branches = rad.encode(held_out)
@@ -261,17 +262,17 @@ for ax in axes:
 figure.savefig(OUT / "fold_codes.png")
 
 # %% [markdown]
-# It does, and says more than was asked. The folds next to the data tell components apart, coarse
-# to fine. Those next to the base give what is left the shape of a normal, and for that they cut
-# modes into parts: as clusters, the codes of all layers are too many. Creases fall into modes,
-# too. For clusters take the first folds from the data, or merge codes that touch; for one
+# It does, and divides the data further. The folds next to the data separate components, from
+# coarse to fine. Those next to the base give what is left the shape of a normal, and divide modes
+# into parts to do so: the codes of all layers are too many for clusters. Some creases lie within
+# modes, too. For clusters take the first folds from the data, or merge codes that touch; for one
 # component per mode take a `GaussianMixture`.
 #
 # ## As a guide
 #
 # The posterior below has two modes. The draws of RAD are not reparameterised, but in Pyro that
-# needs no care: gradients go along the path that was taken, and a score function accounts for
-# the choice of pieces, and for the ends of folds.
+# needs no special code: there is a pathwise gradient given the pieces, and a score function
+# accounts for the choice of pieces, and for the ends of folds.
 
 # %%
 Y = torch.tensor(2.0)

@@ -13,8 +13,8 @@
 #
 # Often some averages are all that is known: a mean and a spread from a paper, how often something
 # happens, the price of an option. A model needs a distribution. Of the many that have these
-# averages, the one of largest entropy assumes nothing beyond them. `MaximumEntropy` finds it, as
-# a flow or a mixture: something that draws, scores, and has a place in Pyro. This page starts on
+# averages, the one of largest entropy assumes nothing beyond them. `MaximumEntropy` finds it, as a
+# flow or a mixture: a distribution with draws and a density, for use in Pyro. This page starts on
 # the line, where the answers are known, goes on to systems that oscillate, whose averages leave
 # two modes, and ends with such a law as a prior. It takes less than three minutes on one core.
 
@@ -150,10 +150,9 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 figure.savefig(OUT / "maxent_line.png")
 
 # %% [markdown]
-# On the left the normal law: that is what mean and variance say, and nothing else. In the middle
-# one more average makes two modes of it. Nobody asked for modes; with a variance of 2, so small a
-# fourth moment leaves no room for a peak at zero. Knowing more leaves less entropy. On the right
-# the exponential law.
+# On the left is the normal law, which follows from mean and variance alone. In the middle one more
+# average leads to two modes: with a variance of 2, so small a fourth moment excludes a peak at
+# zero. With more averages the entropy is smaller. On the right is the exponential law.
 #
 # There is a test that needs no grid, and works in any dimension: $\log q(x) + \lambda^\top T(x)$
 # is a constant at the optimum. Its standard deviation over draws is `residual`; half its square,
@@ -176,9 +175,9 @@ axes[0].set_ylabel(r"$\log q(x)$")
 figure.savefig(OUT / "maxent_multipliers.png")
 
 # %% [markdown]
-# Draws lie on a line of slope one. In the middle they leave it a little where they are rare, and
-# there was little to learn from; on the right next to zero, where the law has a border, and a
-# flow's density must rise from nothing or grow without end.
+# Draws lie on a line of slope one. In the middle they leave it a little where draws are rare, so
+# that there is little to train on; on the right next to zero, where the support ends, and the
+# density of a flow must tend to zero or to infinity.
 #
 # How the search went, for the problem in the middle:
 
@@ -188,18 +187,18 @@ figure.savefig(OUT / "maxent_search.png")
 
 # %% [markdown]
 # It starts from a law close to a normal one. Every round asks for averages that are half a
-# standard deviation nearer to the targets than where the law is, so that it is never squeezed.
+# standard deviation nearer to the targets than those of the law, so that violations stay small.
 # Grey lines are rounds after which no test rejects a constraint; the search ends when there are
 # three of them in a row at hardly different entropies.
 #
 # ## Systems that oscillate
 #
-# Now a question of another kind. A population of cells oscillates about once a second, and hardly
+# This problem is of another kind. A population of cells oscillates about once a second, and hardly
 # grows or decays. Which linear systems $\dot x = A x$ with two variables do that? A system has
 # four numbers, $a_{11}, a_{12}, a_{21}$ and $a_{22}$; from trace and determinant follow the growth
 # rate, the largest real part of an eigenvalue, and the angular frequency, its imaginary part.
 # Their means and deviations are known: growth $0 \pm 0.25$ per second, frequency
-# $2\pi \pm \pi/5$. All else is left open, but for a range of -10 to 10 for each number.
+# $2\pi \pm \pi/5$. Nothing else is known, except a range of -10 to 10 for each number.
 #
 # Eigenvalues have a root in them, whose gradient is not finite at zero and below, not even where
 # `torch.where` leaves its value out. So the argument is replaced there before the root is taken.
@@ -247,8 +246,8 @@ for name, count in (("mixture", 8), ("normal", 1)):
     print(f"{name} base: {found[name]}\n")
 
 # %% [markdown]
-# Both keep every average, and nothing in the tables speaks against either. But the entropies
-# differ, by about $\ln 2 = 0.693$. So does what they believe.
+# Both keep every average, and the tables show no fault of either. But the entropies differ, by
+# about $\ln 2 = 0.693$, and so do the laws.
 
 # %%
 torch.manual_seed(1)
@@ -282,11 +281,12 @@ axes[0].set_ylabel("$a_{21}$ (1/s)")
 figure.savefig(OUT / "maxent_modes.png")
 
 # %% [markdown]
-# On the left the answer, from the points; blue systems turn clockwise, orange ones the other
-# way. The mixture has both modes, and each as often as the other. The normal base has one: a
-# continuous map would have to keep a bridge to the other one, which no average allows. It meets
-# everything that was asked, and is sure of a direction that nobody mentioned. No test of
-# averages can see that, nor can the residual, which looks only where there are draws; entropy can.
+# On the left the answer, from the points; blue systems turn clockwise, orange ones the other way.
+# The mixture has both modes, and each as often as the other. The normal base has one: a continuous
+# map would have to keep a bridge to the other one, which no average allows. It meets every
+# average, but all its systems turn in one direction, which does not follow from the averages. No
+# test of averages shows this, nor does the residual, which is computed from draws; the entropy
+# does.
 #
 # Trajectories, from $x = (1, 0)$:
 
@@ -317,15 +317,15 @@ axes[1, 0].set_ylabel("$x_2$")
 figure.savefig(OUT / "maxent_trajectories.png")
 
 # %% [markdown]
-# All oscillate about once a second, some grow and some decay. Of $x_1$ the two columns say the
-# same. In $x_2$ blue systems first go down and orange ones up.
+# All oscillate about once a second, some grow and some decay. In $x_1$ the two columns are alike.
+# In $x_2$ blue systems first go down and orange ones up.
 
 # %% [markdown]
 # ## A prior in Pyro
 #
 # The first variable of a cell is measured, twelve times in a second and a half, with noise. The
-# law of systems is the prior: `pyro.sample("a", prior)`. The cell turns the way that the normal
-# base has left out.
+# law of systems is the prior: `pyro.sample("a", prior)`. The cell turns in the direction that the
+# normal base has lost.
 
 # %%
 torch.manual_seed(4)
@@ -344,7 +344,7 @@ def model(prior: Flow, data: Tensor) -> None:
 
 
 # %% [markdown]
-# As the prior can be drawn from, importance sampling is an honest method: draws of the prior,
+# As the prior can be drawn from, importance sampling is a reliable method: draws of the prior,
 # weighted by the likelihood, with an effective sample size that says whether they were enough. A
 # plate draws them all at once.
 
@@ -379,10 +379,11 @@ for name, (base, coordinates) in cases.items():
     )
 
 # %% [markdown]
-# The first variable does not tell the direction. The prior with both modes says so; the other is
-# sure of the wrong one, as it was before it saw anything. Their evidence is the same: these data
-# cannot tell which prior to believe. Once the second variable is measured as well, the first prior
-# knows the direction, while the evidence of the second collapses: it has no system that fits.
+# The first variable does not tell the direction. The posterior of the prior with both modes shows
+# this; that of the other prior has the wrong direction only, as the prior itself. Their evidence
+# is the same: these data do not distinguish the priors. Once the second variable is measured as
+# well, the first posterior has the right direction, while the evidence of the second prior becomes
+# very small: it has no system that fits.
 #
 # The law has pathwise gradients, so that a copy of it is a guide for SVI. It starts at the prior,
 # modes and range included, and has to move only as far as the data say.
@@ -437,10 +438,10 @@ axes[1, 0].set_ylabel("$x_2$")
 figure.savefig(OUT / "maxent_posterior.png")
 
 # %% [markdown]
-# Above, prior (grey), posterior (green) and the cell (star); below, what is believed of the second
+# Above are prior (grey), posterior (green) and the cell (star); below are the law of the second
 # variable, and its true course (dashed). The first variable tells the product of $a_{12}$ and
 # $a_{21}$, so that posteriors are thin curves, one in each mode that the prior has. SVI finds
-# both, if not quite to their ends; its ELBO is less than a nat below the logarithm of the
+# both, but does not reach their ends; its ELBO is less than a nat below the logarithm of the
 # evidence. On the right, all
 # twelve points of both variables.
 #

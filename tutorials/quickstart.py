@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Quickstart: a mixture of handwritten digits
 #
-# This tour fits an exact Gaussian mixture to real images, and then asks it things: how likely is a
-# digit, what is missing from this one, what else could it be? The same object goes on to be the
-# base of a normalizing flow, the prior of a Pyro model, and the guide that approximates its
-# posterior. It takes about a minute on two cores.
+# This page fits an exact Gaussian mixture to real images, and then asks: how likely is a digit,
+# what are its missing pixels, what else could they be? The same object goes on to be the base of a
+# normalizing flow, the prior of a Pyro model, and the guide that approximates its posterior. It
+# takes about a minute on two cores.
 
 # %%
 import warnings
@@ -33,7 +33,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from sklearn.neighbors import KNeighborsRegressor
 
-from pyromix import Flow, GaussianMixture, fit, load, near_identity, save
+from pyromix import Flow, GaussianMixture, Observed, fit, load, near_identity, save
 from pyromix.plotting import plot_density, plot_images
 
 with warnings.catch_warnings():
@@ -49,8 +49,8 @@ plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 10})
 # ## Data
 #
 # Scikit-learn ships 1,797 digits of 8 x 8 pixels with 17 grey levels. A density needs continuous
-# data: noise of a tenth of full ink makes the levels so, and keeps pixels that are nearly always
-# blank from dominating the likelihood.
+# data: noise of a tenth of full ink makes the levels continuous, and keeps pixels that are nearly
+# always blank from dominating the likelihood.
 
 # %%
 digits = load_digits()
@@ -134,17 +134,19 @@ figure.savefig(OUT / "digits.png", dpi=150)
 # %% [markdown]
 # ## Complete what is missing
 #
-# Given some of the pixels, the law of the others is a mixture again, in closed form: `condition`
-# takes any set of known coordinates, and a whole batch of values at once. Here half of every
-# held-out digit is hidden, its lower half or 32 pixels at random. The baselines are a regression
-# fitted for each mask, the mean image, and an average of the nearest neighbours.
+# Given some of the pixels, the law of the others is a mixture again, in closed form. `condition`
+# takes any set of known coordinates, and a whole batch of values at once. It returns the law of
+# all pixels; `free()` is the law of those that were not observed. Here half of every held-out
+# digit is hidden, its lower half or 32 pixels at random. The baselines are a regression fitted for
+# each mask, the mean image, and an average of the nearest neighbours.
 
 # %%
 masks = {"lower half": list(range(32)), "random half": sorted(torch.randperm(64)[:32].tolist())}
 completions = {}
 for name, given in masks.items():
     hidden = [pixel for pixel in range(64) if pixel not in given]
-    completion = mixture.condition({pixel: test[:, pixel] for pixel in given})
+    law = mixture.condition(Observed({pixel: test[:, pixel] for pixel in given}))
+    completion = law.free()
     completions[name] = completion
     linear = LinearRegression().fit(train[:, given], train[:, hidden])
     neighbours = KNeighborsRegressor(5).fit(train[:, given], train[:, hidden])
@@ -169,8 +171,8 @@ for name, given in masks.items():
 # A regression returns one answer. The mixture returns a law: its mean is blurred where two digits
 # would fit, its samples are one or the other. Averaging neighbours gives the smaller squared
 # error, but no law: nothing to sample from, no density. The density also shows where this mixture
-# is too simple. Pixels are independent within a component, which makes it sure of its prototype,
-# and when an upper half points to the wrong one, the lower half is a surprise.
+# is too simple. Pixels are independent within a component, so that its density is too high at the
+# prototype; if the upper half selects the wrong prototype, the lower half has a very low density.
 
 # %%
 shown = torch.stack([(labels[test_order] == digit).nonzero()[1, 0] for digit in range(10)])
@@ -193,9 +195,9 @@ figure.savefig(OUT / "completion.png", dpi=150)
 # %% [markdown]
 # ## As base of a flow
 #
-# A flow from one normal has to tear it apart to reach separate clusters, and leaves bridges of
-# density between them. A mixture as base starts with clusters, and a flow of two layers shapes
-# them. Here in the plane of the two directions that separate digits best.
+# A flow from one normal has to stretch it to reach separate clusters, and leaves density between
+# them. A mixture as base starts with clusters, and a flow of two layers changes their shapes. The
+# data here are in the plane of the two directions that separate digits best.
 
 # %%
 plane = LinearDiscriminantAnalysis(n_components=2).fit(train, labels[train_order])

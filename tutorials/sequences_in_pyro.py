@@ -11,12 +11,13 @@
 # %% [markdown]
 # # Sequences in Pyro
 #
-# An autoregression with normal noise says of the next value: about here, give or take. Of a
-# sequence that may jump or stay, the next value is anywhere but in between. `FRMDN`, a recurrent
-# mixture density network through a flow, gives every step a mixture of its own, in a space where
-# a mixture fits. It is one normalised law of whole sequences, so that Pyro can use it: this page
-# trains it on ragged sequences, forecasts with it, infers what a sequence depends on by SVI, and
-# ends with a controller. It takes about a minute on two cores.
+# An autoregression with normal noise predicts one mean for the next value, with a spread around
+# it. In a sequence that may jump or stay, the next value is near one of two values, and not
+# between them. `FRMDN`, a recurrent mixture density network through a flow, gives every step a
+# mixture of its own, in a space where a mixture fits well. It is one normalised law of whole
+# sequences, which Pyro can use. This page trains it on ragged sequences, forecasts with it, infers
+# what a sequence depends on by SVI, and ends with a controller. It takes about a minute on two
+# cores.
 
 # %%
 from pathlib import Path
@@ -52,8 +53,8 @@ plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 10})
 #
 # The data are simulated by the textbook's law of such molecules, a hidden Markov chain of two
 # states with rates exponential in the load. Noise is skewed: thermal motion shortens a taut chain
-# more easily than it stretches it. As we know this law, we can see later how near a network comes
-# that was not told of states, rates or chains.
+# more easily than it stretches it. As this law is known, it can be compared with that of a
+# network, which has no information on states, rates or chains.
 
 # %%
 LONGER = 9.0  # nm
@@ -146,8 +147,8 @@ figure.savefig(OUT / "sequences_data.png")
 # flow is one spline, the same at all steps, and starts close to the identity. With it two
 # components should do, one for each state.
 #
-# Two peers tell what that is good for: the same network with a single normal, and with two
-# normals but no spline.
+# Two peers show what the spline adds: the same network with a single normal, and with two normals
+# but no spline.
 
 
 # %%
@@ -213,10 +214,10 @@ log_prob = truth.log_prob(test["value"].squeeze(-1))
 print(f"  {'the law itself':20} {log_prob.sum() / test['lengths'].sum():.3f}")
 
 # %% [markdown]
-# The network with one normal knows as much about the past as the others, and loses a third of a
-# nat in every step for the shape of its law. With a spline two components are nearly as good as
-# the law itself, without they miss the skew. (More components would make up for that, too: a flow
-# is worth most where one shape recurs in all states.)
+# The network with one normal has as much information on the past as the others, but a third of a
+# nat less in every step, because of the shape of its law. With a spline two components are nearly
+# as good as the law itself; without one they miss the skew. (More components would correct that,
+# too: a flow helps most where all states have the same shape.)
 #
 # Draws, for the three molecules from above and the loads that they were under:
 
@@ -246,12 +247,12 @@ for ax in axes[-1]:
 figure.savefig(OUT / "sequences_draws.png")
 
 # %% [markdown]
-# Draws of the single normal wander through the gap between the states, those of the mixture snap
+# Draws of the single normal have values in the gap between the states, those of the mixture snap
 # across it. They need not snap when the molecule did: they are other molecules of the same kind,
 # which share nothing with it but loads and the two numbers.
 #
-# Where are those nats lost? `step` gives the law of the next value, and a state to go on from.
-# Fed with what was observed, it follows a sequence.
+# To see where these nats are lost, follow a sequence step by step. `step` gives the law of the
+# next value, and a state to go on from. Here it is given what was observed.
 
 
 # %%
@@ -296,10 +297,11 @@ figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", n
 figure.savefig(OUT / "sequences_steps.png")
 
 # %% [markdown]
-# On the left one broad band, in the middle two narrow ones, with what each is worth. Whenever the
-# single normal is not sure of the state, it has to cover both, and with them the gap where there
-# is nothing. At the red line, after two low values at a high load, the molecule may have stayed
-# or snapped back. The law with a spline says so, with shapes close to those of the law itself.
+# On the left is one broad band, in the middle are two narrow ones; colours show the density.
+# Whenever the state is uncertain, the single normal has to cover both states, and with them the
+# gap between them. At the red line, after two low values at a high load, the molecule may have
+# stayed or snapped back. The law with a spline says so, with shapes close to those of the law
+# itself.
 #
 # ## Continue a sequence
 #
@@ -351,8 +353,8 @@ figure.savefig(OUT / "sequences_forecast.png")
 # From the red line on nothing is observed; from the dotted one on, sequences are longer than in
 # training. Where the load is far from balance (dashed) both know which state to expect. Where it
 # is close, the bands of the mixture reach from one state to the other, with a median that may
-# change sides: read such a fan as odds, not as a range within which to expect the value. The
-# normal's fan looks alike, but its draws do not.
+# change sides: such a band gives the probabilities of the two states, not a range around the
+# expected value. The band of the normal looks similar, but its draws do not.
 #
 # Whether a forecast can be believed is a question of calibration. If the observation is but one
 # more draw, its rank among the draws is uniform. `pit` computes such ranks, `coverage` the share
@@ -392,16 +394,16 @@ figure.savefig(OUT / "sequences_calibration.png")
 
 # %% [markdown]
 # The mixture's ranks are flat, also past the length of the training data. The normal's 90%
-# intervals hold nearly 90% of the observations, so that coverage alone would not have told. Its
-# ranks do: too many observations lie below nearly all draws, too few above. So do its draws on
-# the right: far too many lie in the gap, and above what the molecule can reach.
+# intervals hold nearly 90% of the observations, so that coverage alone does not show the
+# difference. Its ranks do: too many observations lie below nearly all draws, too few above. So do
+# its draws on the right: far too many lie in the gap, and above what the molecule can reach.
 #
 # ## What does a sequence depend on?
 #
 # Now suppose that balance and rate of some molecules are not known. They are latent variables,
 # with the population they come from as prior; the trained network is the likelihood. Gradients go
-# through `condition` to whatever it is given, so that inference is Pyro's business. Each molecule
-# was measured five times: one plate within another.
+# through `condition` to whatever it is given, so that Pyro can do the inference. Each molecule was
+# measured five times: one plate within another.
 
 # %%
 torch.manual_seed(2)
@@ -493,11 +495,11 @@ figure.savefig(OUT / "sequences_posterior.png")
 
 # %% [markdown]
 # On the left, guide and NUTS find the posterior that the law of the data has: the network is as
-# good as that law, here, too. On the right, intervals that say how much five measurements tell.
-# AutoNormal's may be a little narrow, as posteriors of the rate are skewed.
+# good as that law, here, too. On the right are intervals of the posteriors, given five
+# measurements. AutoNormal's may be a little narrow, as posteriors of the rate are skewed.
 #
 # Both start at the prior's median on purpose. At zero, AutoNormal's own default, the load is one
-# that the network has never seen, and what a network says of such a load means nothing.
+# that the network was not trained on, and its output for such a load is meaningless.
 #
 # ## Steer
 #
@@ -569,15 +571,15 @@ right.legend(loc="lower right")
 figure.savefig(OUT / "sequences_control.png")
 
 # %% [markdown]
-# On the left, the loads are strong where a state is to be left, and after accidents, and gentle
-# in between: how long a molecule has to be pulled depends on what it does, which a wave that is
-# set in advance cannot know. More than 90% on the wanted side would take more than the rule asks
-# for.
+# On the left, the loads are strong where a state is to be left, and after accidents, and weak in
+# between. How long a molecule has to be pulled depends on what it does, which a load curve that is
+# set in advance does not take into account. The rule asks for 90% on the wanted side, not for
+# more.
 #
 # ## Padding
 #
-# What stands after a sequence's end is ignored, whatever it is, and draws have zeros there. So a
-# batch gives what its sequences give one by one.
+# What stands after a sequence's end is ignored, whatever it is, and draws have zeros there. So the
+# result of a batch is that of its sequences one by one.
 
 # %%
 law = hairpins.condition(test["context"], static=test["static"], lengths=test["lengths"])

@@ -11,11 +11,11 @@
 # %% [markdown]
 # # Train once, ask anything
 #
-# A deep residual mixture learns the joint law of all columns of a table, once. Afterwards it is
-# asked: what are the others, given these values? Within these bounds? Given that noisy
-# measurement? No question needs to be known in training. This page shows it on curves in the
-# plane, then finds poses of a humanoid that reach for goals, and ends with an inverse problem
-# that Hamiltonian Monte Carlo gets wrong. It takes about a minute on two cores.
+# A deep residual mixture learns the joint law of all columns of a table, once. Afterwards it
+# predicts the other columns given some values, within bounds, or given a noisy measurement. The
+# questions need not be known in training. This page shows it on curves in the plane, then finds
+# poses of a humanoid that reach for goals, and ends with an inverse problem that Hamiltonian Monte
+# Carlo gets wrong. It takes about a minute on two cores.
 
 # %%
 import math
@@ -70,7 +70,8 @@ depths = ", ".join(f"{nats:.2f}" for nats in model.layer_log_prob(held_out).mean
 print(f"held-out log-density with 1, 2 and 3 layers: {depths}")
 
 # %% [markdown]
-# `shallow` keeps the first layers. What they leave is their noise: every layer resolves more.
+# `shallow` keeps the first layers. What they do not explain is their noise: every further layer
+# explains more of it.
 
 # %%
 side = torch.linspace(-7, 7, 220)
@@ -91,7 +92,7 @@ figure.savefig(OUT / "residual_depth.png")
 #
 # Evidence comes in pieces, any number of them in any combination. What `condition` returns is a
 # distribution like any other: it has draws, a normalised density, and the log-probability of the
-# evidence. No draw breaks a constraint, and known values come back as they are.
+# evidence. No draw breaks a constraint, and observed values are kept exactly.
 
 # %%
 questions = {
@@ -134,10 +135,10 @@ print(f"integral along the line: {torch.trapezoid(law.log_prob(points).exp(), y)
 # ## Poses that reach
 #
 # A planar humanoid: 30 numbers are the root's position and rotation, 15 joint angles, and where
-# they put hands, feet, head and centre of mass. The model sees random poses, all 30 columns
-# alike. Asked for goals of the hands it knows nothing of kinematics but what it learnt: joint
-# angles that go with such positions. (Six layers of 64 here, for a minute's training;
-# `benchmarks/drmm/inverse_kinematics.py` has the real thing, ten of 256.)
+# they put hands, feet, head and centre of mass. The model sees random poses, all 30 columns alike.
+# It has no kinematics but what it learned from the data: which joint angles go with which
+# positions. (It has six layers of 64 here, for a minute's training;
+# `benchmarks/drmm/inverse_kinematics.py` trains ten of 256.)
 
 # %%
 body = PlanarHumanoid()
@@ -189,9 +190,9 @@ for ax, (name, evidence) in zip(axes, asked.items(), strict=True):
 figure.savefig(OUT / "residual_poses.png")
 
 # %% [markdown]
-# There are 64^6 codes: they cannot be summed over. A population of them is steered by the
-# evidence through the layers, and `effective_sample_size` says what it is worth. Draws are
-# diverse where the question leaves room, and agree where it does not.
+# There are 64^6 codes: they cannot be summed over. A population of codes is chosen layer by layer,
+# in agreement with the evidence, and `effective_sample_size` says how many independent codes it is
+# worth. Draws differ where the evidence leaves several answers, and agree where it does not.
 #
 # ## An inverse problem
 #
