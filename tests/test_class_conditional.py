@@ -388,5 +388,5 @@ def test_labels_and_contexts_belong_to_values():
         law.loss((x, labels.unsqueeze(-1)))
     with pytest.raises(ValueError, match="one context for each value"):
         law.model.loss((x, torch.randn(5, 1, 3)))
-    with pytest.raises(NotImplementedError, match="classes jump"):
+    with pytest.raises(NotImplementedError, match="classes are discrete"):
         law.rsample()

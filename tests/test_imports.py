@@ -28,9 +28,6 @@ LAYERS = (
 
 # Sets of modules that import each other in a circle, to be removed.
 KNOWN_CIRCLES = (
-    {"pyromix.dcgmm.given_class", "pyromix.dcgmm.model"},
-    {"pyromix.drmm.initialization", "pyromix.drmm.model"},
-    {"pyromix.frmdn.generation", "pyromix.frmdn.law", "pyromix.frmdn.model"},
     {"pyromix.maxent.problem", "pyromix.maxent.search"},
 )
 
