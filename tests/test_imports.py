@@ -27,9 +27,7 @@ LAYERS = (
 )
 
 # Sets of modules that import each other in a circle, to be removed.
-KNOWN_CIRCLES = (
-    {"pyromix.maxent.problem", "pyromix.maxent.search"},
-)
+KNOWN_CIRCLES = ({"pyromix.maxent.problem", "pyromix.maxent.search"},)
 
 
 def imports(root):

@@ -2,7 +2,6 @@
 
 __all__ = ["FiniteMixture"]
 
-import numbers
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,6 @@ from ..core.checks import (
     as_value,
     check_index,
     check_positive_int,
-    check_tensor,
     check_value,
     is_traced,
 )
@@ -428,9 +426,7 @@ class FiniteMixture(TensorLaw):
                 f"{self.event_shape[0]}, got {len(given)}. With all observed, call log_prob."
             )
         values = [
-            torch.as_tensor(v, dtype=self._loc.dtype, device=self._loc.device)
-            if isinstance(v, numbers.Real)
-            else check_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
+            as_tensor(f"the observed value of coordinate {d}", v, like=self._loc)
             for d, v in observed.items()
         ]
         value = stack_observed(values)  # (*N, D observed)
