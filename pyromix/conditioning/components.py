@@ -50,8 +50,8 @@ class NormalMixture(Protocol):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points (\*S, \*B, D)."""
 
-    def copy(self) -> Self:
-        """The mixture with tensors of its own, which later changes of parameters do not reach."""
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The mixture with a function applied to its tensors."""
 
     def normals_given(
         self, given: list[int], free: list[int], value: Tensor, *, correlated: bool

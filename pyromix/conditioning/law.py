@@ -80,7 +80,7 @@ class ConditionedLaw(TorchDistribution):
     has_rsample = False
     route: tuple[Any, ...] | None = None
     """How draws under inequalities are made; None without inequalities."""
-    _evidence: tuple[Statement, ...] = ()
+    _statements: tuple[Statement, ...] = ()
 
     def __init__(self, prior: Prior, batch_shape: Size, event_shape: Size) -> None:
         self._prior, self._dtype = prior, prior.dtype
@@ -135,7 +135,7 @@ class ConditionedLaw(TorchDistribution):
         """
         prior: Any = self._prior
         prior = prior.with_options(**options) if options else prior
-        return prior.condition_on((*self._evidence, *evidence))
+        return prior.condition_on((*self._statements, *evidence))
 
     def free(self) -> Distribution:
         r"""The law of the columns that were not observed, of event shape (number of those,).

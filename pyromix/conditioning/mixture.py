@@ -8,7 +8,7 @@ Bayes' rule then weighs the components by how well each predicted the evidence.
 __all__ = ["ConditionedMixture", "MixturePrior"]
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,19 @@ class MixturePrior:
         allow_all_observed: bool = False,
         max_error: float = 0.01,
     ) -> None:
-        self.mixture = mixture.copy()
+        self.mixture = mixture.map_tensors(torch.clone)
         self.validate_args = bool(mixture._validate_args)
         self.dim = mixture.event_shape[0]
         self.dtype, self.device = mixture.logits.dtype, mixture.logits.device
         self.allow_all_observed, self.max_error = allow_all_observed, max_error
         self._last: tuple[LinearEvidence, Components] | None = None
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "MixturePrior":
+        """Returns the prior with a function applied to the tensors of its mixture."""
+        mixture = self.mixture.map_tensors(function)
+        return MixturePrior(
+            mixture, allow_all_observed=self.allow_all_observed, max_error=self.max_error
+        )
 
     def given(
         self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
@@ -142,7 +149,7 @@ class ConditionedMixture(ConditionedLaw):
             raise ValueError("Expected coordinates that are not observed, got none.")
         self._components = prior.components_given(evidence)
         super().__init__(prior, self._components.batch_shape, prior.mixture.event_shape)
-        self._mixture, self._linear = prior.mixture, evidence
+        self._mixture, self._evidence = prior.mixture, evidence
         self._polytope = Polytope.of(evidence, self.batch_shape, self._dtype)
         self._joint = self._components.log_joint
         self._error = torch.zeros_like(self._joint)
@@ -166,7 +173,7 @@ class ConditionedMixture(ConditionedLaw):
             NotImplementedError: For other evidence, under which no bijection is known: draw with
                 `sample` instead.
         """
-        linear = self._linear
+        linear = self._evidence
         hard = linear.observed or any(bool((noise == 0).all()) for *_, noise in linear.gaussian)
         if not hard and not linear.matrix:
             return constraints.real_vector
@@ -234,7 +241,7 @@ class ConditionedMixture(ConditionedLaw):
         Raises:
             ValueError: If all coordinates were observed.
         """
-        linear, components = self._linear, self._components
+        linear, components = self._evidence, self._components
         if linear.gaussian or linear.num_rows or not components.free:
             return super().free()
         law: Any = self._mixture
@@ -253,7 +260,7 @@ class ConditionedMixture(ConditionedLaw):
             NotImplementedError: If more than values is known: draw with `sample` instead.
             ValueError: If a coordinate is out of range, named twice, or was observed.
         """
-        if self._linear.gaussian or self._linear.num_rows:
+        if self._evidence.gaussian or self._evidence.num_rows:
             return super().marginal(dims)
         single = as_int(dims)
         wanted = list(dims) if isinstance(dims, Iterable) and single is None else [dims]
@@ -334,7 +341,7 @@ class ConditionedMixture(ConditionedLaw):
 
         With equations, relative to the measure on the plane that they leave.
         """
-        linear, x = self._linear, value.double()
+        linear, x = self._evidence, value.double()
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         log_prob = (-self._components.log_plane).expand(leading)
         fits = torch.ones_like(log_prob, dtype=torch.bool)
@@ -356,7 +363,7 @@ class ConditionedMixture(ConditionedLaw):
     def _truncate(self, allow_impossible_entries: bool) -> None:
         """Restricts the components to the inequalities."""
         components = self._components
-        rows, low, high, broken = self._linear.inequalities_on_free(
+        rows, low, high, broken = self._evidence.inequalities_on_free(
             self.batch_shape, components.value
         )
         if bool(broken.all()) or bool(broken.any() and not allow_impossible_entries):

@@ -253,7 +253,7 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
         law = _law_given_any(prior, branches, count)
     else:
         law = prior.given(branches[0])
-    law._evidence = tuple(evidence)
+    law._statements = tuple(evidence)
     return law
 
 

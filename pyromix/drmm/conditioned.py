@@ -9,7 +9,7 @@ __all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,10 @@ class ResidualPrior:
         self.dim = law.loc.shape[-1]
         self.categories = law.columns.categories
         self.dtype, self.device = law.loc.dtype, law.loc.device
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ResidualPrior":
+        """Returns the prior with a function applied to the tensors of its law."""
+        return ResidualPrior(self.law.map_tensors(function), self.settings, self.validate_args)
 
     def with_options(self, num_particles: int) -> "ResidualPrior":
         """The prior with another number of particles."""
@@ -125,7 +129,7 @@ class ConditionedDRMM(ConditionedLaw):
         law, settings = prior.law, prior.settings
         batch_shape = evidence.batch_shape
         super().__init__(prior, batch_shape, Size((prior.dim + len(prior.categories),)))
-        self._law, self._linear, self._dim = law, evidence, prior.dim
+        self._law, self._evidence, self._dim = law, evidence, prior.dim
         self.exact = law.num_codes <= settings.max_exact
         codes = (
             enumerate_codes(law)
@@ -173,7 +177,7 @@ class ConditionedDRMM(ConditionedLaw):
         Categorical ones are among them if one category was left.
         """
         observed = dict(self._real.observed)
-        for column, log_q in sorted(self._linear.categorical.items()):
+        for column, log_q in sorted(self._evidence.categorical.items()):
             if bool((log_q.isfinite().sum(-1) == 1).all()):
                 code = log_q.argmax(-1).to(self._dtype)
                 observed[self._dim + column] = code.expand(self.batch_shape)
@@ -231,7 +235,7 @@ class ConditionedDRMM(ConditionedLaw):
         Returns:
             Tensor of shape (\*B, categories).
         """
-        column = self._linear.categorical_column(index)
+        column = self._evidence.categorical_column(index)
         log_probs = self._column_log_probs(column).softmax(-1)  # (E or 1, C, n)
         weights = self._real.logits.exp().unsqueeze(-1)  # (*B, C, 1)
         log_probs = log_probs.expand(max(1, self.batch_shape.numel()), -1, -1)
@@ -276,7 +280,7 @@ class ConditionedDRMM(ConditionedLaw):
         settings = self._prior.settings
         log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
         log_joint = log_prob.double().reshape(value.shape[:-1]) + self._real.log_factor(real)
-        for column, log_q in self._linear.categorical.items():
+        for column, log_q in self._evidence.categorical.items():
             code = columns[column].reshape(value.shape[:-1]).expand(log_joint.shape)
             log_q = log_q.expand(*log_joint.shape, -1)
             log_joint = log_joint + log_q.gather(-1, code.unsqueeze(-1)).squeeze(-1)
@@ -288,7 +292,7 @@ class ConditionedDRMM(ConditionedLaw):
         """Log-weight of codes, with all but the linear evidence: shape (E or 1, C)."""
         law, flat = self._law, codes.codes.flatten(0, 1)
         log_joint = law.log_prior(flat).reshape(codes.codes.shape[:-1]) + codes.log_weight
-        for column, log_q in self._linear.categorical.items():
+        for column, log_q in self._evidence.categorical.items():
             log_probs = self._law.columns.log_probs(column, codes.codes)
             log_joint = log_joint + (log_probs + self._log_q(log_q)).logsumexp(-1)
         return log_joint
@@ -296,7 +300,7 @@ class ConditionedDRMM(ConditionedLaw):
     def _column_log_probs(self, column: int) -> Tensor:
         """Log p(c, evidence on c | h) of a categorical column, shape (E or 1, C, categories)."""
         log_probs = self._law.columns.log_probs(column, self._codes.codes)
-        log_q = self._linear.categorical.get(column)
+        log_q = self._evidence.categorical.get(column)
         return log_probs if log_q is None else log_probs + self._log_q(log_q)
 
     def _log_q(self, log_q: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ __all__ = ["FiniteMixture"]
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self, overload
 
@@ -366,10 +366,10 @@ class FiniteMixture(TensorLaw):
             filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
         return filled
 
-    def copy(self) -> Self:
-        """The mixture with tensors of its own, which later changes of parameters do not reach."""
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Returns the mixture with a function applied to its tensors, such as `torch.clone`."""
         make: Any = type(self)
-        tensors = [getattr(self, name).clone() for name in ("_logits", *self._tensors)]
+        tensors = [function(getattr(self, name)) for name in ("_logits", *self._tensors)]
         return self._inherit(make(*tensors, validate_args=False))
 
     def normals_given(
