@@ -36,7 +36,7 @@ def model():
 
 def posterior_by_quadrature():
     """Mean and variance of z given y, on a grid."""
-    axis = torch.linspace(-7, 7, 1401)
+    axis = torch.linspace(-7, 7, 281)
     z = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
     log_weight = prior().log_prob(z) + dist.Normal(z.sum(-1), NOISE).log_prob(OBSERVED)
     weight = (log_weight - log_weight.max()).exp()
@@ -49,7 +49,7 @@ def test_nuts_recovers_a_posterior_known_by_quadrature():
     chains = []
     for seed in range(2):
         pyro.set_rng_seed(seed)
-        mcmc = MCMC(NUTS(model), num_samples=600, warmup_steps=200, disable_progbar=True)
+        mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
         mcmc.run()
         chains.append(mcmc.get_samples()["z"])
     draws = torch.stack(chains)  # (chain, draw, 2)
@@ -60,7 +60,8 @@ def test_nuts_recovers_a_posterior_known_by_quadrature():
     assert ((draws.mean((0, 1)) - mean).abs() < 4 * mean_error).all()
     deviation = arviz.convert_to_dataset((draws - mean).square().numpy())
     variance_error = torch.as_tensor(arviz.mcse(deviation).x.values)
-    assert ((draws - mean).square().mean((0, 1)) - variance < 4 * variance_error).all()
+    spread = (draws - mean).square().mean((0, 1))
+    assert ((spread - variance).abs() < 4 * variance_error).all()
 
 
 def test_a_mixture_guide_fits_a_posterior_with_two_modes():
