@@ -1,7 +1,7 @@
-"""Recovers the arguments an object was constructed with, so that it can be rebuilt.
+"""Recovers the arguments that an object was constructed with, so that it can be rebuilt.
 
-PyTorch's and Pyro's distributions and transforms do not remember how they were made. Nearly all
-keep each argument as an attribute of the same name, though; the exceptions are listed here.
+PyTorch's and Pyro's distributions and transforms do not keep them together, but nearly all keep
+each argument as an attribute of the same name. The exceptions are listed here.
 """
 
 __all__ = ["UnknownArgumentsError", "constructor_arguments"]
@@ -24,10 +24,10 @@ class UnknownArgumentsError(TypeError):
 
 
 def constructor_arguments(obj: object, *, strict: bool = False) -> dict[str, Any]:
-    """Recovers the arguments of an object's constructor from its attributes.
+    """Returns the arguments of an object's constructor, recovered from its attributes.
 
     Each parameter of ``type(obj).__init__`` is looked up as an attribute ``name`` or ``_name``.
-    Of several parametrisations of one law (``probs`` or ``logits``), one is returned.
+    Of alternative parameters of a law, such as ``probs`` and ``logits``, one is returned.
 
     Args:
         obj: A distribution, transform or module.
@@ -79,17 +79,22 @@ def constructor_arguments(obj: object, *, strict: bool = False) -> dict[str, Any
 
 
 def _choose(alternatives: list[str], obj: object) -> str:
-    """Picks one of several parametrisations of the same law.
+    """Returns the name of one of several alternative parameters of a law.
 
-    PyTorch stores the one it was given, and the others once they have been asked for.
+    PyTorch stores the one that it was given, and others after they have been computed.
     """
-    if "scale_tril" in alternatives:  # always at hand, and needs no factorisation
+    if "scale_tril" in alternatives:  # always there, and needs no factorisation
         return "scale_tril"
     stored = [name for name in alternatives if _stored(obj, name) is not _MISSING]
     return "logits" if "logits" in stored else (stored or alternatives)[0]
 
 
 def _needed(obj: object, name: str) -> Any:
+    """The attribute for an argument that must be known.
+
+    Raises:
+        UnknownArgumentsError: If there is none.
+    """
     value = _stored(obj, name)
     value = getattr(obj, name, _MISSING) if value is _MISSING else value
     if value is _MISSING:
@@ -101,7 +106,7 @@ def _needed(obj: object, name: str) -> Any:
 
 
 def _stored(obj: object, name: str) -> Any:
-    """An attribute that was set on the object itself, as ``name`` or ``_name``."""
+    """An attribute that was set on the object itself, as ``name`` or ``_name``; else _MISSING."""
     places = [vars(obj)]
     if isinstance(obj, nn.Module) and "_parameters" in vars(obj):
         places += [obj._parameters, obj._buffers, obj._modules]
@@ -113,6 +118,8 @@ def _stored(obj: object, name: str) -> Any:
 
 
 def _attribute(path: str) -> Callable[[Any], Any]:
+    """A function from an object to its attribute at a path with dots."""
+
     def get(obj: Any) -> Any:
         for part in path.split("."):
             obj = getattr(obj, part)
@@ -122,10 +129,16 @@ def _attribute(path: str) -> Callable[[Any], Any]:
 
 
 def _size(name: str, dim: int) -> Callable[[Any], int]:
+    """A function from an object to the size of a dimension of its attribute."""
     return lambda obj: getattr(obj, name).shape[dim]
 
 
 def _activation(obj: Any) -> str:
+    """The name of the activation of one of Pyro's transforms.
+
+    Raises:
+        UnknownArgumentsError: If it is none of Pyro's.
+    """
     names = {
         transforms.ELUTransform: "ELU",
         transforms.LeakyReLUTransform: "LeakyReLU",

@@ -171,6 +171,41 @@ def as_rows(name: str, value: object, width: int, *, like: Tensor) -> Tensor:
     return rows
 
 
+def as_integers(
+    name: str, value: object, low: int, high: int, *, like: Tensor, where: str = ""
+) -> Tensor:
+    """Returns integers in a range as a tensor: a number, an array and a list are converted.
+
+    Args:
+        name: What to call them in the error.
+        value: The integers.
+        low: The smallest that is allowed.
+        high: The largest that is allowed.
+        like: A tensor on the device that is wanted.
+        where: What to add to the error, such as ``" in column 3"``.
+
+    Returns:
+        Tensor of int64, of any shape.
+
+    Raises:
+        ValueError: If they are not integers, out of range, or a tensor on another device.
+    """
+    integers: Any = value
+    if not isinstance(value, Tensor):
+        array = _as_array(name, value)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"Expected {name} to be integers, got {array.dtype}.")
+        integers = torch.as_tensor(array.astype(np.int64), device=like.device)
+    if integers.is_floating_point() or integers.is_complex() or integers.dtype == torch.bool:
+        raise ValueError(f"Expected {name} to be integers, got {integers.dtype}.")
+    if integers.device != like.device:
+        raise ValueError(
+            f"Expected {name} on device {like.device}, got {integers.device}. Nothing is moved "
+            f"between devices silently: call .to({str(like.device)!r}) on it."
+        )
+    return check_integers(name, integers.long(), low, high, where=where)
+
+
 def as_mask(name: str, value: object, *, like: Tensor) -> Tensor:
     """Returns an argument as a boolean tensor of the shape and on the device of another one.
 

@@ -1,7 +1,7 @@
 """Objects as plain data and back: numbers, strings, lists and names of known constructors.
 
-Only classes listed here can be rebuilt, and only by calling their constructor: reading plain data
-runs no code that the data brings along.
+Only registered classes can be rebuilt, and only by calling their constructor: reading plain data
+runs no code that is part of the data.
 """
 
 __all__ = ["NotPlainError", "decode", "encode", "register"]
@@ -28,22 +28,38 @@ def register(cls: type) -> None:
 
     Subclasses of `DistributionModule` are registered as they are defined. A transform or network
     of one's own must keep each constructor argument as an attribute of the same name, or have
-    methods ``config()`` and ``from_config(config)``.
+    methods ``config()`` and ``from_config(config)``. A class that is defined again, as in a
+    notebook or a module that is reloaded, takes the place of the earlier one.
 
     Args:
         cls: The class. It must be registered before a file is loaded, too.
+
+    Raises:
+        ValueError: If a class of another module is known by this name.
     """
-    _CLASSES[class_name(cls)] = cls
+    name = class_name(cls)
+    known = _CLASSES.get(name, cls)
+    if known.__module__ != cls.__module__:
+        raise ValueError(
+            f"Expected classes of different names, got two that are registered as {name!r}, in "
+            f"{known.__module__} and {cls.__module__}. Rename one of them: files could not tell "
+            f"them apart."
+        )
+    _CLASSES[name] = cls
 
 
 def class_name(cls: type) -> str:
-    """Name under which a class is registered; for those of this library, its public one."""
+    """Returns the name under which a class is registered.
+
+    It is that of the module and the qualified name; for classes of this library
+    ``pyromix.<qualified name>``, so that files do not depend on where its modules are.
+    """
     package = cls.__module__.partition(".")[0]
     return f"{'pyromix' if package == 'pyromix' else cls.__module__}.{cls.__qualname__}"
 
 
 def encode(value: Any) -> Any:
-    """Describes a value as plain data that JSON can hold.
+    """Returns a description of a value as plain data that JSON can hold.
 
     A tensor is described by its shape and dtype alone: its values belong to a state dict.
 
@@ -83,7 +99,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """Rebuilds what `encode` described; tensors are zeros of the right shape and dtype.
+    """Returns the value that `encode` described; tensors are zeros of the right shape and dtype.
 
     Raises:
         ValueError: If the data names an unknown class, or is not of the form `encode` writes.
@@ -122,10 +138,16 @@ def decode(data: Any) -> Any:
 
 
 def _encode_arguments(obj: object) -> dict[str, Any]:
+    """The constructor's arguments of an object as plain data."""
     return {name: encode(value) for name, value in constructor_arguments(obj).items()}
 
 
 def _known_name(cls: type) -> str:
+    """The name of a registered class.
+
+    Raises:
+        NotPlainError: If the class is not registered.
+    """
     name = class_name(cls)
     if _CLASSES.get(name) is not cls:
         raise NotPlainError(
@@ -138,6 +160,11 @@ def _known_name(cls: type) -> str:
 
 
 def _known_class(name: str) -> type:
+    """The registered class of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
     try:
         return _CLASSES[name]
     except KeyError:
@@ -148,6 +175,11 @@ def _known_class(name: str) -> type:
 
 
 def _dtype(name: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"Unknown dtype {name!r}.")
@@ -155,6 +187,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _public_classes() -> dict[str, type]:
+    """Classes of PyTorch and Pyro that are known from the start, by name."""
     namespaces = (
         torch.distributions,
         pyro.distributions,

@@ -5,11 +5,10 @@ __all__ = ["as_lengths", "check_finite", "common_shape", "within"]
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Size, Tensor
 
-from ..core.checks import check_integers, is_traced
+from ..core.checks import as_integers, is_traced
 
 
 def within(lengths: Tensor, num_steps: int) -> Tensor:
@@ -31,16 +30,8 @@ def as_lengths(lengths: Any, longest: int, *, like: Tensor) -> Tensor | None:
     """
     if lengths is None:
         return None
-    if not isinstance(lengths, Tensor):
-        array = np.asarray(lengths)
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"Expected lengths to be integers, got {type(lengths).__name__}.")
-        lengths = torch.as_tensor(array.astype(np.int64), device=like.device)
-    if lengths.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"Expected lengths to be integers, int64 or int32, got {lengths.dtype}.")
-    if lengths.device != like.device:
-        raise ValueError(f"Expected lengths on device {like.device}, got {lengths.device}.")
-    return check_integers("lengths", lengths, 1, longest, where=" (leave empty sequences out)")
+    where = " (leave empty sequences out)"
+    return as_integers("lengths", lengths, 1, longest, like=like, where=where)
 
 
 def check_finite(name: str, value: Tensor) -> None:

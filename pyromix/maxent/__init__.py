@@ -4,5 +4,4 @@ __all__ = ["InfeasibleError", "MaximumEntropy", "MaximumEntropyResult", "spline_
 
 from .flows import spline_flow
 from .problem import MaximumEntropy
-from .result import MaximumEntropyResult
-from .search import InfeasibleError
+from .result import InfeasibleError, MaximumEntropyResult

@@ -1,4 +1,4 @@
-"""Draws with gradients and densities, from whatever a distribution offers."""
+"""Draws of a distribution with gradients and log-densities, by the methods that it has."""
 
 __all__ = ["Draws", "Gradient", "Sampler", "make_sampler", "sample_and_score"]
 
@@ -28,14 +28,14 @@ class Draws(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Draws independent sets of so many draws each, in one pass."""
+    """Draws independent sets in one pass."""
 
     def __call__(self, count: int, num_sets: int = 1) -> list[Draws]:
-        """Returns the sets."""
+        """Returns so many sets of so many draws each."""
 
 
 def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
-    """The way to draw from a distribution with unbiased gradients.
+    """Returns the way to draw from a distribution with unbiased gradients.
 
     Args:
         distribution: The distribution.
@@ -43,7 +43,7 @@ def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
             ``"auto"`` for the first of these that there is.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the distribution has no such draws.
     """
     check_choice("gradient", gradient, ("auto", "pathwise", "stratified"))
     if gradient != "pathwise":
@@ -74,6 +74,8 @@ def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
 
 
 def _stratified(distribution: Any) -> Sampler | None:
+    """The way to draw weighted draws, or None if the distribution has none."""
+
     def flow(count: int, num_sets: int = 1) -> list[Draws]:
         x, log_weight, log_prob = distribution.rsample_weighted_and_log_prob(count, num_sets)
         return _split(count, x, log_weight.exp(), log_prob)
@@ -96,13 +98,14 @@ def _stratified(distribution: Any) -> Sampler | None:
 
 
 def _split(count: int, x: Tensor, weight: Tensor, log_prob: Tensor) -> list[Draws]:
+    """Splits joined draws into sets of so many."""
     parts = (part.split(count) for part in (x, weight, log_prob))
     return [Draws(*part) for part in zip(*parts, strict=True)]
 
 
 @torch.no_grad()
 def sample_and_score(distribution: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Independent draws as a user gets them, and their log-densities, without a graph."""
+    """Returns independent draws and their log-densities, without a graph."""
     parts = []
     for size in [10_000] * (count // 10_000) + [count % 10_000]:
         if not size:

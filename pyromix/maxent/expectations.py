@@ -1,4 +1,4 @@
-"""What is known: expectations of statistics, and bounds on them."""
+"""Constraints on the expectations of a law: equalities and inequalities."""
 
 __all__ = ["Expectations", "Statistics"]
 
@@ -12,13 +12,15 @@ Statistics = Callable[[Tensor], Tensor]
 
 
 class Expectations:
-    """Equality and inequality constraints on expectations: E[T(x)] = t and E[S(x)] <= b.
+    """Constraints on expectations: equalities E[T(x)] = t and inequalities E[S(x)] <= b.
+
+    The targets t and bounds b together are the levels.
 
     Args:
         statistics: Function T from draws (n, *event_shape) to (n, m) or (n,).
         targets: Values t, shape (m,) or a number.
-        inequalities: Function S, likewise.
-        bounds: Values b.
+        inequalities: Function S from draws to (n, k) or (n,).
+        bounds: Values b, shape (k,) or a number.
         names: Of all constraints, equalities first.
         like: A tensor with the dtype and device of draws.
 
@@ -35,11 +37,12 @@ class Expectations:
         names: Sequence[str] | None,
         like: Tensor,
     ) -> None:
-        pairs = (("statistics", statistics, "targets", targets),
-                 ("inequalities", inequalities, "bounds", bounds))  # fmt: skip
-        for name, function, levels, values in pairs:
-            if (function is None) != (values is None):
-                raise ValueError(f"Expected {name} and {levels} together, got one of the two.")
+        for name, function, limits, numbers in (
+            ("statistics", statistics, "targets", targets),
+            ("inequalities", inequalities, "bounds", bounds),
+        ):
+            if (function is None) != (numbers is None):
+                raise ValueError(f"Expected {name} and {limits} together, got one of the two.")
             if function is not None and not callable(function):
                 raise ValueError(
                     f"Expected {name} to be a function of draws, got {type(function).__name__}."
@@ -47,8 +50,8 @@ class Expectations:
         if statistics is None and inequalities is None:
             raise ValueError("Expected statistics with targets, or inequalities with bounds.")
         self.statistics, self.inequalities = statistics, inequalities
-        self.targets = _levels("targets", targets, like)
-        self.bounds = _levels("bounds", bounds, like)
+        self.targets = _as_levels("targets", targets, like)
+        self.bounds = _as_levels("bounds", bounds, like)
         self.levels = torch.cat([self.targets, self.bounds])
         if names is None:
             names = [f"statistic {i}" for i in range(len(self.targets))]
@@ -61,7 +64,7 @@ class Expectations:
 
     @property
     def num_equalities(self) -> int:
-        """Number of equalities, which come first."""
+        """Number of equalities: their levels come first."""
         return len(self.targets)
 
     def values(self, x: Tensor) -> Tensor:
@@ -90,10 +93,15 @@ class Expectations:
         return values
 
 
-def _levels(name: str, values: Any, like: Tensor) -> Tensor:
+def _as_levels(name: str, values: Any, like: Tensor) -> Tensor:
+    """Targets or bounds as a tensor of shape (m,), and an empty one for None.
+
+    Raises:
+        ValueError: If they are not finite numbers.
+    """
     if values is None:
         return like.new_empty(0)
-    try:
+    try:  # of any dtype, on any device, and lists of scalar tensors, too
         levels = torch.as_tensor(values).to(like).detach()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"Expected {name} to be numbers, got {values!r}.") from None
@@ -107,6 +115,11 @@ def _levels(name: str, values: Any, like: Tensor) -> Tensor:
 
 
 def _evaluate(name: str, function: Statistics, x: Tensor, count: int) -> Tensor:
+    """Statistics of draws x, shape (n, count).
+
+    Raises:
+        ValueError: If the function returns anything else.
+    """
     value = function(x)
     if isinstance(value, Tensor) and value.dim() == 1 and count == 1:
         value = value.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Flows that are fit for maximum entropy: mixtures through splines, onto a support."""
+"""Flows for problems of maximum entropy: mixtures through splines, onto a support."""
 
 __all__ = ["spline_flow"]
 
@@ -36,8 +36,8 @@ def spline_flow(
     Args:
         dim: Number of unconstrained coordinates.
         num_components: Components of the base; with one it is a normal.
-        covariance: Of the base's components, see `GaussianMixture`: splines bend, but learn
-            correlations slowly.
+        covariance: Of the base's components, see `GaussianMixture`. Splines learn correlations
+            slowly.
         temperatures: Makes the base a `RelaxedGaussianMixture`.
         num_layers: Number of splines, with the coordinates reversed between them.
         support: Where draws lie: a constraint of PyTorch, such as ``constraints.positive``,
@@ -45,8 +45,9 @@ def spline_flow(
             (of one more entry than `dim`); by default all of space.
         bins: Pieces of every spline.
         hidden_dims: Widths of the networks' hidden layers.
-        bound: The splines act between -bound and bound, and are the identity outside. Supports
-            with borders have heavy tails on the real line: keep it wide.
+        bound: The splines act between -bound and bound, and are the identity outside. On a
+            bounded or positive support, laws may have heavy tails on the unconstrained scale:
+            then choose it large.
 
     Returns:
         A `Flow` of event shape (dim,), or (dim + 1,) on the simplex.

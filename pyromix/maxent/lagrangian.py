@@ -2,16 +2,17 @@ r"""The augmented Lagrangian of an entropy under constraints on expectations.
 
 .. math:: L = -H + \lambda^\top R + \tfrac{c}{2} R^\top M R, \qquad R = E[T(x)] - t
 
-M is the inverse covariance of the statistics under the present law, so that the penalty is
-counted in standard deviations and does not care how statistics are scaled or mixed. That is also
-the metric in which the multipliers converge evenly: near the optimum, the expectations change by
+M is the inverse covariance of the statistics under the present law, so that the penalty counts in
+standard deviations, and does not depend on how statistics are scaled or combined linearly. In
+this metric the multipliers also converge evenly: near the optimum, the expectations change by
 minus the covariance times the change of the multipliers, and the update :math:`\lambda + c M R`
 shrinks every violation by the same factor 1 / (1 + c).
 
-Far from the targets, violations of many standard deviations would squeeze the law into a corner,
-from which it comes out slowly, if at all. So levels move from the expectations of the first law to
-the targets, by about half a standard deviation in a round. Expectations form a convex set: if the
-targets can be met, so can all levels on the way.
+Here t are the *levels*: the targets of equalities and the bounds of inequalities. Far from them,
+violations of many standard deviations would concentrate the law where it recovers slowly, if at
+all. So a round asks for *interim levels*, which move from the expectations of the first law to the
+levels by about half a standard deviation in a round. Expectations form a convex set: if the levels
+can be met, so can all interim ones.
 """
 
 __all__ = ["AugmentedLagrangian", "rejected", "squared_violation"]
@@ -22,16 +23,16 @@ from torch import Tensor
 from .draws import Draws
 from .expectations import Expectations
 
-# Of correlations: how strongly statistics may depend on each other before it is taken as rounding.
+# What is added to the diagonal of correlations: statistics may depend on each other.
 RIDGE = 1e-4
 # Weight of a step in the running means of violations.
 SMOOTHING = 0.02
-# How far levels move in a round, in standard deviations, and as a share of the whole distance.
+# How far interim levels move in a round: in standard deviations, and at most by what share.
 STRIDE = 0.5
 SHARE = 0.7
-# How far multipliers may be ahead of those that the law itself has, in the same unit.
+# How far multipliers may be from those that the law itself has, in standard deviations.
 LEAD = 2.0
-# Distance, in standard deviations, at which the targets themselves become the levels.
+# Distance, in standard deviations, at which a round asks for the levels themselves.
 NEAR = 0.1
 
 
@@ -47,12 +48,12 @@ def squared_violation(first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
 def rejected(violations: Tensor, one_sided: Tensor, level: float = 0.05) -> Tensor:
     """Which constraints sign tests reject, of independent violations (B, m) of batch means.
 
-    The tests ask whether violations are as often above zero as below; the level is Bonferroni's,
-    for all constraints together.
+    The tests ask whether violations are as often above zero as below, with Bonferroni's
+    correction for the number of constraints.
 
     Args:
         violations: Of B batches, shape (B, m).
-        one_sided: Which constraints only violations above zero speak against, shape (m,).
+        one_sided: Which constraints are violated only above zero, shape (m,).
         level: Probability of rejecting any constraint of those that hold.
 
     Returns:
@@ -78,7 +79,7 @@ class AugmentedLagrangian:
         penalty: c at the start.
         growth: Factor by which c grows.
         max_penalty: What c may grow to.
-        reduction: Share of the violation before that a round must come down to, lest c grow.
+        reduction: Share of the violation before that a round must reach; otherwise c grows.
     """
 
     def __init__(
@@ -90,14 +91,13 @@ class AugmentedLagrangian:
         max_penalty: float,
         reduction: float,
     ) -> None:
-        self.targets, self.split = expectations.levels, expectations.num_equalities
-        self.levels = self.targets  # of the present round
+        self.levels, self.num_equalities = expectations.levels, expectations.num_equalities
+        self.interim = self.levels  # those of the present round
         self.penalty, self.growth, self.max_penalty = penalty, growth, max_penalty
         self.reduction = reduction
-        m = len(self.targets)
         self.multipliers = torch.zeros_like(self.levels)
-        self.own_multipliers = torch.zeros_like(self.targets)
-        self.metric = self.covariance = torch.eye(m).to(self.targets)
+        self.own_multipliers = torch.zeros_like(self.levels)  # for which the law is the optimum
+        self.metric = self.covariance = torch.eye(len(self.levels)).to(self.levels)
         self.running = torch.zeros_like(self.levels)  # mean violation of recent steps
         self._before: Tensor | None = None  # violations of batches at the end of the last round
 
@@ -105,10 +105,10 @@ class AugmentedLagrangian:
     def is_inequality(self) -> Tensor:
         """Which constraints are inequalities, shape (m,)."""
         m = len(self.levels)
-        return torch.arange(m, device=self.levels.device) >= self.split
+        return torch.arange(m, device=self.levels.device) >= self.num_equalities
 
     def measure(self, values: Tensor, log_prob: Tensor) -> None:
-        r"""Looks at draws of the present law: the metric of violations, and its own multipliers.
+        r"""Sets the metric of violations, and the law's own multipliers, from draws of the law.
 
         A law whose entropy is maximal for its expectations has :math:`\log q = -\lambda^\top T`
         up to a constant: the regression of log-densities on statistics says with which ones.
@@ -124,20 +124,25 @@ class AugmentedLagrangian:
         correlation = correlation + RIDGE * torch.eye(len(scale)).to(correlation)
         centred = (values.double() - values.double().mean(0)) / scale
         slope = centred.mT @ (log_prob.double() - log_prob.double().mean()) / len(values)
-        self.own_multipliers = (-torch.linalg.solve(correlation, slope) / scale).to(self.targets)
-        self.covariance = (correlation * scale * scale.unsqueeze(-1)).to(self.targets)
-        # An inequality is met by slack of its own, which a metric must not mix with the others'.
+        self.own_multipliers = (-torch.linalg.solve(correlation, slope) / scale).to(self.levels)
+        self.covariance = (correlation * scale * scale.unsqueeze(-1)).to(self.levels)
+        # Every inequality has slack of its own, which a metric must not mix with that of others.
         apart = self.is_inequality.unsqueeze(-1) | self.is_inequality
         correlation = torch.where(apart & ~torch.eye(len(scale)).to(apart), 0.0, correlation)
         inverse = torch.linalg.inv(correlation)
         self.metric = (inverse / scale / scale.unsqueeze(-1)).to(self.levels)
 
     def loss(self, first: tuple[Draws, Tensor], second: tuple[Draws, Tensor]) -> Tensor:
-        """The Lagrangian's estimate from two independent sets of draws and their statistics."""
+        """An unbiased estimate of the Lagrangian, a scalar with gradients.
+
+        Args:
+            first: Draws, and their statistics, shape (n, m).
+            second: An independent set.
+        """
         means, entropies = [], []
         for draws, values in (first, second):
             # Weights need not sum to one: levels within the sum are a control variate.
-            means.append(draws.mean(values - self.levels))
+            means.append(draws.mean(values - self.interim))
             level = draws.log_prob.detach().mean()
             entropies.append(-draws.mean(draws.log_prob - level) - level)
         violation = (means[0] + means[1]) / 2
@@ -150,38 +155,35 @@ class AugmentedLagrangian:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether the levels of the present round are the targets themselves."""
-        return self.levels is self.targets
+        """Whether the present round asks for the levels themselves."""
+        return self.interim is self.levels
 
     def update(self, means: Tensor) -> None:
-        """Moves the multipliers at the end of a round, by expectations (m,) of the statistics."""
-        violation = means - self.levels
+        """Updates the multipliers at the end of a round, from means (m,) of the statistics."""
+        violation = means - self.interim
         shifted = violation + self._slack(violation)
         size = float(self._norm(shifted))
         shifted = shifted * min(1.0, STRIDE / max(size, 1e-12))
         moved = self.multipliers + self.penalty * self.metric @ shifted
-        # What the law has not followed yet must not add up, round by round.
+        # Otherwise changes that the law has not followed yet would add up over rounds.
         lead = moved - self.own_multipliers
         size = float((lead @ self.covariance @ lead).clamp(min=0).sqrt())
         moved = self.own_multipliers + min(1.0, LEAD / max(size, 1e-12)) * lead
         self.multipliers = torch.where(self.is_inequality, moved.clamp(min=0), moved)
 
     def aim(self, means: Tensor) -> None:
-        """Sets the levels of the next round, from expectations (m,) on the way to the targets."""
-        violation = means - self.targets
+        """Sets the interim levels of the next round, from means (m,) of the statistics."""
+        violation = means - self.levels
         violation = torch.where(self.is_inequality, violation.clamp(min=0), violation)
         size = float(self._norm(violation))
         if size <= NEAR:
-            self.levels = self.targets
+            self.interim = self.levels
         else:
-            self.levels = self.targets + (1 - min(STRIDE / size, SHARE)) * violation
-        self.running = means - self.levels
-
-    def _norm(self, violation: Tensor) -> Tensor:
-        return (violation @ self.metric @ violation).clamp(min=0).sqrt()
+            self.interim = self.levels + (1 - min(STRIDE / size, SHARE)) * violation
+        self.running = means - self.interim
 
     def grow(self, violations: Tensor, generator: torch.Generator) -> float:
-        """Raises the penalty, with the probability that violations have not come down enough.
+        """Raises the penalty, with the probability that violations have not been reduced enough.
 
         Squared violations, estimated without bias from pairs of batches, are compared with those
         of the round before by Welch's test, both in the present metric.
@@ -191,7 +193,7 @@ class AugmentedLagrangian:
             generator: Source of randomness.
 
         Returns:
-            The p-value of having come down enough, as far as the test can tell.
+            The p-value of the hypothesis that they have been reduced enough.
         """
         from scipy.stats import ttest_ind  # as above
 
@@ -208,6 +210,10 @@ class AugmentedLagrangian:
             self.penalty = min(self.growth * self.penalty, self.max_penalty)
         return p_value
 
+    def _norm(self, violation: Tensor) -> Tensor:
+        """Length of a violation in standard deviations."""
+        return (violation @ self.metric @ violation).clamp(min=0).sqrt()
+
     def _squares(self, violations: Tensor) -> Tensor:
         """Squared norms of the violation, one for each pair of batches."""
         shifted = violations + self._slack(violations.mean(0))
@@ -215,7 +221,7 @@ class AugmentedLagrangian:
         return ((shifted[:half] @ self.metric) * shifted[half : 2 * half]).sum(-1)
 
     def _slack(self, violation: Tensor) -> Tensor:
-        """What inequalities may lack without cost: the penalty ends where the multiplier does."""
+        """Slack of inequalities at the least penalty, shape (m,); zero for equalities."""
         stiffness = self.penalty * self.metric.diagonal()
         slack = (-violation - self.multipliers / stiffness).clamp(min=0)
         return torch.where(self.is_inequality, slack, 0.0)

@@ -1,33 +1,40 @@
-"""Maximum entropy under constraints on expectations."""
+"""Problems of maximum entropy: what users state, and its checks."""
 
-__all__ = ["MaximumEntropy"]
+__all__ = ["InfeasibleError", "MaximumEntropy"]
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core.checks import check_count, check_positive_int
+from ..core.checks import (
+    Check,
+    TensorLike,
+    check_arguments,
+    check_count,
+    check_positive_int,
+    number,
+)
 from ..training.fit import OptimizerFactory, adam
 from .draws import Gradient, make_sampler
 from .expectations import Expectations, Statistics
 from .lagrangian import AugmentedLagrangian
-from .result import MaximumEntropyResult
-from .search import Search
+from .result import InfeasibleError, MaximumEntropyResult
+from .search import Problem, Search
 
 
 class MaximumEntropy:
-    r"""The least assuming distribution with given averages.
+    r"""A problem of maximum entropy: the distribution of largest entropy with given expectations.
 
     .. math:: \max_q H(q) \quad \text{subject to} \quad E_q[T(x)] = t, \quad E_q[S(x)] \le b
 
     over a family of distributions, such as flows (Loaiza-Ganem, Gao and Cunningham 2017). The
     optimum over all distributions is :math:`q(x) \propto e^{-\lambda^\top T(x)}` on the support.
-    A flow on a mixture can have many modes, which flows on a normal find hard: those may settle
-    on one mode that meets every constraint at a lower entropy.
+    A flow on a mixture can have many modes. A flow on a normal may end with one mode that meets
+    every constraint at a lower entropy.
 
     Args:
         distribution: What to optimise, in place: a module without batch dimensions that has
@@ -36,9 +43,9 @@ class MaximumEntropy:
             such as ``biject_to(constraints.simplex)`` last in a flow.
         statistics: Function T from draws (n, \*event_shape) to (n, m) or (n,), differentiable by
             PyTorch.
-        targets: Their expectations t, shape (m,) or a number.
-        inequalities: Function S, likewise.
-        bounds: The largest expectations b.
+        targets: What the expectations of T must equal, t: shape (m,) or a number.
+        inequalities: Function S from draws to (n, k) or (n,), differentiable by PyTorch.
+        bounds: What the expectations of S must not exceed, b: shape (k,) or a number.
         names: Of all constraints, equalities first, for the result.
         gradient: ``"stratified"`` for weighted draws (flows on mixtures, and mixtures),
             ``"pathwise"`` for `rsample`, ``"auto"`` for the first of these that there is.
@@ -47,6 +54,7 @@ class MaximumEntropy:
         ValueError: If the distribution or the constraints do not fit.
 
     Example:
+        >>> import math
         >>> from pyromix import GaussianMixture
         >>> _ = torch.manual_seed(0)
         >>> problem = MaximumEntropy(
@@ -63,10 +71,10 @@ class MaximumEntropy:
         self,
         distribution: Any,
         statistics: Statistics | None = None,
-        targets: Tensor | Sequence[float] | float | None = None,
+        targets: TensorLike | None = None,
         *,
         inequalities: Statistics | None = None,
-        bounds: Tensor | Sequence[float] | float | None = None,
+        bounds: TensorLike | None = None,
         names: Sequence[str] | None = None,
         gradient: Gradient = "auto",
     ) -> None:
@@ -77,7 +85,7 @@ class MaximumEntropy:
         self.sampler = make_sampler(distribution, gradient)
         with torch.random.fork_rng(), torch.enable_grad():
             (draws,) = self.sampler(16)
-            values = self.expectations.values(draws.x)  # says what does not fit
+            values = self.expectations.values(draws.x)  # raises an error if something is wrong
         if not values.requires_grad and not draws.weight.requires_grad:
             raise ValueError(
                 "Expected statistics with a gradient in the draws, got some without, such as "
@@ -106,74 +114,78 @@ class MaximumEntropy:
 
         A round minimises :math:`-H + \lambda^\top R + \frac{c}{2} R^\top M R` with
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
-        learning rate falls. On the way to the targets, t stands for levels that move towards
-        them by half a standard deviation a round: a law that is squeezed at once may not come out
-        of its corner. The mixture below a flow goes ahead alone for nine tenths of the way, and
-        its weights are held until levels are the targets, or the search stalls: both keep modes
-        alive. The squared violation comes from two halves of a batch, so that its estimate is
-        unbiased. Then fresh draws test the constraints, move the multipliers, and raise c if the
-        violation has not come down to the given share. The search ends when the constraints hold
-        and the entropy has settled; the round of highest entropy among those in which they hold
-        is kept, or that of least violation if there is none.
+        learning rate falls. Far from the targets and bounds, t stands for interim levels, which
+        move towards them by half a standard deviation a round: a law that is changed faster may
+        lose its spread, and recovers slowly. The mixture below a flow is moved alone for nine
+        tenths of the distance, and its weights are held until the targets are reached, or the
+        search stalls: both keep modes from being lost. The squared violation comes from two
+        halves of a batch, so that its estimate is unbiased. Then new draws test the constraints,
+        update the multipliers, and raise c if the violation has not been reduced to the given
+        share. The search ends when the constraints hold and the entropy has settled; the round of
+        highest entropy among those in which they hold is kept, or that of least violation if
+        there is none.
 
         Args:
             rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
-                come to their end over the first half.
+                take the first half of them.
             steps: Optimisation steps in a round.
             batch_size: Draws in a step.
             lr: Learning rate at the start of a round; it falls to 5% of that. Once the targets are
                 near, later rounds start lower.
             optimizer: Makes the optimizer: called as ``optimizer(params, lr=lr)``.
-            penalty: c in the first round. Every round divides violations by 1 + c, once steps
-                suffice for its minimum.
+            penalty: c in the first round. A round divides violations by 1 + c if its steps
+                suffice for the minimum.
             growth: Factor by which c grows.
             max_penalty: What c may grow to.
-            reduction: Share of the violation that a round must come down to, lest c grow.
+            reduction: Share of the violation that a round must reach; otherwise c grows.
             start: Law to start near: ``"auto"`` for a normal, mapped onto the support, unless
                 the distribution has been initialised or trained before; None to start from the
                 parameters as they are.
             start_steps: Steps towards that law.
             tolerance: Change of the entropy, in nats, below which it has settled.
-            seed: Seed of everything random; by default drawn from PyTorch's global generator,
-                which is left as it was.
+            seed: Seed of everything random, which leaves PyTorch's global generator as it was; by
+                default it is drawn from that.
             progress_bar: Whether to show a bar.
 
         Returns:
             Entropy, violations, multipliers and the course of the search.
 
         Raises:
-            InfeasibleError: If the violation does not come down however strongly it is
-                penalised: no distribution of the family, and maybe none at all, meets the targets.
+            InfeasibleError: If the violation stays however large the penalty is: no distribution
+                of the family, and maybe none at all, meets the constraints.
             NonFiniteLossError: If the Lagrangian becomes NaN or infinite.
             ValueError: For an argument that is out of range, or statistics that are not finite.
 
         Warns:
-            UserWarning: If the entropy still rises steadily at the end: the constraints leave a
-                direction free, and there is no maximum.
+            UserWarning: If the entropy still rises steadily at the end: perhaps the constraints
+                do not bound it, and there is no maximum.
         """
-        for name, count in (("rounds", rounds), ("steps", steps)):
-            check_positive_int(name, count)
-        check_count("start_steps", start_steps)
-        if check_positive_int("batch_size", batch_size) < 2:
-            raise ValueError("Expected a batch_size of at least 2: a batch is split into halves.")
-        if not 0 < penalty <= max_penalty or growth < 1 or not 0 < reduction <= 1:
+        check_arguments(SETTINGS, locals())
+        if not penalty <= max_penalty:
             raise ValueError(
-                f"Expected 0 < penalty <= max_penalty, growth of at least 1 and reduction in "
-                f"(0, 1], got {penalty}, {max_penalty}, {growth}, {reduction}."
+                f"Expected a max_penalty of at least penalty, got {max_penalty} and {penalty}."
             )
-        if not 0 < lr < math.inf or not tolerance > 0:
-            raise ValueError(f"Expected positive lr and tolerance, got {lr} and {tolerance}.")
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         device = self.expectations.levels.device
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             torch.manual_seed(seed)
-            search = Search(self, rounds, steps, batch_size, tolerance)
-            search.lagrangian = AugmentedLagrangian(
-                self.expectations, penalty=penalty, growth=growth, max_penalty=max_penalty,
+            lagrangian = AugmentedLagrangian(
+                self.expectations,
+                penalty=penalty,
+                growth=growth,
+                max_penalty=max_penalty,
                 reduction=reduction,
-            )  # fmt: skip
+            )
+            search = Search(
+                Problem(self.distribution, self.expectations, self.sampler),
+                lagrangian,
+                rounds=rounds,
+                steps=steps,
+                batch_size=batch_size,
+                tolerance=tolerance,
+            )
             try:
                 search.begin(start, start_steps)
                 search.run(optimizer, lr, progress_bar)
@@ -182,7 +194,36 @@ class MaximumEntropy:
             return search.conclude()
 
 
+def _positive(name: str, value: Any) -> float:
+    """Checks that a setting is a positive, finite number."""
+    if not number()(name, value) > 0:
+        raise ValueError(f"Expected {name} to be positive, got {value}.")
+    return value
+
+
+def _share(name: str, value: Any) -> float:
+    """Checks that a setting is a share of more than zero."""
+    if not _positive(name, value) <= 1:
+        raise ValueError(f"Expected {name} to be at most 1, got {value}.")
+    return value
+
+
+# How `MaximumEntropy.solve` checks its settings.
+SETTINGS: Mapping[str, Check] = {
+    "rounds": check_positive_int,
+    "steps": check_positive_int,
+    "batch_size": partial(check_count, least=2),  # it is split into halves
+    "lr": _positive,
+    "penalty": _positive,
+    "growth": number(1),
+    "reduction": _share,
+    "start_steps": check_count,
+    "tolerance": _positive,
+}
+
+
 def _check_distribution(distribution: Any) -> None:
+    """Raises an error unless it is a distribution with parameters, and without a batch."""
     parameters: Iterable[Tensor] = ()
     if isinstance(distribution, nn.Module):
         parameters = distribution.parameters()

@@ -1,6 +1,6 @@
-"""What a maximum-entropy problem came to."""
+"""The result of a maximum-entropy problem, and the error where there is none."""
 
-__all__ = ["MaximumEntropyResult", "Round"]
+__all__ = ["InfeasibleError", "MaximumEntropyResult", "Outcome", "Round"]
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ Outcome = Literal["running", "converged", "finished", "interrupted", "infeasible
 
 @dataclass(frozen=True)
 class Round:
-    """The state at the end of a round, as fresh draws have it."""
+    """The state at the end of a round, estimated from new draws."""
 
     entropy: float
     """Entropy, in nats."""
@@ -36,7 +36,7 @@ class Round:
 
 @dataclass
 class MaximumEntropyResult:
-    r"""A distribution of maximum entropy, and how well it keeps what was asked.
+    r"""A distribution of maximum entropy, and how well its expectations meet the constraints.
 
     At the optimum, :math:`\log q(x) = \text{const} - \lambda^\top T(x)`.
     """
@@ -46,17 +46,18 @@ class MaximumEntropyResult:
     names: tuple[str, ...]
     """Names of the constraints, equalities first."""
     levels: Tensor
-    """Targets and bounds, shape (m,)."""
+    """Targets, then bounds, shape (m,)."""
     means: Tensor
     """Expectations of the statistics, shape (m,)."""
     violations: Tensor
-    """Expectations minus targets; of inequalities, what is above the bound. Shape (m,)."""
+    """Means minus targets; of inequalities, what is above the bound. Shape (m,)."""
     standard_errors: Tensor
     """Standard errors of the means, shape (m,)."""
     scaled_violations: Tensor
     """Sizes of the violations in standard deviations of their statistics, shape (m,)."""
     multipliers: Tensor
-    """Lagrange multipliers, shape (m,): the price of each constraint, in nats per unit."""
+    """Lagrange multipliers, shape (m,): by how many nats the largest entropy rises for each unit
+    that a target or bound is raised."""
     entropy: float
     """Differential entropy, in nats."""
     entropy_error: float
@@ -66,12 +67,12 @@ class MaximumEntropyResult:
     Half its square is, where it is small, the divergence from the optimum on the modes that q
     has: of one that it lacks, it says nothing."""
     feasible: bool
-    """Whether no sign test on fresh draws rejects a constraint, at a level of 5% for all."""
+    """Whether no sign test on new draws rejects a constraint, at a level of 5% for all."""
     outcome: Outcome
-    """``"converged"`` if the constraints hold and the entropy has settled, ``"finished"`` if the
-    rounds were up, ``"interrupted"`` from the keyboard, or ``"infeasible"``."""
+    """``"converged"`` if the constraints hold and the entropy has settled, ``"finished"`` after
+    the largest number of rounds, ``"interrupted"`` from the keyboard, or ``"infeasible"``."""
     seconds: float
-    """Time it took."""
+    """Duration of the search, in seconds."""
     entropies: list[float] = field(default_factory=list)
     """Estimated entropy at every step."""
     rounds: list[Round] = field(default_factory=list)
@@ -135,3 +136,16 @@ class MaximumEntropyResult:
         for ax in axes:
             ax.xaxis.get_major_locator().set_params(integer=True)
         return figure
+
+
+class InfeasibleError(ValueError):
+    """No distribution of the family meets the constraints.
+
+    Args:
+        message: What the error says.
+        result: Where the search ended; kept as the attribute `result`.
+    """
+
+    def __init__(self, message: str, result: MaximumEntropyResult) -> None:
+        super().__init__(message)
+        self.result = result

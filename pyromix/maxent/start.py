@@ -1,4 +1,4 @@
-"""Where the search starts: a normal law, as far as the support lets it be one."""
+"""The start of a search: near a normal law, mapped onto the support."""
 
 __all__ = ["gaussian_on", "move_to"]
 
@@ -18,7 +18,11 @@ NUM_DRAWS = 4096
 
 
 def gaussian_on(distribution: Any, like: Tensor) -> Distribution:
-    """A standard normal law, mapped onto the support of a distribution.
+    """Returns a standard normal law, mapped onto the support of a distribution.
+
+    Args:
+        distribution: The distribution.
+        like: A tensor of the dtype and on the device that are wanted.
 
     Raises:
         ValueError: If there is no bijection from real vectors to the support.
@@ -39,10 +43,17 @@ def gaussian_on(distribution: Any, like: Tensor) -> Distribution:
 def move_to(
     target: Distribution, distribution: Any, sampler: Sampler, steps: int, batch_size: int
 ) -> None:
-    """Makes a distribution similar to a target, by the divergence from it.
+    """Moves a distribution near another law, by minimising the divergence from it.
 
-    Starts from clusters of the target's draws where the distribution can be initialised so: the
-    components of a mixture are then spread over all of it.
+    If it can be initialised from data, it is, from draws of that law: the components of a mixture
+    are then spread over all of it.
+
+    Args:
+        target: The other law.
+        distribution: The distribution, whose parameters are changed.
+        sampler: The way to draw from it with gradients.
+        steps: Number of steps.
+        batch_size: Draws in a step.
     """
     with torch.no_grad():
         draws = target.sample(Size((NUM_DRAWS,)))

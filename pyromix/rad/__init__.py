@@ -1,4 +1,4 @@
-"""Real and discrete flows: transforms that fold space, and remember which layer was which."""
+"""Real and discrete flows: transforms that fold space, with branches as discrete latents."""
 
 __all__ = ["RAD", "ConditionalFoldingCoupling", "Fold", "FoldingCoupling"]
 

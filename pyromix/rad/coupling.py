@@ -1,4 +1,4 @@
-"""Couplings that fold some coordinates as the others say."""
+"""Couplings: folds of some coordinates, with parameters that are functions of the others."""
 
 __all__ = ["ConditionalFoldingCoupling", "FoldingCoupling"]
 
@@ -10,15 +10,15 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core.checks import check_positive_int, check_tensor, is_traced
+from ..core.checks import TensorLike, as_rows, check_positive_int, is_traced
 from ..core.networks import make_network
 from ..core.registry import register
-from .fold import Folding, check_hidden_dims, neutral_raw
+from .fold import FoldTransform, check_hidden_dims, neutral_raw
 from .partition import Partition
 from .pieces import NUM_PARAMETERS, NUM_SCORES, FreeScores, Pieces
 
 
-class _Coupling(Folding):
+class _Coupling(FoldTransform):
     """A coupling with given networks.
 
     Args:
@@ -70,19 +70,19 @@ class _Coupling(Folding):
 
 
 class FoldingCoupling(_Coupling):
-    r"""Folds some coordinates into three layers, at places and slopes that the others decide [1].
+    r"""Folds some coordinates into three pieces, whose places and slopes depend on the others [1].
 
     With x = (x_1, x_2), of which x_1 is kept, the inverse direction is
 
     .. math:: z_1 = x_1, \qquad z_2 = \mathrm{fold}(x_2; \theta(x_1)),
 
-    and the forward one draws, for every folded coordinate, one of its layers from the gating law
-    p(k|z). `log_abs_det_jacobian` makes the density of any `TransformedDistribution` with this
-    transform exact. The module ``pyromix.rad.pieces`` has the formulas; the gating network sees
-    z_1 and z_2, the latter up to the ends of the folds.
+    and the forward one draws, for every folded coordinate, one of its pieces from the gating law
+    p(k|z). With `log_abs_det_jacobian`, the density of any `TransformedDistribution` with this
+    transform is exact. The module ``pyromix.rad.pieces`` has the formulas. The gating network is
+    a function of z_1 and of z_2, clamped to the ends of the folds.
 
     Slopes are bounded, so data should have about unit scale: put an `AffineTransform` last that
-    standardises it, as `RAD` does.
+    standardises them, as `RAD` does.
 
     Args:
         dim: Number of coordinates, at least two.
@@ -112,14 +112,14 @@ class FoldingCoupling(_Coupling):
         folded: Iterable[int] | None = None,
         hidden_dims: Sequence[int] = (8,),
     ) -> None:
-        partition = _partition(dim, folded)
+        partition = Partition(dim, folded)
         if not partition.kept:
             raise ValueError(
-                f"Expected at least one coordinate to keep, which decides how the others are "
-                f"folded, got dim={dim} and folded={partition.folded}. For a single coordinate "
+                f"Expected at least one coordinate to keep, on which the folds of the others "
+                f"depend, got dim={dim} and folded={partition.folded}. For a single coordinate "
                 f"use pyromix.Fold."
             )
-        hidden_dims = check_hidden_dims(hidden_dims)
+        hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
         super().__init__(partition, *_networks(partition, 0, hidden_dims))
         self.dim, self.folded = partition.dim, partition.folded
         self.hidden_dims = hidden_dims
@@ -132,7 +132,7 @@ class ConditionalFoldingCoupling(ConditionalTransformModule):
     as they are.
 
     Args:
-        dim: Number of coordinates. It may be one: the context alone then decides on its fold.
+        dim: Number of coordinates. It may be one: its fold then depends on the context alone.
         context_dim: Number of entries of a context.
         folded: Indices of the coordinates to fold; by default the second half.
         hidden_dims: Widths of the hidden layers of both networks.
@@ -158,47 +158,37 @@ class ConditionalFoldingCoupling(ConditionalTransformModule):
         hidden_dims: Sequence[int] = (8,),
     ) -> None:
         super().__init__()
-        self.partition = _partition(dim, folded)
+        self.partition = Partition(dim, folded)
         self.dim, self.folded = self.partition.dim, self.partition.folded
         self.context_dim = check_positive_int("context_dim", context_dim)
-        self.hidden_dims = check_hidden_dims(hidden_dims)
+        self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
         self.conditioner, self.gate = _networks(self.partition, self.context_dim, self.hidden_dims)
 
-    def condition(self, context: Tensor) -> Folding:
-        """The coupling given a context.
+    def condition(self, context: TensorLike) -> FoldTransform:
+        r"""Returns the coupling given a context.
 
         Args:
-            context: Shape (..., context_dim); values must broadcast with it.
+            context: Shape (\*B, context_dim); values must broadcast with it.
 
         Raises:
-            ValueError: If the context is no such tensor.
+            ValueError: If the context does not fit, or is not finite.
         """
-        check_tensor("context", context, like=next(self.parameters()))
-        if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ValueError(
-                f"Expected a context of shape (..., {self.context_dim}), got "
-                f"{tuple(context.shape)}."
-            )
+        context = as_rows("context", context, self.context_dim, like=next(self.parameters()))
         if not is_traced() and not bool(context.isfinite().all()):
             raise ValueError("Expected a finite context, got NaN or infinite entries.")
         return _Coupling(self.partition, self.conditioner, self.gate, context)
 
 
-def _partition(dim: int, folded: Iterable[int] | None) -> Partition:
-    dim = check_positive_int("dim", dim)
-    return Partition(dim, range(dim // 2, dim) if folded is None else folded)
-
-
 def _networks(
     partition: Partition, context_dim: int, hidden_dims: Sequence[int]
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Conditioner and gating network."""
+    """The network for the folds' parameters, and the gating network."""
     num_folds = len(partition.folded)
     conditioner = make_network(
         len(partition.kept) + context_dim, hidden_dims, NUM_PARAMETERS * num_folds
     )
     gate = make_network(partition.dim + context_dim, hidden_dims, NUM_SCORES * num_folds)
-    # Nearly symmetric folds, on which the kept coordinates have some influence.
+    # Nearly symmetric folds, which depend a little on the kept coordinates.
     output: Any = conditioner[-1]
     with torch.no_grad():
         output.weight.mul_(0.5)

@@ -1,15 +1,16 @@
-"""Folds as transforms: what the scalar one and the couplings share, and the scalar one."""
+"""Folds as transforms: the base class, and the fold of single numbers."""
 
-__all__ = ["Fold", "Folding", "check_hidden_dims", "neutral_raw"]
+__all__ = ["Fold", "FoldTransform", "check_hidden_dims", "neutral_raw"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core.checks import is_traced
+from ..core.checks import TensorLike, as_integers
 from ..core.networks import check_widths, make_network
 from ..core.registry import register
 from ..flows.branching import BranchingTransform, Frame
@@ -18,44 +19,44 @@ from .pieces import MAX_HALF_WIDTH, NUM_PARAMETERS, NUM_SCORES, FreeScores, Mapp
 INITIAL_HALF_WIDTH = 0.7  # over the square root of the dimension
 
 
-class Folding(BranchingTransform):
-    """A branching transform that folds some coordinates, as the other ones say.
+class FoldTransform(BranchingTransform):
+    """A branching transform that folds some coordinates, with parameters from the others.
 
     Subclasses define `_split`, `_join` and `_at`.
     """
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z, and the piece that each folded coordinate of x lies on.
+        """Returns z, and the piece that each folded coordinate of x lies on.
 
         Args:
             x: Values.
 
         Returns:
             z, of the shape of x, and integers of shape (..., number of folded coordinates): 0 for
-            the left piece, 1 for the middle one, 2 for the right one. Creases belong to the outer
-            pieces.
+            the left piece, 1 for the middle one, 2 for the right one. Points where two pieces
+            meet belong to the outer one.
         """
         kept, _, mapped = self._folded(x)
         return self._join(kept, mapped.value), mapped.branch
 
-    def decode(self, z: Tensor, branch: Tensor) -> Tensor:
-        """The x on given pieces; differentiable in z and in the parameters.
+    def decode(self, z: Tensor, branch: TensorLike) -> Tensor:
+        """Returns the x on given pieces, with gradients in z and in the parameters.
 
         Args:
             z: Latents.
-            branch: Pieces as `encode` returns them. Where a piece has no preimage of z, its end
-                is returned: outside of the fold there is one piece only.
+            branch: Pieces as `encode` returns them. Outside of the fold there is one piece only:
+                for another one, its end is returned.
 
         Returns:
             Values of the shape of z.
 
         Raises:
-            ValueError: If branches are of another shape, or no integers from 0 to 2.
+            ValueError: If branches are of another shape, or not integers from 0 to 2.
         """
         kept, folded = self._split(z)
-        _check_branch(branch, folded)
         pieces, free_scores = self._at(kept)
-        return self._join(kept, pieces.unfold(folded, free_scores, branch).value)
+        mapped = pieces.unfold(folded, free_scores, _as_branch(branch, folded))
+        return self._join(kept, mapped.value)
 
     def frame(self, z: Tensor) -> Frame:
         """Where z is between the ends of the folds; see `BranchingTransform`."""
@@ -84,36 +85,38 @@ class Folding(BranchingTransform):
         return pieces.log_branch(mapped).sum(-1)
 
     def _folded(self, x: Tensor) -> tuple[Tensor, Pieces, Mapped]:
-        """The coordinates that are kept, and what becomes of the others, by which pieces."""
+        """Kept coordinates of x, parameters of the folds, and the others mapped to z."""
         kept, folded = self._split(x)
         pieces, free_scores = self._at(kept)
         return kept, pieces, pieces.fold(folded, free_scores)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates that are kept, and those that are folded."""
+        """Returns coordinates that are kept, and those that are folded."""
         raise NotImplementedError
 
     def _join(self, kept: Tensor, folded: Tensor) -> Tensor:
-        """The inverse of `_split`."""
+        """Returns values from kept and folded coordinates: the inverse of `_split`."""
         raise NotImplementedError
 
     def _at(self, kept: Tensor) -> tuple[Pieces, FreeScores]:
-        """Parameters of the folds, given the coordinates that are kept."""
+        """Returns parameters of the folds, given the coordinates that are kept."""
         raise NotImplementedError
 
 
-class Fold(Folding):
-    r"""A line folded into three layers: a transform of every coordinate by itself.
+class Fold(FoldTransform):
+    r"""A line folded into three pieces: a transform of every coordinate by itself.
 
-    The direction x -> z folds, and z -> x draws the layer; `BranchingTransform` has the law, the
-    module ``pyromix.rad.pieces`` the formulas. All coordinates share the parameters.
+    .. math:: \log p(x) = \log p_Z(z) + \log p(k \mid z) + \log |dz/dx|, \qquad z = f(x)
+
+    x -> z folds, and z -> x draws the piece k. The module ``pyromix.rad.pieces`` has the formulas.
+    All coordinates share the parameters.
 
     Args:
-        hidden_dims: Widths of the hidden layers of the gating network, which turns z into scores
-            of the three layers.
+        hidden_dims: Widths of the hidden layers of the gating network, which maps z to scores of
+            the pieces.
 
     Raises:
-        ValueError: If a width is not a positive number, or there is none.
+        ValueError: If a width is not a positive integer, or there is none.
 
     Example:
         >>> import pyro.distributions as dist
@@ -134,7 +137,7 @@ class Fold(Folding):
 
     def __init__(self, hidden_dims: Sequence[int] = (8,)) -> None:
         super().__init__()
-        self.hidden_dims = check_hidden_dims(hidden_dims)
+        self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
         self.raw = nn.Parameter(neutral_raw(1, 1))
         self.gate = make_network(1, self.hidden_dims, NUM_SCORES)
 
@@ -158,26 +161,11 @@ class Fold(Folding):
         return f"hidden_dims={self.hidden_dims}"
 
 
-def _check_branch(branch: object, folded: Tensor) -> None:
-    if not isinstance(branch, Tensor) or branch.dtype.is_floating_point:
-        kind = branch.dtype if isinstance(branch, Tensor) else type(branch).__name__
-        raise ValueError(f"Expected branches to be a tensor of integers, got {kind}.")
-    if branch.shape != folded.shape:
-        raise ValueError(
-            f"Expected branches of shape {tuple(folded.shape)}, one for every folded coordinate, "
-            f"got {tuple(branch.shape)}."
-        )
-    if branch.dtype == torch.bool or (
-        not is_traced() and not bool(((branch >= 0) & (branch <= 2)).all())
-    ):
-        raise ValueError("Expected branches to be 0, 1 or 2: the left, middle and right piece.")
-
-
 def neutral_raw(num_folds: int, dim: int) -> Tensor:
-    """Unconstrained parameters of folds that are nearly symmetric, of shape (8, num_folds).
+    """Returns random unconstrained parameters of nearly symmetric folds, shape (8, num_folds).
 
-    In many dimensions folds start narrower: where the data are close to a normal, every wide one
-    costs likelihood that has to be won back.
+    In many dimensions folds are narrower: where the data are close to a normal, each wide one
+    costs likelihood at the start.
     """
     raw = 0.1 * torch.randn(NUM_PARAMETERS, num_folds)
     raw[5] *= 3  # folds at several places
@@ -186,18 +174,32 @@ def neutral_raw(num_folds: int, dim: int) -> Tensor:
     return raw
 
 
-def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
-    """The widths of hidden layers as a tuple.
+def check_hidden_dims(name: str, widths: Iterable[int]) -> tuple[int, ...]:
+    """Checks the widths of one hidden layer or more, and returns them as a tuple.
 
     Raises:
-        ValueError: If there are none, or one is not a positive number.
+        ValueError: If there are none, or one is not a positive integer.
     """
-    if not isinstance(hidden_dims, Sequence) or not hidden_dims:
+    checked = check_widths(name, widths)
+    if not checked:
+        raise ValueError(f"Expected {name} to have at least one width, such as (8,), got none.")
+    return checked
+
+
+def _as_branch(branch: Any, folded: Tensor) -> Tensor:
+    """Branches as integers of the shape of the folded coordinates.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    names = ": the left, middle and right piece"
+    branch = as_integers("branches", branch, 0, 2, like=folded, where=names)
+    if branch.shape != folded.shape:
         raise ValueError(
-            f"Expected hidden_dims to be a sequence of at least one width, such as (8,), got "
-            f"{hidden_dims!r}."
+            f"Expected branches of shape {tuple(folded.shape)}, one for every folded coordinate, "
+            f"got {tuple(branch.shape)}."
         )
-    return check_widths("hidden_dims", hidden_dims)
+    return branch
 
 
 register(Fold)

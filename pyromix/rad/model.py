@@ -3,38 +3,38 @@
 __all__ = ["RAD"]
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from torch.distributions import AffineTransform, Distribution
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import check_positive_int, check_tensor
-from ..core.module import DistributionModule
+from ..core.checks import Check, as_tensor, check_arguments, check_count, check_positive_int
 from ..core.networks import location_and_scale
 from ..flows.flow import Flow
 from .coupling import ConditionalFoldingCoupling, FoldingCoupling
+from .fold import check_hidden_dims
 
 Partitions = str | Sequence[Sequence[int]]
 
 
 class RAD(Flow):
-    r"""A flow with real and discrete latents: folds lay modes on top of each other.
-
-    Every layer folds a part of the coordinates and remembers, as a discrete latent, which layer
-    of the fold a point was on. With z the real latent and k_l the branches,
+    r"""A flow with real and discrete latents: folds, which map several modes onto one [1].
 
     .. math:: \log p(x) = \log p_Z(z) + \sum_l \log p(k_l \mid z_l)
-                          + \log |\det \partial z_l / \partial z_{l-1}|,
+                          + \log |\det \partial z_l / \partial z_{l-1}|
 
-    exactly: each x has one z and one k. Where a bijection has to stretch space between two modes,
-    a fold does not; draws leave no bridges.
+    Every layer folds a part of the coordinates. The piece of the fold that a point lies on is a
+    discrete latent, its branch :math:`k_l`; z is the real latent. Each x has one z and one k, so
+    the density is exact. A bijection has to stretch the space between two modes, and its draws
+    fill some of that; a fold does not.
 
-    Draws are not reparameterised (``has_rsample`` is False): branches are discrete. In a guide,
-    gradients are pathwise as far as they can be, with a score function for the rest; see
-    ``pyromix.branch_gradients``. The log-density is continuous, with kinks at creases, for which
-    Hamiltonian Monte Carlo takes short steps. `expand`, `encode` and `decode` are those of `Flow`.
+    Draws have no pathwise gradient (``has_rsample`` is False), as branches are discrete. In a
+    guide, a part of the gradient is pathwise, and a score function has the rest: see the module
+    ``pyromix.flows.branch_gradients``. The log-density is continuous, but its gradient is not
+    where two pieces meet: Hamiltonian Monte Carlo takes short steps. `expand`, `encode` and
+    `decode` are those of `Flow`.
 
     Args:
         dim: Number of coordinates.
@@ -65,6 +65,17 @@ class RAD(Flow):
         2019. https://arxiv.org/abs/1903.07714
     """
 
+    argument_checks: ClassVar[Mapping[str, Check]] = {
+        "dim": check_positive_int,
+        "num_layers": check_positive_int,
+        "hidden_dims": check_hidden_dims,
+        "context_dim": check_count,
+    }
+    dim: int
+    num_layers: int
+    hidden_dims: tuple[int, ...]
+    context_dim: int
+
     def __init__(
         self,
         dim: int,
@@ -75,8 +86,8 @@ class RAD(Flow):
         context_dim: int = 0,
         validate_args: bool | None = None,
     ) -> None:
-        dim = check_positive_int("dim", dim)
-        num_layers = check_positive_int("num_layers", num_layers)
+        arguments = check_arguments(self.argument_checks, locals())
+        dim, num_layers = arguments["dim"], arguments["num_layers"]
         partition = _partitions(partition, dim, num_layers, bool(context_dim))
         if base is None:
             # Values are checked before they get there.
@@ -95,20 +106,20 @@ class RAD(Flow):
         # Location and scale of the data, which `initialize` sets.
         standardize = AffineTransform(torch.zeros(dim), torch.ones(dim), event_dim=1)
         super().__init__(base, [*layers, standardize], validate_args)
-        self.dim = dim
-        self.num_layers = num_layers
-        self.hidden_dims = layers[0].hidden_dims
+        self.keep_arguments(arguments)
         self.partition = tuple(layer.folded for layer in layers)
-        self.context_dim = context_dim
 
     def initialize(self, data: Batch) -> None:
         """Takes location and scale of the data, and initialises the base if it is learnable.
 
+        Args:
+            data: Training data, in the form of a batch.
+
         Raises:
             ValueError: If the data are not vectors of the right length and dtype, or not finite.
         """
-        x, _ = split_batch(data)
-        check_tensor("the data", x, like=next(self.parameters()))
+        like = next(self.parameters())
+        x = as_tensor("the data", split_batch(data, like=like)[0], like=like)
         if x.dim() != 2 or x.shape[-1] != self.dim or not x.isfinite().all():
             raise ValueError(
                 f"Expected finite data of shape (N, {self.dim}), got shape {tuple(x.shape)} with "
@@ -120,18 +131,15 @@ class RAD(Flow):
         arguments.scale.copy_(scale)
         super().initialize(data)
 
-    config = DistributionModule.config  # dim, num_layers and the like instead of the transforms
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Builds a model from what `config` returned; its parameters are not yet set."""
-        return super(Flow, cls).from_config(config)
-
 
 def _partitions(
     partition: Partitions, dim: int, num_layers: int, has_context: bool
 ) -> tuple[Sequence[int], ...]:
-    """Indices of folded coordinates, layer by layer."""
+    """Indices of folded coordinates for every layer.
+
+    Raises:
+        ValueError: If the partition is of another kind, or there are not as many as layers.
+    """
     if isinstance(partition, str):
         if partition not in ("alternate", "random"):
             raise ValueError(
@@ -141,7 +149,7 @@ def _partitions(
         if dim == 1:
             if not has_context:
                 raise ValueError(
-                    "Expected at least two coordinates: a layer folds some, as the others say. "
+                    "Expected at least two coordinates: the folds of some depend on the others. "
                     "For one coordinate use pyromix.Flow(base, [pyromix.Fold(), ...])."
                 )
             return ((0,),) * num_layers

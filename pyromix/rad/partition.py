@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import as_int
+from ..core.checks import check_index, check_positive_int
 
 
 class Partition(nn.Module):
@@ -15,34 +15,32 @@ class Partition(nn.Module):
 
     Args:
         dim: Length of the vectors.
-        folded: Indices of the coordinates to fold.
+        folded: Indices of the coordinates to fold; by default the second half.
 
     Raises:
-        ValueError: If there are none, or one is out of range or named twice; and in
+        ValueError: If there are no such indices, or one is out of range or named twice; and in
             `load_state_dict`, if the state is that of another partition.
     """
 
     order: Tensor
     back: Tensor
 
-    def __init__(self, dim: int, folded: Iterable[int]) -> None:
+    def __init__(self, dim: int, folded: Iterable[int] | None = None) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = check_positive_int("dim", dim)
+        if folded is None:
+            folded = range(self.dim // 2, self.dim)
         if not isinstance(folded, Iterable):
             raise ValueError(f"Expected folded to be a sequence of indices, got {folded!r}.")
-        indices = [as_int(i) for i in folded]
-        if (
-            not indices
-            or any(i is None or not -dim <= i < dim for i in indices)
-            or len({i % dim for i in indices if i is not None}) < len(indices)
-        ):
+        indices = [check_index("every index in folded", i, dim) for i in folded]
+        if not 0 < len(indices) == len(set(indices)):
             raise ValueError(
                 f"Expected folded to be different indices of {dim} coordinates, at least one, got "
                 f"{indices}."
             )
-        self.folded = tuple(sorted(i % dim for i in indices if i is not None))
+        self.folded = tuple(sorted(indices))
         self.kept = tuple(i for i in range(dim) if i not in self.folded)
-        # Blocks are sliced; other coordinates are brought into the order (kept, folded) first.
+        # Blocks are sliced; other coordinates are put into the order (kept, folded) first.
         self.folds_first = self.folded == tuple(range(len(self.folded)))
         self.in_blocks = self.folds_first or self.kept == tuple(range(len(self.kept)))
         order = torch.tensor(self.kept + self.folded)
@@ -50,11 +48,15 @@ class Partition(nn.Module):
         self.register_buffer("back", order.argsort(), persistent=False)
 
     def get_extra_state(self) -> Tensor:
-        """Which coordinates are folded, for the state dict: weights mean nothing without it."""
+        """The indices of folded coordinates, for the state dict: weights depend on them."""
         return torch.tensor(self.folded)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Checks that a state is that of this partition."""
+        """Checks that a state is that of this partition.
+
+        Raises:
+            ValueError: If it is not.
+        """
         folded = tuple(state.tolist())
         if folded != self.folded:
             raise ValueError(
@@ -64,7 +66,11 @@ class Partition(nn.Module):
             )
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (..., dim) as kept and folded coordinates."""
+        """Returns kept and folded coordinates of vectors of shape (..., dim).
+
+        Raises:
+            ValueError: If the vectors are of another length.
+        """
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected vectors of length {self.dim}, got shape {tuple(x.shape)}.")
         if not self.in_blocks:
@@ -76,7 +82,7 @@ class Partition(nn.Module):
         return kept, folded
 
     def join(self, kept: Tensor, folded: Tensor) -> Tensor:
-        """The inverse of `split`."""
+        """Returns vectors of shape (..., dim), from what `split` returned."""
         if not self.in_blocks:
             return torch.cat([kept, folded], -1).index_select(-1, self.back)
         return torch.cat([folded, kept] if self.folds_first else [kept, folded], -1)

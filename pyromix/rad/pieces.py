@@ -1,4 +1,4 @@
-r"""The fold of a real line into three layers, and its gates.
+r"""The fold of a real line into three pieces, and its gates.
 
 A line is folded at :math:`t = \pm b` around its centre: a middle piece runs backwards, two outer
 ones forwards, so that every z between -B and B has three preimages. Farther out both lines go on
@@ -17,8 +17,8 @@ models (2019), Appendix A, for slopes :math:`\alpha_1, \alpha_2, \alpha_3` and h
        |      /
              x_L    -b   b    x_R
 
-The printed formulas integrate to other numbers than one. Here, with w rising from 0 to 1 between
-the ends of the fold, :math:`w = (B + z) / 2B`, the gates are
+The formulas of the paper give densities that do not integrate to one. Here, with
+:math:`w = (B + z) / 2B`, which rises from 0 to 1 between the ends of the fold, the gates are
 
 .. math::
     p(k \mid z) \propto \exp(S_k) / \alpha_k, \qquad
@@ -46,17 +46,17 @@ from torch.nn.functional import pad
 NUM_PARAMETERS = 8  # of a folded line: two edge scores, three slopes, loc, shift, half-width
 NUM_SCORES = 2  # free scores, of the right and the left piece
 
-# Edge scores, which lie within -1 and 1, and slopes decide on the slopes outside of the fold.
-# Unbounded, one of those can collapse, and rare draws lie millions away, at hardly any cost in
-# likelihood.
+# Slopes outside of the fold depend on edge scores, which lie within -1 and 1, and on the slopes
+# within. Without bounds one of those may tend to zero, and rare draws lie millions away, at hardly
+# any cost in likelihood.
 MAX_SLOPE_CHANGE = 0.7
 # Three pieces of slope 3 cover a line as densely as one of slope 1.
 NEUTRAL_LOG_SLOPE = math.log(3.0)
-# Free scores switch a piece off where it would put draws between modes. At 8, five times as many
-# draws of a ring of narrow normals were astray.
+# Free scores make a piece improbable where it would have draws between modes. With a bound of 8,
+# five times as many draws for a ring of narrow normals were between modes.
 MAX_FREE_SCORE = 16.0
 # In units of the data, which models standardise. Wider folds reach beyond the data, and so do
-# draws that stray into their outer pieces.
+# draws in their outer pieces.
 MAX_HALF_WIDTH = 2.0
 MIN_HALF_WIDTH = 1e-3
 
@@ -65,10 +65,10 @@ FreeScores = Callable[[Tensor], Tensor]
 
 
 class Mapped(NamedTuple):
-    """Values taken through a fold, one way or the other; all have shape (..., d)."""
+    """Values mapped by a fold, from x to z or from z to x; all have shape (..., d)."""
 
     value: Tensor
-    """z, if x was folded, and x, if z was unfolded."""
+    """z if x was given, and x if z was given."""
     log_density: Tensor
     """log p(k|z) + log |dz/dx|, by which the log-density of x exceeds that of z."""
     side: Tensor
@@ -78,15 +78,15 @@ class Mapped(NamedTuple):
 
     @property
     def branch(self) -> Tensor:
-        """The piece k as an integer: 0 for the left one, 1 for the middle one, 2 for the right."""
+        """The piece k as an integer: 0 for the left, 1 for the middle, 2 for the right one."""
         return self.side.long() + 1
 
 
 class Pieces(NamedTuple):
     """Parameters of d folded lines.
 
-    Pieces, in the order middle, right, left, are the first dimension: normalising over it is
-    several times as fast as over another one.
+    The first dimension is that of pieces, in the order middle, right, left: normalising over it
+    is several times as fast as over another one.
     """
 
     edge_scores: Tensor
@@ -94,15 +94,15 @@ class Pieces(NamedTuple):
     log_slopes: Tensor
     """Shape (3, ..., d): middle, right, left."""
     loc: Tensor
-    """Shape (..., d): where the fold is in x."""
+    """Shape (..., d): the centre of the fold in x."""
     shift: Tensor
-    """Shape (..., d): and in z."""
+    """Shape (..., d): the centre of the fold in z."""
     half_width: Tensor
     """Shape (..., d)."""
 
     @classmethod
     def from_raw(cls, raw: Tensor) -> "Pieces":
-        """Bounds unconstrained numbers of shape (8, ..., d)."""
+        """Returns parameters within their bounds, from unconstrained ones of shape (8, ..., d)."""
         bounded, rest = raw.split([5, 3])
         edge_scores, slope_changes = bounded.tanh().split([2, 3])
         loc, shift, half_width = rest.unbind()
@@ -115,10 +115,10 @@ class Pieces(NamedTuple):
         """B: within the fold, z lies between shift - B and shift + B."""
         return self.log_slopes[0].exp() * self.half_width
 
-    # Many small steps: the count of operations decides on the speed, hence their forms.
+    # The speed depends on the number of operations: hence the form of what follows.
 
     def fold(self, x: Tensor, free_scores: FreeScores) -> Mapped:
-        """Takes x to z; at a crease the outer piece owns the point."""
+        """Maps x to z. A point where two pieces meet belongs to the outer one."""
         middle_slope, right_slope, left_slope = self.log_slopes.exp().unbind()
         t = x - self.loc
         side = torch.ones_like(t).copysign(t.detach())
@@ -140,9 +140,9 @@ class Pieces(NamedTuple):
         return Mapped(z, log_density, piece, rest)
 
     def unfold(self, z: Tensor, free_scores: FreeScores, branch: Tensor | None = None) -> Mapped:
-        """Takes z to x: to the preimage in given pieces, or in pieces drawn from the gates.
+        """Maps z to x: to the preimage in given pieces, or in pieces drawn from the gates.
 
-        Where a given piece has no preimage, be it by rounding, its end is returned.
+        Where a given piece has no preimage, which may be due to rounding, its end is returned.
         """
         w = z - self.shift
         limit = self.limit

@@ -14,7 +14,17 @@ from pyro.infer.reparam import TransformReparam
 from pyro.optim import ClippedAdam
 from torch import nn
 
-from pyromix import Flow, GaussianMixture, MixtureOfNormals, fit, load, save
+from pyromix import (
+    Flow,
+    FoldingCoupling,
+    GaussianMixture,
+    MixtureOfNormals,
+    fit,
+    load,
+    save,
+)
+from pyromix.core.law_module import LawModule
+from pyromix.flows import FlowLaw
 
 DIM = 4
 
@@ -475,3 +485,52 @@ def test_support_moves_with_affine_transforms(parts, low, high):
         assert not flow.support.check(torch.tensor([inside[3], value]))
     back = torch.distributions.biject_to(flow.support)
     assert flow.support.check(back(torch.randn(50, 2))).all()
+
+
+# ---- the contract from module to law, arrays and lists ------------------------------------------
+
+
+def test_a_flow_is_its_own_law_without_a_context():
+    flow = Flow(GaussianMixture(DIM, 2), STACKS["modules"]())
+    assert isinstance(flow, LawModule)
+    assert isinstance(flow, FlowLaw)
+    assert flow.law is flow
+    with pytest.raises(NotImplementedError):
+        _ = flow.mean
+    conditional = Flow(normal(3), transforms.conditional_affine_coupling(3, 2))
+    with pytest.raises(ValueError, match="needs a context"):
+        _ = conditional.law
+    with pytest.raises(ValueError, match="context to be a tensor, got NoneType"):
+        conditional.condition(None)
+    assert type(conditional.condition(torch.zeros(2))) is FlowLaw
+
+
+def test_contexts_and_latents_may_be_arrays_and_lists():
+    flow = Flow(normal(3), [transforms.conditional_affine_coupling(3, 2), FoldingCoupling(3)])
+    context, z = torch.randn(4, 2), torch.randn(4, 3)
+    law = flow.condition(context)
+    branches = (torch.randint(3, (4, 2)),)
+    x = law.decode(z, branches).detach()
+    for convert in (torch.Tensor.numpy, torch.Tensor.tolist):
+        given = flow.condition(convert(context))
+        assert torch.equal(given.log_prob(x), law.log_prob(x))
+        own = [convert(b) for b in branches]
+        assert torch.equal(given.decode(convert(z), own), law.decode(z, branches))
+        got, expected = given.encode(convert(x)), law.encode(x)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1][0], expected[1][0])
+    with pytest.raises(ValueError, match=r"context to have dtype torch\.float64"):
+        flow.condition(context.float())
+
+
+def test_data_to_initialise_from_may_be_an_array():
+    data = 3 + torch.randn(200, DIM)
+    flows = [Flow(GaussianMixture(DIM, 1), transforms.AffineTransform(1.0, 2.0)) for _ in range(2)]
+    flows[0].initialize(data)
+    flows[1].initialize(data.numpy())
+    assert torch.equal(flows[0].base.loc, flows[1].base.loc)
+
+
+def test_base_and_transforms_in_the_wrong_order():
+    with pytest.raises(TypeError, match="The base comes first"):
+        Flow(normal(DIM), normal(DIM))

@@ -178,6 +178,16 @@ def test_an_expanded_mixture_keeps_its_batch():
     assert module.sample((7,)).shape == (7, 5, 3)
 
 
+def test_the_law_in_a_wrapper():
+    normal = dist.Normal(torch.zeros(2), torch.full((2,), 3.0)).to_event(1)
+    module = as_distribution_module(normal)
+    assert type(module.law) is type(normal)
+    assert torch.equal(module.mean, normal.mean)
+    assert torch.equal(module.variance, normal.variance)
+    assert torch.equal(module.entropy(), normal.entropy())
+    torch.testing.assert_close(module.loss(torch.ones(5, 2)), -normal.log_prob(torch.ones(2)))
+
+
 def test_validation_stays_off():
     uniform = dist.Uniform(torch.zeros(2), torch.ones(2), validate_args=False)
     assert as_distribution_module(uniform).log_prob(torch.tensor(2.0)).isneginf().all()

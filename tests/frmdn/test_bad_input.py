@@ -122,7 +122,7 @@ BAD = [
     (lambda: model().condition(lengths=tensor([4, 1])), "lengths from 1 to 3.*got 4"),
     (lambda: model().condition(lengths=tensor([1.0])), "to be integers.*got torch.float64"),
     (lambda: model().condition(lengths=tensor([True])), "to be integers.*got torch.bool"),
-    (lambda: model().condition(lengths=[1.0, 2.0]), "lengths to be integers, got list"),
+    (lambda: model().condition(lengths=[1.0, 2.0]), "lengths to be integers, got float64"),
     (lambda: model().condition(lengths=True), "lengths to be integers, got bool"),
     (lambda: model().condition(lengths=[5, 0]), "lengths from 1 to 3.*got 0 to 5"),
     (

@@ -286,3 +286,61 @@ def test_there_may_be_no_sequence(rank):
     assert model.condition(lengths=lengths).log_prob(none).shape == (0,)
     assert model.sample((0,)).shape == (0, 6, 2)
     assert model.predict(none[:, :3], 2, 5).shape == (5, 0, 2, 2)
+
+
+# ---- arrays and lists ---------------------------------------------------------------------------
+
+
+def test_inputs_may_be_arrays_and_lists():
+    model = build(**KINDS["all of it"])
+    y, given, lengths = values(model, NUM), inputs(model, NUM), ragged(model, NUM)
+    expected = model.condition(**given, lengths=lengths)
+    arrays = {name: value.numpy() for name, value in given.items()}
+    lists = {name: value.tolist() for name, value in given.items()}
+    for law in (
+        model.condition(**arrays, lengths=lengths.numpy()),
+        model.condition(**lists, lengths=lengths.tolist()),
+        model.condition(**arrays, lengths=lengths.int()),
+    ):
+        assert torch.equal(law.log_prob(y), expected.log_prob(y))
+        assert torch.equal(law.lengths, lengths)
+    one = model.condition(lists["context"][0], static=lists["static"][0], lengths=2)
+    assert one.batch_shape == ()
+    loss = model.loss({"value": y, **given, "lengths": lengths})
+    batch = {"value": y.numpy(), **arrays, "lengths": lengths.tolist()}
+    assert torch.equal(model.loss(batch), loss)
+
+
+def test_steps_and_prefixes_may_be_arrays_and_lists():
+    model = build(**KINDS["all of it"])
+    y, given = values(model, NUM), inputs(model, NUM)
+    results = []
+    for convert in (torch.as_tensor, torch.Tensor.numpy, torch.Tensor.tolist):
+        static = convert(given["static"])
+        _, state = model.step(x=convert(given["context"][:, 0]), static=static)
+        x = convert(given["context"][:, 1])
+        law, _ = model.step(state, convert(y[:, 0]), x, static=static)
+        torch.manual_seed(0)
+        drawn = model.predict(
+            convert(y[:, :2]),
+            1,
+            5,
+            context=convert(given["context"]),
+            static=static,
+            lengths=convert(torch.tensor([1, 2, 2])),
+        )
+        results.append((law.log_prob(y[:, 1]), drawn))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_law_without_inputs():
+    model = build()
+    y = values(model, NUM)
+    assert model.law.event_shape == model.event_shape
+    assert torch.equal(model.law.log_prob(y), model.log_prob(y))
+    model.has_rsample_(False)
+    assert not model.law.has_rsample
+    assert not model.rsample_and_log_prob()[0].requires_grad
+    with pytest.raises(ValueError, match="needs a context"):
+        _ = build(static_dim=1).law
