@@ -242,32 +242,17 @@ def as_labels(label: object, num_classes: int, device: torch.device) -> Tensor:
     Raises:
         ValueError: If they are not integers, or out of range.
     """
-    remedy = f" Number the classes from 0 to {num_classes - 1}."
-    labels = as_integers("labels of classes", label, device, remedy)
-    return check_integers("labels", labels, 0, num_classes - 1)
-
-
-def as_integers(name: str, value: object, device: torch.device, remedy: str = "") -> Tensor:
-    r"""Returns integers as int64 on a device: an integer, nested lists, an array or a tensor.
-
-    Args:
-        name: What to call them in the error.
-        value: The integers, of any shape.
-        device: The device that is wanted.
-        remedy: What to add to the error.
-
-    Raises:
-        ValueError: If they are not integers.
-    """
     try:  # a copy of arrays, as PyTorch takes none with negative strides
-        given = value.copy() if isinstance(value, np.ndarray) else value
-        integers = torch.as_tensor(given, device=device)
+        given = label.copy() if isinstance(label, np.ndarray) else label
+        labels = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError):
-        got = f"{type(value).__name__}.{remedy}"
-        raise ValueError(f"Expected integer {name}, got {got}") from None
-    if integers.is_floating_point() or integers.is_complex() or integers.dtype == torch.bool:
-        raise ValueError(f"Expected integer {name}, got {integers.dtype}.{remedy}")
-    return integers.long()
+        raise ValueError(
+            f"Expected integer labels of classes, got {type(label).__name__}. Number the classes "
+            f"from 0 to {num_classes - 1}."
+        ) from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"Expected integer labels of classes, got {labels.dtype}.")
+    return check_integers("labels", labels.long(), 0, num_classes - 1)
 
 
 def check_value(

@@ -59,14 +59,32 @@ DRAWING = (
     "uniform_",
 )
 
-# Those that take no generator: dropout as a part of one operation, most of them on GPUs alone.
-DRAWING_GLOBALLY = (
-    "_cudnn_rnn",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention",
-    "native_dropout",
-)
+# The forms of these that most draws use. They are called by PyTorch's own bindings, which take a
+# fifth of the time.
+USUAL = {
+    "bernoulli.default",
+    "bernoulli_.float",
+    "exponential_.default",
+    "multinomial.default",
+    "normal.Tensor_Tensor",
+    "normal_.default",
+    "rand.generator",
+    "randint.generator",
+    "randint.low_generator",
+    "randn.generator",
+    "randperm.generator",
+    "uniform_.default",
+}
+
+# Operations that take no generator, most of them on GPUs alone: they have dropout as a part. Where
+# the argument of this name is zero, nothing is drawn.
+DROPOUT = {
+    "_cudnn_rnn": "dropout",
+    "_scaled_dot_product_cudnn_attention": "dropout_p",
+    "_scaled_dot_product_efficient_attention": "dropout_p",
+    "_scaled_dot_product_flash_attention": "dropout_p",
+    "native_dropout": "p",
+}
 
 
 def draws_from(*generators: Generator | None) -> AbstractContextManager[None]:
@@ -228,65 +246,106 @@ def _key() -> Any:
 
 
 def _register() -> list[Any]:
-    key = torch._C._dispatch_key_parse(KEY)
-    others, drawing = Library("_", "IMPL", KEY), Library("aten", "IMPL", KEY)
-    others.fallback(fallthrough_kernel)
-    for operation, target in _operations():
-        drawing.impl(operation, _drawing(operation, target, torch._C.DispatchKeySet(key)))
+    try:
+        key = torch._C._dispatch_key_parse(KEY)
+        others, drawing = Library("_", "IMPL", KEY), Library("aten", "IMPL", KEY)
+        others.fallback(fallthrough_kernel)
+        for operation, target in _with_generators():
+            drawing.impl(operation, _drawing(operation, target, key))
+        for name, dropout in DROPOUT.items():
+            operation = getattr(torch.ops.aten, name).default
+            drawing.impl(operation, _dropping(operation, dropout, key))
+    except (AttributeError, RuntimeError) as error:
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} cannot draw from a generator of one's own in the way "
+            f"that versions 2.6 to 2.14 do. Install one of these."
+        ) from error
     torch.random.default_generator = _DefaultGenerator()  # type: ignore[assignment]
     return [key, others, drawing]
 
 
-def _operations() -> Iterator[tuple[Any, Any]]:
-    """Operations that draw, each with its form that takes a generator, or None."""
-    for name in (*DRAWING, *DRAWING_GLOBALLY):
+def _with_generators() -> Iterator[tuple[Any, Any]]:
+    """Operations that draw, each with its form that takes a generator."""
+    for name in DRAWING:
         packet = getattr(torch.ops.aten, name)
         forms = [getattr(packet, overload) for overload in packet.overloads()]
-        named = {form: [each.name for each in form._schema.arguments] for form in forms}
+        arguments = {
+            form: {(each.name, str(each.type)) for each in form._schema.arguments}
+            for form in forms
+        }
         for form in forms:
-            expected = sorted({*named[form], "generator"})
-            # Some forms have arguments of the same names, but of other types.
-            candidates = (form, *forms)
-            target = next((each for each in candidates if sorted(named[each]) == expected), None)
-            if target is not None or name in DRAWING_GLOBALLY:
-                yield form, target
+            expected = arguments[form] | {("generator", "Optional[Generator]")}
+            for target in forms:
+                if arguments[target] == expected:
+                    yield form, target
 
 
-def _drawing(operation: Any, target: Any, without: Any) -> Callable[..., Any]:
+def _drawing(operation: Any, target: Any, key: Any) -> Callable[..., Any]:
     """An operation that draws from the generator of the thread, unless it is given one."""
-    names = [argument.name for argument in operation._schema.arguments]
-    position = names.index("generator") if "generator" in names else len(names)
+    position = _position(operation, "generator")
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    call = target
+    if f"{name}.{overload}" in USUAL:
+        call = getattr(Tensor if name.endswith("_") else torch._C._VariableFunctions, name)
 
     def draw(*args: Any, **kwargs: Any) -> Any:
         given = kwargs.get("generator", args[position] if len(args) > position else None)
-        with torch._C._ExcludeDispatchKeyGuard(without):
-            device = _real_device(args, kwargs)
-            if given is not None or device is None:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, True)
+        try:
+            device = _real_device(args, kwargs) if given is None else None
+            if device is None:
                 return operation(*args, **kwargs)
             generator = _context().on(device)
-            if target is None or torch.jit.is_tracing():  # traces hold no generators
+            if torch._C._is_tracing():  # traces hold no generators
                 return _swapped(operation, args, kwargs, generator)
-            return target(*args[:position], **{**kwargs, "generator": generator})
+            kwargs["generator"] = generator
+            if torch._C._len_torch_function_stack() == 0:
+                return call(*args[:position], **kwargs)
+            with torch._C.DisableTorchFunction():  # the modes have seen the call already
+                return call(*args[:position], **kwargs)
+        finally:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
 
     return draw
 
 
+def _dropping(operation: Any, dropout: str, key: Any) -> Callable[..., Any]:
+    """An operation with dropout that draws from the generator of the thread."""
+    position = _position(operation, dropout)
+
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        dropped = kwargs.get(dropout, args[position] if len(args) > position else 0.0)
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, True)
+        try:
+            device = _real_device(args, kwargs) if dropped else None
+            if device is None:
+                return operation(*args, **kwargs)
+            return _swapped(operation, args, kwargs, _context().on(device))
+        finally:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+
+    return draw
+
+
+def _position(operation: Any, name: str) -> int:
+    """Where an argument is; the number of arguments if there is no such."""
+    names = [argument.name for argument in operation._schema.arguments]
+    return names.index(name) if name in names else len(names)
+
+
 def _real_device(args: Any, kwargs: Any) -> torch.device | None:
-    """The device on which an operation draws; None if it has no numbers, as while compiling."""
-    device = kwargs.get("device") or _CPU
+    """The device on which an operation draws; None if it draws nothing, as while compiling."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        kinds = torch._C._TorchDispatchModeKey
+        for kind in (kinds.FAKE, kinds.FUNCTIONAL, kinds.PROXY):
+            if torch._C._get_dispatch_mode(kind) is not None:
+                return None
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
-            if isinstance(value, FakeTensor):
-                return None
-            device = value.device
             break
-    if device.type == "meta" or torch.compiler.is_compiling():
-        return None
-    return (
-        device
-        if device == _CPU or device.index is not None
-        else torch.empty(0, device=device).device
-    )
+    else:
+        value = torch.empty(0, device=kwargs.get("device"))
+    return None if value.is_meta or isinstance(value, FakeTensor) else value.device
 
 
 def _swapped(operation: Any, args: Any, kwargs: Any, generator: Generator) -> Any:
@@ -298,6 +357,11 @@ def _swapped(operation: Any, args: Any, kwargs: Any, generator: Generator) -> An
     everyone = torch.default_generator
     if generator.device != _CPU:
         module = torch.get_device_module(generator.device)
+        if not hasattr(module, "default_generators"):
+            raise NotImplementedError(
+                f"{operation} draws from the global generator of {generator.device} alone: it "
+                f"cannot be used where numbers come from a generator of one's own."
+            )
         everyone = module.default_generators[generator.device.index]
     with _lock:
         saved = everyone.get_state()

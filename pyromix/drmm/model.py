@@ -366,13 +366,12 @@ class DRMM(LawModule[ResidualMixture]):
         Raises:
             ValueError: For codes of another shape or out of range.
         """
-        codes = as_integers("codes", codes, self.loc.device)
+        codes = as_integers("codes", codes, 0, self.num_components - 1, like=self.loc)
         if codes.dim() < 1 or codes.shape[-1] != self.num_layers:
             raise ValueError(
                 f"Expected codes to be integers of shape (*S, {self.num_layers}), got "
                 f"{tuple(codes.shape)}."
             )
-        check_integers("codes", codes, 0, self.num_components - 1)
         flat = codes.reshape(-1, self.num_layers).long()
         return self.law.decode(flat).reshape(*codes.shape[:-1], *self.event_shape)
 

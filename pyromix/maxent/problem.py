@@ -18,6 +18,7 @@ from ..core.checks import (
     check_positive_int,
     number,
 )
+from ..core.random import draws_from, seeded
 from ..training.fit import OptimizerFactory, adam
 from .draws import Gradient, make_sampler
 from .expectations import Expectations, Statistics
@@ -168,9 +169,7 @@ class MaximumEntropy:
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         device = self.expectations.levels.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            torch.manual_seed(seed)
+        with draws_from(*seeded(seed, device)), torch.enable_grad():
             lagrangian = AugmentedLagrangian(
                 self.expectations,
                 penalty=penalty,

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from ..checkpoints import PathLike, read_tree
 from ..core.checks import as_int, check_positive_int
 from ..core.module import DistributionModule
+from ..core.random import draws_from, seeded
 from .history import History
 from .minibatches import LoaderStream, TensorStream, make_stream, split
-from .trainer import Trainer, cuda_devices, describe_model
+from .trainer import Trainer, describe_model
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -156,15 +157,16 @@ def fit(
         place = fabric.global_rank, fabric.world_size
         held_out = make_stream(validation, batch_size, seed, *place, name="validation")
 
-    with torch.random.fork_rng(devices=cuda_devices(fabric)):
-        torch.manual_seed(seed)
+    generators = seeded(seed, fabric.device)
+    with draws_from(*generators):
         if isinstance(model, DistributionModule):
             if initialize is None:
                 initialize = not bool(model.initialized)
             if initialize and saved is None:
                 model.initialize(fabric.to_device(stream.preview()))
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
-            torch.manual_seed(seed + fabric.global_rank)
+            for generator in generators:
+                generator.manual_seed(seed + fabric.global_rank)
         lr = getattr(model, "default_lr", DistributionModule.default_lr) if lr is None else lr
         own = _make_optimizer(model, optimizer, lr)
         if scheduler is None and _has_learning_rates(model):
@@ -181,6 +183,7 @@ def fit(
             optimizer=own,
             scheduler=plan,
             fabric=fabric,
+            generators=generators,
             steps=steps,
             gradient_clip=gradient_clip,
             validation_every=validation_every or max(1, steps // 50),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from ..core.random import draws_from, seeded
+
 Take = Callable[[Tensor], Any]
 
 # Data-dependent initialisation needs no more points than this.
@@ -153,8 +155,7 @@ class LoaderStream:
     def _epoch(self, epoch: int) -> Iterator[Any]:
         # A loader draws its seeds from the global generator when its iterator is made and when
         # that is asked for the first batch, or from a generator of its own.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, epoch))
+        with draws_from(*seeded(_mix(self.seed, epoch))):
             for part in (self.loader, self.loader.sampler, self.loader.batch_sampler):
                 for owner in (part, getattr(part, "sampler", None)):
                     generator = getattr(owner, "generator", None)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..checkpoints import write_tree
 from ..core.module import DistributionModule
+from ..core.random import draws_from, seeded
 from ..core.registry import NotPlainError
 from .history import History
 from .interrupt import deferred_interrupt
@@ -59,6 +60,7 @@ class Trainer:
     optimizer: Optimizer
     scheduler: LRScheduler | ReduceLROnPlateau | None
     fabric: "Fabric"
+    generators: list[torch.Generator]
     steps: int
     gradient_clip: float | None
     validation_every: int
@@ -169,8 +171,7 @@ class Trainer:
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
         # The noise in a loss is the same at every validation, and not missing from training.
-        with torch.random.fork_rng(devices=cuda_devices(self.fabric)):
-            torch.manual_seed(self.run["seed"])
+        with draws_from(*seeded(self.run["seed"], self.fabric.device)):
             for batch, size in self.held_out.once():
                 batch = _Batch(self.fabric.to_device(batch))
                 loss = self.module(batch, self.step / self.steps)
@@ -236,7 +237,7 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.checkpoint is None or not self.fabric.is_global_zero:
             return
-        devices = cuda_devices(self.fabric)
+        cpu, *cuda = (generator.get_state() for generator in self.generators)
         write_tree(
             {
                 "run": self.run,
@@ -245,8 +246,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "precision": self.fabric.strategy.precision.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": [torch.cuda.get_rng_state(device) for device in devices],
+                "random": cpu,
+                "random_cuda": cuda,
                 "history": self.history.state(),
             },
             self.checkpoint,
@@ -283,15 +284,10 @@ class Trainer:
             self.scheduler.load_state_dict(saved["scheduler"])
         self.fabric.strategy.precision.load_state_dict(saved["precision"])
         if self.fabric.is_global_zero:
-            torch.set_rng_state(saved["random"])
-            devices = cuda_devices(self.fabric)
-            for device, state in zip(devices, saved["random_cuda"], strict=False):
-                torch.cuda.set_rng_state(state, device)
+            states = [saved["random"], *saved["random_cuda"]]
+            for generator, state in zip(self.generators, states, strict=False):
+                generator.set_state(state)
         self.history = History.from_state(saved["history"])
-
-
-def cuda_devices(fabric: "Fabric") -> list[torch.device]:
-    return [fabric.device] if fabric.device.type == "cuda" else []
 
 
 def describe_model(model: nn.Module) -> str:

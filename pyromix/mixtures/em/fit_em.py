@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core.checks import TensorLike, as_int, as_tensor, check_positive_int
+from ...core.random import draws_from, seeded
 from ...training.history import History
 from ..covariance import Moments
 from ..learnable import GaussianMixture
@@ -103,8 +104,7 @@ def fit_em(
     initialize = not bool(model.initialized) if initialize is None else initialize
     best: tuple[float, GaussianMixture, History] | None = None
     bar = tqdm(total=steps * restarts, unit="step", disable=not progress_bar)
-    with bar, torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(x)):
-        torch.manual_seed(seed)
+    with bar, torch.no_grad(), draws_from(*seeded(seed, x.device)):
         for attempt in range(restarts):
             copied = copy.deepcopy(model)
             if initialize or attempt or restarts > 1:
@@ -297,7 +297,3 @@ def _check_data(model: GaussianMixture, data: Tensor) -> Tensor:
             f"marks missing entries, build the mixture with missing='marginalize'."
         )
     return data.double()
-
-
-def _cuda_devices(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.device.type == "cuda" else []
