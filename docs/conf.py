@@ -27,6 +27,7 @@ html_title = "pyromix"
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3  # links to sections of other pages
 nb_execution_mode = "off"  # notebooks are stored with their outputs, see tutorials/
 default_role = "py:obj"  # a link where it names something with a page, else a literal
 
