@@ -333,9 +333,9 @@ def test_other_bad_input():
         (torch.zeros(5, 2).long(), r"integers of shape \(\*S, 3\)"),
         (torch.zeros(5, 3), "got torch.float64"),
         (torch.tensor(1), "integers of shape"),
-        ([0, 1, 2], "got list"),
-        (torch.tensor([0, 4, 1]), "codes from 0 to 3, got 0 to 4"),
-        (torch.tensor([0, -1, 1]), "codes from 0 to 3, got -1 to 1"),
+        ([0.5, 1.0, 2.0], "to be integers, got float"),
+        (torch.tensor([0, 4, 1]), "codes from 0 to 3, got"),
+        (torch.tensor([0, -1, 1]), "codes from 0 to 3, got"),
     ):
         with pytest.raises(ValueError, match=message):
             model.decode(codes)
