@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..evidence.collect import collect_branches
+from ..evidence.collect import collect_alternatives
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import AnyOf
 from ..numerics.batches import choose
@@ -21,7 +21,7 @@ from .truncated import ConflictError
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
 MAX_INTERSECTIONS = 64
-# An estimate takes rounds of draws of every branch, until it reaches the error.
+# An estimate takes rounds of draws of every alternative, until it reaches the error.
 WANTED_ERROR = 0.003
 ROUND_DRAWS = 4096
 MIN_DRAWS = 256
@@ -33,15 +33,15 @@ CHUNK_NUMBERS = 2**22
 class UnionOfConditioned(ConditionedLaw):
     r"""A law within a union of regions, :math:`p(x) q(x) \, 1[x \in A_1 \cup \dots \cup A_m] / Z`.
 
-    A draw comes from a branch, with probability proportional to its evidence, and is accepted
-    with one over the number of branches that it lies in (Karp and Luby 1983): draws are exact,
-    wherever those of the branches are, and independent.
+    A draw comes from an alternative, with probability proportional to its evidence, and is
+    accepted with one over the number of alternatives that it lies in (Karp and Luby 1983): draws
+    are exact, wherever those of the alternatives are, and independent.
 
-    Z is a sum over branches and their intersections, by inclusion and exclusion: in closed form
-    where those are. Where more than 64 intersections are not empty, or their errors add up to
+    Z is a sum over alternatives and their intersections, by inclusion and exclusion: in closed
+    form where those are. Where more than 64 intersections are not empty, or their errors add up to
     more than 0.01, it is also estimated, as :math:`\sum_b Z_b E_b[1 / \text{count}(x)]`, once, at
     construction, with PyTorch's global random state; the smaller error decides. `log_prob` is
-    deterministic, and differentiable as those of the branches are, unless log Z was estimated.
+    deterministic, and differentiable as those of the alternatives are, unless log Z was estimated.
 
     Args:
         prior: The law without evidence.
@@ -50,20 +50,22 @@ class UnionOfConditioned(ConditionedLaw):
         laws: The laws given these.
 
     Attributes:
-        branches: The laws given each alternative.
+        alternatives: The laws given each alternative.
+        branches: Another name of `alternatives`.
 
     Raises:
-        ValueError: If no branch can hold at an entry of the batch.
+        ValueError: If no alternative can hold at an entry of the batch.
     """
 
     def __init__(
         self, prior: Prior, evidence: Sequence[LinearEvidence], laws: Sequence[ConditionedLaw]
     ) -> None:
-        self.branches = tuple(laws)
+        self.alternatives = tuple(laws)
+        self.branches = self.alternatives
         super().__init__(prior, laws[0].batch_shape, laws[0].event_shape)
         self._regions = [self._region(linear) for linear in evidence]
         normalizers = [law.log_normalizer() for law in laws]
-        self._log_weight = torch.stack([z for z, _ in normalizers], -1)  # (*B, branches)
+        self._log_weight = torch.stack([z for z, _ in normalizers], -1)  # (*B, alternatives)
         self._weight_error = torch.stack([error for _, error in normalizers], -1)
         impossible = self._log_weight.isneginf().all(-1)
         if bool(impossible.any()):
@@ -109,16 +111,16 @@ class UnionOfConditioned(ConditionedLaw):
     @property
     def route(self) -> tuple[Any, ...]:  # type: ignore[override]
         """How the law given each alternative is drawn and normalised."""
-        return tuple(law.route for law in self.branches)
+        return tuple(law.route for law in self.alternatives)
 
     @property
     def observed(self) -> Mapping[int, Tensor]:
         r"""Coordinates that were observed, in ascending order -> their values, shape (\*B,)."""
-        return self.branches[0].observed
+        return self.alternatives[0].observed
 
     @property
     def acceptance(self) -> Tensor:
-        r"""Share of the branches' draws that are accepted, shape (\*B,): one without overlaps."""
+        r"""Share of the draws that are accepted, shape (\*B,): one without overlaps."""
         return (self._log_total - self._log_weight.logsumexp(-1)).exp().to(self._dtype)
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
@@ -127,14 +129,14 @@ class UnionOfConditioned(ConditionedLaw):
 
     def draw(self, entry: Tensor) -> Tensor:
         """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
-        log_weight = self._log_weight.reshape(-1, len(self.branches))
+        log_weight = self._log_weight.reshape(-1, len(self.alternatives))
         x = torch.empty(len(entry), *self.event_shape, dtype=self._dtype, device=entry.device)
         pending = torch.arange(len(entry), device=entry.device)
-        while len(pending):  # of which at least one in as many as there are branches is done
+        while len(pending):  # of which at least one in as many as there are alternatives is done
             now = entry[pending]
             drawn = x[pending]
             chosen = choose(log_weight, now)
-            for number, law in enumerate(self.branches):
+            for number, law in enumerate(self.alternatives):
                 rows = (chosen == number).nonzero().squeeze(-1)
                 if len(rows):
                     drawn[rows] = law.draw(now[rows])
@@ -151,7 +153,7 @@ class UnionOfConditioned(ConditionedLaw):
 
     def log_joint(self, value: Tensor) -> Tensor:
         r"""Log p(x) q(x) of points, in float64, as if there were no inequalities."""
-        return self.branches[0].log_joint(value)
+        return self.alternatives[0].log_joint(value)
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -162,7 +164,7 @@ class UnionOfConditioned(ConditionedLaw):
         return region
 
     def _count(self, x: Tensor, entry: Tensor) -> Tensor:
-        """In how many of the branches points (n, D) lie."""
+        """In how many of the alternatives points (n, D) lie."""
         count = torch.zeros(len(x), dtype=torch.long, device=x.device)
         for region in self._regions:
             count += region.contains(x, entry)
@@ -197,25 +199,25 @@ class UnionOfConditioned(ConditionedLaw):
             term = (log_weight - bound).exp()
             total = total + (term if len(chosen) % 2 else -term)
             square = square + (term.detach() * error).square()
-        # Estimates may stray: the union is at least as likely as any branch.
+        # Estimates may stray: the union is at least as likely as any alternative.
         total = torch.maximum(total, share.amax(-1)).clamp(max=1.0)
         return bound + total.log(), square.sqrt() / total.detach()
 
     @torch.no_grad()
     def _estimate(self) -> tuple[Tensor, Tensor]:
-        """The branches' evidence, each times the mean of one over the count in its draws."""
-        num = len(self.branches)
-        share = self._log_weight.softmax(-1).reshape(-1, num)  # (entries, branches)
+        """The alternatives' evidence, each times the mean of one over the count in its draws."""
+        num = len(self.alternatives)
+        share = self._log_weight.softmax(-1).reshape(-1, num)  # (entries, alternatives)
         weight_error = self._weight_error.reshape(-1, num)
         total, squares = torch.zeros_like(share), torch.zeros_like(share)
         possible = share > 0
         draws, dim = 0, self.event_shape.numel()
-        most = MAX_NUMBERS // (dim * int(possible.sum()))  # of every branch, in all rounds
+        most = MAX_NUMBERS // (dim * int(possible.sum()))  # of every alternative, in all rounds
         size = max(MIN_DRAWS, min(ROUND_DRAWS, most))
         chunk = max(1, CHUNK_NUMBERS // (dim * size))
         for _ in range(max(1, min(MAX_ROUNDS, most // size))):
             draws += size
-            for number, law in enumerate(self.branches):
+            for number, law in enumerate(self.alternatives):
                 for entries in possible[:, number].nonzero().squeeze(-1).split(chunk):
                     entry = entries.repeat_interleave(size)
                     count = self._count(law.draw(entry), entry).clamp(min=1)
@@ -234,7 +236,7 @@ class UnionOfConditioned(ConditionedLaw):
         return log_total, (error / covered).reshape(self.batch_shape)
 
     def _shown(self) -> dict[str, Any]:
-        return {"branches": len(self.branches)}
+        return {"alternatives": len(self.alternatives)}
 
 
 def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
@@ -247,31 +249,35 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
         ConflictError: If no alternative can hold, in all the batch or at an entry of it.
     """
     unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
-    branches = collect_branches(evidence, prior.dim, prior.device, prior.categories, prior.dtype)
+    alternatives = collect_alternatives(
+        evidence, prior.dim, prior.device, prior.categories, prior.dtype
+    )
     if unions:
         count = math.prod(len(union.alternatives) for union in unions)
-        law = _law_given_any(prior, branches, count)
+        law = _law_given_any(prior, alternatives, count)
     else:
-        law = prior.given(branches[0])
+        law = prior.given(alternatives[0])
     law._statements = tuple(evidence)
     return law
 
 
-def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence], count: int) -> ConditionedLaw:
+def _law_given_any(
+    prior: Prior, alternatives: Sequence[LinearEvidence], count: int
+) -> ConditionedLaw:
     """The law given alternatives of which at least one holds; each is built once.
 
     Args:
         prior: The law without evidence.
-        branches: The alternatives that may be possible.
+        alternatives: The alternatives that may be possible.
         count: How many there were at first.
     """
     kept: list[LinearEvidence] = []
     laws: list[ConditionedLaw] = []
     first: ConflictError | None = None
-    for branch in branches:
+    for alternative in alternatives:
         try:
-            laws.append(prior.given(branch, allow_impossible_entries=len(branches) > 1))
-            kept.append(branch)
+            laws.append(prior.given(alternative, allow_impossible_entries=len(alternatives) > 1))
+            kept.append(alternative)
         except ConflictError as conflict:
             first = first or conflict
     if not laws:
@@ -280,7 +286,7 @@ def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence], count: int)
             f"or the other evidence. One says: {first}"
         )
     if len(laws) == 1:
-        if len(branches) > 1:  # entries were allowed to be impossible
+        if len(alternatives) > 1:  # entries were allowed to be impossible
             laws[0].check_possible()
         return laws[0]
     return UnionOfConditioned(prior, kept, laws)
@@ -289,7 +295,7 @@ def _law_given_any(prior: Prior, branches: Sequence[LinearEvidence], count: int)
 def _intersections(
     prior: Prior, evidence: Sequence[LinearEvidence]
 ) -> Iterator[tuple[tuple[int, ...], ConditionedLaw]]:
-    """The laws within two branches and more at once, where that is possible."""
+    """The laws within two alternatives and more at once, where that is possible."""
     level: set[tuple[int, ...]] = {(number,) for number in range(len(evidence))}
     while level:
         above: set[tuple[int, ...]] = set()

@@ -19,11 +19,12 @@ __all__ = [
     "LinearInequality",
     "Observed",
     "collect",
+    "collect_alternatives",
     "collect_branches",
     "tightest_bounds",
 ]
 
-from .collect import collect, collect_branches
+from .collect import collect, collect_alternatives
 from .linear import LinearEvidence, tightest_bounds
 from .pieces import (
     AnyOf,
@@ -36,3 +37,5 @@ from .pieces import (
     LinearInequality,
     Observed,
 )
+
+collect_branches = collect_alternatives  # its earlier name

@@ -1,6 +1,6 @@
 """From pieces of evidence to linear statements, one set for every combination of alternatives."""
 
-__all__ = ["collect", "collect_branches"]
+__all__ = ["collect", "collect_alternatives"]
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from .linear import LinearEvidence
 from .pieces import AnyOf, Evidence, Number, Observed
 
 # Branches are conditioned on one by one.
-MAX_BRANCHES = 128
+MAX_ALTERNATIVES = 128
 
 
 def collect(
@@ -40,7 +40,7 @@ def collect(
     return known
 
 
-def collect_branches(
+def collect_alternatives(
     evidence: Iterable[Evidence | Mapping[int, Number]],
     dim: int,
     device: torch.device,
@@ -61,11 +61,11 @@ def collect_branches(
         dtype: Of observed values in the law that is conditioned.
 
     Returns:
-        At least one branch; without `AnyOf` exactly one.
+        At least one alternative; without `AnyOf` exactly one.
 
     Raises:
         ValueError: If a piece is no evidence or does not fit the dimension, or if there are too
-            many branches.
+            many alternatives.
     """
     evidence = list(evidence)
     unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
@@ -79,9 +79,9 @@ def collect_branches(
     if not unions:
         return [rest]
     counts = [len(union.alternatives) for union in unions]
-    if math.prod(counts) > MAX_BRANCHES:
+    if math.prod(counts) > MAX_ALTERNATIVES:
         raise ValueError(
-            f"Expected at most {MAX_BRANCHES} combinations of alternatives, got "
+            f"Expected at most {MAX_ALTERNATIVES} combinations of alternatives, got "
             f"{' x '.join(map(str, counts))} = {math.prod(counts)}. Join alternatives where one "
             f"box or inequality covers several, or split the question."
         )
@@ -102,11 +102,11 @@ def collect_branches(
         return [rest.join(*possible[0]).expand(batch_shape)]
     kept: list[LinearEvidence] = []
     for chosen in possible:
-        branch = rest.intersect(*chosen).expand(batch_shape)
-        if any(_lies_within(branch, other) for other in kept):
+        alternative = rest.intersect(*chosen).expand(batch_shape)
+        if any(_lies_within(alternative, other) for other in kept):
             continue
-        kept = [other for other in kept if not _lies_within(other, branch)]
-        kept.append(branch)
+        kept = [other for other in kept if not _lies_within(other, alternative)]
+        kept.append(alternative)
     return kept
 
 
@@ -124,7 +124,7 @@ def _possible(
 
 
 def _lies_within(inner: LinearEvidence, outer: LinearEvidence) -> bool:
-    """Whether the bounds of one branch imply those of another, row by row, in all the batch."""
+    """Whether bounds of one alternative imply those of another, row by row, in all the batch."""
     both = inner.intersect(outer)
     if both.matrix[0].shape != inner.matrix[0].shape:
         return False  # the other one has rows of its own

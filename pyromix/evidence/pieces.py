@@ -249,8 +249,8 @@ class AnyOf(Evidence):
 
     .. math:: q(x) = 1[x \in A_1 \cup A_2 \cup \dots]
 
-    Several of them may be given together, and with any other evidence. Every combination of their
-    alternatives is a branch, and a law is conditioned on each.
+    Several of them may be given together, and with any other evidence. A law is conditioned on
+    every combination of their alternatives.
 
     Args:
         alternatives: Each a `Box` or a `LinearInequality`, or a sequence of such that hold
@@ -284,8 +284,8 @@ class AnyOf(Evidence):
             ValueError: Always.
         """
         raise ValueError(
-            "Expected evidence that is linear, got AnyOf. Collect it with collect_branches, and "
-            "condition on every branch."
+            "Expected evidence that is linear, got AnyOf. Collect it with "
+            "collect_alternatives, and condition on each."
         )
 
 

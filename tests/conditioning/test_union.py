@@ -320,7 +320,7 @@ def test_what_a_union_cannot_say():
     for name in ("support", "mean", "variance"):
         with pytest.raises(NotImplementedError, match="sample"):
             getattr(law, name)
-    assert repr(law) == "UnionOfConditioned(branches=2, batch_shape=(), event_shape=(2,))"
+    assert repr(law) == "UnionOfConditioned(alternatives=2, batch_shape=(), event_shape=(2,))"
 
 
 @pytest.mark.parametrize(
