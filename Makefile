@@ -30,7 +30,7 @@ notebooks: $(VENV)/.docs
 	$(BIN)/python tutorials/make_notebooks.py
 
 benchmark: $(VENV)/.benchmarks
-	MPLBACKEND=Agg $(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) out docs/_build docs/api docs/tutorials

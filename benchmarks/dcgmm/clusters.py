@@ -10,7 +10,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, davies_bouldin_score
 from torch import Tensor
 
-from benchmarks.dcgmm.models import FLATS, Numbers, Trained, in_chunks, key
+from benchmarks.common.store import Numbers
+from benchmarks.common.training import in_chunks
+from benchmarks.dcgmm.models import FLATS
+from benchmarks.dcgmm.trained import Trained, key
 
 KMEANS = "k-means, 36"
 FLAT = "flat 36, EM, floor 0.05"

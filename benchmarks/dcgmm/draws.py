@@ -13,7 +13,11 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from benchmarks.dcgmm.models import PRECISION, Images, Numbers, Trained, in_chunks
+from benchmarks.common.store import Numbers
+from benchmarks.common.training import in_chunks
+from benchmarks.dcgmm.data import Images
+from benchmarks.dcgmm.models import PRECISION
+from benchmarks.dcgmm.trained import Trained
 from pyromix import GaussianMixture, fit_em
 
 MOST_IMAGES = 10_000  # that the recogniser is trained on

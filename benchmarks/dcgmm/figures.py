@@ -7,9 +7,11 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from benchmarks.common.figures import grid, labelled_grid, save
+from benchmarks.common.store import Numbers
+from benchmarks.dcgmm.data import Images
 from benchmarks.dcgmm.localisation import PROJECTION, maps_of, paste_into, simple_maps
-from benchmarks.dcgmm.models import Images, Numbers, Trained
-from benchmarks.rad.figures import grid, labelled_grid, save
+from benchmarks.dcgmm.trained import Trained
 from pyromix.dcgmm.presets import PRESETS
 from pyromix.plotting import plot_images
 

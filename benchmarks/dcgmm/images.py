@@ -13,23 +13,23 @@ all classes, with a classifier on top, which changes nothing below it. Prints
   of an image or a square is hidden, with a mask and blind, against the mean image, nearest
   neighbours (the best number of them) and flat mixtures. An image takes 3L-a a second or more.
 
-Figures under out/: dcgmm_images_<data>_<size>_models.png (the paper's Fig. 4), ..._diversity.png
-(Fig. 6), ..._sharpening.png (Fig. 7), ..._classes.png and ..._completions.png. What was trained is
-kept in out/dcgmm_images_<data>_<size>/: a run that was stopped goes on from there, and processes
-may share the work with `--models`, after which a run without prints and draws all.
+Figures out/dcgmm/images_<data>_<size>_*.png: models (the paper's Fig. 4), diversity (Fig. 6),
+sharpening (Fig. 7), classes, completions. What was trained is kept in
+out/dcgmm/images_<data>_<size>/: a run that was stopped goes on from there, and processes may share
+the work with `--models`, after which a run without prints and draws all.
 
     python -m benchmarks.dcgmm.images [--quick | --paper] [--full]
         [--data mnist | fashion | digits] [--models NAME ...] [--parts PART ...] [--steps N]
         [--seeds N] [--report]
 """
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.store import beside
 from benchmarks.dcgmm.clusters import measure_clusters, report_clusters
 from benchmarks.dcgmm.draws import measure_classes, measure_draws, report_classes, report_draws
 from benchmarks.dcgmm.figures import (
@@ -50,7 +50,8 @@ from benchmarks.dcgmm.inpainting import (
     measure_completions,
     report_completions,
 )
-from benchmarks.dcgmm.models import MODELS, OUT, Results, Trained, key, load_images, train_model
+from benchmarks.dcgmm.models import MODELS, train_model
+from benchmarks.dcgmm.trained import Trained, begin, key, make_parser
 
 CLASSES = 10
 PARTS = ("draws", "classes", "clusters", "completions", "figures")
@@ -61,7 +62,6 @@ DIVERSE = "2L-c"  # the architecture of the paper's Figs. 6 and 7
 class Setting(NamedTuple):
     """How much to train and to measure."""
 
-    name: str
     data: str
     steps: int
     seeds: int
@@ -76,26 +76,22 @@ QUICK = ("1L", "2L-a", "2L-b", "2L-c", "2L-d", "3L-a", "2L-c, 100")
 # The paper's 1,000 steps of sharpening are of a likelihood that is averaged over a batch, too: of
 # one image's own, a tenth as many wear strokes away.
 SETTINGS = {
-    "quick": Setting("quick", "digits", 1_000, 1, 20, 20, 100, 50, QUICK),
-    "default": Setting("default", "mnist", 3_000, 3, 20, 20, 500, 100),
-    "paper": Setting("paper", "mnist", 15_000, 10, 20, 20, 1_000, 1_000),
+    "quick": Setting("digits", 1_000, 1, 20, 20, 100, 50, QUICK),
+    "default": Setting("mnist", 3_000, 3, 20, 20, 500, 100),
+    "paper": Setting("mnist", 15_000, 10, 20, 20, 1_000, 1_000),
 }
 
 
 def draw_figures(trained: Trained, setting: Setting, prefix: Path) -> None:
     """All figures, of the first seed's models."""
-
-    def path(what: str) -> Path:
-        return prefix.with_name(f"{prefix.name}_{what}.png")
-
     data, models = trained.data, trained.all()
     some = trained.only(DRAWN).all()
-    draw_models(models, data, path("models"))
-    draw_classes(some, CLASSES, path("classes"))
+    draw_models(models, data, beside(prefix, "models.png"))
+    draw_classes(some, CLASSES, beside(prefix, "classes.png"))
     if DIVERSE in models:
-        draw_diversity(DIVERSE, models[DIVERSE], path("diversity"))
+        draw_diversity(DIVERSE, models[DIVERSE], beside(prefix, "diversity.png"))
     sharpened = trained.only((DIVERSE, "2L-e")).all()
-    draw_sharpening(sharpened, setting.shown_sharpen, path("sharpening"))
+    draw_sharpening(sharpened, setting.shown_sharpen, beside(prefix, "sharpening.png"))
 
     columns: dict[str, dict[str, Tensor]] = {}
     flat = COMPLETING[-1]
@@ -109,43 +105,22 @@ def draw_figures(trained: Trained, setting: Setting, prefix: Path) -> None:
             for what, images in complete(model, task, blind=label == DIVERSE).items():
                 if what in (MASKED, BLIND):
                     columns[name][label if what == MASKED else f"{label}, {what}"] = images
-    draw_completions(columns, path("completions"))
+    draw_completions(columns, beside(prefix, "completions.png"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="digits, 1,000 steps, one seed")
-    size.add_argument("--paper", action="store_true", help="15,000 steps, ten seeds: hours")
-    parser.add_argument("--data", choices=("mnist", "fashion", "digits"), help="by default MNIST")
-    parser.add_argument("--full", action="store_true", help="all of MNIST, maybe downloaded")
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="by default all")
+    parser = make_parser(__doc__, MODELS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to report")
-    parser.add_argument("--steps", type=int, help="of training, another number than usual")
-    parser.add_argument("--seeds", type=int, help="number of them")
-    parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
-    if arguments.steps:
-        setting = setting._replace(name=f"{setting.name}_{arguments.steps}", steps=arguments.steps)
-    models, seeds = arguments.models or setting.models, range(arguments.seeds or setting.seeds)
-    name = (arguments.data or setting.data) + ("_full" if arguments.full else "")
-    prefix = OUT / f"dcgmm_images_{name}_{setting.name}"
-    store = Results(prefix)
-    data = load_images(arguments.data or setting.data, arguments.full)
-    print(f"{name}: {len(data.train)} images to train on, {setting.steps} steps", flush=True)
-
+    arguments = cli.parse(parser)
+    setting, seeds, data, prefix, store = begin("images", arguments, SETTINGS)
+    models = arguments.models or setting.models
     if not arguments.report:
         for model_name in models:
             for seed in seeds:
                 where = key(model_name, seed)
                 if not store.has(where):
                     model, numbers = train_model(model_name, seed, data, setting.steps, CLASSES)
-                    store.save(where, numbers, model)
+                    store.save(where, numbers, model.state_dict())
                     print(
                         f"{model_name}, seed {seed}: {numbers['parameters']:,} parameters, "
                         f"{numbers['seconds']:.0f} s, least share {numbers['least share']:.2f}",

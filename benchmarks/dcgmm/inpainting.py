@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.dcgmm.models import (
-    FLATS,
-    Images,
-    Numbers,
-    Trained,
-    in_chunks,
-    standard_error,
-)
+from benchmarks.common.store import Numbers
+from benchmarks.common.summary import standard_error
+from benchmarks.common.training import in_chunks
+from benchmarks.dcgmm.data import Images
+from benchmarks.dcgmm.models import FLATS
+from benchmarks.dcgmm.trained import Trained
 
 HALVES = ("left", "right", "upper", "lower")
 TASKS = (*HALVES, "square")

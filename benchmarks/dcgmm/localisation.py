@@ -12,15 +12,12 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
-from benchmarks.dcgmm.models import (
-    FLATS,
-    INLIERS,
-    Images,
-    Numbers,
-    Trained,
-    in_chunks,
-    standard_error,
-)
+from benchmarks.common.store import Numbers
+from benchmarks.common.summary import plus_minus
+from benchmarks.common.training import in_chunks
+from benchmarks.dcgmm.data import INLIERS, Images
+from benchmarks.dcgmm.models import FLATS
+from benchmarks.dcgmm.trained import Trained
 from pyromix.dcgmm.presets import PRESETS
 
 PATCH, MARGIN = 8, 4  # pixels, of 28
@@ -157,7 +154,6 @@ def report_localisation(maps: dict[str, Tensor]) -> None:
     for title, areas in maps.items():
         gap = ""
         if title != best:
-            above = areas - maps[best]
-            gap = f"{float(above.mean()):+.3f} ± {standard_error(above):.3f}"
-        print(f"{title:>38} {float(areas.mean()):.3f} ± {standard_error(areas):.3f} {gap:>16}")
+            gap = plus_minus(areas - maps[best], sign="+")
+        print(f"{title:>38} {plus_minus(areas)} {gap:>16}")
     print(f"best peer: {best}")

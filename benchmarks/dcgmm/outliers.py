@@ -17,9 +17,9 @@ numbers of them, chosen on the very images that are scored. Prints
 
 `--models "2L-c, roots"` and the like train with the published steps of precisions.
 
-Figures under out/: dcgmm_outliers_<data>_<size>_curves.png (the paper's Fig. 3: shares of outliers
-caught and of inliers kept, while c runs from -2 to 2), and ..._maps.png. What was trained is kept
-in out/dcgmm_outliers_<data>_<size>/: a run that was stopped goes on from there, and processes may
+Figures out/dcgmm/outliers_<data>_<size>_*.png: curves (the paper's Fig. 3: shares of outliers
+caught and of inliers kept, while c runs from -2 to 2), maps. What was trained is kept in
+out/dcgmm/outliers_<data>_<size>/: a run that was stopped goes on from there, and processes may
 share the work with `--models`, after which a run without prints all.
 
     python -m benchmarks.dcgmm.outliers [--quick | --paper] [--full]
@@ -27,7 +27,6 @@ share the work with `--models`, after which a run without prints all.
         [--report]
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,26 +36,15 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.store import Numbers, Store, beside
+from benchmarks.common.training import in_chunks
+from benchmarks.dcgmm.areas import area_under_curve, interval, resampled_counts
+from benchmarks.dcgmm.data import INLIERS, Images
 from benchmarks.dcgmm.figures import draw_curves, draw_maps
 from benchmarks.dcgmm.localisation import localise, report_localisation
-from benchmarks.dcgmm.models import (
-    FLATS,
-    INLIERS,
-    OUT,
-    ROOTS,
-    Images,
-    Numbers,
-    Results,
-    Trained,
-    area_under_curve,
-    in_chunks,
-    interval,
-    key,
-    load_images,
-    make_model,
-    resampled_counts,
-    train_model,
-)
+from benchmarks.dcgmm.models import FLATS, ROOTS, make_model, train_model
+from benchmarks.dcgmm.trained import Trained, begin, key, make_parser
 from pyromix.dcgmm.presets import PRESETS
 
 FOREST, NORMAL, BEST_NORMAL = "isolation forest", "normal on PCA, 95%", "normal on PCA, best"
@@ -70,7 +58,6 @@ TOP, LAW = "top layer", "law"
 class Setting(NamedTuple):
     """How much to train and to measure."""
 
-    name: str
     data: str
     steps: int
     seeds: int
@@ -79,9 +66,9 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "quick": Setting("quick", "digits", 1_000, 1, 200, 100),
-    "default": Setting("default", "mnist", 3_000, 3, 1_000, 500),
-    "paper": Setting("paper", "mnist", 15_000, 10, 1_000, 1_000),
+    "quick": Setting("digits", 1_000, 1, 200, 100),
+    "default": Setting("mnist", 3_000, 3, 1_000, 500),
+    "paper": Setting("mnist", 15_000, 10, 1_000, 1_000),
 }
 
 
@@ -243,56 +230,32 @@ def report(
 # ---- all ----------------------------------------------------------------------------------------
 
 
-def run(name: str, seed: int, data: Images, store: Results, setting: Setting, law: bool) -> None:
+def run(name: str, seed: int, data: Images, store: Store, setting: Setting, law: bool) -> None:
     """Trains and scores, unless that has been done."""
     where = key(name, seed)
     outlier = data.test_labels >= len(INLIERS)
     if name in PEERS:
         if not store.has(where):
             numbers, model = score_peer(name, seed, data, outlier, setting.steps)
-            store.save(where, numbers, model)
+            store.save(where, numbers, None if model is None else model.state_dict())
             print(f"{name}, seed {seed}", flush=True)
         return
     if not store.has(where):
         model, numbers = train_model(name, seed, data, setting.steps)
-        store.save(where, numbers | score_model(model, data, outlier, law), model)
+        store.save(where, numbers | score_model(model, data, outlier, law), model.state_dict())
         print(f"{name}, seed {seed}: {numbers['seconds']:.0f} s", flush=True)
     elif law and LAW not in store.numbers([where])[where]["scores"]:
         model, numbers = store.load(where, make_model(name, data)), store.numbers([where])[where]
         numbers["scores"][LAW] = in_chunks(model.log_prob, data.test).tolist()
-        store.save(where, numbers, None)
+        store.save(where, numbers)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="digits, 1,000 steps, one seed")
-    size.add_argument("--paper", action="store_true", help="15,000 steps, ten seeds: hours")
-    parser.add_argument("--data", choices=("mnist", "fashion", "digits"), help="by default MNIST")
-    parser.add_argument("--full", action="store_true", help="all of MNIST, maybe downloaded")
-    parser.add_argument(
-        "--models", nargs="+", choices=[*PRESETS, *ROOTS, *PEERS], help="by default all"
-    )
-    parser.add_argument("--steps", type=int, help="of training, another number than usual")
-    parser.add_argument("--seeds", type=int, help="number of them")
+    parser = make_parser(__doc__, [*PRESETS, *ROOTS, *PEERS])
     parser.add_argument("--law", action="store_true", help="also score by bounds of the law")
-    parser.add_argument("--report", action="store_true", help="only print and draw")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
-    if arguments.steps:
-        setting = setting._replace(name=f"{setting.name}_{arguments.steps}", steps=arguments.steps)
-    seeds = range(arguments.seeds or setting.seeds)
-    name = (arguments.data or setting.data) + ("_full" if arguments.full else "")
-    prefix = OUT / f"dcgmm_outliers_{name}_{setting.name}"
-    store = Results(prefix)
-    data = load_images(arguments.data or setting.data, arguments.full).only(INLIERS)
+    arguments = cli.parse(parser)
+    setting, seeds, data, prefix, store = begin("outliers", arguments, SETTINGS, INLIERS)
     outlier = data.test_labels >= len(INLIERS)
-    print(f"{name}: {len(data.train)} images to train on, {setting.steps} steps", flush=True)
-
     if not arguments.report:
         for model in arguments.models or (*PRESETS, *PEERS):
             for seed in seeds:
@@ -314,8 +277,8 @@ def main() -> None:
         for n, numbers in results.items()
         if n not in ROOTS and (n not in SCORED or n == flat)
     }
-    draw_curves(curves, prefix.with_name(f"{prefix.name}_curves.png"))
-    draw_maps(trained, prefix.with_name(f"{prefix.name}_maps.png"))
+    draw_curves(curves, beside(prefix, "curves.png"))
+    draw_maps(trained, beside(prefix, "maps.png"))
 
 
 if __name__ == "__main__":

@@ -19,19 +19,18 @@ cores of another day: a remark, not a comparison.
     python -m benchmarks.dcgmm.speed [--quick] [--models NAME ...] [--device cuda] [--threads N]
 """
 
-import argparse
 import math
-import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.memory import in_fresh_process, peak_of
+from benchmarks.common.timing import Job, interleaved_medians, synchronised
 from benchmarks.dcgmm.models import BATCH
-from benchmarks.mixtures.speed import interleaved_medians, peak_of
 from pyromix import DCGMM, fit
 from pyromix.dcgmm.mixture_layer import MixtureLayer
 from pyromix.dcgmm.presets import PRESETS
@@ -42,8 +41,6 @@ PRODUCTS, DIFFERENCES = "products alone", "by differences"
 FIT_STEPS = 20
 BUDGET = 2**31  # bytes of the largest intermediate of differences; a step holds several
 PUBLISHED = {"1L": 6.9, "2L-c": 131.0}
-
-Job = Callable[[], None]
 
 
 def make_images(count: int, device: str) -> Tensor:
@@ -113,13 +110,9 @@ def step_job(model: Any, images: Tensor, progress: float = 1.0) -> Job:
 
 def fit_job(model: Any, images: Tensor) -> Job:
     """Several steps, of which `fit` has some overhead once."""
-    return lambda: void(
-        fit(model, images, steps=FIT_STEPS, batch_size=len(images), seed=0, progress_bar=False)
+    return lambda: fit(
+        model, images, steps=FIT_STEPS, batch_size=len(images), seed=0, progress_bar=False
     )
-
-
-def void(_: object) -> None:
-    """Forgets a result."""
 
 
 def products_job(model: Any, images: Tensor) -> Job:
@@ -137,15 +130,6 @@ def products_job(model: Any, images: Tensor) -> Job:
                 rows @ weights
             for _ in range(2):
                 rows.T @ scores
-
-    return run
-
-
-def synchronised(job: Job, device: str) -> Job:
-    def run() -> None:
-        job()
-        if device != "cpu":
-            torch.cuda.synchronize()
 
     return run
 
@@ -205,21 +189,15 @@ def time_steps(name: str, seconds: float, device: str) -> None:
     sys.stdout.flush()
 
 
-def measure_in_this_process(name: str, what: str, device: str) -> float:
-    """Mebibytes that a step takes at its peak."""
+def measure(name: str, what: str, device: str, threads: int) -> float:
+    """Mebibytes that a step takes at its peak; for a process of its own."""
+    torch.set_num_threads(threads)
     model = make_model(name, device)
     small, job = (step_job(model, make_images(count, device)) for count in (1, BATCH))
     if what == DIFFERENCES:
         small, job = by_differences(small), by_differences(job)
     small()  # loads what is loaded lazily
-    job = synchronised(job, device)
-    if device == "cpu":
-        return peak_of(job)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    job()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return peak_of(synchronised(job, device), device)
 
 
 def report_memory(name: str, device: str, threads: int) -> None:
@@ -228,44 +206,22 @@ def report_memory(name: str, device: str, threads: int) -> None:
     for what in (STEP, DIFFERENCES):
         if what == DIFFERENCES and largest(make_model(name, device), images) > BUDGET:
             continue
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            "--measure",
-            name,
-            what,
-            "--device",
-            device,
-        ]
-        command += ["--threads", str(threads)]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[what] = float(result.stdout)
+        peaks[what] = in_fresh_process(measure, name, what, device, threads)
     cells = ", ".join(f"{what} {peak:,.0f} MiB" for what, peak in peaks.items())
     ratio = f", {peaks[DIFFERENCES] / peaks[STEP]:.1f} x" if DIFFERENCES in peaks else ""
     print(f"peak memory of a step: {cells}{ratio}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="2L-c alone, shorter timings")
+    parser = cli.make_parser(__doc__, quick="2L-c alone, shorter timings")
     parser.add_argument("--models", nargs="+", choices=list(PRESETS), help="by default all")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device = arguments.device
-    if arguments.measure:
-        name, what = arguments.measure
-        print(measure_in_this_process(name, what, device))
-        return
+    arguments = cli.parse(parser)
+    device, quick = arguments.device, arguments.size == "quick"
     threads = f"{arguments.threads} threads" if device == "cpu" else torch.cuda.get_device_name()
     print(f"PyTorch {torch.__version__}, {threads}")
-    for name in arguments.models or (["2L-c"] if arguments.quick else PRESETS):
-        time_steps(name, 5.0 if arguments.quick else 20.0, device)
+    for name in arguments.models or (["2L-c"] if quick else PRESETS):
+        time_steps(name, 5.0 if quick else 20.0, device)
         report_memory(name, device, arguments.threads)
 
 

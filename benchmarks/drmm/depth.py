@@ -10,7 +10,7 @@ too, of which the better on validation points counts.
 
 Prints the held-out log-likelihood in nats a point and the F1 score of precision and recall
 between held-out points and as many draws, with that of a second set of real points as the most to
-expect; then who wins; and writes out/depth.png. Data:
+expect; then who wins; and writes out/drmm/depth_<size>.png. Data:
 
     ik          poses of a planar humanoid with hands, feet and head: 30 columns, standardised
     mnist       10,000 images, grey values from 0 to 1 with normal noise of 0.05, 784 columns
@@ -26,7 +26,6 @@ precision, which the noise of pixels keeps low, and reward components that remem
     python -m benchmarks.drmm.depth [--quick | --paper] [--data NAME ...]
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -40,6 +39,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.figures import save
+from benchmarks.common.store import OUT, beside
+from benchmarks.common.training import closest_size
 from pyromix import GaussianMixture, fit, fit_em
 from pyromix.core.module import DistributionModule
 from pyromix.datasets import PlanarHumanoid, digits, mnist, sierpinski, swiss_roll
@@ -172,17 +175,9 @@ def drmm_parameters(dim: int, layers: int, components: int, scale: Scale) -> int
     return layers * components * (dim + 1) + tables + inner + last
 
 
-def closest(count: Callable[[int], int], target: int) -> int:
-    """Number of components whose number of parameters comes closest to a target."""
-    k = 1
-    while count(k + 1) <= target:
-        k += 1
-    return min((k, k + 1), key=lambda n: abs(count(n) - target))
-
-
 def train_drmm(data: Data, layers: int, target: int, scale: Scale, steps: int) -> Trained:
     dim = data.train.shape[-1]
-    k = closest(lambda n: drmm_parameters(dim, layers, n, scale), target)
+    k = closest_size(lambda n: drmm_parameters(dim, layers, n, scale), target)
     torch.manual_seed(0)
     model = DRMM(dim, layers, k, scale=scale, inner_scale=scale, scale_floor=0.01)
     train(model, data, steps)
@@ -195,7 +190,7 @@ def train_mixture(
 ) -> Trained:
     dim = data.train.shape[-1]
     own = OWN[covariance](dim)
-    k = closest(lambda n: n * own, target)
+    k = closest_size(lambda n: n * own, target)
     best: tuple[float, GaussianMixture] | None = None
     for method in ("fit", "fit_em"):
         if method == "fit" and covariance == "full" and dim > 100:
@@ -234,8 +229,8 @@ def mean_log_prob(model: DistributionModule, x: Tensor) -> float:
     return float(sum(parts)) / len(x)
 
 
-def compare(name: str, data: Data, setting: Setting) -> list[Score]:
-    """Trains and scores models of one data set, and prints a row for each."""
+def compare(name: str, data: Data, setting: Setting, prefix: Path) -> list[Score]:
+    """Trains and scores models of one data set, prints a row for each, and draws images."""
     dim = data.train.shape[-1]
     steps = setting.image_steps if name == "mnist" else setting.steps
     real = precision_recall(data.test, data.other)
@@ -275,7 +270,7 @@ def compare(name: str, data: Data, setting: Setting) -> list[Score]:
                 flush=True,
             )
             if name in ("mnist", "digits") and label == "DRMM, diagonal":
-                draw_images(f"{name}_{layers}_{k}", model)
+                draw_images(model, beside(prefix, f"{name}_{layers}_{k}.png"))
     return scores
 
 
@@ -355,9 +350,7 @@ def draw(results: dict[str, list[Score]], path: Path) -> None:
     axes[1, 0].set_ylabel("held-out nats a point")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(results), frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"\nwrote {path}")
+    save(figure, path)
 
 
 def short(count: int) -> str:
@@ -376,7 +369,7 @@ def clip_outliers(axis: Axes, scores: list[Score]) -> None:
     axis.set_ylim(low - margin, high + margin)
 
 
-def draw_images(name: str, model: DistributionModule) -> None:
+def draw_images(model: DistributionModule, path: Path) -> None:
     """Draws of a model of images, without and with noise of the last layer."""
     assert isinstance(model, DRMM)
     torch.manual_seed(2)
@@ -390,8 +383,7 @@ def draw_images(name: str, model: DistributionModule) -> None:
     ):
         plot_images(drawn.reshape(-1, side, side).clamp(0, 1), axis)
         axis.set_title(title)
-    figure.savefig(f"out/depth_{name}.png", dpi=100)
-    plt.close(figure)
+    save(figure, path, dpi=100)
 
 
 def fractal(steps: int, points: int) -> None:
@@ -414,27 +406,21 @@ def fractal(steps: int, points: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.make_parser(
+        __doc__, quick="few steps: some minutes", paper="the paper's scale: days on two cores"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="few steps: some minutes")
-    size.add_argument("--paper", action="store_true", help="the paper's scale: days on two cores")
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    name = "quick" if arguments.quick else "paper" if arguments.paper else "default"
-    setting = SETTINGS[name]
-    Path("out").mkdir(exist_ok=True)
+    arguments = cli.parse(parser)
+    setting = SETTINGS[arguments.size]
+    prefix = OUT / "drmm" / f"depth_{arguments.size}"
     results = {}
     for source in arguments.data:
         torch.manual_seed(0)
-        results[source] = compare(source, DATA[source](setting.points), setting)
+        results[source] = compare(source, DATA[source](setting.points), setting, prefix)
         verdict(source, results[source])
-        draw(results, Path("out/depth.png"))
+        draw(results, prefix.with_name(f"{prefix.name}.png"))
     if "sierpinski" in arguments.data:
-        fractal(2000 if arguments.quick else 20_000, setting.points)
+        fractal(2000 if arguments.size == "quick" else 20_000, setting.points)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ held-out pose, so that they can be met. What is measured, of 64 draws:
 The opponent is a full-covariance mixture of normals, conditioned on the same evidence: it is
 linear around each of its components, and has them in memory one by one.
 
-    python -m benchmarks.drmm.inverse_kinematics [--quick | --paper]
+Writes the model and a figure, out/drmm/inverse_kinematics_<size>.safetensors and .png.
+
+    python -m benchmarks.drmm.inverse_kinematics [--quick | --paper] [--reuse]
 """
 
-import argparse
 import math
 import statistics
 import time
@@ -31,12 +32,13 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.common import cli, figures
+from benchmarks.common.store import OUT
 from pyromix import DRMM, Box, GaussianMixture, LinearInequality, Observed, fit, fit_em, load, save
 from pyromix.datasets import PlanarHumanoid
 
 BODY = PlanarHumanoid()
 NUM_DRAWS = 64
-OUT = Path("out")
 
 # Steps, components of the opponent, points that it is fitted to, held-out poses per question.
 SETTINGS = {
@@ -166,7 +168,7 @@ def compare(models: dict, poses: Tensor) -> None:
             )
 
 
-def draw(model: DRMM, pose: Tensor) -> None:
+def draw(model: DRMM, pose: Tensor, path: Path) -> None:
     """Poses given each kind of question, the best of 64 in the foreground."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 8.5), layout="constrained")
     for ax, (name, question) in zip(axes.flat, QUESTIONS.items(), strict=True):
@@ -185,11 +187,9 @@ def draw(model: DRMM, pose: Tensor) -> None:
         for p in points:
             ax.plot(*pose[list(BODY.INDEX[p])], "o", color="C3", zorder=4, markersize=7)
         _draw_constraints(ax, pieces)
-        ax.set(
-            title=name, xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal", xticks=[], yticks=[]
-        )
+        figures.frame(ax, (-2.2, 2.2, -2.2, 2.2), title=name)
     figure.suptitle("Poses given goals (red) and bounds (green); the best of 64 in blue")
-    figure.savefig(OUT / "inverse_kinematics.png", dpi=110)
+    figures.save(figure, path, dpi=110)
 
 
 def _draw_constraints(ax: Axes, pieces: list) -> None:
@@ -204,17 +204,16 @@ def _draw_constraints(ax: Axes, pieces: list) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="minutes in all")
-    parser.add_argument("--paper", action="store_true", help="100,000 steps, as in the paper")
+    parser = cli.make_parser(
+        __doc__, quick="minutes in all", paper="100,000 steps, as in the paper", threads=False
+    )
     parser.add_argument("--reuse", action="store_true", help="take the last model from out/")
-    arguments = parser.parse_args()
-    setting = "quick" if arguments.quick else "paper" if arguments.paper else "default"
-    steps, components, points, questions = SETTINGS[setting]
-    OUT.mkdir(exist_ok=True)
+    arguments = cli.parse(parser)
+    steps, components, points, questions = SETTINGS[arguments.size]
+    path = OUT / "drmm" / f"inverse_kinematics_{arguments.size}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     held_out = BODY.features(BODY.sample_poses(2000))
-    path = OUT / f"humanoid-{setting}.safetensors"
     if arguments.reuse and path.exists():
         model = load(path)
     else:
@@ -237,7 +236,7 @@ def main() -> None:
         )
     model.requires_grad_(False)
     compare({"DRMM": model, "full mixture": opponent.requires_grad_(False)}, held_out[:questions])
-    draw(model, held_out[3])
+    draw(model, held_out[3], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,159 +1,63 @@
 """Deep residual mixtures in the plane: what layers add, and what can be asked of a trained model.
 
-The figures of Hämäläinen et al., Deep Residual Mixture Models, drawn anew under out/, with the
-numbers behind them printed:
+The figures of Hämäläinen et al., Deep Residual Mixture Models, drawn anew in files
+out/drmm/plane_<size>_*.png, with the numbers behind them printed:
 
-- plane_depth.png (Fig. 2): four laws, samples and density by depth, samples given an inequality
+- depth.png (Fig. 2): four laws, samples and density by depth, samples given an inequality
   and an equality; held-out nats by depth, precision and recall.
-- plane_evidence.png (Fig. 15): samples given every kind of evidence. Printed, for sums over
+- evidence.png (Fig. 15): samples given every kind of evidence. Printed, for sums over
   all codes, and for populations of 1,024 and 64 of them: evidence that a sample breaks (there must
   be none), effective sample sizes, log-evidence with its error, and how many samples lie farther
   than 0.5 from the curve that the data were drawn around.
-- plane_rho.png (Fig. 5): the weight of earlier codes in the encoder, fixed and raised over time,
+- rho.png (Fig. 5): the weight of earlier codes in the encoder, fixed and raised over time,
   from random means, as in the paper, and from clusters.
-- plane_line.png (Fig. 12): histograms on the line, for one to four layers.
-- plane_residuals.png (Fig. 4): what every layer sees of the data.
+- line.png (Fig. 12): histograms on the line, for one to four layers.
+- residuals.png (Fig. 4): what every layer sees of the data.
 
     python -m benchmarks.drmm.plane [--quick | --paper]
 """
 
-import argparse
 import itertools
-import math
 import time
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.patches import Ellipse, Rectangle
 from torch import Tensor
 
-from pyromix import (
-    DRMM,
-    AnyOf,
-    Box,
-    GaussianPrior,
-    LinearEquality,
-    LinearGaussian,
-    LinearInequality,
-    Observed,
-    fit,
+from benchmarks.common import cli
+from benchmarks.common.figures import BLUE, INK, RED, frame, save, scatter
+from benchmarks.common.store import OUT, beside
+from benchmarks.drmm.plane_evidence import study_evidence
+from benchmarks.drmm.plane_laws import (
+    FAR,
+    LAWS,
+    Law,
+    archimedes,
+    archimedes_nats,
+    distance_from_curve,
+    nats,
+    nested_nats,
+    sierpinski_nats,
+    train,
 )
+from pyromix import DRMM, LinearEquality, LinearInequality
 from pyromix.core.batch import Batch
-from pyromix.datasets import mixture_1d, pinwheel, sierpinski, two_moons
+from pyromix.datasets import mixture_1d
 from pyromix.drmm.rows import Rows
 from pyromix.drmm.stages import em_loss
 from pyromix.metrics import precision_recall
 from pyromix.plotting import plot_density
 
-OUT = Path("out")
-NOISE = 0.1  # around the spiral
-FAR = 0.5
-LR = 0.005
-BATCH = 256
-INK, BLUE, RED = "#1b1f24", "#2a6fb0", "#c8352b"
-
-
-# ---- data ---------------------------------------------------------------------------------------
-
-
-def curve(angle: Tensor) -> Tensor:
-    """The spiral of Archimedes with radius angle / 2."""
-    return 0.5 * angle.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], -1)
-
-
-def archimedes(num: int) -> Tensor:
-    """Points around two turns of it, uniform in the angle."""
-    return curve(4 * math.pi * torch.rand(num)) + NOISE * torch.randn(num, 2)
-
-
-def archimedes_nats(num: int = 2000) -> float:
-    """Mean log-density of the spiral's own law, by quadrature over the angle."""
-    grid = curve(torch.linspace(0, 4 * math.pi, 20_001, dtype=torch.float64))
-    x = archimedes(num).double()
-    log_normal = -0.5 * (torch.cdist(x, grid) / NOISE).square() - math.log(2 * math.pi * NOISE**2)
-    return float((log_normal.logsumexp(-1) - math.log(len(grid))).mean())
-
-
-def sierpinski_nats() -> float:
-    """Log-density of the triangle after eight removals."""
-    return 8 * math.log(4 / 3) - math.log(3 * math.sqrt(3))
-
-
-def nested_nats(depth: int) -> float:
-    """Mean log-density of the fractal under 3^depth equal normals, one for each part of it.
-
-    Those have the moments of the parts, and do not overlap: variance 2/3 on the whole, on parts
-    a quarter of it at each depth.
-    """
-    variance = 2 / 3 / 4**depth
-    return -depth * math.log(3) - math.log(2 * math.pi * math.e * variance)
-
-
-def distance_from_curve(x: Tensor) -> Tensor:
-    grid = curve(torch.linspace(0, 4 * math.pi, 5000))
-    return torch.cat([torch.cdist(part, grid).amin(-1) for part in x.split(2000)])
-
-
-class Law(NamedTuple):
-    """A law to learn, and the model for it."""
-
-    draw: Callable[[int], Tensor]
-    num_components: int
-    num_layers: int
-    depths: tuple[int, ...]  # that are drawn
-    limit: float  # of the axes
-    half_plane: tuple[float, float, float]  # a, b, c of a x + b y + c > 0
-    column: float  # x is this
-    longer: float = 1.0  # training, compared with others
-
-
-LAWS = {
-    "spiral": Law(archimedes, 16, 3, (1, 2, 3), 7.2, (1.0, 1.0, -2.0), -2.5),
-    "Sierpinski": Law(sierpinski, 3, 5, (1, 3, 5), 2.3, (1.0, -1.0, -0.3), -0.6, 2.5),
-    "moons": Law(two_moons, 8, 3, (1, 2, 3), 2.1, (0.5, 1.0, -0.1), -0.5),
-    "pinwheel": Law(pinwheel, 10, 2, (1, 2), 4.2, (1.0, 0.3, -0.5), -1.0),
-}
-
-
-# ---- training -----------------------------------------------------------------------------------
-
-
-class FixedRho(DRMM):
-    """Trained by the paper's stage alone, where the weight of earlier codes can be fixed."""
-
-    fixed_rho: float | None = None
-
-    def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
-        if not self.training or self.fixed_rho is None:
-            return super().loss(batch, progress)
-        assert isinstance(batch, Tensor)
-        return em_loss(self.law, Rows(batch, None, ()), self.fixed_rho, self.orphans)
-
-
-def train(model: Any, data: Tensor, steps: int, what: str, **options: Any) -> Any:
-    start = time.perf_counter()
-    fit(model, data, steps=steps, batch_size=BATCH, lr=LR, seed=0, progress_bar=False, **options)
-    seconds = time.perf_counter() - start
-    print(f"  trained {what}: {steps} steps, {seconds:.0f} s", flush=True)
-    return model
-
-
-def nats(model: DRMM, x: Tensor) -> list[float]:
-    """Mean log-density by depth."""
-    with torch.no_grad():
-        return model.layer_log_prob(x).mean(0).tolist()
+STEPS = {"quick": 800, "default": 8000, "paper": 16_000}
 
 
 # ---- Fig. 2: depth ------------------------------------------------------------------------------
 
 
-def study_depth(steps: int, num: int) -> dict[str, tuple[DRMM, Tensor]]:
+def study_depth(steps: int, num: int, path: Path) -> dict[str, tuple[DRMM, Tensor]]:
     models = {}
     sizes = (2000, num // 2)
     print("\n== layers (Fig. 2)")
@@ -187,21 +91,11 @@ def study_depth(steps: int, num: int) -> dict[str, tuple[DRMM, Tensor]]:
             f"{name:>24} {size:>8} {score.precision:>10.3f} {score.recall:>8.3f} "
             f"{score.f1:>8.3f} {best:>16.3f}   {shallower}"
         )
-    draw_depth(models)
+    draw_depth(models, path)
     return models
 
 
-def scatter(ax: Axes, x: Tensor, color: str = INK, size: float = 1.0, **options: Any) -> None:
-    ax.scatter(*x.T.tolist(), s=size, color=color, **({"linewidths": 0} | options))
-
-
-def frame(ax: Axes, limit: float) -> None:
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
-    for side in ax.spines.values():
-        side.set_color("0.8")
-
-
-def draw_depth(models: dict[str, tuple[DRMM, Tensor]]) -> None:
+def draw_depth(models: dict[str, tuple[DRMM, Tensor]], path: Path) -> None:
     columns = 8
     figure, axes = plt.subplots(
         len(models), columns, figsize=(2 * columns, 2.1 * len(models)), layout="constrained"
@@ -209,7 +103,7 @@ def draw_depth(models: dict[str, tuple[DRMM, Tensor]]) -> None:
     for row, (name, (model, data)) in zip(axes, models.items(), strict=True):
         law = LAWS[name]
         for ax in row:
-            frame(ax, law.limit)
+            frame(ax, law.limits)
         scatter(row[0], data[:5000])
         row[0].set_title("data", fontsize=10)
         row[0].set_ylabel(f"{name}\nK = {model.num_components}, L = {model.num_layers}")
@@ -224,13 +118,11 @@ def draw_depth(models: dict[str, tuple[DRMM, Tensor]]) -> None:
             layers = "1 layer" if depth == 1 else f"{depth} layers"
             scatter(ink, shallow.sample((5000,)))
             ink.set_title(f"samples, {layers}", fontsize=10)
-            limit = law.limit
-            limits = (-limit, limit, -limit, limit)
             # The root of the density, for peaks next to what is spread out.
-            plot_density(shallow, shade, limits=limits, resolution=250, norm=PowerNorm(0.5))
+            plot_density(shallow, shade, limits=law.limits, resolution=250, norm=PowerNorm(0.5))
             shade.set_title(f"density, {layers}", fontsize=10)
         draw_conditions(row[7], model, law)
-    save(figure, "plane_depth.png")
+    save(figure, path)
 
 
 def draw_conditions(ax: Axes, model: DRMM, law: Law) -> None:
@@ -246,210 +138,25 @@ def draw_conditions(ax: Axes, model: DRMM, law: Law) -> None:
     ax.set_title("given a half-plane,\ngiven a line", fontsize=10)
 
 
-# ---- Fig. 15: evidence --------------------------------------------------------------------------
-
-
-class Question(NamedTuple):
-    """Evidence, whether points agree with it, and a picture of it."""
-
-    evidence: Sequence[Any]
-    holds: Callable[[Tensor], Tensor] | None  # none: soft evidence
-    picture: Callable[[Axes], object]
-
-
-A, B = torch.tensor([0.6, 0.8]), torch.tensor([1.0, -0.3])
-TIP = torch.tensor([[0.8, -0.6]])
-
-
-def line(ax: Axes, a: Tensor, b: float, **options: Any) -> None:
-    """The line a.x + b = 0."""
-    foot = -b * a / a.square().sum()
-    along = torch.stack([a[1], -a[0]])
-    ax.axline(foot.tolist(), (foot + along).tolist(), **({"color": RED, "linewidth": 1} | options))
-
-
-def boxes(ax: Axes, *corners: tuple[float, float, float, float]) -> None:
-    for left, bottom, right, top in corners:
-        ax.add_patch(
-            Rectangle((left, bottom), right - left, top - bottom, fill=False, edgecolor=RED)
-        )
-
-
-def within(x: Tensor, left: float, bottom: float, right: float, top: float) -> Tensor:
-    low, high = x.new_tensor([left, bottom]), x.new_tensor([right, top])
-    return ((x >= low) & (x <= high)).all(-1)
-
-
-def box(left: float, bottom: float, right: float, top: float) -> Box:
-    return Box(torch.tensor([left, bottom]), torch.tensor([right, top]))
-
-
-ONE, OTHER = (-5.0, -1.5, 0.5, 3.0), (-1.0, 1.0, 4.0, 5.0)
-PRIOR_LOC, PRIOR_SCALE = (1.5, 2.0), (1.0, 1.5)
-QUESTIONS = {
-    "nothing": Question((), None, lambda _: None),
-    "Observed": Question(
-        (Observed({0: 2.5}),),
-        lambda x: x[:, 0] == 2.5,
-        lambda ax: ax.axvline(2.5, color=RED, linewidth=0.6),
-    ),
-    "GaussianPrior": Question(
-        (GaussianPrior(torch.tensor(PRIOR_LOC), torch.tensor(PRIOR_SCALE)),),
-        None,
-        lambda ax: ax.add_patch(
-            Ellipse(
-                PRIOR_LOC, 4 * PRIOR_SCALE[0], 4 * PRIOR_SCALE[1], fill=False, edgecolor=RED
-            )  # two standard deviations
-        ),
-    ),
-    "Box": Question((box(*OTHER),), lambda x: within(x, *OTHER), lambda ax: boxes(ax, OTHER)),
-    "LinearInequality": Question(
-        (LinearInequality(A, -1.0),),
-        lambda x: x @ A - 1.0 > 0,
-        lambda ax: line(ax, A, -1.0),
-    ),
-    "two of them": Question(
-        (LinearInequality(A, -1.0), LinearInequality(B, 0.5)),
-        lambda x: (x @ A - 1.0 > 0) & (x @ B + 0.5 > 0),
-        lambda ax: (line(ax, A, -1.0), line(ax, B, 0.5)),
-    ),
-    "LinearEquality": Question(
-        (LinearEquality(A, -1.0),),
-        # To the rounding of a float: such points have terms of up to six.
-        lambda x: (x.double() @ A.double() - 1.0).abs() < 1e-5,
-        lambda ax: line(ax, A, -1.0, linewidth=0.6),
-    ),
-    "LinearGaussian": Question(
-        (LinearGaussian(TIP, torch.tensor([2.0]), 0.5),),
-        None,
-        lambda ax: [
-            line(ax, TIP[0], -2.0 + shift, linestyle=":" if shift else "-")
-            for shift in (-1.0, 0.0, 1.0)  # two standard deviations
-        ],
-    ),
-    "AnyOf two boxes": Question(
-        (AnyOf(box(*ONE), box(*OTHER)),),
-        lambda x: within(x, *ONE) | within(x, *OTHER),
-        lambda ax: boxes(ax, ONE, OTHER),
-    ),
-}
-
-
-class Answer(NamedTuple):
-    """What was found out about a conditional law."""
-
-    law: Any
-    draws: Tensor
-    broken: int | None
-    far: float
-    log_evidence: float
-    error: float
-    particles: int
-    effective: float
-    milliseconds: float
-
-
-def ask(model: DRMM, question: Question, count: int, num_particles: int) -> Answer:
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", RuntimeWarning)  # effective sample sizes are printed
-        law = model.condition(*question.evidence, num_particles=num_particles)
-    draws = law.sample((count,))
-    seconds = time.perf_counter() - start
-    log_evidence, error = law.log_evidence()
-    parts = getattr(law, "branches", (law,))
-    return Answer(
-        law,
-        draws,
-        None if question.holds is None else int((~question.holds(draws)).sum()),
-        float((distance_from_curve(draws) > FAR).float().mean()),
-        float(log_evidence),
-        float(error),
-        min(part.num_particles for part in parts),
-        min(float(part.effective_sample_size) for part in parts),
-        1e3 * seconds,
-    )
-
-
-def study_evidence(model: DRMM, count: int) -> None:
-    print("\n== evidence (Fig. 15), spiral")
-    routes = {"all codes": None, "1,024 codes": 1024, "64 codes": 64}
-    answers: dict[str, dict[str, Answer]] = {}
-    for route, particles in routes.items():
-        settings = model.config() | ({"max_exact": 0} if particles else {})
-        asked = DRMM.from_config(settings)
-        asked.load_state_dict(model.state_dict())
-        asked.eval()
-        answers[route] = {
-            name: ask(asked, q, count, particles or 1) for name, q in QUESTIONS.items()
-        }
-        print(
-            f"\n{route}, {count} draws\n{'':>18} {'broken':>8} {'> 0.5 away':>11} "
-            f"{'log-evidence':>20} {'codes':>7} {'worth':>7} {'ms':>6}"
-        )
-        for name, a in answers[route].items():
-            broken = "" if a.broken is None else str(a.broken)
-            evidence = f"{a.log_evidence:.4f} ± {a.error:.4f}"
-            print(
-                f"{name:>18} {broken:>8} {a.far:>11.2%} {evidence:>20} {a.particles:>7} "
-                f"{a.effective:>7.0f} {a.milliseconds:>6.0f}"
-            )
-    print(
-        f"\nagainst all codes: difference of log-evidence and its standard error, F1 of draws\n"
-        f"{'':>18} " + "".join(f"{route:>32}" for route in list(routes)[1:])
-    )
-    for name in QUESTIONS:
-        exact, *others = (answers[route][name] for route in routes)
-        cells = []
-        for other in others:
-            difference = other.log_evidence - exact.log_evidence
-            # On a line there is one free coordinate.
-            kept = slice(1, None) if name in LINES else slice(None)
-            f1 = precision_recall(*(a.draws[:5000, kept] for a in (exact, other))).f1
-            cells.append(f"{difference:>13.5f} ± {other.error:.5f} {f1:>8.3f}")
-        print(f"{name:>18} " + "".join(f"{cell:>32}" for cell in cells))
-    draw_evidence(answers["all codes"])
-
-
-# Where evidence leaves a line: normals a and offsets b of a.x + b = 0.
-LINES = {"Observed": (torch.tensor([1.0, 0.0]), -2.5), "LinearEquality": (A, -1.0)}
-
-
-def draw_ridge(ax: Axes, law: Any, a: Tensor, b: float) -> None:
-    """The density along the line, as a ridge upon it."""
-    t = torch.linspace(-9, 9, 3001)
-    along = torch.stack([a[1], -a[0]])
-    points = -b * a + t.unsqueeze(-1) * along
-    density = law.log_prob(points).exp()
-    print(f"integral of the density along the line: {float(torch.trapezoid(density, t)):.5f}")
-    ridge = points + (2.5 * density / density.max()).unsqueeze(-1) * a
-    ax.fill(*torch.cat([ridge, points[[-1, 0]]]).T.tolist(), color=INK, linewidth=0)
-
-
-def draw_evidence(answers: dict[str, Answer]) -> None:
-    figure, axes = plt.subplots(2, 5, figsize=(13, 5.6), layout="constrained")
-    for ax, (name, answer) in zip(axes.flat, answers.items(), strict=False):
-        frame(ax, LAWS["spiral"].limit)
-        ax.plot(*curve(torch.linspace(0, 4 * math.pi, 500)).T.tolist(), color="0.85", zorder=0)
-        if name in LINES:
-            draw_ridge(ax, answer.law, *LINES[name])
-        else:
-            scatter(ax, answer.draws[:2000], INK, 2.0)
-        QUESTIONS[name].picture(ax)
-        ax.set_title("no evidence" if name == "nothing" else name, fontsize=10)
-    for ax in axes.flat[len(answers) :]:
-        ax.set_axis_off()
-    save(figure, "plane_evidence.png")
-
-
 # ---- Fig. 5: rho --------------------------------------------------------------------------------
+
+
+class FixedRho(DRMM):
+    """Trained by the paper's stage alone, where the weight of earlier codes can be fixed."""
+
+    fixed_rho: float | None = None
+
+    def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
+        if not self.training or self.fixed_rho is None:
+            return super().loss(batch, progress)
+        assert isinstance(batch, Tensor)
+        return em_loss(self.law, Rows(batch, None, ()), self.fixed_rho, self.orphans)
 
 
 STARTS = {"drawn at random": False, "clusters": True}
 
 
-def study_rho(steps: int, num: int, full: DRMM) -> None:
+def study_rho(steps: int, num: int, full: DRMM, path: Path) -> None:
     print("\n== weight of earlier codes in the encoder (Fig. 5), spiral")
     torch.manual_seed(0)
     data, held_out = archimedes(num), archimedes(num // 2)
@@ -468,7 +175,7 @@ def study_rho(steps: int, num: int, full: DRMM) -> None:
     )
     figure, axes = plt.subplots(2, 6, figsize=(14, 5.4), layout="constrained")
     for ax in axes.flat:
-        frame(ax, LAWS["spiral"].limit)
+        frame(ax, LAWS["spiral"].limits)
     scatter(axes[1, 5], held_out[:5000])
     axes[1, 5].set_title("data", fontsize=10)
     places = [(0, i) for i in range(4)] + [(1, i) for i in range(5)]
@@ -497,7 +204,7 @@ def study_rho(steps: int, num: int, full: DRMM) -> None:
         row[0].set_ylabel(f"start: {start}")
     for ax in axes[0, 4:]:
         ax.set_axis_off()
-    save(figure, "plane_rho.png")
+    save(figure, path)
 
 
 # ---- Fig. 12: the line --------------------------------------------------------------------------
@@ -510,7 +217,7 @@ LINE = {
 }
 
 
-def study_line(steps: int, num: int) -> None:
+def study_line(steps: int, num: int, path: Path) -> None:
     print("\n== the line (Fig. 12), K = 4")
     torch.manual_seed(0)
     data, held_out = mixture_1d(num, **LINE), mixture_1d(num, **LINE)
@@ -542,13 +249,13 @@ def study_line(steps: int, num: int) -> None:
     for depth, value, variation in rows:
         print(f"{depth:>14} {value:>14.3f} {variation:>32.3f}")
     print(f"{'(the law)':>14} {float(truth):>14.3f} {floor:>32.3f}")
-    save(figure, "plane_line.png")
+    save(figure, path)
 
 
 # ---- Fig. 4: residuals --------------------------------------------------------------------------
 
 
-def draw_residuals(models: dict[str, tuple[DRMM, Tensor]]) -> None:
+def draw_residuals(models: dict[str, tuple[DRMM, Tensor]], path: Path) -> None:
     """What every layer sees, coloured by its code; three points can be followed."""
     columns = max(model.num_layers for model, _ in models.values()) + 1
     figure, axes = plt.subplots(
@@ -565,7 +272,7 @@ def draw_residuals(models: dict[str, tuple[DRMM, Tensor]]) -> None:
             spread = float(residual.square().mean().sqrt())
             spreads.append(spread)
             limit = LAWS[name].limit if layer == 0 else 4 * spread
-            frame(ax, limit)
+            frame(ax, (-limit, limit, -limit, limit))
             if layer == model.num_layers:
                 scatter(ax, residual, "0.5", 1.5)
                 ax.set_title(f"left over, ± {limit:.2g}", fontsize=10)
@@ -587,35 +294,29 @@ def draw_residuals(models: dict[str, tuple[DRMM, Tensor]]) -> None:
         for ax in row[model.num_layers + 1 :]:
             ax.set_axis_off()
         print(f"{name:>24} " + "".join(f"{spread:>9.3f}" for spread in spreads))
-    save(figure, "plane_residuals.png")
+    save(figure, path)
 
 
 # ---- all ----------------------------------------------------------------------------------------
 
 
-def save(figure: Any, name: str) -> None:
-    OUT.mkdir(exist_ok=True)
-    figure.savefig(OUT / name, dpi=130)
-    plt.close(figure)
-    print(f"\nfigure: {OUT / name}", flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a minute or two")
-    size.add_argument("--paper", action="store_true", help="as many steps as in the paper")
-    arguments = parser.parse_args()
-    steps = 800 if arguments.quick else 16_000 if arguments.paper else 8000
-    num = 6000 if arguments.quick else 20_000
+    parser = cli.make_parser(
+        __doc__, quick="a minute or two", paper="as many steps as in the paper", threads=False
+    )
+    size = cli.parse(parser).size
+    quick = size == "quick"
+    prefix = OUT / "drmm" / f"plane_{size}"
+    steps, num = STEPS[size], 6000 if quick else 20_000
     start = time.perf_counter()
-    models = study_depth(steps, num)
+    models = study_depth(steps, num, beside(prefix, "depth.png"))
     spiral, _ = models["spiral"]
-    study_evidence(spiral, 2000 if arguments.quick else 10_000)
+    study_evidence(spiral, 2000 if quick else 10_000, beside(prefix, "evidence.png"))
     # As many steps of the paper's stage as the whole model had: the other half was end to end.
-    study_rho(steps // 2, num, spiral)
-    study_line(max(500, steps // 4), num)
-    draw_residuals({name: models[name] for name in ("spiral", "Sierpinski")})
+    study_rho(steps // 2, num, spiral, beside(prefix, "rho.png"))
+    study_line(max(500, steps // 4), num, beside(prefix, "line.png"))
+    followed = {name: models[name] for name in ("spiral", "Sierpinski")}
+    draw_residuals(followed, beside(prefix, "residuals.png"))
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 

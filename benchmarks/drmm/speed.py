@@ -9,15 +9,14 @@ population of 1,024 codes.
     python -m benchmarks.drmm.speed [--quick]
 """
 
-import argparse
 import math
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.common import cli
+from benchmarks.common.timing import block_medians
 from pyromix import DRMM, Box, LinearInequality, Observed, fit
 
 LAYERS, COMPONENTS, DIM, BATCH = 10, 256, 30, 64
@@ -32,18 +31,10 @@ def data(count: int) -> torch.Tensor:
     return torch.tanh(z @ v.T) @ w.T
 
 
-def medians(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def milliseconds(tasks: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median milliseconds of each task, in blocks of five as in a loop, that take turns."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds + 1):
-        for name, task in tasks.items():
-            task()
-            for _ in range(5 if number else 1):
-                start = time.perf_counter()
-                task()
-                if number:
-                    times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    medians = block_medians(tasks, rounds, block=5)
+    return {name: 1e3 * median for name, median in medians.items()}
 
 
 def training(rounds: int) -> None:
@@ -70,7 +61,7 @@ def training(rounds: int) -> None:
     stages = {stage: step(stage) for stage in ("em", "joint", "likelihood")}
     stages["likelihood"]()  # there are gradients for Adam to step with
     tasks = {"adam": optimizer.step, "log-softmax": log_softmax, **stages}
-    times = medians(tasks, rounds)
+    times = milliseconds(tasks, rounds)
     floor = times["adam"] + times["log-softmax"]
     print(f"{model.num_parameters:,} numbers, batch {BATCH}, {torch.get_num_threads()} threads")
     print(f"floor: Adam {times['adam']:.1f} + log-softmax {times['log-softmax']:.1f} ms")
@@ -112,18 +103,17 @@ def questions(steps: int, rounds: int) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        times = medians({name: question(name) for name in asked}, rounds)
+        times = milliseconds({name: question(name) for name in asked}, rounds)
     print(f"\n64 draws from 1,024 codes, after {steps} steps of training")
-    for name, milliseconds in times.items():
-        print(f"  {name:40s} {milliseconds:6.0f} ms   effective sample size {sizes[name]:4.0f}")
+    for name, took in times.items():
+        print(f"  {name:40s} {took:6.0f} ms   effective sample size {sizes[name]:4.0f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute")
-    arguments = parser.parse_args()
-    training(4 if arguments.quick else 12)
-    questions(300 if arguments.quick else 2000, 2 if arguments.quick else 5)
+    parser = cli.make_parser(__doc__, quick="about a minute", threads=False)
+    quick = cli.parse(parser).size == "quick"
+    training(4 if quick else 12)
+    questions(300 if quick else 2000, 2 if quick else 5)
 
 
 if __name__ == "__main__":

@@ -30,42 +30,50 @@ computed from others), full covariances and chained regressions are better at re
 normals of a deep residual mixture lie along the axes, and it takes many of them to follow a line.
 And a model of all columns is not trained to tell classes apart: of 31 columns, the class is one.
 
+Writes out/drmm/tables_<size>.png.
+
     python -m benchmarks.drmm.tables [--quick | --paper]
 """
 
-import argparse
 import math
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyromix import DRMM, GaussianMixture, Observed, fit, fit_em
+from benchmarks.common import cli
+from benchmarks.common.figures import Styles, draw_row, label_rows, method_legend, save
+from benchmarks.common.store import OUT
+from benchmarks.common.summary import mean_and_error, plus_minus
+from benchmarks.common.tables import (
+    Split,
+    error_variance,
+    fit_mixture,
+    impute,
+    normal_log_prob,
+    split,
+)
+from pyromix import DRMM, Observed, fit
 
-OUT = Path("out")
-HIDDEN = 0.3
 LEAST = 0.01  # probability of what imputers take for impossible
 MEASURES = ("RMSE", "nats", "codes right", "log-loss", "class right", "class log-loss")
-METHODS = {
-    "DRMM": "C0",
-    "mixture": "0.55",
-    "SimpleImputer": "C3",
-    "KNNImputer": "C1",
-    "IterativeImputer": "C2",
-    "logistic, KNN": "C1",
-    "logistic, Iterative": "C2",
+METHODS: Styles = {
+    "DRMM": {"color": "C0", "marker": "o"},
+    "mixture": {"color": "0.55", "marker": "o"},
+    "SimpleImputer": {"color": "C3", "marker": "s"},
+    "KNNImputer": {"color": "C1", "marker": "s"},
+    "IterativeImputer": {"color": "C2", "marker": "s"},
+    "logistic, KNN": {"color": "C1", "marker": "^"},
+    "logistic, Iterative": {"color": "C2", "marker": "^"},
 }
 
 
@@ -75,15 +83,6 @@ class Table(NamedTuple):
     x: Tensor
     dim: int
     categories: tuple[int, ...]
-
-
-class Split(NamedTuple):
-    """Rows with all entries, and with NaN for those that are hidden."""
-
-    train: Tensor
-    train_gaps: Tensor
-    test: Tensor
-    test_gaps: Tensor
 
 
 class Setting(NamedTuple):
@@ -109,24 +108,6 @@ def tables() -> dict[str, Table]:
         x = torch.from_numpy(np.column_stack([real, *codes])).float()
         result[name] = Table(x, real.shape[1], tuple(int(code.max()) + 1 for code in codes))
     return result
-
-
-def split(table: Table, seed: int) -> Split:
-    """Seven tenths of the rows to train on; units are those of the observed training entries."""
-    torch.manual_seed(seed)
-    x = table.x[torch.randperm(len(table.x))]
-    count = round(0.7 * len(x))
-    gaps = hide(x)
-    real = gaps[:count, : table.dim]
-    mean = real.nanmean(0)
-    scale = (real - mean).square().nanmean(0).sqrt()
-    for t in (x, gaps):
-        t[:, : table.dim] = (t[:, : table.dim] - mean) / scale
-    return Split(x[:count], gaps[:count], x[count:], gaps[count:])
-
-
-def hide(x: Tensor) -> Tensor:
-    return x.masked_fill(torch.rand(x.shape) < HIDDEN, math.nan)
 
 
 # ---- deep residual mixtures ---
@@ -218,20 +199,12 @@ def ask_mixture(table: Table, data: Split, seed: int) -> Guess:
     dim = table.dim
     train = data.train_gaps[:, :dim].double()
     train = train[~train.isnan().all(-1)]
-    best: tuple[float, GaussianMixture] | None = None
-    for k in (1, 2, 3):
-        torch.manual_seed(seed)
-        model = GaussianMixture(dim, k, "full", variance_floor=1e-3, missing="marginalize")
-        model = model.double()
-        fit_em(model, train, steps=60, tolerance=1e-3, seed=seed, progress_bar=False)
-        criterion = model.bic(train)
-        if best is None or criterion < best[0]:
-            best = criterion, model
-    assert best is not None
+    fitted = [fit_mixture(train, k, "full", seed) for k in (1, 2, 3)]
+    _, best = min(fitted, key=lambda pair: pair[0])
     test, gaps = data.test[:, :dim].double(), data.test_gaps[:, :dim].double()
     with torch.no_grad():
-        gain = best[1].log_prob(test) - best[1].log_prob(gaps)
-        real = best[1].impute(gaps).float()
+        gain = best.log_prob(test) - best.log_prob(gaps)
+        real = best.impute(gaps).float()
     return Guess(real, float(gain.sum() / gaps.isnan().sum()), [], None)
 
 
@@ -251,10 +224,7 @@ def indicators(table: Table, x: Tensor) -> Tensor:
 
 def fill(imputer: Any, table: Table, train: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Real columns, and probabilities of codes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        imputer.fit(indicators(table, train).numpy())
-    filled = torch.from_numpy(imputer.transform(indicators(table, x).numpy())).float()
+    filled = impute(imputer, indicators(table, train), indicators(table, x)).float()
     real, *codes = filled.split([table.dim, *(count - 1 for count in table.categories)], 1)
     probs = [torch.cat([1 - code.sum(-1, keepdim=True), code], -1) for code in codes]
     probs = [p.clamp(LEAST, 1.0) for p in probs]
@@ -263,15 +233,10 @@ def fill(imputer: Any, table: Table, train: Tensor, x: Tensor) -> tuple[Tensor, 
 
 def ask_imputer(imputer: Any, table: Table, data: Split) -> Guess:
     dim = table.dim
-    torch.manual_seed(0)
-    fewer = hide(data.train_gaps)
-    probe = (fewer.isnan() & ~data.train_gaps.isnan())[:, :dim]
-    error = fill(imputer, table, fewer, fewer)[0] - data.train[:, :dim]
-    variance = error.masked_fill(~probe, math.nan).square().nanmean(0).clamp(min=1e-3)
+    variance = error_variance(lambda x: fill(imputer, table, x, x)[0], data)
     real, codes = fill(imputer, table, data.train_gaps, data.test_gaps)
     hidden = data.test_gaps[:, :dim].isnan()
-    squares = (real - data.test[:, :dim]).square()
-    normal = -0.5 * (squares / variance + (2 * math.pi * variance).log())
+    normal = normal_log_prob(real - data.test[:, :dim], variance)
     without = data.test_gaps.clone()
     without[:, -1] = math.nan
     classes = fill(imputer, table, data.train_gaps, without)[1][-1]
@@ -324,7 +289,7 @@ def score(guess: Guess, table: Table, data: Split) -> list[float]:
 
 
 def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]:
-    data = split(table, seed)
+    data = split(table.x, seed, table.dim)
     model, setting = choose(table, data.train_gaps, size)
     iterative = IterativeImputer(random_state=seed)
     guesses = {
@@ -340,10 +305,6 @@ def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]
     return [score(guesses[name], table, data) for name in METHODS], setting
 
 
-def summary(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.mean(0), values.std(0) / math.sqrt(len(values))
-
-
 def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) -> None:
     rows, columns = table.x.shape
     print(
@@ -351,12 +312,8 @@ def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) 
         f"mean ± standard error over {len(values)} seeds"
     )
     print(f"{'':>20}" + "".join(f"{measure:>17}" for measure in MEASURES))
-    mean, error = summary(values)
     for i, method in enumerate(METHODS):
-        cells = [
-            "" if mean[i, j].isnan() else f"{mean[i, j]:.3f} ± {error[i, j]:.3f}"
-            for j in range(len(MEASURES))
-        ]
+        cells = [plus_minus(values[:, i, j]) for j in range(len(MEASURES))]
         print(f"{method:>20}" + "".join(f"{cell:>17}" for cell in cells))
     print(
         "  chosen (L, K, scale, floor): "
@@ -365,7 +322,7 @@ def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) 
     )
 
 
-def draw(results: dict[str, Tensor]) -> None:
+def draw(results: dict[str, Tensor], path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained", sharey=True)
     titles = {
         "RMSE": "hidden real entries:\n← better    RMSE",
@@ -376,58 +333,31 @@ def draw(results: dict[str, Tensor]) -> None:
         "class log-loss": "the class:\n← better    log-loss",
     }
     order = ("RMSE", "codes right", "class right", "nats", "log-loss", "class log-loss")
-    for axis, measure in zip(axes.flat, order, strict=True):
-        column = MEASURES.index(measure)
+    for ax, measure in zip(axes.flat, order, strict=True):
+        label_rows(ax, list(results))
+        ax.set_xlabel(titles[measure])
         for row, values in enumerate(results.values()):
-            draw_row(axis, row, values[:, :, column])
-        axis.set_xlabel(titles[measure])
-        axis.grid(axis="x", alpha=0.3)
-        axis.tick_params(axis="y", length=0)
-        for row in range(1, len(results)):
-            axis.axhline(row - 0.5, color="0.8", linewidth=0.8)
-        axis.set_yticks(range(len(results)), results)
-        axis.set_ylim(len(results) - 0.5, -0.5)
-    handles = [
-        plt.Line2D(
-            [], [], color=color, marker=marker(method), linestyle="", markersize=5, label=method
-        )
-        for method, color in METHODS.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(METHODS), frameon=False)
-    OUT.mkdir(exist_ok=True)
-    figure.savefig(OUT / "tables.png", dpi=130)
-    print(f"\nfigure: {OUT / 'tables.png'}")
-
-
-def marker(method: str) -> str:
-    return "^" if method.startswith("logistic") else "s" if method.endswith("Imputer") else "o"
-
-
-def draw_row(axis: Axes, row: int, values: Tensor) -> None:
-    mean, error = summary(values)
-    for i, (method, color) in enumerate(METHODS.items()):
-        if mean[i].isnan():
-            continue
-        y = row + 0.11 * (i - (len(METHODS) - 1) / 2)
-        axis.errorbar(
-            mean[i], y, xerr=error[i], fmt=marker(method), color=color, markersize=5, capsize=2
-        )
+            shown = values[:, :, MEASURES.index(measure)]
+            draw_row(ax, row, *mean_and_error(shown), METHODS)
+    method_legend(figure, METHODS, columns=len(METHODS))
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--quick", action="store_true", help="two seeds, few models")
-    group.add_argument("--paper", action="store_true", help="20,000 steps for every model: hours")
-    arguments = parser.parse_args()
-    size = "quick" if arguments.quick else "paper" if arguments.paper else "default"
+    parser = cli.make_parser(
+        __doc__,
+        quick="two seeds, few models",
+        paper="20,000 steps for every model: hours",
+        threads=False,
+    )
+    size = cli.parse(parser).size
     start = time.perf_counter()
     results = {}
     for name, table in tables().items():
         runs = [run(table, seed, size) for seed in range(2 if size == "quick" else 5)]
         results[name] = torch.tensor([scores for scores, _ in runs])
         print_table(name, table, results[name], [setting for _, setting in runs])
-    draw(results)
+    draw(results, OUT / "drmm" / f"tables_{size}.png")
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 

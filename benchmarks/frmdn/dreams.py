@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from benchmarks.common.store import beside
+from benchmarks.common.summary import plus_minus
 from benchmarks.frmdn.pinball import Pinball
 from benchmarks.frmdn.world_figures import Readout, draw_fans, draw_film, draw_paths
 from benchmarks.frmdn.worlds import World
@@ -144,22 +146,19 @@ def report_dreams(models: dict[str, FRMDN], world: World) -> None:
         ensembles["the system itself"] = play_often(world, chosen, DREAMS, horizon)
     for name, ensemble in ensembles.items():
         scores = energy_score(ensemble / scale, observed, fair=True)
-        cells = (
-            f"{float(s.mean()):.3f} ± {float(s.std()) / len(s) ** 0.5:.3f}"
-            for s in (scores[:, h - 1] for h in places)
-        )
+        cells = [plus_minus(scores[:, h - 1]) for h in places]
         print(f"{name:>24}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
 
 
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def draw_dreams(models: dict[str, FRMDN], world: World, path: Path) -> None:
+def draw_dreams(models: dict[str, FRMDN], world: World, prefix: Path) -> None:
     torch.manual_seed(0)
-    (draw_pinball if world.video is None else draw_video)(models, world, path)
+    (draw_pinball if world.video is None else draw_video)(models, world, prefix)
 
 
-def draw_pinball(models: dict[str, FRMDN], world: World, path: Path) -> None:
+def draw_pinball(models: dict[str, FRMDN], world: World, prefix: Path) -> None:
     table = Pinball(seed=4)
     codes, states = table.play(table.start(2000), table.actions(2000, 5))
     readout = Readout(codes[:, -1], states[-1].position)
@@ -169,8 +168,8 @@ def draw_pinball(models: dict[str, FRMDN], world: World, path: Path) -> None:
     for name, model in models.items():
         futures[name] = dream_often(model, world, chosen, num, horizon)
     past = world.test["value"][chosen, : world.prefix]
-    draw_paths(futures, past, readout, path.with_stem(f"{path.stem}_paths"))
-    draw_one_fan(models, world, chosen[:1], path)
+    draw_paths(futures, past, readout, beside(prefix, "paths.png"))
+    draw_one_fan(models, world, chosen[:1], prefix)
 
 
 def crossroads(world: World, readout: Readout, horizon: int) -> Tensor:
@@ -186,7 +185,7 @@ def crossroads(world: World, readout: Readout, horizon: int) -> Tensor:
     return calm[ends.var(0).sum(-1).argsort(descending=True)[:40:10]]
 
 
-def draw_one_fan(models: dict[str, FRMDN], world: World, index: Tensor, path: Path) -> None:
+def draw_one_fan(models: dict[str, FRMDN], world: World, index: Tensor, prefix: Path) -> None:
     """Of one sequence, in the four coordinates that vary least from frame to frame."""
     horizon = world.length - world.prefix
     futures = (
@@ -201,11 +200,11 @@ def draw_one_fan(models: dict[str, FRMDN], world: World, index: Tensor, path: Pa
         values[index[0], : world.prefix],
         values[index[0], world.prefix :],
         variation.argsort()[:4].tolist(),
-        path.with_stem(f"{path.stem}_fans"),
+        beside(prefix, "fans.png"),
     )
 
 
-def draw_video(models: dict[str, FRMDN], world: World, path: Path) -> None:
+def draw_video(models: dict[str, FRMDN], world: World, prefix: Path) -> None:
     from benchmarks.frmdn import frames  # needs gymnasium
 
     horizon = world.length - world.prefix
@@ -221,5 +220,5 @@ def draw_video(models: dict[str, FRMDN], world: World, path: Path) -> None:
         dreams = dream_often(model, world, index, 2, horizon)[:, 0]
         strips |= {f"{name}, dream {i + 1}": decode(dreamt) for i, dreamt in enumerate(dreams)}
     every = -(-horizon // 12)
-    draw_film(strips, every, world.prefix + 1, path.with_stem(f"{path.stem}_film"))
-    draw_one_fan(models, world, index, path)
+    draw_film(strips, every, world.prefix + 1, beside(prefix, "film.png"))
+    draw_one_fan(models, world, index, prefix)

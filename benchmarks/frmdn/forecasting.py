@@ -30,8 +30,8 @@ Prints the continuous ranked probability score (CRPS, the fair one; the smaller 
 unit of the series (of the economy: in standard deviations of each series), at the first and at the
 last step, and over all; by how much FRMDN is better, with a standard error over blocks of as many
 origins as there are steps ahead, as neighbouring ones share what they forecast; and the share of
-observations in central intervals of 90%. Figures out/forecasting*.png: fan charts, and histograms
-of the probability integral transform (flat if calibrated) of all methods.
+observations in central intervals of 90%. Figures out/frmdn/forecasting_<size>_*.png: fan charts,
+and histograms of the probability integral transform (flat if calibrated) of all methods.
 
 The series are short, and a linear model with seasons is hard to beat: it is as good as recurrent
 networks for CO2, El Niño and the economy, within errors, and better for sunspots, whose cycles in
@@ -41,7 +41,6 @@ A flow does not help, and costs 3% for sunspots: three components can be of abou
     python -m benchmarks.frmdn.forecasting [--quick | --paper] [--series NAME ...]
 """
 
-import argparse
 import time
 import warnings
 from collections.abc import Callable
@@ -58,13 +57,16 @@ from statsmodels.tsa.api import VAR
 from statsmodels.tsa.ar_model import AutoReg, ar_select_order
 from torch import Generator, Tensor, nn
 
+from benchmarks.common import cli
+from benchmarks.common.figures import BLUE, GRAY, RED, draw_fan, save
+from benchmarks.common.store import OUT, beside
+from benchmarks.common.summary import standard_error
 from pyromix import FRMDN, fit, near_identity
 from pyromix.metrics import coverage, crps, pit
 
-OUT = Path("out")
 TEST = 0.25  # share of a series that is forecast
 VALIDATION = 0.2  # of the rest
-METHODS = {"FRMDN": "#2a6fb0", "RMDN": "#7fb2e0", "linear": "#c8352b", "seasonal naive": "0.55"}
+METHODS = {"FRMDN": BLUE, "RMDN": "#7fb2e0", "linear": RED, "seasonal naive": GRAY}
 
 
 class Series(NamedTuple):
@@ -396,7 +398,7 @@ def report(forecasts: Forecasts, setting: Setting) -> None:
     for name, score in scores.items():
         better = (score - scores["FRMDN"]).mean((1, 2))
         blocks = torch.stack([part.mean() for part in better.split(size) if len(part) == size])
-        error = float(blocks.std()) / len(blocks) ** 0.5
+        error = standard_error(blocks)
         cell = "" if name == "FRMDN" else f"{float(better.mean()):+.4f} ± {error:.4f}"
         inside = coverage(draws[name], observed, 0.9)
         print(
@@ -428,9 +430,7 @@ def draw(forecasts: Forecasts, path: Path) -> None:
         for i in chosen:
             start = int(origins[i])
             times = series.times[start : start + series.horizon]
-            for tail, alpha in ((0.05, 0.3), (0.25, 0.45)):
-                low, high = drawn[:, i, :, 0].quantile(torch.tensor([tail, 1 - tail]), 0).numpy()
-                top.fill_between(times, low, high, color=color, alpha=alpha, linewidth=0)
+            draw_fan(top, times, drawn[:, i, :, 0], color)
             top.plot(times, drawn[:, i, :, 0].median(0).values, color=color, lw=1.2)
             top.axvline(series.times[start - 1], color="0.8", lw=0.8, ls=":", zorder=0)
         top.set_title(name, fontsize=10)
@@ -441,29 +441,20 @@ def draw(forecasts: Forecasts, path: Path) -> None:
         bottom.set_xlabel("probability integral transform")
     axes[0, 0].set_ylabel(f"{series.name}, {series.columns[0]}")
     axes[1, 0].set_ylabel("density")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"figure: {path}", flush=True)
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="one seed, few steps")
-    size.add_argument("--paper", action="store_true", help="ten seeds, all origins")
+    parser = cli.make_parser(__doc__, quick="one seed, few steps", paper="ten seeds, all origins")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    OUT.mkdir(exist_ok=True)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
+    arguments = cli.parse(parser)
+    setting = SETTINGS[arguments.size]
+    prefix = OUT / "frmdn" / f"forecasting_{arguments.size}"
     start = time.perf_counter()
     for name in arguments.series:
         forecasts = forecast(SERIES[name](), setting)
         report(forecasts, setting)
-        draw(forecasts, OUT / f"forecasting_{name}.png")
+        draw(forecasts, beside(prefix, f"{name}.png"))
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 

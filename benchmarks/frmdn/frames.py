@@ -4,7 +4,7 @@ Frames are recorded under smooth random actions, in CarRacing under those of a c
 steers towards a point of the road ahead, and is off by a random, smooth error; resized to 64 x 64;
 and encoded by a variational autoencoder, written in Pyro: four convolutions of stride 2, codes of
 32 numbers, a normal of fixed scale for pixels. A code is a draw from the posterior, as in the
-world model of Ha and Schmidhuber. Everything is kept under out/, and made once.
+world model of Ha and Schmidhuber. Everything is kept in out/frmdn/, and made once.
 """
 
 import itertools
@@ -243,7 +243,7 @@ def load(
         recording = record(name, episodes, length)
         save_file({k: v.contiguous() for k, v in recording._asdict().items()}, path)
     recording = Recording(**load_file(path))
-    path = out / f"vae_{label}_{steps}_{width}.safetensors"
+    path = out / f"frames_{label}_vae_{steps}_{width}.safetensors"
     if not path.exists():
         print(f"training the autoencoder: {steps} steps", flush=True)
         vae = train_vae(recording.frames[:-held_out].flatten(0, 1), steps, width)

@@ -18,17 +18,14 @@ Trains on the training images if they are in the folder that PYROMIX_DATA names 
 or with `--full`, which downloads them; else on 8,000 of the test images, with 1,000 to validate
 on and 1,000 to test on.
 
-Figures under out/: image_rows_samples.png, image_rows_completions.png, image_rows_bits.png (with
-the name of the size after image_rows, if it is not the default one). What was trained is kept in
-out/image_rows_<size>/, a file for each model: processes may share the work with `--models`, after
-which `--report` prints and draws.
+Figures out/frmdn/image_rows_<size>_*.png: samples, completions, bits. What was trained is kept in
+out/frmdn/image_rows_<size>/, a file for each model: processes may share the work with `--models`,
+after which `--report` prints and draws.
 
     python -m benchmarks.frmdn.image_rows [--quick | --paper] [--full] [--models NAME ...]
         [--report]
 """
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,20 +37,18 @@ import matplotlib.pyplot as plt
 import pyro.distributions.transforms as transforms
 import torch
 import zuko
-from torch import Generator, Size, Tensor
-from torch.distributions import (
-    AffineTransform,
-    Categorical,
-    Distribution,
-    ReshapeTransform,
-    TransformedDistribution,
-    constraints,
-)
+from torch import Generator, Tensor
+from torch.distributions import Categorical, ReshapeTransform
 
-from benchmarks.frmdn.training import Store, affine_couplings, spline_couplings, train
-from benchmarks.mixtures.speed import interleaved_medians
-from benchmarks.rad.figures import BLUE, INK, RED, save
-from benchmarks.rad.planar_flows import num_parameters
+from benchmarks.common import cli
+from benchmarks.common.couplings import deep_affine, deep_spline, interleaved
+from benchmarks.common.figures import BLUE, INK, RED, hide_sides, save
+from benchmarks.common.store import OUT, Numbers, Store, beside, best
+from benchmarks.common.summary import plus_minus
+from benchmarks.common.timing import interleaved_medians
+from benchmarks.common.training import num_parameters
+from benchmarks.common.zuko_flow import ZukoFlow
+from benchmarks.frmdn.training import train
 from pyromix import (
     FRMDN,
     DistributionModule,
@@ -70,7 +65,6 @@ from pyromix.datasets.sources import cache_folder, own_folders
 from pyromix.metrics import bits_per_dim
 from pyromix.plotting import plot_images
 
-OUT = Path("out")
 CLASSES = 10
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -80,7 +74,6 @@ COMPONENTS, HIDDEN = 10, 32
 class Setting(NamedTuple):
     """How long to train."""
 
-    name: str
     steps: int
     batch_size: int
     models: tuple[str, ...]
@@ -144,49 +137,6 @@ def without_labels(batch: Batch) -> Batch:
 # ---- models -------------------------------------------------------------------------------------
 
 
-class ZukoLaw(TransformedDistribution):
-    """The law of one of zuko's flows, which do not broadcast values with contexts."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return super().log_prob(value.expand(*shape, -1))
-
-
-class ZukoFlow(DistributionModule):
-    """One of zuko's flows, after the same standardisation as FRMDN's, maybe given a context."""
-
-    support = constraints.real_vector
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, flow: Any, dim: int, context_dim: int) -> None:
-        super().__init__(event_shape=(dim,))
-        self.flow, self.context_dim = flow, context_dim
-        self.register_buffer("loc", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-
-    @property
-    def conditional(self) -> bool:
-        return self.context_dim > 0
-
-    def condition(self, context: Tensor | None) -> Distribution:
-        standardize = AffineTransform(self.loc, self.scale, event_dim=1)
-        return ZukoLaw(self.flow(context), standardize, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.condition(None).log_prob(value)
-
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
-        with torch.no_grad():
-            return self.condition(None).sample(sample_shape)
-
-    def initialize(self, data: Batch) -> None:
-        super().initialize(data)
-        z, _ = split_batch(data)
-        self.loc.copy_(z.mean(0))
-        self.scale.copy_(z.std(0, correction=0))
-
-
 def rows(
     rank: int, flow: Callable[[], list[Any]] = list, hidden: int = HIDDEN
 ) -> DistributionModule:
@@ -207,18 +157,18 @@ def pixels(kind: Callable[..., Any], labelled: bool = True, **options: Any) -> D
 
 
 def couplings() -> list[Any]:
-    return spline_couplings(SIDE)
+    return interleaved(SIDE, 2, deep_spline)
 
 
 def affine() -> list[Any]:
     """What the paper has, but for which pixels are in which half."""
-    return affine_couplings(SIDE)
+    return interleaved(SIDE, 2, deep_affine)
 
 
 def by_state() -> list[Any]:
     """Splines that depend on the recurrent state, and affine couplings that do not."""
     spline = transforms.conditional_spline(SIDE, HIDDEN, [64], count_bins=8, bound=5.0)
-    return [near_identity(spline), *affine_couplings(SIDE)]
+    return [near_identity(spline), *affine()]
 
 
 class Entry(NamedTuple):
@@ -265,9 +215,9 @@ BASELINES = {f"frmdn-{r}": f"rmdn-{r}" for r in RANKS} | {
 }
 
 SETTINGS = {
-    "quick": Setting("quick", 96, 128, ("rmdn-0", "frmdn-0")),
-    "default": Setting("default", 1000, 128, tuple(ENTRIES)),
-    "paper": Setting("paper", 50_000, 256, tuple(ENTRIES)),
+    "quick": Setting(96, 128, ("rmdn-0", "frmdn-0")),
+    "default": Setting(1000, 128, tuple(ENTRIES)),
+    "paper": Setting(50_000, 256, tuple(ENTRIES)),
 }
 
 
@@ -279,7 +229,7 @@ def make_model(name: str) -> Any:
 # ---- training and scores ------------------------------------------------------------------------
 
 
-def train_and_score(name: str, data: Data, setting: Setting) -> tuple[Any, dict[str, Any]]:
+def train_and_score(name: str, data: Data, setting: Setting) -> tuple[Any, Numbers]:
     entry, model = ENTRIES[name], make_model(name)
     history = train(
         model, with_labels if entry.labelled else without_labels, data.train, data.validation,
@@ -297,7 +247,7 @@ def train_and_score(name: str, data: Data, setting: Setting) -> tuple[Any, dict[
 
 
 @torch.no_grad()
-def score(model: Any, part: Part, labelled: bool) -> dict[str, Any]:
+def score(model: Any, part: Part, labelled: bool) -> Numbers:
     """Log-densities of every image, of integers plus noise; the same noise for all models."""
     generator = Generator().manual_seed(1)
     nats, jacobians, correct = [], [], 0
@@ -319,37 +269,34 @@ def score(model: Any, part: Part, labelled: bool) -> dict[str, Any]:
     }
 
 
-def bits(numbers: dict[str, Any]) -> Tensor:
+def bits(numbers: Numbers) -> Tensor:
     """Bits per pixel of every image."""
     return bits_per_dim(torch.tensor(numbers["nats"]), PIXELS)
 
 
-def mean_bits(numbers: dict[str, Any]) -> float:
+def mean_bits(numbers: Numbers) -> float:
     return float(bits(numbers).mean())
 
 
-def gap(numbers: dict[str, Any], other: dict[str, Any] | None) -> str:
+def gap(numbers: Numbers, other: Numbers | None) -> str:
     """By how much a model needs fewer bits than another one."""
     if other is None or other is numbers:
         return ""
-    saved = bits(other) - bits(numbers)
-    return f"{float(saved.mean()):.3f} ± {float(saved.std()) / len(saved) ** 0.5:.3f}"
+    return plus_minus(bits(other) - bits(numbers))
 
 
-def report(results: dict[str, dict[str, Any]]) -> None:
+def report(results: dict[str, Numbers]) -> None:
     print(
         f"\n{'':>28} {'parameters':>10} {'ms/step':>8} {'best':>6} {'bits/dim':>15} "
         f"{'below RMDN':>15} {'below RealNVP':>15} {'nats':>8} {'logit nats':>10} {'accuracy':>8}"
     )
     for name, numbers in results.items():
-        score = bits(numbers)
-        error = float(score.std()) / len(score) ** 0.5
         baseline = results.get(BASELINES.get(name, ""))
         accuracy = "" if numbers["accuracy"] is None else f"{numbers['accuracy']:.1%}"
         print(
             f"{ENTRIES[name].label:>28} {numbers['parameters']:>10,} "
             f"{1e3 * numbers['seconds'] / numbers['steps']:>8.0f} {numbers['best step']:>6} "
-            f"{f'{float(score.mean()):.3f} ± {error:.3f}':>15} {gap(numbers, baseline):>15} "
+            f"{plus_minus(bits(numbers)):>15} {gap(numbers, baseline):>15} "
             f"{gap(numbers, results.get(PEER)):>15} {-statistics.mean(numbers['nats']):>8.1f} "
             f"{-numbers['logit nats']:>10.1f} {accuracy:>8}"
         )
@@ -404,12 +351,6 @@ def report_times(times: dict[str, dict[str, float]]) -> None:
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def best(results: dict[str, dict[str, Any]], kind: str) -> str | None:
-    """The model of a kind, trained with labels, that is best in validation."""
-    names = [name for name in results if name.startswith(kind) and ENTRIES[name].labelled]
-    return min(names, key=lambda name: results[name]["validation bits"], default=None)
-
-
 @torch.no_grad()
 def draw_samples(models: dict[str, Any], test: Part, path: Path) -> None:
     """Eight images of every class: real ones, and draws of every model."""
@@ -458,7 +399,7 @@ def draw_completions(model: Any, test: Part, path: Path, draws: int = 8, given: 
     save(figure, path)
 
 
-def draw_bits(results: dict[str, dict[str, Any]], path: Path) -> None:
+def draw_bits(results: dict[str, Numbers], path: Path) -> None:
     colors = {"rmdn": BLUE, "frmdn": RED, "realnvp": "0.6", "maf": "0.6"}
     figure, ax = plt.subplots(figsize=(6.5, 0.34 * len(results) + 0.9), layout="constrained")
     for i, (name, numbers) in enumerate(results.items()):
@@ -469,8 +410,7 @@ def draw_bits(results: dict[str, dict[str, Any]], path: Path) -> None:
     ax.set(xlabel="bits per pixel of test images")
     ax.margins(x=0.12)
     ax.invert_yaxis()
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    hide_sides(ax, "top", "right")
     save(figure, path)
 
 
@@ -478,27 +418,24 @@ def draw_bits(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.make_parser(
+        __doc__,
+        quick="two models, few steps: two minutes",
+        paper="50,000 steps of 256 images: days",
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="two models, few steps: two minutes")
-    size.add_argument("--paper", action="store_true", help="50,000 steps of 256 images: days")
     parser.add_argument("--full", action="store_true", help="download the training images")
-    parser.add_argument("--models", nargs="+", choices=list(ENTRIES), help="by default all")
-    parser.add_argument("--report", action="store_true", help="only print and draw")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
-    store = Store(OUT / f"image_rows_{setting.name}")
+    cli.add_models(parser, ENTRIES)
+    arguments = cli.parse(parser)
+    setting = SETTINGS[arguments.size]
+    prefix = OUT / "frmdn" / f"image_rows_{arguments.size}"
+    store = Store(prefix)
     data = load_data(arguments.full)
     print(f"{len(data.train.pixels)} images to train on, {setting.steps} steps", flush=True)
 
     if not arguments.report:
         for name in arguments.models or setting.models:
             model, numbers = train_and_score(name, data, setting)
-            store.save(name, numbers, model)
+            store.save(name, numbers, model.state_dict())
             print(
                 f"{ENTRIES[name].label}: {mean_bits(numbers):.3f} bits per pixel, "
                 f"{numbers['seconds']:.0f} s",
@@ -509,21 +446,14 @@ def main() -> None:
 
     results = store.numbers(ENTRIES)
     report(results)
-    times = time_draws(2.0 if arguments.quick else 20.0)
-    report_times(times)
-    summary = {
-        name: numbers | {"nats": statistics.mean(numbers["nats"]), "bits": mean_bits(numbers)}
-        for name, numbers in results.items()
-    }
-    prefix = "image_rows" if setting.name == "default" else f"image_rows_{setting.name}"
-    summary_path = OUT / f"{prefix}.json"
-    summary_path.write_text(json.dumps({"models": summary, "times": times}, indent=1))
-    drawn = [best(results, kind) for kind in ("frmdn", "rmdn", "realnvp")]
+    report_times(time_draws(2.0 if arguments.size == "quick" else 20.0))
+    labelled = {name: numbers for name, numbers in results.items() if ENTRIES[name].labelled}
+    drawn = [best(labelled, kind, "validation bits") for kind in ("frmdn", "rmdn", "realnvp")]
     models = {name: store.load(name, make_model(name)) for name in drawn if name}
-    draw_samples(models, data.test, OUT / f"{prefix}_samples.png")
+    draw_samples(models, data.test, beside(prefix, "samples.png"))
     if drawn[0]:
-        draw_completions(models[drawn[0]], data.test, OUT / f"{prefix}_completions.png")
-    draw_bits(results, OUT / f"{prefix}_bits.png")
+        draw_completions(models[drawn[0]], data.test, beside(prefix, "completions.png"))
+    draw_bits(results, beside(prefix, "bits.png"))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,15 @@ with its standard error over recordings and by how much it is below that of the 
 rank. Models are recurrent, with 20 components; the floors are one component, and a linear model
 of a frame given the last one, with a full covariance.
 
-Figures under out/: speech_waves.png (recordings and draws), speech_continuations.png. (With the
-name of the size after speech, if it is not the default one.) What was trained is kept in
-out/speech_<size>/, a file for each model: processes may share the work with `--models`, after
-which `--report` prints and draws.
+Figures out/frmdn/speech_<size>_*.png: waves (recordings and draws), continuations; the speaker is
+part of their name, if it is not lucas. What was trained is kept in out/frmdn/speech_<size>/, a
+file for each model: processes may share the work with `--models`, after which `--report` prints
+and draws.
 
     python -m benchmarks.frmdn.speech [--quick | --paper] [--speaker NAME] [--models NAME ...]
         [--report]
 """
 
-import argparse
-import json
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -37,15 +35,18 @@ from scipy.fft import dct
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Transform, constraints
 
-from benchmarks.frmdn.training import Store, affine_couplings, spline_couplings, train
-from benchmarks.rad.figures import BLUE, INK, RED, save
-from benchmarks.rad.planar_flows import num_parameters
+from benchmarks.common import cli
+from benchmarks.common.couplings import deep_affine, deep_spline, interleaved
+from benchmarks.common.figures import BLUE, INK, RED, save
+from benchmarks.common.store import OUT, Numbers, Store, beside, best
+from benchmarks.common.summary import mean_and_error
+from benchmarks.common.training import num_parameters
+from benchmarks.frmdn.training import train
 from pyromix import FRMDN, dequantize
 from pyromix.core.batch import Batch
 from pyromix.datasets import spoken_digits
 from pyromix.preprocessing import frames
 
-OUT = Path("out")
 FRAME = 200
 LENGTH = 20  # frames
 HALF = 2**15  # of the levels of 16 bits
@@ -189,11 +190,11 @@ def cosines(dtype: torch.dtype) -> Tensor:
 
 
 def affine() -> list[Any]:
-    return affine_couplings(FRAME, 2, 256)
+    return interleaved(FRAME, 2, partial(deep_affine, hidden=256))
 
 
 def spline() -> list[Any]:
-    return spline_couplings(FRAME, 2, 256)
+    return interleaved(FRAME, 2, partial(deep_spline, hidden=256))
 
 
 class Entry(NamedTuple):
@@ -229,7 +230,6 @@ LABELS = {LINEAR: "linear model of frames"} | {name: e.label for name, e in ENTR
 class Setting(NamedTuple):
     """How long to train models of which width, and which of them."""
 
-    name: str
     steps: int
     batch_size: int
     hidden: int
@@ -237,23 +237,12 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "quick": Setting("quick", 60, 32, 64, (LINEAR, "rmdn-0", "frmdn-0")),
+    "quick": Setting(60, 32, 64, (LINEAR, "rmdn-0", "frmdn-0")),
     "default": Setting(
-        "default",
-        1000,
-        32,
-        128,
-        (
-            LINEAR,
-            "rmdn-k1",
-            "rmdn-0",
-            "frmdn-0",
-            "rmdn-cosines",
-            "frmdn-cosines",
-        ),
+        1000, 32, 128, (LINEAR, "rmdn-k1", "rmdn-0", "frmdn-0", "frmdn-cosines")
     ),
-    "paper": Setting("paper", 50_000, 64, 2000, tuple(LABELS)),
-}
+    "paper": Setting(50_000, 64, 2000, tuple(LABELS)),
+}  # fmt: skip
 
 
 def make_model(name: str, setting: Setting) -> FRMDN:
@@ -271,7 +260,7 @@ def normalized(data: Data, part: Part) -> Tensor:
         return data.normalize(part.batch)["value"]
 
 
-def fit_linear_model(data: Data) -> dict[str, Any]:
+def fit_linear_model(data: Data) -> Numbers:
     """Takes the ridge and the shrinkage with which validation is best."""
     value, mask = {}, {}
     for name in ("train", "validation", "test"):
@@ -291,7 +280,7 @@ def fit_linear_model(data: Data) -> dict[str, Any]:
     }
 
 
-def train_and_score(name: str, data: Data, setting: Setting) -> tuple[FRMDN, dict[str, Any]]:
+def train_and_score(name: str, data: Data, setting: Setting) -> tuple[FRMDN, Numbers]:
     model = make_model(name, setting)
     history = train(
         model, data.normalize, data.train.batch, data.validation.batch, steps=setting.steps,
@@ -321,11 +310,11 @@ def score(model: FRMDN, value: Tensor, lengths: Tensor) -> list[float]:
 def bits(nats: Tensor, data: Data) -> tuple[float, float]:
     """Bits a sample of integers, over all samples, or their change: mean and standard error."""
     count = FRAME * data.test.lengths.double().mean()
-    each = nats / count / math.log(2)
-    return float(each.mean()), float(each.std()) / len(each) ** 0.5
+    mean, error = mean_and_error(nats / count / math.log(2))
+    return float(mean), float(error)
 
 
-def report(results: dict[str, dict[str, Any]], data: Data) -> None:
+def report(results: dict[str, Numbers], data: Data) -> None:
     print(
         f"\n{'':>24} {'parameters':>10} {'ms/step':>8} {'best':>6} {'nats/recording':>15} "
         f"{'nats/frame':>10} {'bits/sample':>15} {'below RMDN':>15}"
@@ -343,12 +332,6 @@ def report(results: dict[str, dict[str, Any]], data: Data) -> None:
             f"{float(nats.sum() / data.test.lengths.sum()):>10.1f} "
             f"{f'{mean + math.log2(data.deviation):.3f} ± {error:.3f}':>15} {gain:>15}"
         )
-
-
-def best(results: dict[str, dict[str, Any]], kind: str) -> str | None:
-    """The model of a kind that is best in validation."""
-    names = [name for name in results if name.startswith(kind)]
-    return min(names, key=lambda name: results[name]["validation nats"], default=None)
 
 
 def plot_wave(axes: Any, wave: Tensor, data: Data, color: str, title: str) -> None:
@@ -415,21 +398,16 @@ def draw_continuations(model: FRMDN, data: Data, path: Path, draws: int = 3) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.make_parser(
+        __doc__, quick="few steps: two minutes", paper="2,000 hidden units: days"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="few steps: two minutes")
-    size.add_argument("--paper", action="store_true", help="2,000 hidden units: days")
     parser.add_argument("--speaker", choices=SPEAKERS, default="lucas", help="to test on")
-    parser.add_argument("--models", nargs="+", choices=list(LABELS), help="by default four")
-    parser.add_argument("--report", action="store_true", help="only print and draw")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
+    cli.add_models(parser, LABELS, "five")
+    arguments = cli.parse(parser)
+    setting = SETTINGS[arguments.size]
     suffix = f"_{arguments.speaker}" if arguments.speaker != "lucas" else ""
-    store = Store(OUT / f"speech_{setting.name}{suffix}")
+    prefix = OUT / "frmdn" / f"speech_{arguments.size}{suffix}"
+    store = Store(prefix)
     data = load_data(arguments.speaker)
     print(
         f"{len(data.train.lengths)} recordings to train on, {setting.steps} steps; standard "
@@ -438,12 +416,12 @@ def main() -> None:
     )
     if not arguments.report:
         for name in arguments.models or setting.models:
-            model: FRMDN | None = None
             if name == LINEAR:
                 numbers = fit_linear_model(data)
+                store.save(name, numbers)
             else:
                 model, numbers = train_and_score(name, data, setting)
-            store.save(name, numbers, model)
+                store.save(name, numbers, model.state_dict())
             print(
                 f"{LABELS[name]}: {sum(numbers['nats']) / len(numbers['nats']):.1f} nats a "
                 f"recording, {numbers.get('seconds', 0):.0f} s",
@@ -454,18 +432,11 @@ def main() -> None:
 
     results = store.numbers(LABELS)
     report(results, data)
-    prefix = "speech" if setting.name == "default" else f"speech_{setting.name}"
-    summary = {
-        name: numbers | {"nats": sum(numbers["nats"]) / len(numbers["nats"])}
-        for name, numbers in results.items()
-    }
-    (OUT / f"{prefix}{suffix}.json").write_text(json.dumps(summary, indent=1))
-    drawn = [best(results, kind) for kind in ("frmdn", "rmdn")]
+    drawn = [best(results, kind, "validation nats") for kind in ("frmdn", "rmdn")]
     models = {name: store.load(name, make_model(name, setting)) for name in drawn if name}
-    draw_waves(models, data, OUT / f"{prefix}{suffix}_waves.png")
+    draw_waves(models, data, beside(prefix, "waves.png"))
     if drawn[0]:
-        path = OUT / f"{prefix}{suffix}_continuations.png"
-        draw_continuations(models[drawn[0]], data, path)
+        draw_continuations(models[drawn[0]], data, beside(prefix, "continuations.png"))
 
 
 if __name__ == "__main__":

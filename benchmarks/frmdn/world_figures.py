@@ -8,15 +8,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from benchmarks.common.figures import BLUE, GRAY, INK, RED, draw_fan, frame, hide_sides, save
 from benchmarks.frmdn.pinball import BUMPERS, RADIUS
-
-INK, BLUE, RED, GRAY = "#1b1f24", "#2a6fb0", "#c8352b", "0.55"
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"figure: {path}", flush=True)
 
 
 def draw_table(scores: Mapping[tuple[str, int, int], float], title: str, path: Path) -> None:
@@ -99,9 +92,8 @@ def table(ax: Any) -> None:
     ax.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color=GRAY))
     for center in BUMPERS:
         ax.add_patch(plt.Circle(center, RADIUS, color="0.9", zorder=0))
-    ax.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
-    for side in ax.spines.values():
-        side.set_visible(False)
+    frame(ax, (-1.15, 1.15, -1.15, 1.15))
+    hide_sides(ax)
 
 
 def draw_fans(
@@ -125,10 +117,7 @@ def draw_fans(
     before, after = range(1, start + 1), range(start + 1, start + 1 + len(real))
     for row, d in enumerate(coordinates):
         for ax, (name, codes) in zip(axes[row], futures.items(), strict=True):
-            for tail, alpha in ((0.05, 0.25), (0.25, 0.35)):
-                ends = torch.tensor([tail, 1 - tail])
-                low, high = codes[..., d].quantile(ends, 0).numpy()
-                ax.fill_between(after, low, high, color=BLUE, alpha=alpha, linewidth=0)
+            draw_fan(ax, after, codes[..., d], BLUE)
             ax.plot(before, past[:, d].numpy(), color=INK, linewidth=1.2)
             for one in codes[:3, :, d]:
                 ax.plot(after, one.numpy(), color=BLUE, linewidth=0.7, alpha=0.8)
@@ -165,8 +154,7 @@ def draw_film(strips: Mapping[str, Tensor], every: int, first: int, path: Path) 
         for ax, place in zip(row, places, strict=True):
             ax.imshow(frames[place].permute(1, 2, 0).clamp(0, 1).numpy())
             ax.set(xticks=[], yticks=[])
-            for side in ax.spines.values():
-                side.set_visible(False)
+            hide_sides(ax)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for ax, place in zip(axes[0], places, strict=True):
         ax.set_title(f"{first + place}", fontsize=8)

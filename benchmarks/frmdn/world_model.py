@@ -26,34 +26,36 @@ Prints, on test data:
   at random and, for pinball, of 20 runs of the true system from the true state: a bound, as no
   model is shown speeds.
 
-Figures under out/: the table; dreams beside what happens (for frames, as film strips). Every model
-has a file of results and one of parameters in out/world_model_*/, so that processes can share the
-work by `--models`; `--report` makes tables and figures of what is there, without training.
+Figures out/frmdn/world_model_<world>_*.png: the table; dreams beside what happens (for frames, as
+film strips). Every model has a file of results and one of parameters in
+out/frmdn/world_model_<world>/, so that processes can share the work by `--models`; `--report`
+makes tables and figures of what is there, without training.
 
     python -m benchmarks.frmdn.world_model [--quick | --paper] [--env ID] [--models PATTERN ...]
         [--tune | --report] [--threads N]
 """
 
-import argparse
 import fnmatch
 import itertools
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions.transforms import affine_coupling, permute, spline_coupling
+from pyro.distributions.transforms import affine_coupling, spline_coupling
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.couplings import alternating
+from benchmarks.common.store import OUT, Numbers, Store, beside
+from benchmarks.common.summary import plus_minus
+from benchmarks.common.training import falling, num_parameters
 from benchmarks.frmdn.dreams import draw_dreams, report_dreams
-from benchmarks.frmdn.training import falling
 from benchmarks.frmdn.world_figures import draw_table
-from benchmarks.frmdn.worlds import OUT, SETTINGS, Batch, Setting, World, environment, pinball
-from pyromix import FRMDN, fit, load, near_identity, save
+from benchmarks.frmdn.worlds import SETTINGS, Batch, Setting, World, environment, pinball
+from pyromix import FRMDN, fit
 
 BATCH = 64
 CLIP = 5.0
@@ -73,16 +75,6 @@ class Kind(NamedTuple):
 # ---- models -------------------------------------------------------------------------------------
 
 
-def couplings(dim: int, make: Callable[..., Any], layers: int = 2) -> list[Any]:
-    """Couplings that start near the identity, and change places with what they keep."""
-    transforms = []
-    for layer in range(layers):
-        split = dim // 2 if layer % 2 == 0 else dim - dim // 2
-        order = torch.tensor([*range(split, dim), *range(split)])
-        transforms += [near_identity(make(dim, split)), permute(dim, order)]
-    return transforms
-
-
 def affine(dim: int, split: int, hidden: int = 64) -> Any:
     """One of the paper's two couplings: affine, of networks with a hidden layer."""
     return affine_coupling(dim, [hidden], split_dim=split)
@@ -94,9 +86,9 @@ def spline(dim: int, split: int, hidden: int = 32) -> Any:
 
 
 FLOWS: dict[str, Callable[[int], list[Any]]] = {
-    "two affine": partial(couplings, make=affine),
-    "four affine": partial(couplings, make=affine, layers=4),
-    "two splines": partial(couplings, make=spline),
+    "two affine": partial(alternating, count=2, make=affine),
+    "four affine": partial(alternating, count=4, make=affine),
+    "two splines": partial(alternating, count=2, make=spline),
 }
 RATES = (3e-3, 1e-2, 2e-2)
 # Nats a step on validation data of pinball, by `--tune` (750 steps, K = 3, rank 1), by rate: no
@@ -144,7 +136,7 @@ def nats_per_step(model: FRMDN, batch: Batch) -> Tensor:
     return law.log_prob_per_step(batch["value"])[:, 1:].mean(-1)
 
 
-def evaluate(kind: Kind, world: World, setting: Setting, folder: Path) -> None:
+def evaluate(kind: Kind, world: World, setting: Setting, store: Store) -> None:
     """Trains one model, and keeps it and its results."""
     torch.manual_seed(0)
     model = make_model(kind, world, setting)
@@ -153,15 +145,13 @@ def evaluate(kind: Kind, world: World, setting: Setting, folder: Path) -> None:
     result = {
         "nats": nats.tolist(),
         "validation": float(nats_per_step(model, world.validation).mean()),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": num_parameters(model),
         "lr": CHOSEN[kind.name],
         "best step": history.best_step,
         "steps": len(history.losses),
         "seconds": history.seconds[-1],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save(model, folder / f"{kind}.safetensors")
-    (folder / f"{kind}.json").write_text(json.dumps(result))
+    store.save_model(str(kind), result, model)
     print(
         f"{kind!s:>10}: {float(nats.mean()):8.4f} nats a step (validation "
         f"{result['validation']:.4f}), best step {history.best_step} of {world.steps}, "
@@ -192,18 +182,12 @@ def tune(world: World, setting: Setting) -> None:
 # ---- the table ----------------------------------------------------------------------------------
 
 
-def read_results(folder: Path, setting: Setting) -> dict[Kind, dict[str, Any]]:
-    paths = {kind: folder / f"{kind}.json" for kind in kinds(setting)}
-    return {kind: json.loads(path.read_text()) for kind, path in paths.items() if path.exists()}
+def read_results(store: Store, setting: Setting) -> dict[Kind, Numbers]:
+    found = store.numbers(map(str, kinds(setting)))
+    return {kind: found[str(kind)] for kind in kinds(setting) if str(kind) in found}
 
 
-def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Mean by which one is ahead of the other in the same sequences, and its standard error."""
-    ahead = [a - b for a, b in zip(one, other, strict=True)]
-    return statistics.mean(ahead), statistics.stdev(ahead) / len(ahead) ** 0.5
-
-
-def report(results: dict[Kind, dict[str, Any]], world: World) -> None:
+def report(results: dict[Kind, Numbers], world: World) -> None:
     components = sorted({kind.components for kind in results})
     ranks = sorted({kind.rank for kind in results})
     head = "".join(f"{f'K = {k}':>20}" for k in components)
@@ -223,8 +207,8 @@ def report(results: dict[Kind, dict[str, Any]], world: World) -> None:
     def ahead(one: Kind, other: Kind) -> str:
         if one not in results or other not in results:
             return ""
-        mean, error = difference(results[one]["nats"], results[other]["nats"])
-        return f"{mean:+.3f} ± {error:.3f}"
+        one_nats, other_nats = (torch.tensor(results[kind]["nats"]) for kind in (one, other))
+        return plus_minus(one_nats - other_nats, sign="+")
 
     num, length = world.test["value"].shape[:2]
     table(
@@ -252,50 +236,37 @@ def report(results: dict[Kind, dict[str, Any]], world: World) -> None:
     table("milliseconds a step of training, validation included", milliseconds)
 
 
-def dreamers(results: dict[Kind, dict[str, Any]], folder: Path) -> dict[str, FRMDN]:
+def dreamers(results: dict[Kind, Numbers], store: Store) -> dict[str, FRMDN]:
     """The smallest RMDN, and the best of either kind on validation data."""
     chosen: list[Kind] = sorted(kind for kind in results if kind.name == "RMDN")[:1]
     for name in ("RMDN", "FRMDN"):
         of_kind = [kind for kind in results if kind.name == name]
         if of_kind:
             chosen.append(max(of_kind, key=lambda kind: results[kind]["validation"]))
-    return {
-        str(kind): load(folder / f"{kind}.safetensors").eval() for kind in dict.fromkeys(chosen)
-    }
+    return {str(kind): store.load_model(str(kind)) for kind in dict.fromkeys(chosen)}
 
 
 # ---- all ----------------------------------------------------------------------------------------
 
 
-def draw(results: dict[Kind, dict[str, Any]], world: World, path: Path) -> None:
-    scores = {tuple(kind): -statistics.mean(r["nats"]) for kind, r in results.items()}
-    num, length = world.test["value"].shape[:2]
-    draw_table(scores, f"{world.label}: {num} test sequences of {length} frames", path)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.make_parser(
+        __doc__, quick="few small models", paper="the paper's network: days on a CPU"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="few small models")
-    size.add_argument("--paper", action="store_true", help="the paper's network: days on a CPU")
     parser.add_argument("--env", metavar="ID", help="an environment of gymnasium")
     parser.add_argument("--models", nargs="+", default=["*"], help="such as RMDN-3-1 or FRMDN-*-0")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--tune", action="store_true", help="compare flows and rates, briefly")
     task.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    OUT.mkdir(exist_ok=True)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
+    arguments = cli.parse(parser)
+    setting = SETTINGS[arguments.size]
     world = environment(arguments.env, setting) if arguments.env else pinball(setting)
     if arguments.tune:
         tune(world, setting)
         return
     start = time.perf_counter()
-    folder = OUT / f"world_model_{world.label}"
+    prefix = OUT / "frmdn" / f"world_model_{world.label}"
+    store = Store(prefix)
     if not arguments.report:
         chosen = [
             kind
@@ -305,15 +276,18 @@ def main() -> None:
         if not chosen:
             parser.error(f"no model is named so; there are {', '.join(map(str, kinds(setting)))}")
         for kind in chosen:
-            evaluate(kind, world, setting, folder)
-    results = read_results(folder, setting)
+            evaluate(kind, world, setting, store)
+    results = read_results(store, setting)
     if not results:
-        parser.error(f"no results in {folder}: train first")
+        parser.error(f"no results in {prefix}: train first")
     report(results, world)
-    models = dreamers(results, folder)
+    models = dreamers(results, store)
     report_dreams(models, world)
-    draw(results, world, OUT / f"world_model_{world.label}_table.png")
-    draw_dreams(models, world, OUT / f"world_model_{world.label}.png")
+    scores = {tuple(kind): -statistics.mean(r["nats"]) for kind, r in results.items()}
+    num, length = world.test["value"].shape[:2]
+    title = f"{world.label}: {num} test sequences of {length} frames"
+    draw_table(scores, title, beside(prefix, "table.png"))
+    draw_dreams(models, world, prefix)
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 

@@ -1,13 +1,11 @@
 """What world_model.py learns from: sequences of codes and actions, and how many of them."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from benchmarks.common.store import OUT
 from benchmarks.frmdn.pinball import Pinball, State
-
-OUT = Path("out")
 
 Batch = dict[str, Tensor]
 
@@ -80,7 +78,7 @@ def environment(name: str, setting: Setting) -> World:
 
     held_out = max(1, setting.episodes // 10)
     encoded = frames.load(
-        name, OUT, setting.episodes, setting.episode_length, setting.vae_steps,
+        name, OUT / "frmdn", setting.episodes, setting.episode_length, setting.vae_steps,
         setting.vae_width, 2 * held_out,
     )  # fmt: skip
     pairs = encoded.codes, encoded.actions

@@ -1,9 +1,8 @@
 """Figures of known_answers.py: what was found, beside the answers."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,44 +12,33 @@ from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from benchmarks.maxent.problems import BASES, Problem, eigenvalue
+from benchmarks.common.figures import BLUE, GREEN, INK, RED, frame, save, scatter
+from benchmarks.common.store import beside
+from benchmarks.common.training import in_chunks
+from benchmarks.maxent.oscillation import eigenvalue
+from benchmarks.maxent.problem import BASES, Problem
 from pyromix import Flow
 
-COLORS = {
-    "normal": "#c8352b",
-    "relaxed": "#dc9a20",
-    "stratified": "#2a6fb0",
-    "implicit": "#3a9a4b",
+COLORS = {"normal": RED, "relaxed": "#dc9a20", "stratified": BLUE, "implicit": GREEN}
+STYLES: dict[str, Any] = {
+    base: {
+        "color": color,
+        "linestyle": (0, (4, 2)) if base == "implicit" else "-",
+        "linewidth": 1.3,
+    }
+    for base, color in COLORS.items()
 }
-DASHES: dict[str, Any] = {
-    "normal": "-",
-    "relaxed": "-",
-    "stratified": "-",
-    "implicit": (0, (4, 2)),
-}
-INK = "#1b1f24"
 
 Problems = dict[str, Problem]
 Flows = dict[tuple[str, str], Flow]  # by problem and base
 Found = dict[tuple[str, str], list[dict[str, Any]]]  # likewise, of all seeds
 
 
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"figure: {path}", flush=True)
-
-
 def bases_of(problem: str, flows: Flows) -> list[str]:
     return [base for base in BASES if (problem, base) in flows]
 
 
-def frame(ax: Axes, limits: Sequence[float], aspect: Literal["equal", "auto"] = "equal") -> None:
-    left, right, bottom, top = limits
-    ax.set(xlim=(left, right), ylim=(bottom, top), aspect=aspect, box_aspect=1)
-    ax.set(xticks=[], yticks=[])
-    for side in ax.spines.values():
-        side.set_color("0.8")
+STRETCHED: dict[str, Any] = {"aspect": "auto", "box_aspect": 1}  # axes that look square
 
 
 @torch.no_grad()
@@ -59,9 +47,8 @@ def draws(flow: Flow, num: int) -> Tensor:
     return flow.sample((num,))
 
 
-@torch.no_grad()
 def log_density(flow: Flow, x: Tensor) -> Tensor:
-    return torch.cat([flow.log_prob(part) for part in x.float().split(5000)]).double()
+    return in_chunks(flow.log_prob, x.float(), 5000).double()
 
 
 def answer_log_density(problem: Problem, x: Tensor) -> Tensor:
@@ -109,9 +96,8 @@ def draw_lines(problems: Problems, flows: Flows, path: Path) -> None:
         bottom.axhline(0, color="0.6", linewidth=0.8)
         for base in bases_of(name, flows):
             found = log_density(flows[name, base], x)
-            style = {"color": COLORS[base], "linestyle": DASHES[base], "linewidth": 1.3}
-            top.plot(line, found.exp().numpy(), **style)
-            bottom.plot(line, (found - answer).numpy(), **style)
+            top.plot(line, found.exp().numpy(), **STYLES[base])
+            bottom.plot(line, (found - answer).numpy(), **STYLES[base])
         top.set_title(f"{name}: {', '.join(problem.names)}", fontsize=10)
         top.set_ylim(0, 1.25 * float(answer.exp().max()))
         bottom.set(ylim=(-0.5, 0.5), xlim=(low, high))
@@ -123,9 +109,7 @@ def draw_lines(problems: Problems, flows: Flows, path: Path) -> None:
 
 def legend(ax: Axes, answer: str = "the answer") -> None:
     handles: list[Any] = [Line2D([], [], color="0.8", linewidth=6, label=answer)]
-    handles += [
-        Line2D([], [], color=COLORS[base], linestyle=DASHES[base], label=base) for base in BASES
-    ]
+    handles += [Line2D([], [], label=base, **STYLES[base]) for base in BASES]
     ax.legend(handles=handles, frameon=False, fontsize=9)
 
 
@@ -151,8 +135,8 @@ def draw_gaussian(problem: Problem, flows: Flows, found: Found, path: Path) -> N
         for ax, (i, j) in zip(column, pairs, strict=True):
             center, reach = mean[[i, j]], 3.9 * covariance.diagonal()[[i, j]].sqrt()
             ends = torch.stack([center - reach, center + reach], -1).flatten().tolist()
-            frame(ax, ends, "auto")
-            ax.scatter(*x[:, [i, j]].T.numpy(), s=1, color="0.45", linewidths=0, rasterized=True)
+            frame(ax, ends, **STRETCHED)
+            scatter(ax, x[:, [i, j]], "0.45")
             factor = torch.linalg.cholesky(covariance[[i, j]][:, [i, j]])
             for radius in (1, 2, 3):
                 ellipse = center.unsqueeze(-1) + radius * factor @ circle
@@ -247,8 +231,7 @@ def draw_wells(problems: Problems, flows: Flows, found: Found, path: Path) -> No
         for base in bases_of(name, flows):
             entries = sorted(found[name, base], key=lambda entry: entry["kl"])
             masses = sorted(entries[len(entries) // 2]["modes"])
-            style = {"color": COLORS[base], "linestyle": DASHES[base]}
-            ax.plot(range(1, count + 1), masses, **style)
+            ax.plot(range(1, count + 1), masses, **STYLES[base])
         ax.set(xlim=(0.5, count + 0.5), xlabel=f"modes of {name}, from the lightest")
         ax.set_ylim(bottom=0)
     lower.axes[0].set_ylabel("mass, as a multiple of\nits share")
@@ -271,8 +254,8 @@ def draw_oscillation(problem: Problem, flows: Flows, found: Found, path: Path) -
         column[0].set_title(title, fontsize=10)
         points = (x[:, [1, 2]], x[:, [0, 3]], torch.stack(eigenvalue(x.double()), -1))
         for ax, y, (_, limits) in zip(column, points, rows, strict=True):
-            frame(ax, limits, "auto")
-            ax.scatter(*y.T.numpy(), s=1.2, color=INK, alpha=0.5, linewidths=0, rasterized=True)
+            frame(ax, limits, **STRETCHED)
+            scatter(ax, y, INK, 1.2, alpha=0.5)
         for deviations in (1, 2):
             angle = torch.linspace(0, 2 * math.pi, 200)
             column[2].plot(
@@ -313,10 +296,9 @@ def draw_rounds(problems: Problems, found: Found, path: Path) -> None:
             violations = torch.tensor(rounds["violations"], dtype=torch.float64)
             assert violations.shape[1] == len(targets)
             kl = truth.entropy - entropy + violations @ truth.multipliers
-            style = {"color": COLORS[base], "linestyle": DASHES[base], "linewidth": 1.3}
             steps = range(1, len(entropy) + 1)
-            top.plot(steps, entropy.numpy(), **style)
-            bottom.plot(steps, kl.clamp(min=1e-4).numpy(), **style)
+            top.plot(steps, entropy.numpy(), **STYLES[base])
+            bottom.plot(steps, kl.clamp(min=1e-4).numpy(), **STYLES[base])
         top.set_title(name, fontsize=10)
         bottom.set(yscale="log", xlabel="round")
         bottom.locator_params(axis="x", integer=True)
@@ -329,17 +311,13 @@ def draw_rounds(problems: Problems, found: Found, path: Path) -> None:
 
 def draw_figures(problems: Problems, flows: Flows, found: Found, prefix: Path) -> None:
     """Draws all that there are results for."""
-
-    def path(name: str) -> Path:
-        return prefix.with_name(f"{prefix.name}_{name}.png")
-
-    draw_lines(problems, flows, path("densities"))
+    draw_lines(problems, flows, beside(prefix, "densities.png"))
     for name, what, draw in (
         ("gaussian", "gaussian", draw_gaussian),
         ("dirichlet", "simplex", draw_simplex),
         ("oscillation", "oscillation", draw_oscillation),
     ):
         if name in problems and bases_of(name, flows):
-            draw(problems[name], flows, found, path(what))
-    draw_wells(problems, flows, found, path("wells"))
-    draw_rounds(problems, found, path("rounds"))
+            draw(problems[name], flows, found, beside(prefix, f"{what}.png"))
+    draw_wells(problems, flows, found, beside(prefix, "wells.png"))
+    draw_rounds(problems, found, beside(prefix, "rounds.png"))

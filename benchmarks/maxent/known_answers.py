@@ -1,7 +1,7 @@
 """Maximum entropy where the answer is known: flows on a normal, and on mixtures.
 
-Eight problems (problems.py), from a normal with known moments to 256 modes in eight
-dimensions, are solved by `pyromix.MaximumEntropy` with spline flows on four bases:
+Eight problems (problems.py, oscillation.py), from a normal with known moments to 256 modes in
+eight dimensions, are solved by `pyromix.MaximumEntropy` with spline flows on four bases:
 
 - normal: a normal, as most flows have;
 - relaxed: a mixture whose choice of a component is relaxed by Gumbel noise, and less and less so;
@@ -22,11 +22,10 @@ The density of the relaxed law is that of a finite mixture, and this is the law 
 and scored. A second line scores draws of the relaxed law itself with that density. That makes its
 entropy too high, and KL too low, by the divergence between the two.
 
-Figures under out/: maxent_densities.png (laws on the line), maxent_gaussian.png,
-maxent_simplex.png, maxent_wells.png, maxent_oscillation.png, maxent_rounds.png (entropy and KL by
-round); of another size than the default one with its name after maxent. What was found is kept in
-out/maxent_<size>/, a file for each problem, base and seed: processes may share the work with
-`--problems`, `--bases` and `--seeds`, after which `--report` prints and draws all.
+Figures out/maxent/known_answers_<size>_*.png: densities (laws on the line), gaussian, simplex,
+wells, oscillation, rounds (entropy and KL by round). What was found is kept in
+out/maxent/known_answers_<size>/, a file for each problem, base and seed: processes may share the
+work with `--problems`, `--bases` and `--seeds`, after which `--report` prints and draws all.
 
 `--check` computes the answers by other routes, and scores draws of the answers themselves.
 
@@ -36,26 +35,23 @@ out/maxent_<size>/, a file for each problem, base and seed: processes may share 
     python -m benchmarks.maxent.known_answers --check
 """
 
-import argparse
-import math
-import statistics
 import time
 import warnings
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Gamma
 
-from benchmarks.frmdn.training import Store
+from benchmarks.common import cli
+from benchmarks.common.store import OUT, Store
+from benchmarks.maxent.checks import check
 from benchmarks.maxent.figures import draw_figures
-from benchmarks.maxent.problems import BASES, PROBLEMS, Problem, comparisons
-from pyromix import Flow, MaximumEntropy, RelaxedGaussianMixture, load, save
+from benchmarks.maxent.problem import BASES, Problem
+from benchmarks.maxent.problems import PROBLEMS
+from benchmarks.maxent.scores import DRAWS, report, score
+from pyromix import Flow, MaximumEntropy, RelaxedGaussianMixture
 from pyromix.maxent import InfeasibleError, spline_flow
 
-OUT = Path("out")
-DRAWS = 100_000
 CHUNK = 10_000
 GRADIENTS: dict[str, Any] = {
     "normal": "pathwise",
@@ -63,43 +59,10 @@ GRADIENTS: dict[str, Any] = {
     "stratified": "stratified",
     "implicit": "pathwise",
 }
+SEEDS = {"quick": (0,), "default": (0, 1, 2)}
 
 
-class Setting(NamedTuple):
-    """How much to do by default."""
-
-    name: str
-    seeds: tuple[int, ...]
-
-
-SETTINGS = {"quick": Setting("quick", (0,)), "default": Setting("default", (0, 1, 2))}
-
-
-# ---- scores -------------------------------------------------------------------------------------
-
-
-def score(problem: Problem, x: Tensor, log_prob: Tensor, multipliers: Tensor) -> dict[str, Any]:
-    """Compares a law with the answer, by draws and their log-densities."""
-    truth, count = problem.truth, len(x)
-    x, log_prob = x.double(), log_prob.double()
-    t = problem.statistics(x)
-    log_ratio = log_prob + t @ truth.multipliers + truth.log_normalizer
-    violation, deviation = t.mean(0) - problem.targets, t.std(0)
-    error = multipliers.double() - truth.multipliers
-    scores = {
-        "gap": truth.entropy + float(log_prob.mean()),
-        "gap_error": float(log_prob.std()) / count**0.5,
-        "kl": float(log_ratio.mean()),
-        "kl_error": float(log_ratio.std()) / count**0.5,
-        "violations": (violation / deviation).tolist(),
-        "violation_errors": (count**0.5 * violation / deviation).tolist(),
-        "multipliers": multipliers.tolist(),
-        "multiplier_errors": (error * truth.deviations).tolist(),
-    }
-    if problem.modes is not None:
-        counts = problem.modes(x).bincount(minlength=problem.num_modes)
-        scores["modes"] = (counts * problem.num_modes / count).tolist()
-    return scores
+# ---- laws ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -125,11 +88,11 @@ def make_flow(problem: Problem, base: str) -> Flow:
     return spline_flow(**problem.flow_options(base))
 
 
-def solve(problem: Problem, base: str, seed: int, setting: Setting) -> tuple[dict[str, Any], Flow]:
+def solve(problem: Problem, base: str, seed: int, quick: bool) -> tuple[dict[str, Any], Flow]:
     torch.manual_seed(seed)
     flow = make_flow(problem, base)
     start = time.process_time()
-    options = problem.solve_options(base, setting.name == "quick")
+    options = problem.solve_options(base, quick)
     task = MaximumEntropy(
         flow, problem.statistics, problem.targets, names=problem.names, gradient=GRADIENTS[base]
     )
@@ -155,156 +118,33 @@ def solve(problem: Problem, base: str, seed: int, setting: Setting) -> tuple[dic
     return numbers, flow
 
 
-# ---- tables -------------------------------------------------------------------------------------
-
-
-def largest(values: list[float]) -> float:
-    return max(map(abs, values))
-
-
-def cell(entries: list[dict[str, Any]], key: str, error: str | None = None) -> str:
-    """A number with its standard error; of several seeds mean and standard deviation."""
-    values = [largest(v) if isinstance(v := e[key], list) else v for e in entries]
-    if len(values) > 1:
-        return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-    return f"{values[0]:.4f}" + (f" ± {entries[0][error]:.4f}" if error else "")
-
-
-def report(problem: Problem, results: dict[str, list[dict[str, Any]]]) -> None:
-    """Prints the table of a problem, a line for every base."""
-    several = max(map(len, results.values())) > 1
-    errors = "± standard deviations over seeds" if several else "± standard errors"
-    count = len(problem.names)
-    what = ", ".join(problem.names) if count < 10 else f"{count} constraints"
-    print(
-        f"\n{problem.name} ({what}): entropy {problem.truth.entropy:.4f} nats; {errors}\n"
-        f"{'':>12}{'gap':>18}{'KL':>18}{'violation / error':>18}{'/ deviation':>18}"
-        f"{'multipliers':>18}{'modes':>14}{'seconds':>9}"
-    )
-    for base, entries in results.items():
-        print_row(base, entries)
-        if "draws" in entries[0]:
-            print_row("its draws", [entry["draws"] for entry in entries])
-
-
-def print_row(label: str, entries: list[dict[str, Any]]) -> None:
-    columns = [
-        cell(entries, "gap", "gap_error"),
-        cell(entries, "kl", "kl_error"),
-        *(cell(entries, k) for k in ("violation_errors", "violations", "multiplier_errors")),
-    ]
-    modes = seconds = note = ""
-    if "modes" in entries[0]:
-        low, high = min(min(e["modes"]) for e in entries), max(max(e["modes"]) for e in entries)
-        modes = f"{low:.2f}-{high:.2f}"
-    if "seconds" in entries[0]:
-        seconds = f"{statistics.mean(entry['seconds'] for entry in entries):.0f}"
-        broken = [entry["outcome"] for entry in entries if not entry["feasible"]]
-        note = f"  {len(broken)} of {len(entries)} rejected: {', '.join(broken)}" if broken else ""
-    print(
-        f"{label:>12}{''.join(f'{column:>18}' for column in columns)}{modes:>14}{seconds:>9}"
-        f"{note}",
-        flush=True,
-    )
-
-
-# ---- checks -------------------------------------------------------------------------------------
-
-
-def answer_scores(problem: Problem, num: int) -> dict[str, Any]:
-    """Scores of draws of the answer."""
-    x, multipliers = problem.truth.draw(num, 0), problem.truth.multipliers
-    log_prob = -problem.statistics(x) @ multipliers - problem.truth.log_normalizer
-    return score(problem, x, log_prob, multipliers)
-
-
-def check_divergence() -> bool:
-    """Whether the scores of a law that is not the answer are wrong."""
-    problem, law = PROBLEMS["exponential"](), Gamma(torch.tensor(2.0), torch.tensor(2.0))
-    torch.manual_seed(0)
-    x = law.sample((DRAWS, 1))
-    scores = score(problem, x, law.log_prob(x).squeeze(-1), torch.ones(1))
-    # Of the same mean, so that the gap and the divergence are the same.
-    expected = problem.truth.entropy - float(law.entropy())
-    good = [abs(scores[key] - expected) < 5 * scores[f"{key}_error"] for key in ("gap", "kl")]
-    print(
-        f"\na gamma law in place of the exponential: KL {scores['kl']:.4f} ± "
-        f"{scores['kl_error']:.4f}, in closed form {expected:.4f}{'' if all(good) else ' FAILED'}"
-    )
-    return not all(good)
-
-
-def check() -> None:
-    """Compares the answers with those of other routes, and with their own draws."""
-    failed = 0
-    print(f"{'':>45}{'here':>16}{'there':>16}{'difference':>12}{'allowed':>10}")
-    for what, here, there, allowed in comparisons():
-        good = abs(here - there) <= allowed
-        failed += not good
-        print(
-            f"{what:>45}{here:>16.9f}{there:>16.9f}{abs(here - there):>12.1e}{allowed:>10.1e}"
-            f"{'' if good else '  FAILED'}"
-        )
-    for make in PROBLEMS.values():
-        problem = make()
-        num = 20_000 if problem.name == "oscillation" else DRAWS  # drawn by rejection
-        start = time.perf_counter()
-        scores = answer_scores(problem, num)
-        seconds = {"seconds": time.perf_counter() - start, "feasible": True, "outcome": ""}
-        report(problem, {"the answer": [scores | seconds]})
-        # Five standard errors; of modes also for the most and the least frequent of many.
-        bounds = {
-            "gap": (abs(scores["gap"]), 5 * scores["gap_error"]),
-            "KL": (abs(scores["kl"]), 1e-9),
-            "violations": (largest(scores["violation_errors"]), 5.0),
-            "modes": (
-                largest([mode - 1 for mode in scores.get("modes", [1.0])]),
-                5 * math.sqrt(problem.num_modes / num),
-            ),
-        }
-        for name, (value, allowed) in bounds.items():
-            if not value <= allowed:
-                failed += 1
-                print(f"FAILED: {name} of {problem.name}, {value:.3g} is more than {allowed:.3g}")
-    failed += check_divergence()
-    if failed:
-        raise SystemExit(f"{failed} failed.")
-    print("\nAll as expected.")
-
-
 # ---- all ----------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few steps, one seed: ten minutes")
+    parser = cli.make_parser(__doc__, quick="few steps, one seed: ten minutes")
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument("--seeds", nargs="+", type=int, help="by default 0 1 2, or 0 if quick")
     parser.add_argument("--report", action="store_true", help="only print and draw what there is")
     parser.add_argument("--check", action="store_true", help="only check the answers")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = cli.parse(parser)
     if arguments.check:
         check()
         return
-    setting = SETTINGS["quick" if arguments.quick else "default"]
-    store = Store(OUT / f"maxent_{setting.name}")
-    seeds = setting.seeds if arguments.seeds is None else tuple(arguments.seeds)
+    prefix = OUT / "maxent" / f"known_answers_{arguments.size}"
+    store = Store(prefix)
+    seeds = SEEDS[arguments.size] if arguments.seeds is None else tuple(arguments.seeds)
     start = time.perf_counter()
     problems = [PROBLEMS[name]() for name in arguments.problems]
     if not arguments.report:
         for problem in problems:
             for base in arguments.bases:
                 for seed in seeds:
-                    numbers, flow = solve(problem, base, seed, setting)
+                    numbers, flow = solve(problem, base, seed, arguments.size == "quick")
                     name = f"{problem.name}_{base}_{seed}"
-                    store.save(name, numbers, None)
                     # With its settings, so that it can be drawn when defaults have changed.
-                    save(flow, store.folder / f"{name}.safetensors")
+                    store.save_model(name, numbers, flow)
                     print(
                         f"  {problem.name}, {base}, seed {seed}: KL {numbers['kl']:.4f}, "
                         f"{numbers['seconds']:.0f} s",
@@ -314,20 +154,18 @@ def main() -> None:
     flows: dict[tuple[str, str], Flow] = {}
     for problem in problems:
         for base in BASES:
-            stem = f"{problem.name}_{base}_"
-            names = sorted(path.stem for path in store.folder.glob(f"{stem}*.json"))
+            names = store.names(f"{problem.name}_{base}_")
             if not names:
                 continue
             numbers_of = store.numbers(names)
             found[problem.name, base] = list(numbers_of.values())
             median = sorted(names, key=lambda name: numbers_of[name]["kl"])[len(names) // 2]
-            flows[problem.name, base] = own_law(load(store.folder / f"{median}.safetensors"))
+            flows[problem.name, base] = own_law(store.load_model(median))
         results = {b: found[problem.name, b] for b in BASES if (problem.name, b) in found}
         if results:
             report(problem, results)
     print(f"\n{time.perf_counter() - start:.0f} s in all")
-    prefix = "maxent" if setting.name == "default" else f"maxent_{setting.name}"
-    draw_figures({problem.name: problem for problem in problems}, flows, found, OUT / prefix)
+    draw_figures({problem.name: problem for problem in problems}, flows, found, prefix)
 
 
 if __name__ == "__main__":

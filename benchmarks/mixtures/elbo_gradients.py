@@ -5,23 +5,25 @@ modes ask for a mixture as guide. Left: variance of the gradient of a one-partic
 guide learns. Middle: the ELBO under SVI with either estimator. Right: where pathwise gradients
 end. With the guide next to a normalised target the ELBO's terms cancel, which favours the score
 function, and the pathwise variance grows with the distance of the components.
-Writes out/elbo_gradients.png, and prints the variances.
+Writes out/mixtures/elbo_gradients_<size>.png, and prints the variances.
 
     python -m benchmarks.mixtures.elbo_gradients [--quick]
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.axes import Axes
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.figures import save
+from benchmarks.common.store import OUT
 from pyromix import GaussianMixture, MixtureOfNormals
 
 DIM, NOISE = 2, 0.5
@@ -81,21 +83,42 @@ def train(
         svi.step()
 
 
-def variance_along_training(model: Model, steps: int, draws: int) -> dict[str, list[float]]:
-    table: dict[str, list[float]] = {"step": [], **{kind: [] for kind in KINDS}}
-    print(f"{'SVI step':>10} " + " ".join(f"{kind:>16}" for kind in KINDS) + "   ratio")
+class Variances:
+    """Variances of gradients by a number such as the step, printed row by row.
+
+    Args:
+        what: The number.
+        draws: How many gradients to estimate a variance from.
+    """
+
+    def __init__(self, what: str, draws: int) -> None:
+        self.draws = draws
+        self.rows: list[float] = []
+        self.columns: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        print(f"{what:>10} " + " ".join(f"{kind:>16}" for kind in KINDS) + "   ratio")
+
+    def add(self, row: float, guide: GaussianMixture, model: Model) -> None:
+        self.rows.append(row)
+        found = [gradient_variance(guide, model, kind, self.draws) for kind in KINDS]
+        for column, value in zip(self.columns.values(), found, strict=True):
+            column.append(value)
+        cells = " ".join(f"{value:>16.3g}" for value in found)
+        print(f"{row:>10} {cells}{found[1] / found[0]:>8.1f}")
+
+    def plot(self, ax: Axes) -> None:
+        for kind, color in KINDS.items():
+            ax.semilogy(self.rows, self.columns[kind], "o-", color=color, label=kind, markersize=4)
+
+
+def variance_along_training(model: Model, steps: int, draws: int) -> Variances:
+    variances = Variances("SVI step", draws)
 
     def visit(step: int, guide: GaussianMixture) -> None:
-        if step % (steps // 10):
-            return
-        table["step"].append(step)
-        row = [gradient_variance(guide, model, kind, draws) for kind in KINDS]
-        for kind, value in zip(KINDS, row, strict=True):
-            table[kind].append(value)
-        print(f"{step:>10} " + " ".join(f"{v:>16.3g}" for v in row) + f"{row[1] / row[0]:>8.1f}")
+        if step % (steps // 10) == 0:
+            variances.add(step, guide, model)
 
     train(model, "pathwise", steps, 1, visit)
-    return table
+    return variances
 
 
 def elbo_curve(model: Model, kind: str, steps: int, seed: int) -> Tensor:
@@ -109,10 +132,10 @@ def elbo_curve(model: Model, kind: str, steps: int, seed: int) -> Tensor:
     return torch.tensor(values)
 
 
-def variance_by_separation(draws: int) -> dict[str, list[float]]:
+def variance_by_separation(draws: int) -> Variances:
     """Two components, the guide's a third of a scale off the target's."""
-    table: dict[str, list[float]] = {"distance": [], **{kind: [] for kind in KINDS}}
-    print(f"\n{'distance':>10} " + " ".join(f"{kind:>16}" for kind in KINDS) + "   ratio")
+    print()
+    variances = Variances("distance", draws)
     torch.manual_seed(0)
     offset = torch.randn(2, DIM) / 3
     for distance in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
@@ -125,29 +148,19 @@ def variance_by_separation(draws: int) -> dict[str, list[float]]:
         def model(law: MixtureOfNormals = law) -> None:
             pyro.sample("z", law)
 
-        table["distance"].append(distance)
-        row = [gradient_variance(guide, model, kind, draws) for kind in KINDS]
-        for kind, value in zip(KINDS, row, strict=True):
-            table[kind].append(value)
-        print(
-            f"{distance:>10} " + " ".join(f"{v:>16.3g}" for v in row) + f"{row[1] / row[0]:>8.1f}"
-        )
-    return table
+        variances.add(distance, guide, model)
+    return variances
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer draws and steps")
-    quick = parser.parse_args().quick
-    draws, steps, seeds = (300, 600, 2) if quick else (2000, 2000, 5)
+    parser = cli.make_parser(__doc__, quick="fewer draws and steps", threads=False)
+    size = cli.parse(parser).size
+    draws, steps, seeds = (300, 600, 2) if size == "quick" else (2000, 2000, 5)
     model = sign_retrieval()
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    along = variance_along_training(model, steps, draws)
-    apart = variance_by_separation(draws)
-    for kind, color in KINDS.items():
-        axes[0].semilogy(along["step"], along[kind], "o-", color=color, label=kind, markersize=4)
-        axes[2].semilogy(apart["distance"], apart[kind], "o-", color=color, markersize=4)
+    variance_along_training(model, steps, draws).plot(axes[0])
+    variance_by_separation(draws).plot(axes[2])
     axes[0].set(title="while the guide learns a posterior", xlabel="SVI step")
     axes[0].set(ylabel="total variance of the gradient")
     axes[0].legend()
@@ -164,9 +177,7 @@ def main() -> None:
     axes[1].set(title=f"training ({seeds} seeds, median)", xlabel="SVI step", ylabel="ELBO, nats")
     axes[1].set_ylim(-60, -5)  # the score function starts thousands of nats below
     axes[1].legend()
-    Path("out").mkdir(exist_ok=True)
-    figure.savefig("out/elbo_gradients.png", dpi=150)
-    print("wrote out/elbo_gradients.png")
+    save(figure, OUT / "mixtures" / f"elbo_gradients_{size}.png", dpi=150)
 
 
 if __name__ == "__main__":

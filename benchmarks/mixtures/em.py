@@ -13,11 +13,8 @@ for whatever else runs, and timings say little.
     python -m benchmarks.mixtures.em [--quick] [--threads N]
 """
 
-import argparse
 import itertools
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -29,10 +26,11 @@ from pomegranate.gmm import GeneralMixtureModel
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.mixtures.speed import peak_of
+from benchmarks.common import cli
+from benchmarks.common.memory import in_fresh_process, peak_of
+from benchmarks.common.timing import limit_threads
 from pyromix import GaussianMixture, fit_em
 
 COMPONENTS = 10
@@ -209,14 +207,10 @@ def table(title: str, data: Data, regularisation: float, steps: int, rounds: int
             print(f"{covariance if name == 'pyromix' else '':>20} {name:>14} {cells}")
 
 
-def peak_memory(library: str, covariance: str, n: int) -> float:
-    """Mebibytes that EM takes on top of data and start, measured in a fresh process."""
-    command = [sys.executable, "-m", __spec__.name, "--measure", library, covariance, str(n)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(result.stdout)
+def measure(library: str, covariance: str, n: int, threads: int) -> float:
+    """Mebibytes that EM takes on top of data and start; for a process of its own."""
+    limit_threads(threads)
 
-
-def measure_in_this_process(library: str, covariance: str, n: int) -> float:
     def start_for(data: Data) -> GaussianMixture:
         return initialised(covariance, data.train[:2000], NO_REGULARISATION)
 
@@ -227,28 +221,24 @@ def measure_in_this_process(library: str, covariance: str, n: int) -> float:
     return peak_of(lambda: RUNS[library](start, data, 2))
 
 
-def memory_table(n: int) -> None:
+def memory_table(n: int, threads: int) -> None:
     print(f"\npeak memory on {n} x 64 (data of {n * 64 * 8 / 2**20:.0f} MiB), MiB (ratio)")
     for covariance in COVARIANCES:
-        peaks = {name: peak_memory(name, covariance, n) for name in libraries(covariance)}
+        peaks = {
+            name: in_fresh_process(measure, name, covariance, n, threads)
+            for name in libraries(covariance)
+        }
         own = peaks["pyromix"]
         cells = [f"{name}: {peak:.0f} ({peak / own:.1f})" for name, peak in peaks.items()]
         print(f"{covariance:>20}  " + ";  ".join(cells))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer points and iterations")
-    parser.add_argument("--threads", type=int, default=1, help="threads of all libraries")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    threadpool_limits(arguments.threads)
-    if arguments.measure:
-        library, covariance, n = arguments.measure
-        print(measure_in_this_process(library, covariance, int(n)))
-        return
-    n, steps, rounds = (10_000, 6, 1) if arguments.quick else (60_000, 8, 2)
+    parser = cli.make_parser(__doc__, quick="fewer points and iterations")
+    arguments = cli.parse(parser)
+    limit_threads(arguments.threads)
+    quick = arguments.size == "quick"
+    n, steps, rounds = (10_000, 6, 1) if quick else (60_000, 8, 2)
     print(f"PyTorch {torch.__version__}, {arguments.threads} threads")
     table("digits with noise", digits(dequantised=True), NO_REGULARISATION, 3 * steps, rounds)
     for strength in (1e-2, 1e-3):
@@ -256,7 +246,7 @@ def main() -> None:
         title = f"digits as they are, reg_covar = variance_floor = {strength}"
         table(title, data, strength, 3 * steps, rounds)
     table("synthetic", synthetic(n, 10_000), NO_REGULARISATION, steps, rounds)
-    memory_table(n)
+    memory_table(n, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ and with columns' means filled in; then how well hidden test entries are told fr
 their row, against scikit-learn's imputers, by root mean squared error and by log-likelihood per
 entry: log p(hidden | observed) for mixtures, and for imputers a normal around what they fill in.
 Its variance, one per column, is that of their errors on training entries hidden in addition.
-Draws docs/images/imputation.png.
+Writes out/mixtures/imputation_<size>.png.
 
 With gaps, BIC can choose more than the data carry: on breast cancer, two full covariances of 30
 nearly collinear columns overfit, and imputation by chained regressions is better.
@@ -16,52 +16,50 @@ nearly collinear columns overfit, and imputation by chained regressions is bette
     python -m benchmarks.mixtures.imputation [--quick]
 """
 
-import argparse
 import math
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from torch import Tensor
 
-from pyromix import GaussianMixture, fit_em
+from benchmarks.common import cli
+from benchmarks.common.figures import Styles, draw_row, label_rows, method_legend, save
+from benchmarks.common.store import OUT
+from benchmarks.common.summary import mean_and_error, plus_minus
+from benchmarks.common.tables import (
+    Split,
+    error_variance,
+    fit_mixture,
+    impute,
+    normal_log_prob,
+    split,
+)
+from pyromix import GaussianMixture
 
-HIDDEN = 0.3
-FLOOR = 1e-3  # of standardised columns, some of which are rounded to a tenth of a deviation
 # With their least number of components; more are tried until BIC rises. (With one component a
 # tied covariance is a full one.)
 COVARIANCES = {"diagonal": 1, "tied": 1, "full": 2}
 MOST_COMPONENTS = 8
-MIXTURES = {
-    "mixture, complete training": "0.6",
-    "mixture, gaps integrated out": "C0",
-    "mixture, gaps filled with means": "C9",
+MIXTURES: Styles = {
+    "mixture, complete training": {"color": "0.6", "marker": "o"},
+    "mixture, gaps integrated out": {"color": "C0", "marker": "o"},
+    "mixture, gaps filled with means": {"color": "C9", "marker": "o"},
 }
-IMPUTERS = {
-    "SimpleImputer (mean)": "C3",
-    "KNNImputer": "C1",
-    "IterativeImputer": "C2",
+IMPUTERS: Styles = {
+    "SimpleImputer (mean)": {"color": "C3", "marker": "s"},
+    "KNNImputer": {"color": "C1", "marker": "s"},
+    "IterativeImputer": {"color": "C2", "marker": "s"},
 }
-METHODS = {**MIXTURES, **IMPUTERS}
+METHODS: Styles = {**MIXTURES, **IMPUTERS}
 MEASURES = ["density", "rmse", "log-likelihood"]
-
-
-class Split(NamedTuple):
-    """Rows with all their entries, and with NaN for those that are hidden."""
-
-    train: Tensor
-    train_gaps: Tensor
-    test: Tensor
-    test_gaps: Tensor
 
 
 def tables() -> dict[str, Tensor]:
@@ -77,35 +75,13 @@ def tables() -> dict[str, Tensor]:
     return data
 
 
-def hide(x: Tensor) -> Tensor:
-    return x.masked_fill(torch.rand(x.shape) < HIDDEN, math.nan)
-
-
-def split(x: Tensor, seed: int) -> Split:
-    """Seven tenths of the rows to train on; units are those of the observed training entries."""
-    torch.manual_seed(seed)
-    x = x[torch.randperm(len(x))]
-    count = round(0.7 * len(x))
-    gaps = hide(x)
-    mean = gaps[:count].nanmean(0)
-    x, gaps = x - mean, gaps - mean
-    scale = gaps[:count].square().nanmean(0).sqrt()
-    x, gaps = x / scale, gaps / scale
-    return Split(x[:count], gaps[:count], x[count:], gaps[count:])
-
-
 def choose_mixture(data: Tensor, seed: int) -> GaussianMixture:
     """The mixture of lowest BIC."""
     best: tuple[float, GaussianMixture] | None = None
     for covariance, least in COVARIANCES.items():
         lowest = math.inf
         for k in range(least, MOST_COMPONENTS + 1):
-            torch.manual_seed(seed)
-            model = GaussianMixture(
-                data.shape[-1], k, covariance, variance_floor=FLOOR, missing="marginalize"
-            ).double()
-            fit_em(model, data, steps=60, tolerance=1e-3, seed=seed, progress_bar=False)
-            criterion = model.bic(data)
+            criterion, model = fit_mixture(data, k, covariance, seed)
             if best is None or criterion < best[0]:
                 best = criterion, model
             if criterion > lowest:
@@ -128,26 +104,14 @@ def mixture_scores(model: GaussianMixture, data: Split) -> dict[str, float]:
     }
 
 
-def fill(imputer: Any, train: Tensor, x: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        imputer.fit(train.numpy())
-    return torch.from_numpy(imputer.transform(x.numpy()))
-
-
 def imputer_scores(imputer: Any, data: Split) -> dict[str, float]:
-    torch.manual_seed(0)
-    fewer = hide(data.train_gaps)
-    probe = fewer.isnan() & ~data.train_gaps.isnan()
-    error = (fill(imputer, fewer, fewer) - data.train).masked_fill(~probe, math.nan)
-    variance = error.square().nanmean(0).clamp(min=FLOOR)
+    variance = error_variance(lambda x: impute(imputer, x, x), data)
     hidden = data.test_gaps.isnan()
-    error = fill(imputer, data.train_gaps, data.test_gaps) - data.test
-    normal = -0.5 * (error.square() / variance + (2 * math.pi * variance).log())
+    error = impute(imputer, data.train_gaps, data.test_gaps) - data.test
     return {
         "density": math.nan,
         "rmse": float(error[hidden].square().mean().sqrt()),
-        "log-likelihood": float(normal[hidden].mean()),
+        "log-likelihood": float(normal_log_prob(error, variance)[hidden].mean()),
     }
 
 
@@ -171,22 +135,14 @@ def print_table(name: str, x: Tensor, values: Tensor, chosen: list[list[str]]) -
     n, dim = x.shape
     print(f"\n{name}: {n} x {dim}, mean ± standard error over {len(values)} seeds")
     print(f"{'':>32} {'test density, nats':>20} {'RMSE':>16} {'nats per entry':>18}")
-    mean, error = summary(values)
     for i, method in enumerate(METHODS):
-        cells = [
-            "" if mean[i, j].isnan() else f"{mean[i, j]:.3f} ± {error[i, j]:.3f}"
-            for j in range(len(MEASURES))
-        ]
+        cells = [plus_minus(values[:, i, j]) for j in range(len(MEASURES))]
         print(f"{method:>32} {cells[0]:>20} {cells[1]:>16} {cells[2]:>18}")
     for i, method in enumerate(MIXTURES):
         print(f"{method:>32}: " + ", ".join(row[i] for row in chosen))
 
 
-def summary(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.mean(0), values.std(0) / math.sqrt(len(values))
-
-
-def draw(results: dict[str, Tensor], dims: dict[str, int]) -> None:
+def draw(results: dict[str, Tensor], dims: dict[str, int], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), layout="constrained", sharey=True)
     titles = [
         "density of complete test rows,\nloss against complete training",
@@ -198,43 +154,24 @@ def draw(results: dict[str, Tensor], dims: dict[str, int]) -> None:
         "← better    RMSE, standard deviations",
         "nats per entry    better →",
     ]
-    for column, axis in enumerate(axes):
+    for column, ax in enumerate(axes):
+        label_rows(ax, list(results))
+        ax.set(title=titles[column], xlabel=labels[column])
         for row, (name, values) in enumerate(results.items()):
-            draw_row(axis, column, row, values, dims[name])
-        axis.set(title=titles[column], xlabel=labels[column])
-        axis.grid(axis="x", alpha=0.3)
-        axis.tick_params(axis="y", length=0)
-        for row in range(1, len(results)):
-            axis.axhline(row - 0.5, color="0.8", linewidth=0.8)
-    axes[0].set_yticks(range(len(results)), results)
-    axes[0].set_ylim(len(results) - 0.5, -0.5)
-    handles, names = axes[1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig("docs/images/imputation.png", dpi=130)
-    print("\nwrote docs/images/imputation.png")
-
-
-def draw_row(axis: Axes, column: int, row: int, values: Tensor, dim: int) -> None:
-    values = values[:, :, column]
-    if column == 0:  # per seed, so that what differs between splits cancels
-        values = (values[:, :1] - values) / dim
-    mean, error = summary(values)
-    for i, (method, color) in enumerate(METHODS.items()):
-        if mean[i].isnan() or (column == 0 and i == 0):
-            continue
-        y = row + 0.13 * (i - (len(METHODS) - 1) / 2)
-        axis.errorbar(
-            mean[i], y, xerr=error[i], fmt="o" if method in MIXTURES else "s", color=color,
-            markersize=5, capsize=2, label=method if row == 0 else None,
-        )  # fmt: skip
-    if column == 0:
-        axis.axvline(0, color="0.6", linewidth=0.8)
+            shown = values[:, :, column]
+            if column == 0:  # per seed, so that what differs between splits cancels
+                shown = (shown[:, :1] - shown) / dims[name]
+                shown[:, 0] = math.nan  # zero by construction
+            draw_row(ax, row, *mean_and_error(shown), METHODS)
+    axes[0].axvline(0, color="0.6", linewidth=0.8)
+    method_legend(figure, METHODS, columns=3)
+    save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two seeds, three small tables")
-    quick = parser.parse_args().quick
+    parser = cli.make_parser(__doc__, quick="two seeds, three small tables", threads=False)
+    size = cli.parse(parser).size
+    quick = size == "quick"
     data = tables()
     if quick:
         data.pop("breast cancer")
@@ -246,8 +183,8 @@ def main() -> None:
         rows = [[[r[m][k] for k in MEASURES] for m in METHODS] for r, _ in runs]
         results[name] = torch.tensor(rows)
         print_table(name, x, results[name], [chosen for _, chosen in runs])
-    if not quick:
-        draw(results, {name: x.shape[1] for name, x in data.items()})
+    dims = {name: x.shape[1] for name, x in data.items()}
+    draw(results, dims, OUT / "mixtures" / f"imputation_{size}.png")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch.distributions import (
     Normal,
 )
 
+from benchmarks.mixtures.estimators import stratified
 from pyromix import MixtureOfMultivariateNormals, MixtureOfNormals
 
 DENSITY, DENSITY_GRADIENT = "log_prob", "log_prob + gradient"
@@ -143,8 +144,7 @@ class PyromixWeighted(Pyromix):
         self.tasks = (SAMPLE_GRADIENT,)
 
     def expectation(self, n: int) -> Tensor:
-        x, log_weight = self.build().rsample_weighted(n)
-        return (log_weight.exp() * payoff(x)).sum()
+        return stratified(self.build(), n, payoff)
 
 
 class Torch(Peer):

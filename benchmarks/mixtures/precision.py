@@ -8,17 +8,15 @@ precision matrices, and for `MixtureOfNormals`, whose ratio is what the rank cos
     python -m benchmarks.mixtures.precision [--quick]
 """
 
-import argparse
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from benchmarks.mixtures.speed import interleaved_medians, peak_of
+from benchmarks.common import cli
+from benchmarks.common.memory import in_fresh_process, peak_of
+from benchmarks.common.timing import interleaved_medians, timed
 from pyromix import MixtureOfLowRankPrecisionNormals, MixtureOfNormals
 
 SIZES = [(16, 20, 10, 200, 3), (16, 20, 10, 32, 2), (64, 20, 5, 32, 3)]  # B, T, K, D, r
@@ -65,35 +63,24 @@ def task(method: str, b: int, t: int, k: int, dim: int, rank: int) -> Callable[[
     return run
 
 
-def peak_memory(method: str, size: tuple[int, ...]) -> float:
-    """Mebibytes on top of the inputs, in a fresh process."""
-    command = [sys.executable, "-m", __spec__.name, "--measure", method, *map(str, size)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(result.stdout)
+def measure(method: str, size: tuple[int, int, int, int, int]) -> float:
+    """Mebibytes on top of the inputs; for a process of its own."""
+    task(method, 2, 2, 2, 4, 1)()  # loads what is loaded lazily
+    return peak_of(task(method, *size))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="shorter timings")
-    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        method, *size = arguments.measure
-        task(method, 2, 2, 2, 4, 1)()  # loads what is loaded lazily
-        print(peak_of(task(method, *map(int, size))))
-        return
-    seconds = 1.0 if arguments.quick else 10.0
+    parser = cli.make_parser(__doc__, quick="shorter timings", threads=False)
+    seconds = 1.0 if cli.parse(parser).size == "quick" else 10.0
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     print("log_prob with gradient: ms, MiB (ratios to pyromix)\n")
     print(f"{'B, T, K, D, r':>18} " + " ".join(f"{name:>38}" for name in METHODS))
     for size in SIZES:
         fast = {name: task(name, *size) for name in METHODS if name != "torch dense"}
         medians = interleaved_medians(fast, seconds)
-        slow = task("torch dense", *size)
-        start = time.perf_counter()
-        slow()  # once: seconds, of which none are warming up
-        medians["torch dense"] = time.perf_counter() - start
-        peaks = {name: peak_memory(name, size) for name in METHODS}
+        # Once: it takes seconds, of which none are warming up.
+        medians["torch dense"] = timed(task("torch dense", *size))
+        peaks = {name: in_fresh_process(measure, name, size) for name in METHODS}
         own = medians["pyromix"], peaks["pyromix"]
         cells = [
             f"{1e3 * medians[n]:.1f} ({medians[n] / own[0]:.2f}), "

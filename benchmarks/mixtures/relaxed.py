@@ -14,15 +14,14 @@ Two normals at -2 and 2 with scales of 0.3 and weights of 0.3 and 0.7 stand for 
 4. Maximum entropy of the double well exp(-x^4 + 4 x^2) from its second and fourth moment, on a
    bare mixture of eight normals: what each base claims, and what its draws really have.
 
-    python -m benchmarks.mixtures.relaxed            # about two minutes
-    python -m benchmarks.mixtures.relaxed --quick
+Writes out/mixtures/relaxed_<size>.png.
+
+    python -m benchmarks.mixtures.relaxed [--quick]
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -30,6 +29,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from benchmarks.common import cli
+from benchmarks.common.figures import save
+from benchmarks.common.store import OUT
+from benchmarks.common.training import in_chunks
+from benchmarks.mixtures.estimators import implicit, straight_through, stratified
 from pyromix import (
     GaussianMixture,
     MaximumEntropy,
@@ -38,7 +42,6 @@ from pyromix import (
     RelaxedMixtureOfNormals,
 )
 
-OUT = Path("out")
 WEIGHTS, MEANS, SCALE = (0.3, 0.7), (-2.0, 2.0), 0.3
 TEMPERATURES = (0.1, 0.3, 1.0)
 WELL_MOMENTS, WELL_ENTROPY = (1.835342, 3.920683), 0.872318
@@ -106,10 +109,6 @@ def show_density(ax: Any, num_draws: int) -> None:
 # ---- gradients ----------------------------------------------------------------------------------
 
 
-def payoff(z: Tensor) -> Tensor:
-    return z
-
-
 def blend(c: Tensor, noise: Tensor) -> Tensor:
     """Draws of z from the weight c of the second component."""
     return (1 - c) * MEANS[0] + c * MEANS[1] + SCALE * noise
@@ -132,7 +131,7 @@ def relaxation_gradient(
     logit = torch.full((count,), math.log(WEIGHTS[1] / WEIGHTS[0]), dtype=torch.float64)
     logit.requires_grad_()
     noise = (torch.randperm(count).double() + 0.5) / count
-    value = payoff(blend(relax(logit, noise, sharpness), torch.randn(count).double()))
+    value = blend(relax(logit, noise, sharpness), torch.randn(count).double())
     (gradient,) = torch.autograd.grad(value.sum(), logit)
     return float(gradient.mean()), float(gradient.std())
 
@@ -140,19 +139,18 @@ def relaxation_gradient(
 def mixture_gradients(count: int, sets: int = 200) -> dict[str, tuple[float, float]]:
     """Mean and deviation, scaled to one draw, of the estimators for the exact mixture."""
     results = {}
-    for name in ("implicit", "stratified", "straight-through"):
+    estimators = {
+        "implicit": implicit,
+        "stratified": stratified,
+        "straight-through": straight_through,
+    }
+    for name, estimate in estimators.items():
         gradients = []
         for _ in range(sets):
             logits = torch.tensor(WEIGHTS, dtype=torch.float64).log().requires_grad_()
             loc = torch.tensor(MEANS, dtype=torch.float64).unsqueeze(-1)
             mixture = MixtureOfNormals(logits, loc, torch.full_like(loc, SCALE))
-            if name == "stratified":
-                z, log_weight = mixture.rsample_weighted(count)
-                value = (log_weight.exp() * payoff(z).squeeze(-1)).sum()
-            elif name == "implicit":
-                value = payoff(mixture.rsample((count,))).mean()
-            else:
-                value = payoff(mixture.rsample_straight_through((count,))).mean()
+            value = estimate(mixture, count, lambda z: z.squeeze(-1))
             (gradient,) = torch.autograd.grad(value, logits)
             gradients.append(float(gradient[1]))
         spread = torch.tensor(gradients)
@@ -242,23 +240,20 @@ def real_entropy(model: Any) -> float:
             model.temperature, m.logits, m.loc, m.scale, num_inner=2**14
         )
     draws = model.sample((20_000,))
-    return -float(torch.cat([precise.log_prob(part) for part in draws.split(2000)]).mean())
+    return -float(in_chunks(precise.log_prob, draws, 2000).mean())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser = cli.make_parser(__doc__, quick="a minute instead of two", threads=False)
+    size = cli.parse(parser).size
+    quick = size == "quick"
     torch.manual_seed(0)
-    OUT.mkdir(exist_ok=True)
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     show_laws(axes[0, 0])
     show_density(axes[0, 1], 500 if quick else 2000)
     show_gradients(axes[1, 0], 20_000 if quick else 400_000)
     show_maximum_entropy(axes[1, 1], 8 if quick else 20)
-    path = OUT / "relaxed.png"
-    figure.savefig(path, dpi=120)
-    print(f"\nFigure: {path}")
+    save(figure, OUT / "mixtures" / f"relaxed_{size}.png", dpi=120)
 
 
 if __name__ == "__main__":

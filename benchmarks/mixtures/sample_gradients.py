@@ -9,16 +9,21 @@ is split into bias and standard deviation, relative to the true gradient's norm:
 - straight-through: Gumbel-softmax at temperature 0.5, `rsample_straight_through`;
 - score function: `sample`, with the average of the other draws as baseline.
 
+Writes out/mixtures/sample_gradients_<size>.png.
+
     python -m benchmarks.mixtures.sample_gradients [--quick]
 """
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from benchmarks.common import cli
+from benchmarks.common.figures import save
+from benchmarks.common.store import OUT
+from benchmarks.mixtures.estimators import implicit, score_function, straight_through, stratified
 from pyromix import MixtureOfNormals
 
 SEPARATIONS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 20.0)
@@ -34,34 +39,13 @@ SETTINGS = (  # (separation, scale, K, D)
     (20.0, 1.0, 64, 2),
 )
 DRAWS = 256
-FIGURE = Path(__file__).parents[2] / "docs" / "images" / "sample_gradients.png"
 
 
 def payoff(x: Tensor) -> Tensor:
     return (x.square() + x).mean(-1)
 
 
-def implicit(mixture: MixtureOfNormals) -> Tensor:
-    return payoff(mixture.rsample((DRAWS,))).mean()
-
-
-def stratified(mixture: MixtureOfNormals) -> Tensor:
-    x, log_weight = mixture.rsample_weighted(DRAWS)
-    return (log_weight.exp() * payoff(x)).sum()
-
-
-def straight_through(mixture: MixtureOfNormals) -> Tensor:
-    return payoff(mixture.rsample_straight_through((DRAWS,))).mean()
-
-
-def score_function(mixture: MixtureOfNormals) -> Tensor:
-    x = mixture.sample((DRAWS,))
-    f = payoff(x)
-    baseline = (f.sum() - f) / (DRAWS - 1)
-    return ((f - baseline) * mixture.log_prob(x)).mean()
-
-
-ESTIMATORS: dict[str, Callable[[MixtureOfNormals], Tensor]] = {
+ESTIMATORS = {
     "implicit": implicit,
     "stratified": stratified,
     "straight-through": straight_through,
@@ -88,7 +72,7 @@ def study(separation: float, scale: float, k: int, dim: int, repeats: int) -> di
         total = [torch.zeros_like(t) for t in leaves]
         square = [torch.zeros_like(t) for t in leaves]
         for _ in range(repeats):
-            for i, g in enumerate(torch.autograd.grad(estimate(mixture), leaves)):
+            for i, g in enumerate(torch.autograd.grad(estimate(mixture, DRAWS, payoff), leaves)):
                 total[i] += g
                 square[i] += g.square()
         for part, t, s, expected in zip(
@@ -116,9 +100,9 @@ def describe(result: dict, part: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    repeats = 100 if parser.parse_args().quick else 400
+    parser = cli.make_parser(__doc__, quick="fewer repetitions", threads=False)
+    size = cli.parse(parser).size
+    repeats = 100 if size == "quick" else 400
     torch.set_default_dtype(torch.float64)
     print(f"{DRAWS} draws, {repeats} repetitions; bias (* beyond 4 standard errors), deviation,")
     print("both relative to the norm of the true gradient\n")
@@ -137,13 +121,11 @@ def main() -> None:
     print("\ngradient in logits of two components, by separation")
     for separation, result in curves.items():
         print(f"{separation:>26} {'logits':>7} {describe(result, 'logits')}")
-    plot(curves)
+    plot(curves, OUT / "mixtures" / f"sample_gradients_{size}.png")
 
 
-def plot(curves: dict) -> None:
+def plot(curves: dict, path: Path) -> None:
     """Bias and deviation of the gradient in logits against separation."""
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True)
     for i, name in enumerate(ESTIMATORS):
         bias, error, deviation = (
@@ -159,9 +141,7 @@ def plot(curves: dict) -> None:
         ax.minorticks_off()
     axes[0].set_ylim(-0.05, 1.3)
     axes[0].legend(frameon=False)
-    FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, dpi=150)
-    print(f"\nfigure: {FIGURE.name}")
+    save(figure, path, dpi=150)
 
 
 if __name__ == "__main__":

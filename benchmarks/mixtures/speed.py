@@ -16,22 +16,18 @@ By default all run on one thread, as in `em.py`.
     python -m benchmarks.mixtures.speed [--quick] [--threads N]
 """
 
-import argparse
-import itertools
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.distributions import Distribution
 
+from benchmarks.common import cli
+from benchmarks.common.memory import in_fresh_process, peak_of
+from benchmarks.common.timing import interleaved_medians, limit_threads
 from benchmarks.mixtures.peers import (
     BUDGET,
     DENSITY,
@@ -129,29 +125,6 @@ def make_job(peer: Peer, task: str, x: Tensor) -> Job:
     return Job(run, len(x) / len(timed), chunk)
 
 
-def timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def interleaved_medians(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """Median seconds of every method; methods take turns, so that noise hits all alike.
-
-    The first turn warms up, and counts only for a method that has then used up the time.
-    """
-    first = {name: timed(run) for name, run in runs.items()}
-    times = {name: [t] if t > seconds else [] for name, t in first.items()}
-    fast = {name: run for name, run in runs.items() if not times[name]}
-    end = time.perf_counter() + seconds
-    for turn in itertools.count():
-        if not fast or (turn >= 3 and time.perf_counter() > end):
-            break
-        for name, run in fast.items():
-            times[name].append(timed(run))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def density_errors(peer: Peer, law: Law, x: Tensor) -> list[float]:
     """Largest errors of the log-density and of its gradient in the points."""
     exact_x = x.double().requires_grad_()
@@ -236,30 +209,10 @@ def check_samples(covariance: str) -> None:
             )
 
 
-def peak_of(job: Callable[[], None]) -> float:
-    """Mebibytes that a job takes at its peak, in a process that has run a small one before."""
+def measure(name: str, task: str, covariance: str, size: Size, threads: int) -> float:
+    """Mebibytes that a task takes on top of its inputs; for a process of its own."""
+    prepare_libraries(threads)
 
-    def resident(field: str) -> float:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) / 1024
-        raise RuntimeError(f"no {field} in /proc/self/status")
-
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    job()
-    return resident("VmHWM") - before
-
-
-def peak_memory(name: str, task: str, covariance: str, size: Size, threads: int) -> float:
-    """Mebibytes that a task takes on top of its inputs, measured in a fresh process."""
-    command = [sys.executable, "-m", __spec__.name, "--threads", str(threads)]
-    command += ["--measure", name, task, covariance, *map(str, size)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(result.stdout)
-
-
-def measure_in_this_process(name: str, task: str, covariance: str, size: Size) -> float:
     def prepared(n: int, dim: int, k: int) -> Callable[[], None]:
         law = make_law(covariance, dim, k)
         x = torch.as_tensor(PEERS["pyromix"](law).sample(n))
@@ -275,9 +228,12 @@ def memory_table(covariance: str, sizes: list[Size], threads: int) -> None:
         peers = available(make_law(covariance, *size[1:]))
         pairs = [(name, task) for name, peer in peers.items() for task in peer.tasks]
         measured = [pair for pair in pairs if fits(peers[pair[0]], pair[1], size[0])]
+
+        def peak(pair: tuple[str, str], size: Size = size) -> float:
+            return in_fresh_process(measure, *pair, covariance, size, threads)
+
         with ThreadPoolExecutor(2) as pool:
-            results = [pool.submit(peak_memory, *p, covariance, size, threads) for p in measured]
-            peaks = {p: r.result() for p, r in zip(measured, results, strict=True)}
+            peaks = dict(zip(measured, pool.map(peak, measured), strict=True))
         cells: dict[str, dict[str, str]] = {name: {} for name in peers}
         for name, task in pairs:
             own = peaks.get(("pyromix", task))
@@ -319,22 +275,18 @@ def accuracy_table(n: int, dim: int, k: int) -> None:
         print(f"{regime:>22} {cells}; pyromix with gradient {1e3 * took:.1f} ms")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, shorter timings")
-    parser.add_argument("--threads", type=int, default=1, help="threads of all libraries")
-    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    available(make_law("diagonal", 2, 2))  # imports all: limits are for pools that are there
-    torch.set_num_threads(arguments.threads)
-    threadpool_limits(arguments.threads)
+def prepare_libraries(threads: int) -> None:
+    """Imports all, limits their threads, and switches checks of values off."""
+    available(make_law("diagonal", 2, 2))  # limits are for pools of threads that are there
+    limit_threads(threads)
     Distribution.set_default_validate_args(False)  # importing zuko does this for good
-    if arguments.measure:
-        name, task, covariance, *size = arguments.measure
-        n, dim, k = map(int, size)
-        print(measure_in_this_process(name, task, covariance, (n, dim, k)))
-        return
-    quick = arguments.quick
+
+
+def main() -> None:
+    parser = cli.make_parser(__doc__, quick="fewer sizes, shorter timings")
+    arguments = cli.parse(parser)
+    prepare_libraries(arguments.threads)
+    quick = arguments.size == "quick"
     print(f"PyTorch {torch.__version__}, {arguments.threads} threads")
     print("~ [n]: in chunks of n points, of which some were timed, as all at once do not fit")
     print("(pomegranate's density would: it is faster so)")

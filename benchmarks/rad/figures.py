@@ -1,6 +1,5 @@
 """Figures of plane.py: what flows in the plane draw, what they make of data, and how."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,33 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from benchmarks.rad.planar_flows import ZukoFlow
+from benchmarks.common.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    RED,
+    Limits,
+    frame,
+    grid,
+    labelled_grid,
+    save,
+    scatter,
+)
+from benchmarks.common.zuko_flow import ZukoFlow
 from pyromix.rad import FoldingCoupling
 
-INK, BLUE, RED, GREEN = "#1b1f24", "#2a6fb0", "#c8352b", "#3a9a4b"
 PIECES = {"left piece": RED, "middle piece": GREEN, "right piece": BLUE, "one preimage": "black"}
 PEER = "affine (zuko)"  # the stronger ones
 
 Models = dict[tuple[str, str], Any]  # by kind and problem
-Limits = tuple[float, float, float, float]  # left, right, bottom, top
 
 
-# ---- pieces of figures --------------------------------------------------------------------------
+def dots(ax: Axes, x: Tensor, color: Any = INK, size: float = 1.5, alpha: float = 0.5) -> None:
+    """Draws many points, which may lie upon each other."""
+    scatter(ax, x, color, size, alpha=alpha)
 
 
-def scatter(ax: Axes, x: Tensor, color: Any = INK, size: float = 1.5, alpha: float = 0.5) -> None:
-    ax.scatter(*x.T.numpy(), s=size, c=color, alpha=alpha, linewidths=0, rasterized=True)
-
-
-def frame(ax: Axes, limits: Limits) -> None:
-    left, right, bottom, top = limits
-    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
-    for side in ax.spines.values():
-        side.set_color("0.8")
-
-
-def square(
-    x: Tensor, margin: float = 1.15, tail: float = 0.0
-) -> tuple[float, float, float, float]:
+def square(x: Tensor, margin: float = 1.15, tail: float = 0.0) -> Limits:
     """Limits of a square around points, but for a tail of them on either side."""
     low, high = x.quantile(tail, 0), x.quantile(1 - tail, 0)
     center, half = (low + high) / 2, float((high - low).max()) / 2 * margin
@@ -46,30 +44,6 @@ def square(
         float(center[0]) - half, float(center[0]) + half,
         float(center[1]) - half, float(center[1]) + half,
     )  # fmt: skip
-
-
-def grid(rows: int, columns: int, size: float = 2.1) -> tuple[Any, Any]:
-    return plt.subplots(
-        rows, columns, figsize=(size * columns, size * rows + 0.3), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-
-
-def labelled_grid(rows: Iterable[str], columns: Iterable[str]) -> tuple[Any, Any]:
-    """A grid of axes with a label for every row and a title for every column."""
-    rows, columns = list(rows), list(columns)
-    figure, axes = grid(len(rows), len(columns))
-    for ax, label in zip(axes[:, 0], rows, strict=True):
-        ax.set_ylabel(label)
-    for ax, title in zip(axes[0], columns, strict=True):
-        ax.set_title(title, fontsize=10)
-    return figure, axes
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"figure: {path}", flush=True)
 
 
 def kinds(models: Models, wanted: tuple[str, ...]) -> list[str]:
@@ -88,7 +62,7 @@ def draw_samples(models: Models, points: dict[str, Tensor], path: Path) -> None:
         drawn = [x[:5000], *(models[kind, problem].sample((5000,)) for kind in rows)]
         for ax, y in zip(axes[:, column], drawn, strict=True):
             frame(ax, limits)
-            scatter(ax, y)
+            dots(ax, y)
     save(figure, path)
 
 
@@ -98,7 +72,7 @@ def draw_gaussianization(models: Models, points: dict[str, Tensor], path: Path) 
     for column, (problem, x) in enumerate(points.items()):
         for ax, kind in zip(axes[:, column], rows, strict=True):
             frame(ax, (-4, 4, -4, 4))
-            scatter(ax, models[kind, problem].encode(x)[0], size=1.2, alpha=0.35)
+            dots(ax, models[kind, problem].encode(x)[0], size=1.2, alpha=0.35)
             for radius in (1, 2, 3):
                 circle = plt.Circle((0, 0), radius, fill=False, color=RED, linewidth=0.8)
                 ax.add_patch(circle)
@@ -172,7 +146,7 @@ def draw_folding(models: Models, problem: str, x: Tensor, path: Path) -> None:
     for row, stages in enumerate((peer, rad)):
         for column, (ax, stage) in enumerate(zip(axes[row], stages, strict=True)):
             frame(ax, square(stage, tail=0.002))
-            scatter(ax, stage, colors, alpha=0.7)
+            dots(ax, stage, colors, alpha=0.7)
             if row == 0:
                 title = "data" if column == 0 else f"after layer {column}"
                 ax.set_title(title + (" (z)" if column == len(stages) - 1 else ""), fontsize=10)
@@ -180,15 +154,15 @@ def draw_folding(models: Models, problem: str, x: Tensor, path: Path) -> None:
         axes[2, layer].set_title(f"layer {layer + 1}", fontsize=10)
         for row, stage in ((2, rad[layer]), (3, rad[layer + 1])):
             frame(axes[row, layer], square(stage, tail=0.002))
-            scatter(axes[row, layer], stage, color, alpha=0.6)
+            dots(axes[row, layer], stage, color, alpha=0.6)
     labels = (PEER, "RAD", "RAD: into the layer", "RAD: out of it")
     for ax, label in zip(axes[:, 0], labels, strict=True):
         ax.set_ylabel(label)
     axes[2, -1].set_axis_off()
     axes[3, -1].set_axis_off()
-    dots = [
+    handles = [
         Line2D([], [], marker="o", linestyle="", markersize=5, color=color, label=label)
         for label, color in PIECES.items()
     ]
-    axes[2, -1].legend(handles=dots, loc="center", frameon=False, fontsize=10)
+    axes[2, -1].legend(handles=handles, loc="center", frameon=False, fontsize=10)
     save(figure, path)

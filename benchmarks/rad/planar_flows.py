@@ -21,6 +21,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from zuko.transforms import MonotonicRQSTransform
 
+from benchmarks.common.training import falling_factor, in_chunks
+from benchmarks.common.zuko_flow import ZukoFlow
 from pyromix import RAD, Flow, near_identity
 from pyromix.core.batch import Batch, split_batch
 from pyromix.datasets import (
@@ -60,11 +62,12 @@ class Problem(NamedTuple):
         """Mean log-density of points: that of as many normals as there are centres drawn."""
         centers = self.centers(num, seed=2).double() / self.scale
         log_normal = -math.log(2 * math.pi * self.scale**2 * num)
-        parts = [
-            (-0.5 * torch.cdist(part, centers).square()).logsumexp(-1)
-            for part in (x.double() / self.scale).split(500)
-        ]
-        return float(torch.cat(parts).mean()) + log_normal
+        nats = in_chunks(
+            lambda part: (-0.5 * torch.cdist(part, centers).square()).logsumexp(-1),
+            x.double() / self.scale,
+            500,
+        )
+        return float(nats.mean()) + log_normal
 
 
 PROBLEMS = {
@@ -114,33 +117,6 @@ class AffineCouplings(Flow):
         super().initialize(data)
 
 
-class ZukoFlow(nn.Module):
-    """One of zuko's flows, after the same standardisation."""
-
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, flow: Any, dim: int = 2) -> None:
-        super().__init__()
-        self.flow = flow
-        self.register_buffer("loc", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-
-    def initialize(self, data: Tensor) -> None:
-        self.loc.copy_(data.mean(0))
-        self.scale.copy_(data.std(0, correction=0))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return self.flow().log_prob((x - self.loc) / self.scale) - self.scale.log().sum()
-
-    @torch.no_grad()
-    def sample(self, shape: tuple[int, ...]) -> Tensor:
-        return self.loc + self.scale * self.flow().sample(shape)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.flow().transform((x - self.loc) / self.scale), ()
-
-
 def spline_couplings(dim: int, num_layers: int, hidden_dims: Sequence[int]) -> Any:
     """Coupling flow of rational-quadratic splines, as zuko's for affine ones."""
     return zuko.flows.NICE(
@@ -168,15 +144,11 @@ FAMILIES = {
     "RAD, wide": Family(lambda: RAD(2, hidden_dims=(14,)), 1e-2),
     "affine (Pyro)": Family(lambda: AffineCouplings(2), 2e-3),
     "affine (zuko)": Family(
-        lambda: ZukoFlow(zuko.flows.RealNVP(2, transforms=6, hidden_features=(56,))), 2e-3
+        lambda: ZukoFlow(zuko.flows.RealNVP(2, transforms=6, hidden_features=(56,)), 2), 2e-3
     ),
-    "spline, small": Family(lambda: ZukoFlow(spline_couplings(2, 6, (4,))), 1e-2),
-    "spline": Family(lambda: ZukoFlow(spline_couplings(2, 6, (8,))), 1e-2),
+    "spline, small": Family(lambda: ZukoFlow(spline_couplings(2, 6, (4,)), 2), 1e-2),
+    "spline": Family(lambda: ZukoFlow(spline_couplings(2, 6, (8,)), 2), 1e-2),
 }
-
-
-def num_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 # ---- training -----------------------------------------------------------------------------------
@@ -194,28 +166,23 @@ class LogProb(nn.Module):
 
 
 class Ensemble:
-    """Models of one kind, one for every rate, seed and problem, as stacked tensors.
+    """Models of one kind, one for every seed and problem, as stacked tensors.
 
     Args:
         make: Makes a model.
         data: Points to train on, of shape (problems, N, 2).
-        num_seeds: How many models to make for each problem and rate.
-        num_rates: How many learning rates to train with.
+        num_seeds: How many models to make for each problem.
     """
 
-    def __init__(
-        self, make: Callable[[], Any], data: Tensor, num_seeds: int, num_rates: int = 1
-    ) -> None:
-        self.make, self.data = make, data
-        self.shape = num_rates, num_seeds, len(data)
+    def __init__(self, make: Callable[[], Any], data: Tensor, num_seeds: int) -> None:
+        self.make, self.data, self.num_seeds = make, data, num_seeds
         modules = []
-        for _ in range(num_rates):
-            for seed in range(num_seeds):
-                torch.manual_seed(seed)
-                for x in data:
-                    law = make()
-                    law.initialize(x)
-                    modules.append(LogProb(law))
+        for seed in range(num_seeds):
+            torch.manual_seed(seed)
+            for x in data:
+                law = make()
+                law.initialize(x)
+                modules.append(LogProb(law))
         self.module = modules[0]
         self.parameters = {
             name: torch.stack([m.get_parameter(name).detach() for m in modules])
@@ -236,17 +203,13 @@ class Ensemble:
 
         return vmap(one)(parameters, buffers, x)
 
-    def train(self, steps: int, rates: Sequence[float], what: str, compiled: bool) -> Self:
-        """Maximises the likelihood by Adam; rates fall to 2% over the second half.
+    def train(self, steps: int, lr: float, what: str, compiled: bool) -> Self:
+        """Maximises the likelihood by Adam; the rate falls to 2% over the second half.
 
         A model whose gradient is not finite gets a gradient of zero in that step.
         """
-        parameters = list(self.parameters.values())
-        parts = [p.chunk(len(rates)) for p in parameters]
-        optimizer = torch.optim.Adam(
-            [{"params": group} for group in zip(*parts, strict=True)], fused=True
-        )
-        generators = [Generator().manual_seed(seed) for seed in range(self.shape[1])]
+        optimizer = torch.optim.Adam(self.parameters.values(), fused=True)
+        generators = [Generator().manual_seed(seed) for seed in range(self.num_seeds)]
         num = self.data.shape[1]
         orders: list[Tensor] = []
         skipped = 0
@@ -261,7 +224,6 @@ class Ensemble:
                 shuffled = torch.stack([torch.randperm(num, generator=g) for g in generators])
                 orders = list(shuffled.split(BATCH, -1))
             x = self.data[:, orders.pop()].transpose(0, 1).flatten(0, 1)
-            x = x.repeat(len(rates), 1, 1)
             if compiled and step == 0:
                 traced = make_fx(evaluate)(self.parameters, self.buffers, x)
                 evaluate = torch.compile(traced)
@@ -277,19 +239,17 @@ class Ensemble:
                 for gradient in gradients:
                     gradient[bad] = 0.0
                 skipped += int(bad.sum())
-            factor = min(1.0, 2 * (1 - step / steps) + 0.02)
-            pieces = zip(*[g.chunk(len(rates)) for g in gradients], strict=True)
-            for group, rate, piece in zip(optimizer.param_groups, rates, pieces, strict=True):
-                group["lr"] = rate * factor
-                for parameter, gradient in zip(group["params"], piece, strict=True):
-                    parameter.grad = gradient
+            optimizer.param_groups[0]["lr"] = lr * falling_factor(step, steps)
+            for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
             if (step + 1) % max(1, steps // 10) == 0:
                 done = 1e3 * (time.perf_counter() - start) / (step + 1)
                 print(f"  {what}: {step + 1} steps, {done:.1f} ms a step", flush=True)
         seconds = time.perf_counter() - start
+        count = self.num_seeds * len(self.data)
         print(
-            f"  trained {math.prod(self.shape)} of {what}: {steps} steps, {seconds:.0f} s, "
+            f"  trained {count} of {what}: {steps} steps, {seconds:.0f} s, "
             f"{skipped} gradients that were not finite",
             flush=True,
         )
@@ -297,16 +257,15 @@ class Ensemble:
 
     @torch.no_grad()
     def nats(self, x: Tensor) -> Tensor:
-        """Mean log-densities of points of shape (problems, num, 2): (rates, seeds, problems)."""
-        rates, seeds, _ = self.shape
+        """Mean log-densities of points of shape (problems, num, 2): (seeds, problems)."""
         parts = [
-            self.log_prob(self.parameters, self.buffers, part.repeat(rates * seeds, 1, 1))
+            self.log_prob(self.parameters, self.buffers, part.repeat(self.num_seeds, 1, 1))
             for part in x.split(1000, dim=1)
         ]
-        return torch.cat(parts, -1).mean(-1).view(self.shape)
+        return torch.cat(parts, -1).mean(-1).view(self.num_seeds, len(self.data))
 
     def model(self, seed: int, problem: int) -> Any:
-        """One of the models of the first rate, in a state to be asked."""
+        """One of the models, in a state to be asked."""
         model = LogProb(self.make())
         index = seed * len(self.data) + problem
         stacked = self.parameters | self.buffers

@@ -11,44 +11,39 @@ one pass (planar_flows.py), and prints
 - milliseconds for the log-density of 500 points with its gradient in all parameters, by one model
   alone.
 
-Figures under out/ (figures.py), of the seed that is the median in likelihood (rad_quick_* and
-rad_paper_* with those options):
+Figures out/rad/plane_<size>_*.png (figures.py), of the seed that is the median in likelihood:
 
-- rad_samples.png (the paper's Fig. 7), rad_gaussianization.png (Figs. 8 and 18), rad_density.png;
-- rad_folding_<problem>.png (Figs. 9 to 12 and 14 to 17): layer by layer.
+- samples.png (the paper's Fig. 7), gaussianization.png (Figs. 8 and 18), density.png;
+- folding_<problem>.png (Figs. 9 to 12 and 14 to 17): layer by layer.
 
-Numbers are added to out/rad.json, parameters to out/rad_<size>.pt: `--figures` draws from the
-latter, without training. `--compile` trains about twice as fast after a minute of compilation, and
-needs a C++ compiler.
+What was trained is kept in out/rad/plane_<size>/: `--figures` draws from there, without training.
+`--compile` trains about twice as fast after a minute of compilation, and needs a C++ compiler.
 
     python -m benchmarks.rad.plane [--quick | --paper] [--models NAME ...] [--compile] [--figures]
 """
 
-import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from benchmarks.rad.figures import draw_densities, draw_folding, draw_gaussianization, draw_samples
-from benchmarks.rad.planar_flows import (
-    BATCH,
-    FAMILIES,
-    PROBLEMS,
-    Ensemble,
-    LogProb,
-    draw_all,
-    num_parameters,
+from benchmarks.common import cli
+from benchmarks.common.store import OUT, Numbers, Store, beside
+from benchmarks.common.timing import Job, block_medians
+from benchmarks.common.training import in_chunks, num_parameters
+from benchmarks.rad.figures import (
+    Models,
+    draw_densities,
+    draw_folding,
+    draw_gaussianization,
+    draw_samples,
 )
+from benchmarks.rad.planar_flows import BATCH, FAMILIES, PROBLEMS, Ensemble, LogProb, draw_all
 
-OUT = Path("out")
 POINTS = 10_000
 DRAWS = 100_000
 CLUSTERS = ("grid", "ring")
@@ -59,7 +54,6 @@ PEER, BARE_PEER = "affine (Pyro)", "without a Flow"  # what times are compared w
 class Setting(NamedTuple):
     """How long to train, and how many models."""
 
-    name: str
     steps: int
     seeds: int
     rounds: int  # of timing
@@ -67,9 +61,9 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "quick": Setting("quick", 300, 1, 5, ("RAD", "affine (zuko)", "spline")),
-    "default": Setting("default", 6_000, 5, 21),
-    "paper": Setting("paper", 50_000, 3, 21),
+    "quick": Setting(300, 1, 5, ("RAD", "affine (zuko)", "spline")),
+    "default": Setting(6_000, 5, 21),
+    "paper": Setting(50_000, 3, 21),
 }
 
 
@@ -80,8 +74,8 @@ def share_far(name: str, x: Tensor) -> float:
     """Share of points farther than four standard deviations from every centre."""
     problem = PROBLEMS[name]
     centers = problem.centers(1000, seed=0).unique(dim=0)
-    near = [torch.cdist(part, centers).amin(-1) for part in x.split(10_000)]
-    return float((torch.cat(near) > FAR * problem.scale).float().mean())
+    near = in_chunks(lambda part: torch.cdist(part, centers).amin(-1), x, 10_000)
+    return float((near > FAR * problem.scale).float().mean())
 
 
 def reach(draws: Tensor, data: Tensor) -> float:
@@ -90,7 +84,7 @@ def reach(draws: Tensor, data: Tensor) -> float:
 
 def score(ensemble: Ensemble, data: Tensor, held_out: Tensor) -> dict[str, Any]:
     """Likelihoods, reach and bridges, each with a list over seeds for every problem."""
-    nats = ensemble.nats(held_out)[0]
+    nats = ensemble.nats(held_out)
     scores: dict[str, Any] = {"nats": {}, "reach": {}, "far": {}}
     for i, name in enumerate(PROBLEMS):
         scores["nats"][name] = nats[:, i].tolist()
@@ -154,26 +148,25 @@ def report(results: dict[str, Any]) -> None:
 def measure_speed(rounds: int, data: Tensor, compiled: bool) -> dict[str, float]:
     """Milliseconds for a value with its gradient; rounds take turns, medians over them."""
     x = data[0, :BATCH]
-    jobs: dict[str, tuple[Any, list[Any]]] = {}
+    jobs: dict[str, Job] = {}
+
+    def add(name: str, log_prob: Any, law: Any) -> None:
+        parameters = list(law.parameters())
+        jobs[name] = lambda: torch.autograd.grad(log_prob(x).mean(), parameters)
+
     for name, family in FAMILIES.items():
         torch.manual_seed(0)
         law = family.make()
         law.initialize(data[0])
-        jobs[name] = law.log_prob, list(law.parameters())
+        add(name, law.log_prob, law)
         if name == "RAD" and compiled:
-            jobs["RAD, compiled"] = torch.compile(LogProb(law)), list(law.parameters())
+            add("RAD, compiled", torch.compile(LogProb(law)), law)
         if name == PEER:
             # As Pyro's users have it: without pyromix.Flow, standardisation and checks of values.
             plain = dist.TransformedDistribution(law.base_dist, list(law.transforms)[:-1])
-            jobs[BARE_PEER] = partial(score_afresh, plain), list(law.parameters())
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds + 1):
-        for name, (log_prob, parameters) in jobs.items():
-            start = time.perf_counter()
-            for _ in range(10):
-                torch.autograd.grad(log_prob(x).mean(), parameters)
-            times[name].append(1e2 * (time.perf_counter() - start))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}  # first: warm
+            add(BARE_PEER, partial(score_afresh, plain), law)
+    medians = block_medians(jobs, rounds, block=10)
+    return {name: 1e3 * median for name, median in medians.items()}
 
 
 def score_afresh(law: dist.TransformedDistribution, x: Tensor) -> Tensor:
@@ -191,76 +184,70 @@ def report_speed(speed: dict[str, float]) -> None:
 # ---- all ----------------------------------------------------------------------------------------
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def train_all(
+    names: Sequence[str],
+    setting: Setting,
+    store: Store,
+    data: Tensor,
+    held_out: Tensor,
+    compiled: bool,
+) -> None:
+    """Trains models of several kinds, and keeps them with their scores."""
+    for name in names:
+        family = FAMILIES[name]
+        ensemble = Ensemble(family.make, data, setting.seeds)
+        ensemble.train(setting.steps, family.lr, name, compiled)
+        numbers = {"parameters": num_parameters(family.make())}
+        store.save(name, numbers | score(ensemble, data, held_out), ensemble.parameters)
+
+
+def median_models(results: dict[str, Numbers], store: Store, data: Tensor, seeds: int) -> Models:
+    """The model of every kind and problem whose seed is the median in likelihood."""
+    models = {}
+    for name, numbers in results.items():
+        ensemble = Ensemble(FAMILIES[name].make, data, seeds).load(store.weights(name))
+        for i, problem in enumerate(PROBLEMS):
+            nats = numbers["nats"][problem]
+            median = sorted(range(len(nats)), key=nats.__getitem__)[len(nats) // 2]
+            models[name, problem] = ensemble.model(median, i)
+    return models
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.make_parser(
+        __doc__,
+        quick="300 steps, one seed, three models: a minute",
+        paper="the paper's 50,000 steps: hours",
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--quick", action="store_true", help="300 steps, one seed, three models: a minute"
-    )
-    size.add_argument("--paper", action="store_true", help="the paper's 50,000 steps: hours")
     parser.add_argument("--models", nargs="+", choices=list(FAMILIES), help="by default all")
     parser.add_argument("--compile", action="store_true", help="compile training")
     parser.add_argument("--figures", action="store_true", help="only draw what was trained")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    setting = SETTINGS["quick" if arguments.quick else "paper" if arguments.paper else "default"]
-    OUT.mkdir(exist_ok=True)
-    numbers, weights = OUT / "rad.json", OUT / f"rad_{setting.name}.pt"
+    arguments = cli.parse(parser)
+    setting = SETTINGS[arguments.size]
+    prefix = OUT / "rad" / f"plane_{arguments.size}"
+    store = Store(prefix)
     data, held_out = draw_all(POINTS, seed=0), draw_all(POINTS, seed=1)
-    trained: dict[str, Any] = torch.load(weights) if weights.exists() else {}
-
     if not arguments.figures:
-        for name in arguments.models or setting.models:
-            family = FAMILIES[name]
-            ensemble = Ensemble(family.make, data, setting.seeds)
-            ensemble.train(setting.steps, (family.lr,), name, arguments.compile)
-            trained[name] = ensemble.parameters
-            torch.save(trained, weights)
-            scores = {"parameters": num_parameters(family.make())}
-            everything = load_json(numbers)
-            everything.setdefault(setting.name, {"steps": setting.steps})[name] = scores | score(
-                ensemble, data, held_out
-            )
-            numbers.write_text(json.dumps(everything, indent=1))
-        everything = load_json(numbers)
-        everything["laws"] = score_laws(data, held_out)
-        speed = measure_speed(setting.rounds, data, arguments.compile)
-        everything[setting.name]["speed"] = speed
-        numbers.write_text(json.dumps(everything, indent=1))
+        chosen = arguments.models or setting.models
+        train_all(chosen, setting, store, data, held_out, arguments.compile)
+        store.save("speed", measure_speed(setting.rounds, data, arguments.compile))
 
-    everything = load_json(numbers)
-    scored = everything.get(setting.name, {})
-    results = {name: scored[name] for name in FAMILIES if name in scored}
+    results = store.numbers(FAMILIES)
     print(f"\n{setting.steps} steps, {setting.seeds} seeds")
-    report(results | {"the law itself": everything.get("laws") or score_laws(data, held_out)})
-    if "speed" in scored:
-        report_speed(scored["speed"])
+    laws = store.once("laws", lambda: score_laws(data, held_out))
+    report(results | {"the law itself": laws})
+    if store.has("speed"):
+        report_speed(store.numbers(["speed"])["speed"])
 
-    ensembles = {
-        name: Ensemble(FAMILIES[name].make, data, setting.seeds).load(parameters)
-        for name, parameters in trained.items()
-    }
-    models = {}
-    for name, ensemble in ensembles.items():
-        for i, problem in enumerate(PROBLEMS):
-            nats = results[name]["nats"][problem]
-            median = sorted(range(len(nats)), key=nats.__getitem__)[len(nats) // 2]
-            models[name, problem] = ensemble.model(median, i)
+    models = median_models(results, store, data, setting.seeds)
     torch.manual_seed(0)
     points = dict(zip(PROBLEMS, held_out, strict=True))
-    prefix = "rad" if setting.name == "default" else f"rad_{setting.name}"
-    draw_samples(models, points, OUT / f"{prefix}_samples.png")
-    draw_gaussianization(models, points, OUT / f"{prefix}_gaussianization.png")
-    draw_densities(models, points, OUT / f"{prefix}_density.png")
+    draw_samples(models, points, beside(prefix, "samples.png"))
+    draw_gaussianization(models, points, beside(prefix, "gaussianization.png"))
+    draw_densities(models, points, beside(prefix, "density.png"))
     for problem, x in points.items():
-        draw_folding(models, problem, x, OUT / f"{prefix}_folding_{problem.replace(' ', '_')}.png")
+        path = beside(prefix, f"folding_{problem.replace(' ', '_')}.png")
+        draw_folding(models, problem, x, path)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ median; the weight decay taken in each; and the seconds that all training took.
     python -m benchmarks.rad.tables [--quick]
 """
 
-import argparse
 import itertools
 import statistics
 import time
@@ -22,12 +21,16 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import permute, spline_coupling
+from pyro.distributions.transforms import spline_coupling
 from sklearn.datasets import load_breast_cancer, load_wine
 from torch import Generator, Tensor
 
-from benchmarks.rad.planar_flows import AffineCouplings, num_parameters
-from pyromix import RAD, Flow, fit, near_identity
+from benchmarks.common import cli
+from benchmarks.common.couplings import alternating
+from benchmarks.common.summary import standard_error
+from benchmarks.common.training import closest_size, num_parameters
+from benchmarks.rad.planar_flows import AffineCouplings
+from pyromix import RAD, Flow, fit
 
 TABLES = {"breast cancer": load_breast_cancer, "wine": load_wine}
 DECAYS = (0.0, 1.0)
@@ -41,23 +44,19 @@ class SplineCouplings(Flow):
     """Pyro's spline couplings: each layer transforms both halves, so that half as many do."""
 
     def __init__(self, dim: int, num_layers: int, hidden: int) -> None:
-        transforms: list[Any] = []
-        for layer in range(num_layers):
-            split = dim // 2 if layer % 2 == 0 else dim - dim // 2
-            coupling = spline_coupling(dim, split, [hidden], count_bins=4, bound=4.0)
-            order = torch.tensor([*range(split, dim), *range(split)])
-            transforms += [near_identity(coupling), permute(dim, order)]
+        def make(dim: int, split: int) -> Any:
+            return spline_coupling(dim, split, [hidden], count_bins=4, bound=4.0)
+
         base = dist.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1)
-        super().__init__(base, transforms)
+        super().__init__(base, alternating(dim, num_layers, make))
 
 
 def closest(make: Callable[[int], Any], target: int) -> Callable[[], Any]:
     """A model of the width whose number of parameters comes closest to a target."""
-    widths = range(1, 257)
+    first, second = (num_parameters(make(width)) for width in (1, 2))
     # Parameters grow by the same number with every unit.
-    first, second = (num_parameters(make(width)) for width in widths[:2])
-    best = min(widths, key=lambda width: abs(first + (width - 1) * (second - first) - target))
-    return partial(make, best)
+    width = closest_size(lambda width: first + (width - 1) * (second - first), target)
+    return partial(make, width)
 
 
 def models(dim: int) -> dict[str, Callable[[], Any]]:
@@ -124,7 +123,7 @@ def compare(name: str, num_splits: int, steps: int) -> None:
     )
 
     def row(view: str, label: str, count: str, nats: list[float], rest: str) -> None:
-        error = statistics.stdev(nats) / len(nats) ** 0.5 if len(nats) > 1 else 0.0
+        error = standard_error(torch.tensor(nats))
         print(
             f"{view:>12} {label:>18} {count:>10} {statistics.mean(nats):>10.2f} ± {error:<5.2f} "
             f"{statistics.median(nats):>8.2f}   {rest}",
@@ -152,16 +151,10 @@ def compare(name: str, num_splits: int, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one split, few steps")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = cli.parse(cli.make_parser(__doc__, quick="one split, few steps"))
     warnings.filterwarnings("ignore", category=UserWarning)
     for name in TABLES:
-        compare(name, *((1, 100) if arguments.quick else (5, 3000)))
+        compare(name, *((1, 100) if arguments.size == "quick" else (5, 3000)))
 
 
 if __name__ == "__main__":
