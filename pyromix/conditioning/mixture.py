@@ -54,6 +54,7 @@ class MixturePrior:
         max_error: float = 0.01,
     ) -> None:
         self.mixture = mixture.map_tensors(torch.clone)
+        self.batch_shape = mixture.batch_shape  # which may be expanded
         self.validate_args = bool(mixture._validate_args)
         self.dim = mixture.event_shape[0]
         self.dtype, self.device = mixture.logits.dtype, mixture.logits.device
@@ -63,9 +64,11 @@ class MixturePrior:
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "MixturePrior":
         """Returns the prior with a function applied to the tensors of its mixture."""
         mixture = self.mixture.map_tensors(function)
-        return MixturePrior(
+        prior = MixturePrior(
             mixture, allow_all_observed=self.allow_all_observed, max_error=self.max_error
         )
+        prior.batch_shape = self.batch_shape
+        return prior
 
     def given(
         self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
@@ -86,11 +89,11 @@ class MixturePrior:
         alternatives are.
         """
         try:
-            batch_shape = torch.broadcast_shapes(self.mixture.batch_shape, evidence.batch_shape)
+            batch_shape = torch.broadcast_shapes(self.batch_shape, evidence.batch_shape)
         except RuntimeError:
             raise ValueError(
                 f"Expected evidence whose batch shape broadcasts with the mixture's, "
-                f"{tuple(self.mixture.batch_shape)}, got {tuple(evidence.batch_shape)}."
+                f"{tuple(self.batch_shape)}, got {tuple(evidence.batch_shape)}."
             ) from None
         if self._last is not None:
             last, components = self._last

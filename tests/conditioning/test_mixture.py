@@ -362,7 +362,7 @@ def test_plain_mixtures_take_evidence_too():
         (lambda: [LinearGaussian(torch.ones(1, 2), torch.zeros(2), 1.0)], r"shape \(\*N, 1\)"),
         (lambda: [GaussianPrior(0.0, -1.0)], "positive scales"),
         (lambda: ["box"], "Expected a mapping"),
-        (lambda: [{0: 1.0}, Box()], "pieces of evidence"),
+        (lambda: [Box(), {0: 1.0, 1: 1.0}], "not observed"),
         (lambda: [Box(high=-1.0), LinearInequality(torch.ones(2))], "."),
     ],
 )
