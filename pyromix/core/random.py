@@ -342,10 +342,12 @@ def _real_device(args: Any, kwargs: Any) -> torch.device | None:
                 return None
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
-            break
-    else:
-        value = torch.empty(0, device=kwargs.get("device"))
-    return None if value.is_meta or isinstance(value, FakeTensor) else value.device
+            return None if value.is_meta or isinstance(value, FakeTensor) else value.device
+    device: torch.device = kwargs.get("device") or _CPU
+    if device.type == "meta":
+        return None
+    known = device.type == "cpu" or device.index is not None
+    return device if known else torch.empty(0, device=device).device
 
 
 def _swapped(operation: Any, args: Any, kwargs: Any, generator: Generator) -> Any:
