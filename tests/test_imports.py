@@ -26,9 +26,6 @@ LAYERS = (
     ("class_conditional", "testing"),
 )
 
-# Sets of modules that import each other in a circle, to be removed.
-KNOWN_CIRCLES = ({"pyromix.maxent.problem", "pyromix.maxent.search"},)
-
 
 def imports(root):
     """The imports of a package: for every module the modules of the package that it needs.
@@ -99,12 +96,7 @@ def _room(module):
 
 
 def test_no_module_needs_itself():
-    unknown = {
-        circle
-        for circle in circles(imports(PACKAGE))
-        if not any(circle <= known for known in KNOWN_CIRCLES)
-    }
-    assert not unknown
+    assert not circles(imports(PACKAGE))
 
 
 def test_imports_go_down():
