@@ -11,16 +11,8 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
 from .core.batch import Batch, split_batch
-from .core.checks import (
-    Check,
-    TensorLike,
-    as_labels,
-    as_tensor,
-    as_value,
-    check_arguments,
-    check_positive_int,
-    check_value,
-)
+from .core.checks import Check, check_arguments, check_positive_int, check_value
+from .core.conversions import TensorLike, as_labels, as_tensor, as_value
 from .core.module import DistributionModule
 from .core.random import takes_generator
 

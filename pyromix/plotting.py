@@ -5,21 +5,22 @@ __all__ = ["plot_density", "plot_images"]
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.distributions import Distribution
+
+from .core.conversions import TensorLike, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def plot_images(
-    images: Tensor, ax: "Axes", *, columns: int | None = None, **kwargs: Any
+    images: TensorLike, ax: "Axes", *, columns: int | None = None, **kwargs: Any
 ) -> "Axes":
     """Shows images side by side, in rows.
 
     Args:
         images: Shape (N, height, width), or (N, height, width, 3) for colour; floating-point
-            numbers, or integers from 0 to 255.
+            numbers, integers from 0 to 255, or truth values; a tensor, an array or lists.
         ax: Where to draw.
         columns: Images per row; by default the grid is nearly square.
         kwargs: Passed to `matplotlib.axes.Axes.imshow`; by default dark ink on white, from 0 to 1.
@@ -30,12 +31,15 @@ def plot_images(
     Raises:
         ValueError: If the images have another number of dimensions.
     """
+    images = as_numbers("images", images)
     if images.dim() not in (3, 4):
         raise ValueError(
             f"Expected images of shape (N, height, width[, 3]), got {tuple(images.shape)}. "
             f"Reshape flat ones with images.reshape(-1, height, width)."
         )
     images = images.detach().cpu()
+    if images.dtype == torch.bool:
+        images = images.float()
     if not images.is_floating_point():  # bytes, as files hold them
         images = images / 255
     count, height, width = images.shape[:3]

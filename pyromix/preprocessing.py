@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.distributions import Transform, constraints
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .core.checks import check_positive_int
 from .core.constraints import open_interval
+from .core.conversions import TensorLike, as_numbers
 from .core.registry import register
 
 
@@ -114,7 +116,7 @@ class LogitMap(Transform):
 
 
 def dequantize(
-    values: Tensor, num_levels: int = 256, *, generator: Generator | None = None
+    values: TensorLike, num_levels: int = 256, *, generator: Generator | None = None
 ) -> Tensor:
     r"""Adds uniform noise to integers, so that they can have a density.
 
@@ -136,7 +138,7 @@ def dequantize(
 
     Args:
         values: Integers from 0 to ``num_levels - 1``, of any integer dtype, or floats that hold
-            such; any shape.
+            such; a tensor, an array or lists of them, of any shape.
         num_levels: Number of levels L, such as 256 for 8 bits and 65,536 for 16.
         generator: Source of the noise, on the device of the values.
 
@@ -167,26 +169,27 @@ def dequantize(
     return torch.minimum(values + noise, torch.nextafter(values + 1, values))
 
 
-def quantize(x: Tensor, num_levels: int = 256) -> Tensor:
+def quantize(x: TensorLike, num_levels: int = 256) -> Tensor:
     """The integers behind dequantised ones, by rounding down.
 
     Args:
-        x: Real numbers; any shape.
+        x: Real numbers in a tensor, an array or lists; any shape.
         num_levels: Number of levels L. What is out of [0, L) belongs to the nearest level.
 
     Returns:
         Integers from 0 to L - 1 of dtype int64, of the shape of x.
 
     Raises:
-        ValueError: If x is not a tensor of floats, or holds NaN.
+        ValueError: If x does not hold floats, or holds NaN.
 
     Example:
         >>> quantize(torch.tensor([-0.1, 0.7, 3.0, 256.0]))
         tensor([  0,   0,   3, 255])
     """
     num_levels = check_positive_int("num_levels", num_levels)
-    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
-        raise ValueError(f"Expected x to be a tensor of floats, got {_kind(x)}.")
+    x = as_numbers("x", x)
+    if not x.is_floating_point():
+        raise ValueError(f"Expected x to hold floats, got {x.dtype}.")
     missing = int(x.isnan().sum())
     if missing:
         raise ValueError(f"Expected x without NaN, got {missing} among {x.numel()} entries.")
@@ -206,7 +209,7 @@ class Frames(NamedTuple):
 
 
 def frames(
-    waves: Sequence[Tensor] | Tensor, frame_length: int, *, drop_last: bool = True
+    waves: Sequence[TensorLike] | Tensor | np.ndarray, frame_length: int, *, drop_last: bool = True
 ) -> Frames:
     """Cuts recordings of different lengths into frames that follow each other without overlap.
 
@@ -215,7 +218,7 @@ def frames(
     tests afterwards, so that all have the same number T of frames after padding.
 
     Args:
-        waves: N recordings of one dimension each, of equal dtypes.
+        waves: N recordings of one dimension each, of equal dtypes: tensors, arrays or lists.
         frame_length: Number of samples in a frame.
         drop_last: Whether to leave out what remains at the end of a recording and is shorter than
             a frame. If kept, it is filled up with zeros, which a model takes for silence that was
@@ -236,22 +239,22 @@ def frames(
         [[[0, 1, 2], [3, 4, 5], [6, 0, 0]]]
     """
     frame_length = check_positive_int("frame_length", frame_length)
-    waves = _check_waves(waves)
+    recordings = _check_waves(waves)
     shortest = frame_length if drop_last else 1
-    for i, wave in enumerate(waves):
+    for i, wave in enumerate(recordings):
         if len(wave) < shortest:
             raise ValueError(
                 f"Expected recordings of at least {shortest} sample(s), got {len(wave)} in "
                 f"number {i}. Leave such recordings out"
                 f"{', or keep incomplete frames with drop_last=False' if len(wave) else ''}."
             )
-    lengths = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
+    lengths = torch.tensor([len(wave) for wave in recordings], device=recordings[0].device)
     if drop_last:
         lengths = lengths // frame_length
-        waves = [wave[: len(wave) // frame_length * frame_length] for wave in waves]
+        recordings = [wave[: len(wave) // frame_length * frame_length] for wave in recordings]
     else:
         lengths = -(-lengths // frame_length)  # rounded up
-    padded = pad_sequence(waves, batch_first=True)
+    padded = pad_sequence(recordings, batch_first=True)
     missing = int(lengths.max()) * frame_length - padded.shape[1]
     padded = torch.nn.functional.pad(padded, (0, missing))
     return Frames(padded.unflatten(1, (-1, frame_length)), lengths)
@@ -259,8 +262,7 @@ def frames(
 
 def _check_codes(values: object, num_levels: int) -> Tensor:
     """Checks that values are integers of a range; those of integer dtypes become int64."""
-    if not isinstance(values, Tensor) or values.dtype.is_complex:
-        raise ValueError(f"Expected values to be a real tensor, got {_kind(values)}.")
+    values = as_numbers("values", values)
     if values.dtype.is_floating_point:
         values = values.detach()
         fractions = int((values != values.floor()).sum())  # NaN as well
@@ -283,26 +285,22 @@ def _check_codes(values: object, num_levels: int) -> Tensor:
 
 
 def _check_waves(waves: object) -> list[Tensor]:
-    waves = list(waves) if isinstance(waves, Sequence | Tensor) else []
-    if not waves:
+    given = list(waves) if isinstance(waves, Sequence | Tensor | np.ndarray) else []
+    if not given:
         raise ValueError("Expected a sequence of at least one recording.")
-    for i, wave in enumerate(waves):
-        if not isinstance(wave, Tensor) or wave.dim() != 1:
-            shape = f" of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else ""
+    recordings = [as_numbers(f"recording {i}", wave) for i, wave in enumerate(given)]
+    for i, wave in enumerate(recordings):
+        if wave.dim() != 1:
             raise ValueError(
-                f"Expected recordings to be tensors of one dimension, got {_kind(wave)}{shape} "
-                f"as number {i}."
+                f"Expected recordings of one dimension, got shape {tuple(wave.shape)} as number "
+                f"{i}."
             )
-        if wave.dtype != waves[0].dtype or wave.device != waves[0].device:
+        if wave.dtype != recordings[0].dtype or wave.device != recordings[0].device:
             raise ValueError(
-                f"Expected recordings of one dtype on one device, got {waves[0].dtype} on "
-                f"{waves[0].device} as number 0, and {wave.dtype} on {wave.device} as number {i}."
+                f"Expected recordings of one dtype on one device, got {wave.dtype} on "
+                f"{wave.device} as number {i}, unlike number 0."
             )
-    return waves
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+    return recordings
 
 
 register(LogitMap)

@@ -33,6 +33,22 @@ def test_images_are_laid_out_in_rows(ax):
     assert np.isnan(canvas[2]).all()
 
 
+def test_images_of_all_types(ax):
+    canvases = []
+    marked = [[[False, True]]]
+    for images in (
+        torch.tensor(marked),
+        np.array(marked),
+        marked,
+        np.uint8([[[0, 255]]]),
+        [[[0.0, 1.0]]],
+    ):
+        plot_images(images, ax)
+        canvases.append(np.asarray(ax.images[-1].get_array()))
+    for canvas in canvases:
+        assert canvas.tolist() == [[0.0, 1.0]]
+
+
 def test_colour_images(ax):
     plot_images(torch.rand(4, 2, 2, 3), ax)
     assert ax.images[0].get_array().shape == (5, 5, 3)

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -267,6 +268,21 @@ def test_frames_of_equal_recordings(drop_last):
     assert lengths.tolist() == [2, 2]
 
 
+def test_arrays_and_lists():
+    pixels = torch.tensor([[0, 255], [17, 4]])
+    for values in (pixels.numpy().astype(np.uint8), pixels.tolist(), pixels.double().numpy()):
+        assert torch.equal(quantize(dequantize(values)), pixels)
+    assert torch.equal(quantize(np.array([0.5, 3.0])), torch.tensor([0, 3]))
+    assert torch.equal(quantize([0.5, 3.0]), torch.tensor([0, 3]))
+    wave = torch.arange(7, dtype=torch.int16)
+    expected, lengths = frames([wave, wave[:4]], 3)
+    for waves in ([wave.numpy(), wave[:4].numpy()], [wave.tolist(), wave[:4].tolist()]):
+        got = frames(waves, 3)
+        assert torch.equal(got.values, expected.to(got.values.dtype))
+        assert torch.equal(got.lengths, lengths)
+    assert frames(np.zeros((2, 6), np.float32), 3).values.dtype == torch.float32
+
+
 # --- bad input ---
 
 NAN = torch.tensor([0.0, math.nan])
@@ -285,19 +301,20 @@ ERRORS = [
     (lambda: dequantize(torch.tensor([0.5, 1.0])), "integers, got 1 others among 2"),
     (lambda: dequantize(NAN), "integers, got 1 others among 2"),
     (lambda: dequantize(torch.tensor([math.inf])), "from 0 to 255"),
-    (lambda: dequantize([1, 2]), "values to be a real tensor, got list"),
-    (lambda: dequantize(torch.tensor([1j])), "real tensor, got torch.complex"),
+    (lambda: dequantize(["a"]), "values to hold real numbers, got strings"),
+    (lambda: dequantize(torch.tensor([1j])), "real numbers, got torch.complex"),
     (lambda: dequantize(torch.tensor([1]), 0), "num_levels to be an integer"),
     (lambda: dequantize(torch.tensor([1]), 2**53), r"at most \d+ levels.* got \d+"),
     (lambda: quantize(NAN), "x without NaN, got 1 among 2"),
-    (lambda: quantize(torch.tensor([1])), "tensor of floats, got torch.int64"),
-    (lambda: quantize([1.0]), "tensor of floats, got list"),
+    (lambda: quantize(torch.tensor([1])), "x to hold floats, got torch.int64"),
+    (lambda: quantize([1]), "x to hold floats, got torch.int64"),
     (lambda: quantize(torch.tensor([1.0]), -1), "num_levels to be an integer"),
     (lambda: frames([], 5), "at least one recording"),
     (lambda: frames(3, 5), "at least one recording"),
     (lambda: frames([torch.zeros(9)], 0), "frame_length to be an integer of at least 1"),
-    (lambda: frames([torch.zeros(9), torch.zeros(2, 9)], 3), r"got .* of shape \(2, 9\) as"),
-    (lambda: frames([[0.0]], 3), "one dimension, got list as number 0"),
+    (lambda: frames([torch.zeros(9), torch.zeros(2, 9)], 3), r"got shape \(2, 9\) as"),
+    (lambda: frames([0.0], 3), r"one dimension, got shape \(\) as number 0"),
+    (lambda: frames([["a"]], 3), "recording 0 to hold real numbers, got strings"),
     (lambda: frames([torch.zeros(9), torch.zeros(9).half()], 3), "one dtype.*float16 on cpu as"),
     (lambda: frames([torch.zeros(9), torch.zeros(2)], 3), r"3 sample.*got 2 in number 1.*drop_l"),
     (lambda: frames([torch.zeros(0)], 3, drop_last=False), r"got 0 in number 0. Leave .* out\.$"),

@@ -1,6 +1,6 @@
 """Batches of training data, and the contexts that go with values."""
 
-__all__ = ["Batch", "check_paired", "split_batch"]
+__all__ = ["Batch", "as_batch", "check_paired", "split_batch"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .checks import as_tensor
+from .conversions import as_numbers, as_tensor
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -60,11 +60,55 @@ def split_batch(batch: Any, *, like: Tensor | None = None) -> tuple[Tensor, Any]
     )
 
 
+def as_batch(name: str, data: Any, *, like: Tensor, keep_integers: bool) -> Any:
+    """Returns data whose parts, if they are arrays or lists of numbers, have become tensors.
+
+    Floats take the dtype of `like`; so do integers that are values, unless they are to be kept.
+    Integers and truth values in other parts, such as labels and lengths, keep their type.
+
+    Args:
+        name: What to call the data in errors.
+        data: An array or nested lists of numbers; or a tuple, a mapping, or a list of tensors and
+            arrays, whose parts may be such. Anything else is returned as it is.
+        like: A tensor of the dtype and on the device that are wanted.
+        keep_integers: Whether values that are integers keep their type, too.
+
+    Raises:
+        ValueError: If lists or arrays hold anything but numbers.
+    """
+    if not keep_integers:
+        data = _with_values(data, like)
+
+    def convert(part: Any) -> Any:
+        if isinstance(part, Tensor) or not (_is_array(part) or isinstance(part, list | tuple)):
+            return part
+        numbers = as_numbers(name, part)
+        return numbers.to(like) if numbers.is_floating_point() else numbers.to(like.device)
+
+    if _is_array(data) or _is_nested(data):
+        return convert(data)
+    if isinstance(data, Mapping):
+        return {key: convert(part) for key, part in data.items()}
+    if isinstance(data, list | tuple):
+        return tuple(convert(part) for part in data)
+    return data
+
+
+def _is_array(data: Any) -> bool:
+    # A table has a method to_numpy, and an error of its own.
+    return isinstance(data, np.ndarray) or hasattr(data, "to_numpy")
+
+
+def _is_nested(data: Any) -> bool:
+    """Whether data are a list of numbers, or of lists of numbers, and not a list of parts."""
+    return (
+        isinstance(data, list) and len(data) > 0 and not isinstance(data[0], Tensor | np.ndarray)
+    )
+
+
 def _with_values(batch: Any, like: Tensor) -> Any:
     """A batch whose values, if they are an array or nested lists, have become a tensor."""
-    nested = isinstance(batch, list) and len(batch) > 0 and isinstance(batch[0], list | tuple)
-    # A table has a method to_numpy, and an error of its own.
-    if nested or isinstance(batch, np.ndarray) or hasattr(batch, "to_numpy"):
+    if _is_array(batch) or _is_nested(batch):
         return as_tensor("the data", batch, like=like)
     match batch:
         case [np.ndarray() | list() as value, *others]:

@@ -10,7 +10,8 @@ from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from ..core.checks import TensorLike, as_labels, check_expandable, check_value
+from ..core.checks import check_expandable, check_value
+from ..core.conversions import TensorLike, as_labels
 from ..core.random import takes_generator
 from .inference import log_prob
 from .law import draw

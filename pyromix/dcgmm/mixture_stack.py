@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import TensorLike, as_value, is_traced
+from ..core.checks import is_traced
+from ..core.conversions import TensorLike, as_value
 from ..core.law_module import LawModule
 from .architecture import Architecture
 from .law import TopDownLaw

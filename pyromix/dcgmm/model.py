@@ -12,7 +12,6 @@ from torch.types import _size
 
 from ..core.checks import (
     Check,
-    TensorLike,
     check_arguments,
     check_choice,
     check_count,
@@ -23,6 +22,7 @@ from ..core.checks import (
     one_of,
     optional,
 )
+from ..core.conversions import TensorLike
 from ..core.random import takes_generator
 from .architecture import Architecture, check_image_shape, check_layers
 from .given_class import ClassLaw, class_weights

@@ -8,14 +8,13 @@ import torch
 from torch import Generator, Tensor
 
 from ..core.checks import (
-    TensorLike,
     as_int,
-    as_tensor,
     check_index,
     check_integers,
     check_positive_int,
     check_value_shape,
 )
+from ..core.conversions import TensorLike, as_tensor
 from ..core.random import takes_generator
 from ..numerics.diagonal_density import log_sum_exp
 from .completion import expand_mask, fill, find_evidence, from_array

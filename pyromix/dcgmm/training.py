@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import as_labels, check_value
+from ..core.checks import check_value
+from ..core.conversions import as_labels
 from .law import normal_log_prob
 from .mixture_stack import MixtureStack
 

@@ -15,9 +15,6 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
-    TensorLike,
-    as_integers,
-    as_tensor,
     check_arguments,
     check_count,
     check_floor,
@@ -30,6 +27,7 @@ from ..core.checks import (
     one_of,
 )
 from ..core.constraints import Floored, mixed_columns, real_or_missing_vector
+from ..core.conversions import TensorLike, as_integers, as_tensor
 from ..core.law_module import LawModule
 from ..core.random import takes_generator
 from .conditioned import ResidualPrior, Settings

@@ -12,7 +12,8 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from torch.types import _size
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import TensorLike, check_value, is_traced
+from ..core.checks import check_value, is_traced
+from ..core.conversions import TensorLike
 from ..core.law_module import LawModule
 from ..core.module import DistributionModule
 from .chain import given_context, needs_context, pull_back

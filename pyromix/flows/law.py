@@ -16,15 +16,9 @@ from torch.distributions.transforms import AffineTransform
 from torch.distributions.utils import _sum_rightmost
 from torch.types import _size
 
-from ..core.checks import (
-    TensorLike,
-    as_tensor,
-    check_expandable,
-    check_tensor,
-    check_value,
-    is_traced,
-)
+from ..core.checks import check_expandable, check_tensor, check_value, is_traced
 from ..core.constraints import move_support
+from ..core.conversions import TensorLike, as_tensor
 from ..core.random import takes_generator
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform

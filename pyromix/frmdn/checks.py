@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from ..core.checks import as_integers, is_traced
+from ..core.checks import is_traced
+from ..core.conversions import as_integers
 
 
 def within(lengths: Tensor, num_steps: int) -> Tensor:

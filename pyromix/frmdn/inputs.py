@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import as_rows, as_tensor
+from ..core.conversions import as_rows, as_tensor
 from ..core.networks import Standardize
 from .checks import check_finite, common_shape, within
 from .recurrence import Recurrence

@@ -13,9 +13,6 @@ from torch.types import _size
 from ..core.batch import Batch, check_paired, split_batch
 from ..core.checks import (
     Check,
-    TensorLike,
-    as_rows,
-    as_tensor,
     check_arguments,
     check_count,
     check_floor,
@@ -24,6 +21,7 @@ from ..core.checks import (
     one_of,
 )
 from ..core.constraints import Floored
+from ..core.conversions import TensorLike, as_rows, as_tensor
 from ..core.law_module import LawModule
 from ..core.networks import Standardize, check_widths
 from ..core.random import takes_generator

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core.checks import (
-    Check,
-    TensorLike,
-    check_arguments,
-    check_count,
-    check_positive_int,
-    number,
-)
+from ..core.checks import Check, check_arguments, check_count, check_positive_int, number
+from ..core.conversions import TensorLike
 from ..core.random import draws_from, seeded
 from ..training.fit import OptimizerFactory, adam
 from .draws import Gradient, make_sampler

@@ -1,7 +1,8 @@
 """How well ensembles, such as draws of a model's predictions, forecast what was observed.
 
 Members are along the first dimension of ``samples``, and exchangeable: in no order that means
-something. All other dimensions are forecasts of their own. Of ragged sequences, select what was
+something. All other dimensions are forecasts of their own. Arrays and lists of numbers can stand
+for tensors. Of ragged sequences, select what was
 really observed first: ``crps(samples[:, mask], observed[mask])``.
 """
 
@@ -10,10 +11,10 @@ __all__ = ["coverage", "crps", "energy_score", "pit"]
 import torch
 from torch import Generator, Tensor
 
-from ..core.checks import check_tensor
+from ..core.conversions import TensorLike, as_tensors
 
 
-def crps(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Tensor:
+def crps(samples: TensorLike, observed: TensorLike, *, fair: bool = False) -> Tensor:
     r"""The continuous ranked probability score of an ensemble; smaller is better.
 
     .. math:: \frac{1}{n} \sum_i |x_i - y| - \frac{1}{2 n^2} \sum_{i,j} |x_i - x_j|
@@ -50,7 +51,8 @@ def crps(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Tensor:
 
         [2] Ferro, "Fair scores for ensemble forecasts", 2014.
     """
-    num = _check_ensemble(samples, observed, fair=fair)
+    samples, observed = _check_ensemble(samples, observed, fair=fair)
+    num = len(samples)
     errors = (samples - observed).sort(0).values
     rank = torch.arange(num, dtype=errors.dtype, device=errors.device)
     rank = rank.view(num, *[1] * observed.dim())
@@ -61,7 +63,7 @@ def crps(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Tensor:
     return 2 * (weight * errors.abs()).sum(0) / _num_pairs(num, fair)
 
 
-def energy_score(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Tensor:
+def energy_score(samples: TensorLike, observed: TensorLike, *, fair: bool = False) -> Tensor:
     r"""The energy score of an ensemble of vectors; smaller is better.
 
     .. math:: \frac{1}{n} \sum_i \|x_i - y\| - \frac{1}{2 n^2} \sum_{i,j} \|x_i - x_j\|
@@ -94,7 +96,8 @@ def energy_score(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Te
         [1] Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation",
         2007, section 4.3.
     """
-    num = _check_ensemble(samples, observed, fair=fair)
+    samples, observed = _check_ensemble(samples, observed, fair=fair)
+    num = len(samples)
     if not observed.dim() or not observed.shape[-1]:
         raise ValueError(
             f"Expected vectors along the last dimension, got observations of shape "
@@ -107,7 +110,9 @@ def energy_score(samples: Tensor, observed: Tensor, *, fair: bool = False) -> Te
     return distance - spread / _num_pairs(num, fair)
 
 
-def pit(samples: Tensor, observed: Tensor, *, generator: Generator | None = None) -> Tensor:
+def pit(
+    samples: TensorLike, observed: TensorLike, *, generator: Generator | None = None
+) -> Tensor:
     r"""The randomised probability integral transform of observations under an ensemble.
 
     Where r of the n members are less than the observation and t equal to it,
@@ -138,6 +143,7 @@ def pit(samples: Tensor, observed: Tensor, *, generator: Generator | None = None
         >>> bool((u > 0.49) & (u < 0.51))
         True
     """
+    samples, observed = _check_ensemble(samples, observed)
     low, high = _rank_interval(samples, observed)
     uniform = torch.rand(
         low.shape, generator=generator, dtype=torch.float64, device=observed.device
@@ -147,7 +153,7 @@ def pit(samples: Tensor, observed: Tensor, *, generator: Generator | None = None
     return (low + (high - low) * uniform).to(observed.dtype).clamp(limits.tiny, 1 - limits.eps)
 
 
-def coverage(samples: Tensor, observed: Tensor, level: float) -> float:
+def coverage(samples: TensorLike, observed: TensorLike, level: float) -> float:
     r"""The fraction of observations inside the central interval of their ensembles.
 
     The interval leaves out (1 - level) / 2 on each side. An ensemble tells it only up to the gap
@@ -176,6 +182,7 @@ def coverage(samples: Tensor, observed: Tensor, level: float) -> float:
     """
     if not 0 < level < 1:
         raise ValueError(f"Expected a level between 0 and 1, such as 0.9, got {level!r}.")
+    samples, observed = _check_ensemble(samples, observed)
     low, high = _rank_interval(samples, observed)
     if not low.numel():
         raise ValueError(f"Expected observations, got shape {tuple(observed.shape)}.")
@@ -185,7 +192,7 @@ def coverage(samples: Tensor, observed: Tensor, level: float) -> float:
 
 def _rank_interval(samples: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
     """The quantiles that an observation may have, lowest and highest, in float64."""
-    num = _check_ensemble(samples, observed)
+    num = len(samples)
     below = (samples < observed).sum(0, dtype=torch.float64)
     tied = (samples == observed).sum(0, dtype=torch.float64)
     return below / (num + 1), (below + tied + 1) / (num + 1)
@@ -195,10 +202,11 @@ def _num_pairs(num: int, fair: bool) -> int:
     return num * (num - 1) if fair else num**2
 
 
-def _check_ensemble(samples: object, observed: object, *, fair: bool = False) -> int:
-    """Checks that an ensemble fits what was observed, and returns how many members it has."""
-    samples = check_tensor("samples", samples)
-    observed = check_tensor("observed", observed, like=samples)
+def _check_ensemble(
+    samples: TensorLike, observed: TensorLike, *, fair: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Checks that an ensemble fits what was observed, and returns both as tensors."""
+    samples, observed = as_tensors(samples=samples, observed=observed)
     if not samples.dim() or samples.shape[1:] != observed.shape:
         raise ValueError(
             f"Expected samples of shape (n, *B), with the members of the ensemble first, and "
@@ -217,4 +225,4 @@ def _check_ensemble(samples: object, observed: object, *, fair: bool = False) ->
                 f"Expected finite values of {name}, got {wrong} NaN or infinite among "
                 f"{values.numel()} entries. Select what was observed with a mask."
             )
-    return len(samples)
+    return samples, observed

@@ -6,10 +6,11 @@ import math
 
 from torch import Tensor
 
-from ..core.checks import check_positive_int, check_tensor
+from ..core.checks import check_positive_int
+from ..core.conversions import TensorLike, as_tensor
 
 
-def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
+def bits_per_dim(log_prob: TensorLike, num_dims: int) -> Tensor:
     r"""The negative log-density in bits per dimension.
 
     .. math:: -\frac{\log p(x)}{D \log 2}
@@ -28,7 +29,7 @@ def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
         Of the shape of ``log_prob``.
 
     Raises:
-        ValueError: If ``log_prob`` is no float tensor, or the number is not positive.
+        ValueError: If ``log_prob`` holds no floats, or the number is not positive.
 
     Example:
         A uniform law over 256 levels takes 8 bits.
@@ -37,6 +38,6 @@ def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
         >>> bits_per_dim(torch.tensor(256.0).log() * -784, 784)
         tensor(8.)
     """
-    return -check_tensor("log_prob", log_prob) / (
+    return -as_tensor("log_prob", log_prob) / (
         check_positive_int("num_dims", num_dims) * math.log(2)
     )

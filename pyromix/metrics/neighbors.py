@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_positive_int
+from ..core.conversions import TensorLike, as_numbers
 
 # Up to this many columns, direct differences cost no more than twice the matrix product.
 _DIRECT_DIM = 16
@@ -35,8 +36,8 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-    real: Tensor,
-    generated: Tensor,
+    real: TensorLike,
+    generated: TensorLike,
     k: int = 3,
     *,
     unique: bool = False,
@@ -67,7 +68,7 @@ def precision_recall(
     extent of the data) that the cancellation in it would show.
 
     Args:
-        real: Shape (N, D); any real dtype.
+        real: Shape (N, D); a tensor, an array or lists of numbers, of any real dtype.
         generated: Shape (M, D), on the same device.
         k: Which neighbour the radius reaches to. Larger values are more lenient.
         unique: Whether to drop exact copies within each set before anything else.
@@ -97,18 +98,16 @@ def precision_recall(
     """
     k = check_positive_int("k", k)
     chunk_size = check_positive_int("chunk_size", chunk_size)
-    _check_points("real", real)
-    _check_points("generated", generated)
-    if real.shape[1] != generated.shape[1] or real.device != generated.device:
+    x, y = _check_points("real", real), _check_points("generated", generated)
+    if x.shape[1] != y.shape[1] or x.device != y.device:
         raise ValueError(
             f"Expected real and generated points with equally many columns and on one device, got "
-            f"shape {tuple(real.shape)} on {real.device} and {tuple(generated.shape)} on "
-            f"{generated.device}."
+            f"shape {tuple(x.shape)} on {x.device} and {tuple(y.shape)} on {y.device}."
         )
-    real, generated = real.detach().double(), generated.detach().double()
+    x, y = x.detach().double(), y.detach().double()
     if unique:
-        real, generated = real.unique(dim=0), generated.unique(dim=0)
-    for name, points in (("real", real), ("generated", generated)):
+        x, y = x.unique(dim=0), y.unique(dim=0)
+    for name, points in (("real", x), ("generated", y)):
         if len(points) <= k:
             raise ValueError(
                 f"Expected at least k + 1 = {k + 1} {'distinct ' * unique}{name} points, so that "
@@ -116,12 +115,11 @@ def precision_recall(
             )
 
     # Distances do not change with the origin; the rounding errors of their expansion do.
-    center = real.mean(0)
-    real, generated = real - center, generated - center
-    floor = _smallest_safe_distance(real, generated)
-    real_radii = _radii(real, k, floor, chunk_size)
-    generated_radii = _radii(generated, k, floor, chunk_size)
-    for name, radii in (("real", real_radii), ("generated", generated_radii)):
+    center = x.mean(0)
+    x, y = x - center, y - center
+    floor = _smallest_safe_distance(x, y)
+    x_radii, y_radii = (_radii(points, k, floor, chunk_size) for points in (x, y))
+    for name, radii in (("real", x_radii), ("generated", y_radii)):
         empty = int((radii == 0).sum())
         if 2 * empty > len(radii):
             warnings.warn(
@@ -130,21 +128,17 @@ def precision_recall(
                 f"to its draws, or compare distinct points with unique=True.",
                 stacklevel=2,
             )
-    precision = _is_covered(generated, real, real_radii, floor, chunk_size)
-    recall = _is_covered(real, generated, generated_radii, floor, chunk_size)
+    precision = _is_covered(y, x, x_radii, floor, chunk_size)
+    recall = _is_covered(x, y, y_radii, floor, chunk_size)
     return PrecisionRecall(precision.double().mean().item(), recall.double().mean().item())
 
 
-def _check_points(name: str, points: object) -> None:
-    if not isinstance(points, Tensor) or points.dim() != 2 or points.is_complex():
-        given = (
-            f"{points.dtype} of shape {tuple(points.shape)}"
-            if isinstance(points, Tensor)
-            else type(points).__name__
-        )
+def _check_points(name: str, value: object) -> Tensor:
+    points = as_numbers(name, value)
+    if points.dim() != 2:
         raise ValueError(
-            f"Expected {name} to be a real tensor of shape (N, D), got {given}. "
-            f"Flatten images or sequences with .flatten(1)."
+            f"Expected {name} to be of shape (N, D), got {tuple(points.shape)}. "
+            f"Reshape images or sequences to vectors, such as with .reshape(N, -1)."
         )
     if not points.shape[1]:
         raise ValueError(f"Expected {name} to have columns, got shape {tuple(points.shape)}.")
@@ -154,6 +148,7 @@ def _check_points(name: str, points: object) -> None:
             f"Expected finite {name} points, got {wrong} NaN or infinite among {points.numel()} "
             f"entries. Remove those rows before comparing."
         )
+    return points
 
 
 def _smallest_safe_distance(x: Tensor, y: Tensor) -> float:

@@ -16,17 +16,8 @@ from torch.types import _size
 from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
-from ..core.checks import (
-    TensorLike,
-    as_int,
-    as_mask,
-    as_tensor,
-    as_value,
-    check_index,
-    check_positive_int,
-    check_value,
-    is_traced,
-)
+from ..core.checks import as_int, check_index, check_positive_int, check_value, is_traced
+from ..core.conversions import TensorLike, as_mask, as_tensor, as_value
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
 from ..numerics.batches import by_pattern, flat_index, stack_observed

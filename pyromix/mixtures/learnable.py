@@ -15,9 +15,6 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
-    TensorLike,
-    as_rows,
-    as_tensor,
     check_arguments,
     check_count,
     check_floor,
@@ -26,6 +23,7 @@ from ..core.checks import (
     one_of,
 )
 from ..core.constraints import real_or_missing_vector
+from ..core.conversions import TensorLike, as_rows, as_tensor
 from ..core.networks import check_widths
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence

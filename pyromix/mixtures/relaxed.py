@@ -11,15 +11,8 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 from torch.types import _size
 
-from ..core.checks import (
-    TensorLike,
-    as_tensor,
-    as_value,
-    check_positive_int,
-    check_tensor,
-    check_value,
-    is_traced,
-)
+from ..core.checks import check_positive_int, check_tensor, check_value, is_traced
+from ..core.conversions import TensorLike, as_tensor, as_value
 from ..core.random import takes_generator
 from ..core.registry import register
 from ..numerics.batches import common_batch_shape

@@ -11,14 +11,8 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import (
-    Check,
-    TensorLike,
-    check_arguments,
-    check_floor,
-    check_positive_int,
-    one_of,
-)
+from ..core.checks import Check, check_arguments, check_floor, check_positive_int, one_of
+from ..core.conversions import TensorLike
 from ..core.random import takes_generator
 from .inner_points import inner_points
 from .learnable import GaussianMixture

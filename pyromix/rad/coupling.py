@@ -10,7 +10,8 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core.checks import TensorLike, as_rows, check_positive_int, is_traced
+from ..core.checks import check_positive_int, is_traced
+from ..core.conversions import TensorLike, as_rows
 from ..core.networks import make_network
 from ..core.registry import register
 from .fold import FoldTransform, check_hidden_dims, neutral_raw

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..core.checks import TensorLike, as_integers
+from ..core.conversions import TensorLike, as_integers
 from ..core.networks import check_widths, make_network
 from ..core.registry import register
 from ..flows.branching import BranchingTransform, Frame

@@ -10,7 +10,8 @@ import torch
 from torch.distributions import AffineTransform, Distribution
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import Check, as_tensor, check_arguments, check_count, check_positive_int
+from ..core.checks import Check, check_arguments, check_count, check_positive_int
+from ..core.conversions import as_tensor
 from ..core.networks import location_and_scale
 from ..flows.flow import Flow
 from .coupling import ConditionalFoldingCoupling, FoldingCoupling

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from ..checkpoints import PathLike, read_tree
+from ..core.batch import as_batch
 from ..core.checks import as_int, check_positive_int
 from ..core.module import DistributionModule
 from ..core.random import draws_from, seeded
@@ -64,7 +65,8 @@ def fit(
         model: The model, trained in place on the device that its parameters are on.
         data: A tensor of shape (N, ...); a tuple, list or dict of such tensors; a `Dataset`; or a
             `DataLoader`, which then decides on batches itself. Batches are moved to the model's
-            device.
+            device. NumPy arrays and lists of numbers can stand for tensors: floats are converted
+            to the model's dtype, as are integers where the model's law is over real numbers.
         steps: Number of optimisation steps.
         batch_size: Number of items in a step's batch, over all processes.
         lr: Learning rate; by default the model's own, which is 0.001 for most.
@@ -149,12 +151,15 @@ def fit(
         seed = int(torch.randint(2**62, ())) if saved is None else saved["run"]["seed"]
         seed = fabric.broadcast(seed)
 
+    convert = partial(_with_tensors, model=model)
+    data = convert("data", data)
     stream = make_stream(data, batch_size, seed, fabric.global_rank, fabric.world_size)
     held_out: TensorStream | LoaderStream | None = None
     if isinstance(validation, float):
         stream, held_out = split(stream, validation)
     elif validation is not None:
         place = fabric.global_rank, fabric.world_size
+        validation = convert("validation", validation)
         held_out = make_stream(validation, batch_size, seed, *place, name="validation")
 
     generators = seeded(seed, fabric.device)
@@ -206,6 +211,21 @@ def fit(
         with torch.enable_grad():
             trainer.train(progress_bar)
     return trainer.history
+
+
+def _with_tensors(name: str, data: Any, model: nn.Module) -> Any:
+    """Data for training with tensors, on the CPU, for arrays and lists of numbers."""
+    floats = (p for p in model.parameters() if p.is_floating_point())
+    like = torch.empty(0, dtype=next(floats, torch.empty(0)).dtype)
+    return as_batch(name, data, like=like, keep_integers=not _is_over_reals(model))
+
+
+def _is_over_reals(model: nn.Module) -> bool:
+    """Whether a model is a distribution over real numbers, so that integers are such."""
+    try:
+        return not getattr(model, "support").is_discrete  # noqa: B009
+    except (AttributeError, NotImplementedError, TypeError):
+        return False
 
 
 def _make_optimizer(model: nn.Module, factory: OptimizerFactory | None, lr: float) -> Optimizer:

@@ -225,7 +225,7 @@ def make_stream(
         return TensorStream(collate, torch.arange(len(data)), *settings)
     raise ValueError(
         f"Expected {name} to be a tensor, a tuple, list or dict of tensors, a Dataset or a "
-        f"DataLoader, got {type(data).__name__}. Convert arrays with torch.as_tensor."
+        f"DataLoader, got {type(data).__name__}. Arrays of numbers can stand for tensors."
     )
 
 

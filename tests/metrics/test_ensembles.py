@@ -228,6 +228,16 @@ def test_coverage_of_large_ensembles_is_that_of_quantiles():
     assert coverage(samples, samples.median(0).values, 0.01) == 1
 
 
+@pytest.mark.parametrize("score", [crps, energy_score, lambda *a: coverage(*a, 0.9)])
+def test_arrays_and_lists(score):
+    samples, observed = torch.randn(5, 4, 3), torch.randn(4, 3)
+    expected = torch.as_tensor(score(samples, observed))
+    for others in (samples.numpy(), samples.tolist()):
+        torch.testing.assert_close(torch.as_tensor(score(others, observed)), expected)
+        torch.testing.assert_close(torch.as_tensor(score(others, observed.tolist())), expected)
+    torch.testing.assert_close(torch.as_tensor(score(samples, observed.numpy())), expected)
+
+
 NAN = torch.tensor([0.0, math.nan, math.inf])
 GOOD = torch.zeros(4, 3)
 
@@ -240,7 +250,7 @@ BAD = [
     ((NAN.expand(4, 3), torch.zeros(3)), "finite values of samples, got 8"),
     ((GOOD, torch.zeros(3).double()), "observed to have dtype torch.float32"),
     ((torch.zeros(4, 3, dtype=torch.int64), torch.zeros(3)), "samples to have dtype"),
-    (([[0.0]], torch.zeros(1)), "samples to be a torch.Tensor"),
+    (([["a"]], torch.zeros(1)), "samples to hold real numbers, got strings"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Bits per dimension of laws whose code lengths are known."""
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Independent, Uniform
@@ -31,10 +32,17 @@ def test_shape_dtype_and_gradient(dtype):
     torch.testing.assert_close(slope, torch.full_like(slope, -0.1 / 0.6931471805599453))
 
 
+def test_arrays_and_numbers():
+    expected = bits_per_dim(torch.tensor([-3.0, -2.0]), 5)
+    assert torch.equal(bits_per_dim(np.array([-3.0, -2.0]), 5), expected)
+    assert torch.equal(bits_per_dim([-3, -2.0], 5), expected)
+    assert bits_per_dim(-3.0, 5) == expected[0]
+
+
 BAD = [
     ((torch.zeros(3), 0), "num_dims to be an integer of at least 1, got 0"),
     ((torch.zeros(3), 2.5), "num_dims to be an integer"),
-    ((-3.0, 5), "log_prob to be a torch.Tensor, got float"),
+    ((["a"], 5), "log_prob to hold real numbers"),
     ((torch.zeros(3, dtype=torch.int64), 5), "log_prob to have dtype"),
 ]
 

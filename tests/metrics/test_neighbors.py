@@ -154,12 +154,20 @@ def test_on_a_gpu(dim):
     assert tuple(on_gpu) == pytest.approx(tuple(precision_recall(real, generated)), abs=2e-3)
 
 
+def test_arrays_and_lists():
+    real, generated = torch.randint(20, (60, 2)), torch.randn(50, 2) + 10
+    expected = precision_recall(real, generated)
+    assert 0 < expected.recall < 1
+    assert precision_recall(real.int().numpy(), generated.numpy()) == expected
+    assert precision_recall(real.tolist(), generated.tolist()) == expected
+
+
 NAN = torch.tensor([[0.0, torch.nan], [0.0, 1.0], [2.0, torch.inf], [1.0, 1.0], [1.0, 2.0]])
 
 BAD = [
-    ((torch.zeros(9, 1, 8, 8), torch.zeros(9, 1, 8, 8)), {}, r"Flatten images .*\.flatten\(1\)"),
+    ((torch.zeros(9, 1, 8, 8), torch.zeros(9, 1, 8, 8)), {}, r"Reshape images .*reshape\(N, -1\)"),
     ((torch.zeros(9, 2), torch.zeros(9)), {}, r"generated to be .*\(N, D\), got .*\(9,\)"),
-    (([[0.0]], torch.zeros(9, 1)), {}, "real to be .*got list"),
+    (([["a"]], torch.zeros(9, 1)), {}, "real to hold real numbers, got strings"),
     ((torch.zeros(9, 2, dtype=torch.complex64), torch.zeros(9, 2)), {}, "got torch.complex64"),
     ((torch.zeros(9, 2), torch.zeros(9, 3)), {}, r"equally many columns.*\(9, 2\).*\(9, 3\)"),
     ((torch.zeros(9, 0), torch.zeros(9, 0)), {}, "to have columns"),

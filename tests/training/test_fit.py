@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.distributions import constraints
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
-from pyromix import DistributionModule, GaussianMixture, History, fit
+from pyromix import DistributionModule, GaussianMixture, History, class_conditional, fit
 from pyromix.training.trainer import NonFiniteLossError
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -79,7 +81,8 @@ def test_an_epoch_shows_every_item_once():
 
 def test_all_forms_of_data_give_the_same_batches():
     expected, _ = train(Quadratic())
-    for data in (Items(), TensorDataset(DATA), (DATA,), [DATA]):
+    arrays = DATA.numpy(), DATA.tolist(), (DATA.numpy(),), [DATA.numpy()], (DATA.tolist(),)
+    for data in (Items(), TensorDataset(DATA), (DATA,), [DATA], *arrays):
         model, _ = train(Quadratic(), data)
         assert all(torch.equal(a, b) for a, b in zip(model.batches, expected.batches, strict=True))
     with pytest.raises(ValueError, match="Wrap it in a DataLoader"):
@@ -90,6 +93,46 @@ def test_mappings_of_tensors():
     model = GaussianMixture(2, 3)
     train(model, {"value": DATA})
     assert model.initialized
+
+
+def test_arrays_are_trained_on_in_the_dtype_of_the_model():
+    integers = np.random.default_rng(0).integers(0, 5, (200, 2))
+    floats = torch.tensor(integers).float()
+    model, expected = train(GaussianMixture(2, 3).float(), floats, validation=floats)
+    for data in (integers, integers.astype(np.float64), integers.tolist(), {"value": integers}):
+        other, history = train(GaussianMixture(2, 3).float(), data, validation=data)
+        assert history.losses == expected.losses
+        assert history.validation_losses == expected.validation_losses
+        assert same(model, other)
+
+
+def test_arrays_of_labels():
+    labels = DATA[:, 0].gt(0).long()
+
+    def classes():
+        torch.manual_seed(0)  # of the network's starting weights
+        return class_conditional(GaussianMixture(2, 2, context_dim=2, hidden_dims=(4,)), 2)
+
+    model, _ = train(classes(), (DATA, labels))
+    arrays = (DATA.numpy(), labels.numpy().astype(np.uint8)), (DATA.numpy(), labels.tolist())
+    for data in arrays:
+        other, _ = train(classes(), data)
+        assert same(model, other)
+
+
+def test_integers_of_a_discrete_law_stay_integers():
+    class Counts(DistributionModule):
+        support = constraints.nonnegative_integer
+
+        def __init__(self):
+            super().__init__()
+            self.log_rate = nn.Parameter(torch.zeros(()))
+
+        def log_prob(self, value):
+            assert value.dtype == torch.int64
+            return torch.distributions.Poisson(self.log_rate.exp()).log_prob(value)
+
+    train(Counts(), np.arange(60))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core.checks import TensorLike, as_int, as_tensor, check_positive_int
+from ...core.checks import as_int, check_positive_int
+from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
 from ...training.history import History
 from ..covariance import Moments

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from pyromix.core.batch import split_batch
-from pyromix.core.checks import as_labels, as_mask, as_rows, as_tensor
+from pyromix.core.batch import as_batch, split_batch
+from pyromix.core.conversions import (
+    as_labels,
+    as_mask,
+    as_numbers,
+    as_rows,
+    as_tensor,
+    as_tensors,
+)
+from pyromix.training.minibatches import list_tensors
 
 LIKE = {dtype: torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 ARRAY = np.arange(6.0).reshape(3, 2)
@@ -80,7 +88,12 @@ BAD = [
     (lambda: as_labels(True, 3, f64.device), "integer labels of classes, got torch.bool"),
     (lambda: as_labels([0, 3, -2], 3, f64.device), "labels from 0 to 2, got -2 to 3"),
     (lambda: split_batch(Frame(), like=f64), "got Frame"),
-    (lambda: split_batch([1, 2, 3], like=f64), "Expected a batch"),
+    (lambda: as_tensors(x=[1.0], y=torch.zeros(1).long()), "y to have dtype torch.float32 or"),
+    (lambda: as_tensors(x=f64, y=torch.zeros(1).float()), "y to have dtype torch.float64"),
+    (lambda: as_tensors(x=[1.0], y=Frame()), "Expected y.*got Frame"),
+    (lambda: as_numbers("x", 1j), "got complex numbers"),
+    (lambda: as_numbers("x", torch.zeros(1, dtype=torch.complex64)), "got torch.complex64"),
+    (lambda: as_numbers("x", ["text"]), "got strings"),
     (lambda: split_batch(ARRAY), "Expected a batch"),
 ]
 
@@ -120,3 +133,79 @@ def test_pairs_of_arrays(batch):
     value, context = split_batch(batch, like=f64)
     assert torch.equal(value, torch.tensor(ARRAY))
     assert context == [0, 1, 2]
+
+
+def test_numbers_without_a_companion():
+    assert as_tensor("x", ARRAY.astype(np.float32)).dtype == torch.float32
+    torch.set_default_dtype(torch.float32)
+    assert as_tensor("x", ARRAY).dtype == torch.float64
+    for value in (ARRAY.tolist(), np.arange(3), 1.0, ARRAY.astype(np.float16)):
+        assert as_tensor("x", value).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", LIKE)
+def test_several_arguments_follow_the_one_that_is_a_tensor(dtype):
+    tensor, others = LIKE[dtype], (ARRAY, ARRAY.astype(np.float32), [1, 2])
+    for x in others:
+        assert [t.dtype for t in as_tensors(x=x, y=tensor)] == [dtype, dtype]
+        assert [t.dtype for t in as_tensors(x=tensor, y=x)] == [dtype, dtype]
+        assert [t.dtype for t in as_tensors(x=ARRAY, y=x)] == [torch.float64] * 2
+    assert as_tensors(x=tensor, y=[1.0])[0] is tensor
+
+
+TYPES = {
+    **{np.dtype(name): getattr(torch, name) for name in ("uint8", "int16", "int64", "float16")},
+    **{np.dtype(name): getattr(torch, name) for name in ("uint16", "bool", "float32", "float64")},
+    np.dtype(">i4"): torch.int32,
+    np.dtype(np.longdouble): torch.float64,
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_numbers_of_any_type_keep_it(dtype):
+    got = as_numbers("x", np.array([[0, 1], [1, 0]], dtype=dtype)[::-1])
+    assert torch.equal(got, torch.tensor([[1, 0], [0, 1]]).to(TYPES[dtype]))
+    assert got.dtype == TYPES[dtype]
+
+
+def test_lists_of_numbers_of_any_type():
+    torch.set_default_dtype(torch.float32)
+    assert as_numbers("x", [1.0, 2]).dtype == torch.float32
+    assert as_numbers("x", [1, 2]).dtype == torch.int64
+    assert as_numbers("x", [True]).dtype == torch.bool
+    tensor = torch.zeros(2, dtype=torch.uint8)
+    assert as_numbers("x", tensor) is tensor
+
+
+LABELS = np.array([0, 1, 2], dtype=np.int32)
+
+
+@pytest.mark.parametrize("keep_integers", [False, True])
+def test_training_data_of_arrays(keep_integers):
+    def convert(data):
+        return as_batch("data", data, like=LIKE[torch.float32], keep_integers=keep_integers)
+
+    values = torch.tensor(ARRAY).float()
+    tensor = torch.zeros(3, dtype=torch.float64)
+    forms = [
+        (ARRAY, values),
+        (ARRAY.tolist(), values),
+        ((ARRAY, LABELS), (values, torch.tensor(LABELS))),
+        ([ARRAY, LABELS], (values, torch.tensor(LABELS))),
+        ((ARRAY.tolist(), [0, 1, 2]), (values, torch.arange(3))),
+        ((ARRAY, [True] * 3), (values, torch.ones(3, dtype=torch.bool))),
+        ((values, ARRAY), (values, values)),
+        (tensor, tensor),
+        ((tensor, tensor), (tensor, tensor)),
+    ]
+    for data, expected in forms:
+        for got, wanted in zip(
+            *(x if isinstance(x, tuple) else (x,) for x in (convert(data), expected)), strict=True
+        ):
+            assert torch.equal(got, wanted)
+            assert got.dtype == wanted.dtype
+    got = convert({"value": ARRAY, "context": LABELS})
+    assert [x.dtype for x in got.values()] == [torch.float32, torch.int32]
+    for integers in (LABELS, LABELS.tolist(), (LABELS,), {"value": LABELS}):
+        (got,) = list_tensors(convert(integers))
+        assert got.is_floating_point() != keep_integers
