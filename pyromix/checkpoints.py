@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .core.checks import FLOAT_DTYPES
 from .core.module import DistributionModule
+from .core.random import draws_from
 from .core.registry import NotPlainError, class_name, decode
 from .core.version import __version__
 
@@ -190,7 +191,7 @@ def _rebuild(description: dict[str, Any], path: PathLike) -> nn.Module:
             f"load(path, into=model)."
         )
     try:
-        with torch.random.fork_rng(devices=[]):  # constructors draw starting values
+        with draws_from(torch.Generator()):  # constructors draw starting values
             model = decode({"object": name, "config": config})
     except (AttributeError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe a {name}: {error}.") from error

@@ -15,17 +15,16 @@ from pyro.infer import MCMC, SVI
 
 import pyromix
 
-LIMITS = {"steps": 40, "rounds": 3, "start_steps": 20, "num_samples": 20, "warmup_steps": 20}
 SVI_STEPS = 20
 
 
-def shortened(function, *names):
+def shortened(function, **limits):
     """The function, with arguments that are given by name no larger than their limits."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        for name in names:
-            kwargs[name] = min(kwargs.get(name, LIMITS[name]), LIMITS[name])
+        for name, limit in limits.items():
+            kwargs[name] = min(kwargs.get(name, limit), limit)
         return function(*args, **kwargs)
 
     return run
@@ -44,12 +43,17 @@ def step_or_repeat(step):
     return run
 
 
+def shorten(replace):
+    """Replaces what trains and samples, by ``replace(owner, name, function)``."""
+    replace(pyromix, "fit", shortened(pyromix.fit, steps=40))
+    solve = shortened(pyromix.MaximumEntropy.solve, steps=10, rounds=2, start_steps=10)
+    replace(pyromix.MaximumEntropy, "solve", solve)
+    replace(MCMC, "__init__", shortened(MCMC.__init__, num_samples=20, warmup_steps=20))
+    replace(SVI, "step", step_or_repeat(SVI.step))
+
+
 if __name__ == "__main__":
-    pyromix.fit = shortened(pyromix.fit, "steps")
-    solve = shortened(pyromix.MaximumEntropy.solve, "steps", "rounds", "start_steps")
-    pyromix.MaximumEntropy.solve = solve
-    MCMC.__init__ = shortened(MCMC.__init__, "num_samples", "warmup_steps")
-    SVI.step = step_or_repeat(SVI.step)
+    shorten(setattr)
     warnings.filterwarnings("error", category=UserWarning, module=r"pyromix\b")
     script = sys.argv[1]
     sys.argv = [script]

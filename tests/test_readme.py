@@ -8,6 +8,7 @@ import torch
 
 import pyromix
 
+from .run_shortened import shorten
 from .test_imports import LAYERS, PACKAGE, imports
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,10 @@ def test_examples_run(page, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_of_the_pages_run(page):
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_examples_of_the_pages_run(page, short, monkeypatch):
+    if short:
+        shorten(monkeypatch.setattr)
     torch.set_default_dtype(torch.float32)
     for example in examples(page.read_text()):
         exec(example, {})

@@ -3,6 +3,7 @@
 __all__ = ["Posterior", "images_per_block", "infer", "log_prob"]
 
 import math
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -66,7 +67,8 @@ def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
     weights = law.log_weights.expand(len(images), -1).split(size)
     parts = zip(images.split(size), weights, strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(of_block, *part, use_reentrant=False) for part in parts])
+        again = partial(checkpoint, of_block, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*part) for part in parts])
     return torch.cat([of_block(*part) for part in parts])
 
 

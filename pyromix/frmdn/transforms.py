@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..core.random import draws_from
 from ..flows.wrapping import unwrap
 
 
@@ -30,7 +31,7 @@ def check_transforms(
         for end in ("domain", "codomain"):
             _check_space(transform, end)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with draws_from(torch.Generator()), torch.no_grad():
             drawn = draw()
         fits = drawn.shape == (2, dim)
     except (RuntimeError, ValueError, TypeError) as error:

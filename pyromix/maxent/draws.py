@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor
 
 from ..core.checks import check_choice
+from ..core.random import draws_from
 
 Gradient = Literal["auto", "pathwise", "stratified"]
 
@@ -90,7 +91,7 @@ def _stratified(distribution: Any) -> Sampler | None:
     if not hasattr(distribution, "rsample_weighted_and_log_prob"):
         return None
     try:  # only the base can tell
-        with torch.random.fork_rng(), torch.no_grad():
+        with draws_from(torch.Generator()), torch.no_grad():
             flow(1)
     except NotImplementedError:
         return None

@@ -78,7 +78,7 @@ class MaximumEntropy:
         like = next(distribution.parameters())
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
         self.sampler = make_sampler(distribution, gradient)
-        with torch.random.fork_rng(), torch.enable_grad():
+        with draws_from(*seeded(0, like.device)), torch.enable_grad():
             (draws,) = self.sampler(16)
             values = self.expectations.values(draws.x)  # raises an error if something is wrong
         if not values.requires_grad and not draws.weight.requires_grad:

@@ -3,6 +3,7 @@
 __all__ = ["MixtureOfMultivariateNormals"]
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -154,7 +155,10 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         if len(blocks) == 1:
             return self._quadratic(points, inverse)
         if torch.is_grad_enabled() and len(points) * per_point > KEPT_NUMBERS:
-            parts = [checkpoint(self._quadratic, b, inverse, use_reentrant=False) for b in blocks]
+            again = partial(
+                checkpoint, self._quadratic, use_reentrant=False, preserve_rng_state=False
+            )
+            parts = [again(block, inverse) for block in blocks]
         else:
             parts = [self._quadratic(b, inverse) for b in blocks]
         return torch.cat(parts)

@@ -23,6 +23,7 @@ remaining pairs of point and component.
 __all__ = ["component_log_prob", "log_sum_exp", "unit_roundoff"]
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -211,9 +212,8 @@ def _refine(
         return -0.5 * difference.square().sum(-1)
 
     # Checkpointing keeps the memory of the backward pass at one chunk.
-    quadratic = torch.cat(
-        [checkpoint(direct, start, use_reentrant=False) for start in range(0, count, rows)]
-    )
+    again = partial(checkpoint, direct, use_reentrant=False, preserve_rng_state=False)
+    quadratic = torch.cat([again(start) for start in range(0, count, rows)])
     return scores.index_put(index, quadratic + constant.expand_as(scores)[index])
 
 

@@ -35,7 +35,7 @@ def trained():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DRMM(2, 3, 16, max_exact=0)
-        fit(model, spiral(10_000, 0.1), steps=1500, lr=5e-3, seed=0, progress_bar=False)
+        fit(model, spiral(10_000, 0.1), steps=700, lr=1e-2, seed=0, progress_bar=False)
         held_out = spiral(1000, 0.1)
     torch.set_default_dtype(dtype)
     return model.requires_grad_(False), held_out

@@ -23,7 +23,7 @@ def normal(targets=(1.0, 5.0), function=moments, **options):
 
 
 def solve(problem, **settings):
-    settings = {"steps": 60, "rounds": 15, "lr": 0.02, "start_steps": 20, "seed": 0, **settings}
+    settings = {"steps": 40, "rounds": 15, "lr": 0.02, "start_steps": 20, "seed": 0, **settings}
     return problem.solve(progress_bar=False, **settings)
 
 
@@ -71,7 +71,7 @@ def test_mean_and_covariance_give_a_normal():
 def test_a_mean_on_the_positive_half_gives_an_exponential():
     flow = spline_flow(1, num_layers=1, support=constraints.positive)
     problem = MaximumEntropy(flow, lambda x: x.squeeze(-1), 2.0)
-    result = solve(problem, lr=0.01)
+    result = solve(problem, steps=50, lr=0.01, batch_size=256)
     assert result.entropy == pytest.approx(1 + math.log(2), abs=0.02 + 4 * result.entropy_error)
     assert float(result.multipliers) == pytest.approx(0.5, abs=0.05)
     x = torch.tensor([[0.2], [1.0], [4.0]])
@@ -87,7 +87,7 @@ def test_a_double_well_on_a_mixture():
 
     flow = spline_flow(1, 4, num_layers=1)
     problem = MaximumEntropy(flow, statistics, [0.0, 1.835342, 3.920683])
-    result = solve(problem, rounds=20, lr=0.005, batch_size=256)
+    result = solve(problem, steps=60, rounds=20, lr=0.005, batch_size=256)
     assert result.entropy == pytest.approx(0.872318, abs=0.02)
     torch.testing.assert_close(result.multipliers, torch.tensor([0.0, -4, 1]), atol=0.2, rtol=0)
     x = torch.tensor([[-1.4], [0.0], [1.4]])
@@ -101,7 +101,7 @@ def test_means_of_logarithms_on_the_simplex_give_a_dirichlet():
     flow = spline_flow(2, num_layers=1, support=constraints.simplex, bins=8, hidden_dims=(16,))
     targets = torch.digamma(torch.tensor([1.0, 2.0, 3.0])) - torch.digamma(torch.tensor(6.0))
     problem = MaximumEntropy(flow, torch.log, targets)
-    result = solve(problem, steps=50, lr=0.01, batch_size=256)
+    result = solve(problem, steps=30, rounds=12, batch_size=256)
     assert result.entropy == pytest.approx(-1.244345, abs=0.02)
     torch.testing.assert_close(result.multipliers, torch.tensor([0.0, -1, -2]), atol=0.15, rtol=0)
     assert constraints.simplex.check(flow.sample((100,))).all()
@@ -186,13 +186,7 @@ def test_targets_that_nothing_meets(function, targets, worst):
     assert result.outcome == "infeasible"
     assert not result.feasible
     assert isinstance(error.value, ValueError)
-
-
-def test_the_round_of_least_violation_is_kept_where_targets_are_not_met():
-    """Measured alike in every round, whatever the spread of the statistics then is."""
-    with pytest.raises(InfeasibleError) as error:
-        solve(normal([0.0, -1.0]), rounds=40, steps=30)
-    result = error.value.result
+    # The round of least violation, measured alike whatever the spread of the statistics then is.
     sizes = torch.stack([r.violations.norm() for r in result.rounds])
     assert sizes[result.best_round] < sizes.min() + 0.1
 
@@ -210,7 +204,13 @@ def test_a_direction_that_is_left_free_is_warned_of():
 def test_a_bounded_problem_is_not_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert solve(normal()).outcome == "converged"
+        result = solve(normal())
+    assert result.outcome == "converged"
+    # Penalties stay where constraints hold.
+    for before, after in itertools.pairwise(result.rounds):
+        assert before.penalty <= after.penalty <= 16.0
+        if before.feasible:
+            assert after.penalty == before.penalty
 
 
 # ---- the search -------------------------------------------------------------------------------
@@ -262,14 +262,6 @@ def test_penalties_grow_where_violations_stay_and_stop_at_their_cap():
     assert not any(r.feasible for r in result.rounds)
     # The first of two violations to compare is that of the first round.
     assert [r.penalty for r in result.rounds] == [3.0, 3.0, 6.0, 10.0]
-
-
-def test_penalties_stay_where_constraints_hold():
-    result = solve(normal(), rounds=20)
-    for before, after in itertools.pairwise(result.rounds):
-        assert before.penalty <= after.penalty <= 16.0
-        if before.feasible:
-            assert after.penalty == before.penalty
 
 
 def state_after(seed, **settings):

@@ -384,7 +384,7 @@ def test_weights_stay_below_their_bounds():
         for group in normals._groups:
             for proposal in group._proposals:
                 solved = proposal.log_bound.isfinite().nonzero().squeeze(-1)
-                index = solved.repeat(5000)
+                index = solved.repeat(2000)
                 uniform = torch.rand(len(index), proposal.num_uniforms)
                 _, log_weight = proposal.propose(index, uniform)
                 assert (log_weight <= proposal.log_bound[index] + 1e-9).all(), name
