@@ -105,8 +105,10 @@ BAD = [
         r"condition\(context\)",
     ),
     # training
-    (lambda: train([1.0, 2.0]), "tuple, list or dict of tensors"),
-    (lambda: train(torch.randn(20, 2).numpy()), "torch.as_tensor"),
+    (lambda: train([1.0, 2.0, 3.0]), "event shape"),
+    (lambda: train(["a", "b"]), "real numbers, got strings"),
+    (lambda: train({1.0}), "tuple, list or dict of tensors"),
+    (lambda: train((torch.randn(20, 2).numpy(), "ab")), "tuple, list or dict of tensors"),
     (lambda: train(zeros(0, 2)), "positive number of items"),
     (lambda: train((zeros(3, 2), zeros(4, 2))), "same, positive number"),
     (lambda: train(zeros(20, 3)), "event shape"),

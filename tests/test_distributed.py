@@ -89,7 +89,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["tensor", "loader", "stages"])
 def test_two_processes_equal_one(name, folder):
-    """Of the stages, precisions learn in the second half only; no process waits for them before."""
+    """Precisions of the stages learn in the second half only: none is waited for in the first."""
     train(name, Fabric(accelerator="cpu", devices=1), folder)
     one, two = (load_file(folder / f"{name}.{count}.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()

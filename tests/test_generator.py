@@ -30,9 +30,12 @@ def test_every_law_draws_from_a_generator(case):
         expected = draws(law, name)
         if expected is None:
             continue
+        state = torch.get_rng_state()
         torch.manual_seed(1)
         before = torch.get_rng_state()
-        got = draws(law, name, generator=torch.Generator().manual_seed(7))
+        generator = torch.Generator().manual_seed(7)
+        got = draws(law, name, generator=generator)
+        assert torch.equal(generator.get_state(), state), name
         assert torch.equal(torch.get_rng_state(), before), name
         assert len(got) == len(expected)
         for a, b in zip(got, expected, strict=True):

@@ -46,7 +46,7 @@ def as_tensor(name: str, value: object, *, like: Tensor | None = None) -> Tensor
     Raises:
         ValueError: For a tensor that does not match, and for anything but numbers.
 
-    >>> as_tensor("value", [[1, 2], [3, math.nan]], like=torch.zeros(1))
+    >>> as_tensor("value", [[1, 2], [3, float("nan")]], like=torch.zeros(1))
     tensor([[1., 2.],
             [3., nan]])
     """

@@ -1,14 +1,14 @@
 """Completes images of which parts are missing or corrupted."""
 
-__all__ = ["expand_mask", "fill", "find_evidence", "from_array"]
+__all__ = ["expand_mask", "fill", "find_evidence"]
 
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.conversions import as_numbers
 from .inference import images_per_block, infer
 from .law import TopDownLaw
 from .layer_reader import LayerReader
@@ -108,8 +108,8 @@ def expand_mask(mask: Any, value: Tensor) -> Tensor:
     Raises:
         ValueError: For a mask of another kind or shape, or NaN among known pixels.
     """
-    mask = from_array(mask, value.device)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    mask = mask if isinstance(mask, Tensor) else as_numbers("mask", mask).to(value.device)
+    if mask.dtype != torch.bool:
         raise ValueError(
             "Expected a boolean mask, True where pixels are known. Convert numbers with "
             "torch.as_tensor(mask).bool()."
@@ -132,22 +132,3 @@ def expand_mask(mask: Any, value: Tensor) -> Tensor:
     if bool((evidence & value.isnan()).any()):
         raise ValueError("Expected no NaN among the pixels that the mask calls known.")
     return evidence
-
-
-def from_array(value: Any, device: torch.device) -> Any:
-    """Returns an array, or nested lists, as a tensor of its own type: of booleans or integers.
-
-    Args:
-        value: Anything.
-        device: The device that is wanted.
-
-    Returns:
-        A tensor on that device; anything but an array or a list of numbers is returned as it is.
-    """
-    if not isinstance(value, list | np.ndarray):
-        return value
-    try:
-        # A copy, as PyTorch takes no strides below zero, and warns of what cannot be written to.
-        return torch.from_numpy(np.array(value, order="C")).to(device)
-    except (TypeError, ValueError):  # lists of different lengths, or of other objects
-        return value

@@ -10,19 +10,16 @@ from torch import Generator, Tensor
 from ..core.checks import (
     as_int,
     check_index,
-    check_integers,
     check_positive_int,
     check_value_shape,
 )
-from ..core.conversions import TensorLike, as_tensor
+from ..core.conversions import TensorLike, as_integers, as_tensor
 from ..core.random import takes_generator
 from ..numerics.diagonal_density import log_sum_exp
-from .completion import expand_mask, fill, find_evidence, from_array
+from .completion import expand_mask, fill, find_evidence
 from .law import draw
 from .mixture_stack import MixtureStack
 from .sampling import SampleArguments, SampleOptions, check_positive
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class ImageQueries(MixtureStack):
@@ -59,14 +56,14 @@ class ImageQueries(MixtureStack):
             ValueError: For codes of another shape or out of range.
         """
         bottom = self.architecture.blocks[0]
-        found = from_array(codes, self._like.device)
-        positions = found.shape[-1:] if isinstance(found, Tensor) else None
-        if positions != (bottom.num_positions,) or found.dtype not in INTEGERS:
+        if isinstance(codes, tuple):  # those of all layers
+            raise ValueError("Expected the codes of one layer, encode(x)[0], got a tuple.")
+        found = as_integers("codes", codes, 0, bottom.num_components - 1, like=self._like)
+        if found.shape[-1:] != (bottom.num_positions,):
             raise ValueError(
-                f"Expected integer codes of shape (*S, {bottom.num_positions}), as encode(x)[0] "
-                f"returns them, got {getattr(found, 'shape', found)!r}."
+                f"Expected codes of shape (*S, {bottom.num_positions}), as encode(x)[0] returns "
+                f"them, got {tuple(found.shape)}."
             )
-        found = check_integers("codes", found, 0, bottom.num_components - 1).long()
         images = self._image(self.law.decode(found.reshape(-1, bottom.num_positions)))
         return images.reshape(*found.shape[:-1], *self.event_shape)
 

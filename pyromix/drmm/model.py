@@ -396,10 +396,12 @@ class DRMM(LawModule[ResidualMixture]):
             Tensor of the points' shape, or (num_samples, N, ...). Observed entries are as they
             were.
         """
-        if not isinstance(value, Tensor) or value.dim() != 2:
-            raise ValueError(f"Expected points of shape (N, {self.event_shape[0]}).")
-        law, draws = self.law, num_samples or 1
         value = as_tensor("value", value, like=self.loc)
+        if value.dim() != 2:
+            raise ValueError(
+                f"Expected points of shape (N, {self.event_shape[0]}), got {tuple(value.shape)}."
+            )
+        law, draws = self.law, num_samples or 1
         rows = self._rows(value, missing=True)
         drawn = []
         for weight, codes in law.posterior_blocks(rows, max_exact=self.max_exact, beam=self.beam):

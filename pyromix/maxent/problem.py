@@ -57,7 +57,7 @@ class MaximumEntropy:
         ...     lambda x: torch.cat([x, x.square()], -1),
         ...     targets=[1.0, 5.0],
         ... )
-        >>> result = problem.solve(steps=200, lr=0.02, seed=0, progress_bar=False)
+        >>> result = problem.solve(steps=60, lr=0.04, seed=0, progress_bar=False)
         >>> abs(result.entropy - 0.5 * math.log(2 * math.pi * math.e * 4.0)) < 0.02
         True
     """

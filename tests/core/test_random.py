@@ -52,22 +52,6 @@ def check(draw):
     assert not torch.equal(seeded_here(draw, seed=8)[0], drawn)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_laws_draw_what_follows_the_seed(name, device):
-    law = CASES[name].build()
-    torch.manual_seed(7)
-    expected = law.sample((3,))
-    state = torch.get_rng_state()
-    torch.manual_seed(100)
-    before = torch.get_rng_state()
-    generator = Generator().manual_seed(7)
-    with draws_from(generator):
-        drawn = law.sample((3,))
-    assert torch.equal(drawn, expected)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(generator.get_state(), state)
-
-
 X = torch.arange(40, dtype=torch.float64).reshape(5, 2, 4) / 7
 
 
