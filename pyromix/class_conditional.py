@@ -209,7 +209,12 @@ class ClassConditional(DistributionModule):
             label = Categorical(self.prior).sample(Size(sample_shape))
             return self.condition(label).sample()
 
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+    def rsample(
+        self,
+        sample_shape: _size = Size(),
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
         """Not available: the class is discrete, so draws have no pathwise gradient.
 
         Raises:

@@ -19,8 +19,9 @@ def plot_images(
     """Shows images side by side, in rows.
 
     Args:
-        images: Shape (N, height, width), or (N, height, width, 3) for colour; floating-point
-            numbers, integers from 0 to 255, or truth values; a tensor, an array or lists.
+        images: Shape (N, height, width), or with colours last, (N, height, width, 3), or first,
+            (N, 1 or 3, height, width), as models have them: floating-point numbers, integers from
+            0 to 255, or truth values, in a tensor, an array or lists.
         ax: Where to draw.
         columns: Images per row; by default the grid is nearly square.
         kwargs: Passed to `matplotlib.axes.Axes.imshow`; by default dark ink on white, from 0 to 1.
@@ -32,10 +33,15 @@ def plot_images(
         ValueError: If the images have another number of dimensions.
     """
     images = as_numbers("images", images)
-    if images.dim() not in (3, 4):
+    if images.dim() == 4 and images.shape[-1] != 3 and images.shape[1] in (1, 3):
+        images = images.movedim(1, -1)
+    if images.dim() == 4 and images.shape[-1] == 1:
+        images = images.squeeze(-1)
+    if images.dim() != 3 and not (images.dim() == 4 and images.shape[-1] == 3):
         raise ValueError(
-            f"Expected images of shape (N, height, width[, 3]), got {tuple(images.shape)}. "
-            f"Reshape flat ones with images.reshape(-1, height, width)."
+            f"Expected images of shape (N, height, width), (N, height, width, 3) or "
+            f"(N, 1 or 3, height, width), got {tuple(images.shape)}. Reshape flat ones with "
+            f"images.reshape(-1, height, width)."
         )
     images = images.detach().cpu()
     if images.dtype == torch.bool:

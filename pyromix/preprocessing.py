@@ -218,7 +218,8 @@ def frames(
     tests afterwards, so that all have the same number T of frames after padding.
 
     Args:
-        waves: N recordings of one dimension each, of equal dtypes: tensors, arrays or lists.
+        waves: N recordings of one dimension each: tensors of equal dtypes, or arrays or lists,
+            of which those of floats are converted to PyTorch's default dtype.
         frame_length: Number of samples in a frame.
         drop_last: Whether to leave out what remains at the end of a recording and is shorter than
             a frame. If kept, it is filled up with zeros, which a model takes for silence that was
@@ -289,6 +290,10 @@ def _check_waves(waves: object) -> list[Tensor]:
     if not given:
         raise ValueError("Expected a sequence of at least one recording.")
     recordings = [as_numbers(f"recording {i}", wave) for i, wave in enumerate(given)]
+    if not any(isinstance(wave, Tensor) for wave in given):  # those have no dtype of PyTorch's
+        floats = any(wave.is_floating_point() for wave in recordings)
+        dtype = torch.get_default_dtype() if floats else recordings[0].dtype
+        recordings = [wave.to(dtype) for wave in recordings]
     for i, wave in enumerate(recordings):
         if wave.dim() != 1:
             raise ValueError(

@@ -58,6 +58,9 @@ def test_laws_given_evidence_draw_from_a_generator():
             assert torch.equal(drawn.sample((5,), generator=generator), expected)
             assert not torch.equal(drawn.sample((5,), generator=generator), expected)
             assert torch.equal(torch.get_rng_state(), before)
+            if not drawn.has_rsample:
+                with pytest.raises(NotImplementedError, match=r"draw with sample\(\)"):
+                    drawn.rsample((5,), generator=generator)
 
 
 def test_threads_draw_what_they_would_draw_alone():

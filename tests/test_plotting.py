@@ -50,8 +50,23 @@ def test_images_of_all_types(ax):
 
 
 def test_colour_images(ax):
-    plot_images(torch.rand(4, 2, 2, 3), ax)
-    assert ax.images[0].get_array().shape == (5, 5, 3)
+    images = torch.rand(4, 2, 4, 3)
+    plot_images(images, ax)
+    plot_images(images.movedim(-1, 1), ax)
+    assert ax.images[0].get_array().shape == (5, 9, 3)
+    assert np.array_equal(*(image.get_array() for image in ax.images), equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 2, 4), (4, 2, 4, 1)])
+def test_grey_images_with_a_channel(shape, ax):
+    plot_images(torch.rand(4, 2, 4).reshape(shape), ax)
+    assert ax.images[0].get_array().shape == (5, 9)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (4, 2, 4, 4), (4, 2, 2, 4, 3)])
+def test_what_is_no_image_is_refused(shape, ax):
+    with pytest.raises(ValueError, match="Expected images of shape"):
+        plot_images(torch.rand(shape), ax)
 
 
 def test_density_is_where_the_distribution_is(ax):

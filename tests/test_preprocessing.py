@@ -280,7 +280,13 @@ def test_arrays_and_lists():
         got = frames(waves, 3)
         assert torch.equal(got.values, expected.to(got.values.dtype))
         assert torch.equal(got.lengths, lengths)
-    assert frames(np.zeros((2, 6), np.float32), 3).values.dtype == torch.float32
+    torch.set_default_dtype(torch.float32)  # what arrays of all floats are converted to
+    for waves in (
+        np.zeros((2, 6)),
+        [np.zeros(6), np.zeros(6, np.float16)],
+        [[1, 2, 3], [1.0] * 3],
+    ):
+        assert frames(waves, 3).values.dtype == torch.float32
 
 
 # --- bad input ---

@@ -192,6 +192,18 @@ class ConditionedLaw(TorchDistribution):
             shape = Size((*sample_shape, *self.batch_shape))
             return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
 
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        """Not available: what is left of components and codes is drawn without a gradient.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "A law given evidence has no pathwise gradients: draw with sample()."
+        )
+
     def check_possible(self) -> None:
         """Checks that the evidence can hold at every entry of the batch.
 
@@ -235,7 +247,10 @@ class FreeLaw(TorchDistribution):
     def __init__(self, law: ConditionedLaw) -> None:
         self._law, self._free = law, law.free_columns
         if not self._free:
-            raise ValueError("Expected columns that were not observed, got none.")
+            raise ValueError(
+                "Expected columns that were not observed, got none. The density of values of all "
+                "columns is log_prob of the law without evidence."
+            )
         super().__init__(law.batch_shape, Size((len(self._free),)), validate_args=False)
         self._validate_args = law._validate_args
 
@@ -274,6 +289,18 @@ class FreeLaw(TorchDistribution):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         return self._law.sample(sample_shape)[..., self._free]
+
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        """Not available: what is left of components and codes is drawn without a gradient.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "A law given evidence has no pathwise gradients: draw with sample()."
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points of shape (\*S, \*B, columns); shape (\*S, \*B)."""

@@ -149,7 +149,10 @@ class ConditionedMixture(ConditionedLaw):
         allow_impossible_entries: bool = False,
     ) -> None:
         if len(evidence.observed) == evidence.dim and not prior.allow_all_observed:
-            raise ValueError("Expected coordinates that are not observed, got none.")
+            raise ValueError(
+                "Expected coordinates that are not observed, got none. The density of values of "
+                "all of them is log_prob of the law without evidence."
+            )
         self._components = prior.components_given(evidence)
         super().__init__(prior, self._components.batch_shape, prior.mixture.event_shape)
         self._mixture, self._evidence = prior.mixture, evidence
@@ -370,7 +373,10 @@ class ConditionedMixture(ConditionedLaw):
             self.batch_shape, components.value
         )
         if bool(broken.all()) or bool(broken.any() and not allow_impossible_entries):
-            raise ConflictError("Expected evidence that can hold, but observed values break it.")
+            raise ConflictError(
+                f"Expected evidence that can hold, but the values of columns "
+                f"{sorted(self._evidence.observed)} break an inequality, or an equation."
+            )
         self._joint = torch.where(broken.unsqueeze(-1), -math.inf, self._joint)
         if len(rows) == 0:
             return

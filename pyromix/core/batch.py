@@ -56,7 +56,8 @@ def split_batch(batch: Any, *, like: Tensor | None = None) -> tuple[Tensor, Any]
             return value, rest.get("context")
     raise ValueError(
         f"Expected a batch that is a tensor, a pair (value, context) or a mapping with keys "
-        f"'value' and 'context', got {type(batch).__name__}. For other batches override `loss`."
+        f"'value' and 'context', got {type(batch).__name__}. Of a list of rows, make one array "
+        f"with numpy.stack or torch.stack. For other batches override `loss`."
     )
 
 

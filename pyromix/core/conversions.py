@@ -2,6 +2,7 @@
 
 __all__ = [
     "TensorLike",
+    "as_context",
     "as_integers",
     "as_labels",
     "as_mask",
@@ -170,13 +171,26 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         ) from None
 
 
-def as_rows(name: str, value: object, width: int, *, like: Tensor) -> Tensor:
-    r"""Returns an argument as a tensor of shape (\*B, width); see `as_tensor`.
+def as_context(name: str, value: object, *, like: Tensor) -> Tensor:
+    """Returns a context as a tensor of floats; see `as_tensor`.
+
+    Tensors of integers and truth values are converted, too: a context may well be a code.
 
     Raises:
         ValueError: If it does not fit.
     """
-    rows = as_tensor(name, value, like=like)
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        value = value.to(like.dtype)
+    return as_tensor(name, value, like=like)
+
+
+def as_rows(name: str, value: object, width: int, *, like: Tensor) -> Tensor:
+    r"""Returns a context as a tensor of shape (\*B, width); see `as_context`.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    rows = as_context(name, value, like=like)
     if rows.dim() < 1 or rows.shape[-1] != width:
         raise ValueError(f"Expected {name} of shape (*B, {width}), got {tuple(rows.shape)}.")
     return rows
@@ -262,7 +276,10 @@ def as_labels(label: object, num_classes: int, device: torch.device) -> Tensor:
             f"from 0 to {num_classes - 1}."
         ) from None
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"Expected integer labels of classes, got {labels.dtype}.")
+        raise ValueError(
+            f"Expected integer labels of classes, got {labels.dtype}. Convert numbers from 0 to "
+            f"{num_classes - 1} to integers; of one-hot vectors take argmax(-1)."
+        )
     return check_integers("labels", labels.long(), 0, num_classes - 1)
 
 

@@ -205,9 +205,9 @@ class DistributionModule(nn.Module, TorchDistribution):
             NotImplementedError: If the model is not conditional.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} takes no context. Build a conditional model, with "
-            f"context_dim or with conditional transforms. (A batch that is a pair is read as "
-            f"values and context: leave labels out.)"
+            f"{type(self).__name__} takes no context, and no evidence. Build a conditional "
+            f"model, with context_dim or with conditional transforms, or ask a mixture about "
+            f"columns. (A batch that is a pair is read as values and context: leave labels out.)"
         )
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from torch.types import _size
 
 from ..core.batch import Batch, split_batch
 from ..core.checks import check_value, is_traced
-from ..core.conversions import TensorLike
+from ..core.conversions import TensorLike, as_context
 from ..core.law_module import LawModule
 from ..core.module import DistributionModule
 from .chain import given_context, needs_context, pull_back
@@ -112,7 +112,8 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         """
         if not self.conditional:
             return super().condition(context)  # type: ignore[return-value]  # raises an error
-        context = self._as_tensor("context", context)
+        like = self._like()
+        context = as_context("context", context, like=torch.empty(0) if like is None else like)
         base = self.base.condition(context) if self._has_conditional_base else self.base_dist
         batch_shape = base.batch_shape
         if not self._has_conditional_base:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.conversions import as_rows, as_tensor
+from ..core.conversions import as_context, as_rows
 from ..core.networks import Standardize
 from .checks import check_finite, common_shape, within
 from .recurrence import Recurrence
@@ -87,7 +87,7 @@ class Inputs(nn.Module):
                 f"condition(context), and use the distribution that it returns; pass context to "
                 f"predict, and x to step; train on pairs (values, context)."
             )
-        context = as_tensor("context", context, like=like)
+        context = as_context("context", context, like=like)
         if context.dim() < 2 or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"Expected a context of shape (*B, T, {self.context_dim}), got "

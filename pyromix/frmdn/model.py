@@ -21,7 +21,7 @@ from ..core.checks import (
     one_of,
 )
 from ..core.constraints import Floored
-from ..core.conversions import TensorLike, as_rows, as_tensor
+from ..core.conversions import TensorLike, as_context, as_rows, as_tensor
 from ..core.law_module import LawModule
 from ..core.networks import Standardize, check_widths
 from ..core.random import takes_generator
@@ -339,7 +339,7 @@ class FRMDN(LawModule[SequenceLaw]):
         num_steps = prefix.shape[-2]
         needed = num_steps + horizon
         if context is not None:
-            context = as_tensor("context", context, like=self.start)
+            context = as_context("context", context, like=self.start)
             if context.dim() > 1:
                 context = context[..., :needed, :]  # what comes later must not be read
         context, static = self._check_inputs(context, static, totals)
@@ -506,7 +506,8 @@ class FRMDN(LawModule[SequenceLaw]):
         if inputs.get("context") is not None and not self.conditional:
             raise ValueError(
                 "Expected values alone, got a batch that is a pair, which is read as values and "
-                "context. This model takes no context: leave labels out, or give static_dim."
+                "context. This model takes no context: leave labels out, or give static_dim. "
+                "(Lengths are named: {'value': values, 'lengths': lengths}.)"
             )
         return value, inputs
 

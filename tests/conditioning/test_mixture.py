@@ -349,7 +349,7 @@ def test_plain_mixtures_take_evidence_too():
         (lambda: [Observed({5: 0.0})], "integers from -2 to 1"),
         (lambda: [Observed({0: 0.0}), Observed({-2: 1.0})], "observed once"),
         (lambda: [Observed({0: math.nan})], "without NaN"),
-        (lambda: [Observed({0: 3.0}), Box(high=1.0)], "observed values break it"),
+        (lambda: [Observed({0: 3.0}), Box(high=1.0)], "break an inequality"),
         (lambda: [Box(1.0, 0.0)], "low < high"),
         (lambda: [Box(torch.zeros(3), 1.0)], r"shape \(\*N, 2\)"),
         (lambda: [LinearInequality(torch.zeros(2))], "not all zero"),

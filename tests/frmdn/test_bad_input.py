@@ -158,7 +158,6 @@ BAD = [
     (lambda: labelled().condition(zeros(5, 3)), r"static of shape \(\*B, 2\), got \(5, 3\)"),
     (lambda: labelled().condition(zeros(())), r"static of shape \(\*B, 2\), got \(\)"),
     (lambda: labelled().condition(broken((5, 2), (0, 0))), "static to be finite"),
-    (lambda: labelled().condition(zeros(5, 2).long()), "got torch.int64"),
     # steps
     (lambda: reader().step(x=zeros(1)), "causal encoder, got encoder='bidirectional'"),
     (lambda: model().step(state(2)), "both a state and the value"),

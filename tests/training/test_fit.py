@@ -120,6 +120,21 @@ def test_arrays_of_labels():
         assert same(model, other)
 
 
+def test_contexts_of_integers():
+    codes = (DATA[:, :1] > 0).long()
+
+    def conditional(context):
+        torch.manual_seed(0)
+        return train(GaussianMixture(2, 2, context_dim=1, hidden_dims=(4,)), (DATA, context))[0]
+
+    model = conditional(codes.double())
+    for context in (codes, codes.numpy(), codes.tolist()):
+        assert same(model, conditional(context))
+    assert torch.equal(
+        model.condition(codes).log_prob(DATA), model.condition(codes.double()).log_prob(DATA)
+    )
+
+
 def test_integers_of_a_discrete_law_stay_integers():
     class Counts(DistributionModule):
         support = constraints.nonnegative_integer

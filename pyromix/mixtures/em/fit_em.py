@@ -98,6 +98,8 @@ def fit_em(
     given, seed = seed, int(torch.randint(2**62, ())) if seed is None else as_int(seed)
     if seed is None:
         raise ValueError(f"Expected seed to be an integer, got {given!r}.")
+    if isinstance(data, tuple):
+        raise ValueError("Expected points alone, got a tuple: leave labels out.")
     data = data if isinstance(data, Tensor) else as_tensor("data", data, like=model.loc)
     x = _check_data(model, data)
     if batch_size is not None:
