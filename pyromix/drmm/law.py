@@ -10,6 +10,8 @@ the layers before,
 
 which makes :math:`p(x)` a normalised mixture of :math:`K^L` normals. Its density is summed over
 all codes where they are few, and else over those that a beam search through the layers finds.
+Where entries are missing, what is known may leave far more codes likely than a beam holds. Then
+few of many codes are kept, as often as they are likely, and count for those that were left out.
 Codes are indices: what they select is gathered, and sums of gathered rows are bags of an
 embedding.
 """
@@ -24,14 +26,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.checks import is_traced
 from ..mixtures.diagonal import MixtureOfNormals
 from ..numerics.diagonal_density import component_log_prob, log_sum_exp
 from .links import select, stacked_rows, sum_rows, sum_rows_of_layers, sum_selected
 from .prefix import Prefix
 from .rows import Columns, Rows, pick_value
+from .thinning import INFLATIONS, thin
 
 # Points are worked on in blocks with no more scores of components than this at once.
 BLOCK_SCORES = 2**22
+
+# Points with gaps are searched with a beam of so many times the width, where the codes that a beam
+# keeps for certain have less than this share of what they have been scored.
+WIDER = 64
+CERTAIN = 0.99
+
+# Where systematic sampling starts in the first layer, and how far that moves from layer to layer.
+START, GOLDEN = 0.5, 0.6180339887
 
 
 @dataclass
@@ -183,12 +195,11 @@ class ResidualMixture:
         """Log-density of N points, shape (N,), exact with up to so many codes."""
         if self.num_codes <= max_exact:
             return self.exact_log_prob(rows)
-        size = max(1, BLOCK_SCORES // (beam * self.num_components))
-        parts = []
-        for block in rows.split(size):
-            joint, _ = self.beam_joint(block, beam)
+        order, parts = [torch.arange(0, device=rows.real.device)], [rows.real.new_zeros(0)]
+        for index, joint, _ in self.joint_blocks(rows, beam, start=START, wider=WIDER):
+            order.append(index)
             parts.append(log_sum_exp(joint.flatten(1)))
-        return torch.cat(parts)
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def exact_log_prob(self, rows: Rows) -> Tensor:
         """Log-density summed over all codes, shape (N,)."""
@@ -214,6 +225,59 @@ class ResidualMixture:
         loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
         return MixtureOfNormals(logits, loc, scale, validate_args=False)
 
+    def joint_blocks(
+        self, rows: Rows, beam: int, *, start: float | None, wider: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Log p(h, x) of codes that stand for all, block by block of points.
+
+        Of points without gaps these are codes that a beam search finds. Of others they are a
+        sample, with log-probabilities for all that each of them stands for: their sum is an
+        unbiased estimate of the density if `start` is random. Where the codes that a beam keeps
+        for certain have too little of the score, it is made wider.
+
+        Args:
+            rows: The points.
+            beam: Codes that are kept from layer to layer.
+            start: Where sampling starts; None for a random number. See `thin`.
+            wider: How many times as wide the beam is made.
+
+        Yields:
+            Indices (n,) of points, log-probabilities, shape (n, B, K), and the codes of the first
+            layers (n, B, L - 1). With them go all codes of the last layer.
+        """
+        complete, gaps = self._sort(rows)
+        for index, block in self._split(rows, complete, beam):
+            codes = self.search(block, beam)
+            yield index, self.joint_of(codes, block), codes
+        if wider > 1 and not is_traced():
+            waiting = [gaps[:0]]
+            for index, block in self._split(rows, gaps, beam):
+                codes, log_weight, certain = self.sample_codes_given(block, beam, start)
+                good = certain > CERTAIN
+                waiting.append(index[~good])
+                codes, log_weight = codes[good], log_weight[good]
+                if len(codes):
+                    joint = self.joint_of(codes, rows.take(index[good]))
+                    yield index[good], joint + log_weight.unsqueeze(-1), codes
+            gaps = torch.cat(waiting)
+        for index, block in self._split(rows, gaps, wider * beam):
+            codes, log_weight, _ = self.sample_codes_given(block, wider * beam, start)
+            yield index, self.joint_of(codes, block) + log_weight.unsqueeze(-1), codes
+
+    def _sort(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Indices of points without gaps, and with gaps."""
+        every = torch.arange(len(rows.real), device=rows.real.device)
+        if is_traced():  # no choices by values
+            return (every, every[:0]) if rows.observed is None else (every[:0], every)
+        complete = rows.complete
+        return (every, every[:0]) if bool(complete.all()) else (every[complete], every[~complete])
+
+    def _split(self, rows: Rows, index: Tensor, width: int) -> Iterator[tuple[Tensor, Rows]]:
+        """Blocks of the points at indices, small enough for a beam of some width."""
+        size = max(1, BLOCK_SCORES // (width * self.num_components))
+        for part in index.split(size) if len(index) else ():
+            yield part, rows if len(part) == len(rows.real) else rows.take(part)
+
     def beam_joint(self, rows: Rows, width: int) -> tuple[Tensor, Tensor]:
         """Log p(h, x) of the codes that a beam search finds, with all codes of the last layer.
 
@@ -221,6 +285,14 @@ class ResidualMixture:
             Joint log-probabilities, shape (N, B, K), and codes of the first layers (N, B, L - 1).
         """
         codes = self.search(rows, width)
+        return self.joint_of(codes, rows), codes
+
+    def joint_of(self, codes: Tensor, rows: Rows) -> Tensor:
+        """Log p(h, x) of codes (N, B, L - 1) of points with all codes of the last layer.
+
+        Returns:
+            Tensor of shape (N, B, K).
+        """
         n, width = codes.shape[:2]
         flat = codes.flatten(0, 1)
         *conditionals, offset = self.log_conditionals(flat)
@@ -232,7 +304,7 @@ class ResidualMixture:
         joint = component_log_prob(residual, self.loc[last], self.scale, offset, observed)
         joint = joint.reshape(n, width, self.num_components)
         logits = tuple(t.reshape(n, width, t.shape[-1]) for t in self.columns.logits(flat))
-        return joint + self.columns.score(last, logits, rows.columns), codes
+        return joint + self.columns.score(last, logits, rows.columns)
 
     def search(self, rows: Rows, width: int) -> Tensor:
         """The best codes of the first L - 1 layers, kept layer by layer; shape (N, B, L - 1).
@@ -257,6 +329,42 @@ class ResidualMixture:
             log_prior = joint.flatten(1).gather(-1, best)
             prefix = prefix.take(best // k).extend(best % k)
         return prefix.codes
+
+    @torch.no_grad()
+    def sample_codes_given(
+        self, rows: Rows, width: int, start: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keeps some codes of the first L - 1 layers, as often as points make them likely.
+
+        Args:
+            rows: N points.
+            width: Number B of codes that are kept from layer to layer.
+            start: Where sampling starts in the first layer, or None for random numbers.
+
+        Returns:
+            Codes, shape (N, B, L - 1); the logarithm of how many codes each stands for, (N, B);
+            and the share of the score that is in codes that were kept for certain, in the layer
+            where it is least, (N,).
+        """
+        n, k = len(rows.real), self.num_components
+        prefix = self.prefix(rows.real.unsqueeze(1))
+        log_prior = log_weight = self.loc.new_zeros(n, 1)
+        certain = self.loc.new_ones(n)
+        for layer in range(self.num_layers - 1):
+            count = prefix.codes.shape[1]
+            joint = self.log_conditional(layer, prefix.codes.flatten(0, 1)).reshape(n, count, k)
+            joint = joint + log_prior.unsqueeze(-1)
+            fits = [math.log(share) + self.fit_of(prefix, rows, by) for by, share in INFLATIONS]
+            score = (joint + torch.stack(fits).logsumexp(0) + log_weight.unsqueeze(-1)).flatten(1)
+            place = None if start is None else (start + layer * GOLDEN) % 1.0
+            index, log_inclusion = thin(score, width, place)
+            kept = score.gather(1, index).masked_fill(log_inclusion != 0, -math.inf)
+            share = (kept.logsumexp(1) - score.logsumexp(1)).exp()
+            certain = torch.minimum(certain, share)
+            log_prior = joint.flatten(1).gather(1, index)
+            log_weight = log_weight.gather(1, index // k) - log_inclusion
+            prefix = prefix.take(index // k).extend(index % k)
+        return prefix.codes, log_weight, certain
 
     def prefix(self, points: Tensor) -> Prefix:
         """The prefix before the first layer, for points (N, B, D)."""
@@ -318,21 +426,23 @@ class ResidualMixture:
 
     def posterior_blocks(
         self, rows: Rows, *, max_exact: int, beam: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """What N points say about their codes, block by block of points.
 
         Yields:
-            Probabilities of codes, shape (n, M), and the codes, shape (n or 1, M, L): all of them,
-            or those that a beam search finds.
+            Indices (n,) of points, probabilities of codes, shape (n, M), and the codes, shape
+            (n or 1, M, L): all of them, or such as `joint_blocks` finds.
         """
         if self.num_codes <= max_exact:
             codes, log_prior = self.all_codes()
+            first = 0
             for joint in self._exact_joints(rows, codes, log_prior):
-                yield joint.softmax(-1), codes.unsqueeze(0)
+                index = torch.arange(first, first + len(joint), device=joint.device)
+                first += len(joint)
+                yield index, joint.softmax(-1), codes.unsqueeze(0)
             return
         last = torch.arange(self.num_components, device=self.loc.device)
-        for block in rows.split(max(1, BLOCK_SCORES // (beam * self.num_components))):
-            joint, prefix = self.beam_joint(block, beam)
+        for index, joint, prefix in self.joint_blocks(rows, beam, start=START, wider=WIDER):
             n, width, k = joint.shape
             codes = torch.cat(
                 [
@@ -341,7 +451,7 @@ class ResidualMixture:
                 ],
                 -1,
             )
-            yield joint.flatten(1).softmax(-1), codes.flatten(1, 2)
+            yield index, joint.flatten(1).softmax(-1), codes.flatten(1, 2)
 
     def expected(self, weight: Tensor, codes: Tensor) -> Tensor:
         """Means of real columns and likeliest categories, given weights of codes.
@@ -356,9 +466,19 @@ class ResidualMixture:
         mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], -1)
         values = [(weight.unsqueeze(1) @ mean).squeeze(1)]
         for column in range(len(self.columns.tables)):
-            probs = weight.unsqueeze(1) @ self.columns.log_probs(column, codes).exp()
-            values.append(probs.squeeze(1).argmax(-1, keepdim=True).to(mean))
+            probs = self.category_probs(weight, codes, column)
+            values.append(probs.argmax(-1, keepdim=True).to(mean))
         return torch.cat(values, -1)
+
+    def category_probs(self, weight: Tensor, codes: Tensor, column: int) -> Tensor:
+        """Probabilities of a column's categories, (n, categories), given weights of codes.
+
+        Args:
+            weight: Shape (n, M).
+            codes: Shape (n or 1, M, L).
+            column: Number of the categorical column, from zero.
+        """
+        return (weight.unsqueeze(1) @ self.columns.log_probs(column, codes).exp()).squeeze(1)
 
     # ---- encodings ------------------------------------------------------------------------
 

@@ -31,6 +31,21 @@ class Rows(NamedTuple):
             for i, (part, seen) in enumerate(zip(real, observed, strict=True))
         ]
 
+    def take(self, index: Tensor) -> "Rows":
+        """The rows at indices (n,)."""
+        observed = None if self.observed is None else self.observed[index]
+        return Rows(self.real[index], observed, tuple(column[index] for column in self.columns))
+
+    @property
+    def complete(self) -> Tensor:
+        """Whether nothing of a row is missing, shape (N,)."""
+        known = torch.ones(len(self.real), dtype=torch.bool, device=self.real.device)
+        if self.observed is not None:
+            known = (self.observed > 0).all(-1)
+        for column in self.columns:
+            known = known & ((column.sum(-1) > 0) if column.is_floating_point() else column >= 0)
+        return known
+
 
 class Columns:
     r"""Categorical columns: :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l t_{lj}[h_l])`.
@@ -96,7 +111,7 @@ def pick_value(log_prob: Tensor, value: Tensor) -> Tensor:
     """
     extra = [1] * (log_prob.dim() - 2)
     if value.is_floating_point():
-        return (log_prob * value.reshape(len(value), *extra, -1)).sum(-1)
+        return (log_prob * value.reshape(len(value), *extra, value.shape[-1])).sum(-1)
     index = value.clamp(min=0).reshape(-1, *extra, 1)
     chosen = torch.take_along_dim(log_prob, index, -1).squeeze(-1)
     return torch.where(value.reshape(-1, *extra) < 0, 0.0, chosen)

@@ -24,7 +24,7 @@ from pyromix.drmm.stages import (
 
 from .slow import Slow, random_model, with_gaps
 from .test_law import close
-from .test_model import spiral
+from .conftest import spiral
 
 
 def curves(num, gaps=False):
