@@ -22,9 +22,9 @@ from pyromix.drmm.stages import (
     rho,
 )
 
+from .conftest import spiral
 from .slow import Slow, random_model, with_gaps
 from .test_law import close
-from .conftest import spiral
 
 
 def curves(num, gaps=False):
