@@ -110,23 +110,22 @@ class Components:
 
     def _absorb(self, evidence: LinearEvidence) -> None:
         """Takes in observations: what is left is N(loc, F F^T) for every component."""
-        noisy, exact = [], []
-        for matrix, y, noise in evidence.gaussian:
-            rest = y - self.value @ matrix[:, self.given].mT if self.given else y
-            if bool((noise != 0).any()):
-                noisy.append((matrix[:, self.free], rest, noise))
-            else:
-                exact.append((matrix[:, self.free], rest.expand(*self.batch_shape, -1)))
         # Equations first, all at once: they leave fewer directions to the rest.
-        if exact:
-            matrix = torch.cat([a for a, _ in exact])
-            y = torch.cat([y for _, y in exact], -1)
+        matrix, y = evidence.equations(self.batch_shape)
+        if len(matrix):
+            matrix, y = self._without_given(matrix, y)
             self.loc, self._factor, gain = solve(self.loc, self.factor, matrix, y)
             self.log_joint = self.log_joint + gain
             self.log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
-        for part in noisy:
-            self.loc, self._factor, gain = observe(self.loc, self.factor, *part)
+        for matrix, y, noise in evidence.noisy:
+            matrix, y = self._without_given(matrix, y)
+            self.loc, self._factor, gain = observe(self.loc, self.factor, matrix, y, noise)
             self.log_joint = self.log_joint + gain
+
+    def _without_given(self, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What A x = y says about the free columns: A (m, free) and y (*N, m)."""
+        rest = y - self.value @ matrix[:, self.given].mT if self.given else y
+        return matrix[:, self.free], rest
 
     @property
     def factor(self) -> Tensor:

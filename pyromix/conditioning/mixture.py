@@ -157,6 +157,7 @@ class ConditionedMixture(ConditionedLaw):
         super().__init__(prior, self._components.batch_shape, prior.mixture.event_shape)
         self._mixture, self._evidence = prior.mixture, evidence
         self._polytope = Polytope.of(evidence, self.batch_shape, self._dtype)
+        self._fixed_box = None if self._polytope is None else self._polytope.fixed_box()
         self._joint = self._components.log_joint
         self._error = torch.zeros_like(self._joint)
         self._truncated: TruncatedNormals | None = None
@@ -324,7 +325,11 @@ class ConditionedMixture(ConditionedLaw):
             x = self._truncated.sample(index).double()
         else:
             x = self._components.draw(index, entry)
-        return self._components.fill(x, entry)
+        x = self._components.fill(x, entry)
+        if self._fixed_box is None:
+            return x
+        low, high = self._fixed_box
+        return torch.minimum(torch.maximum(x, low[entry]), high[entry])
 
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points of shape (\*S, \*B, D) meet every inequality; shape (\*S, \*B)."""
@@ -370,12 +375,15 @@ class ConditionedMixture(ConditionedLaw):
         """Restricts the components to the inequalities."""
         components = self._components
         rows, low, high, broken = self._evidence.inequalities_on_free(
-            self.batch_shape, components.value
+            self.batch_shape, self._dtype
         )
         if bool(broken.all()) or bool(broken.any() and not allow_impossible_entries):
+            columns = sorted(self._evidence.observed)
+            known = [f"the values of columns {columns}"] if columns else []
+            known += ["the equations"] if self._evidence.gaussian else []
             raise ConflictError(
-                f"Expected evidence that can hold, but the values of columns "
-                f"{sorted(self._evidence.observed)} break an inequality, or an equation."
+                f"Expected evidence that can hold, but {' and '.join(known)} break an inequality. "
+                f"Relax it, or correct the other evidence."
             )
         self._joint = torch.where(broken.unsqueeze(-1), -math.inf, self._joint)
         if len(rows) == 0:
