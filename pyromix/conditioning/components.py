@@ -13,7 +13,7 @@ from ..numerics.batches import flat_index
 from .linear_normals import observe, solve
 from .truncated.interval import log_interval_probability
 
-# A row has no spread if it has less than this share of its length.
+# A row has no spread if it has less than this share of what its terms have without cancellation.
 ZERO = 1e-12
 
 
@@ -206,12 +206,15 @@ class Components:
             loc, scale = self.loc, self.scale
         elif len(rows) == 1:
             loc = self.loc @ rows.mT  # (*B, K, 1)
-            seen = rows * self.scale if self.scale is not None else (rows @ self.factor)[..., 0, :]
-            scale = seen.norm(dim=-1, keepdim=True)
+            if self.scale is not None:
+                scale = (rows * self.scale).norm(dim=-1, keepdim=True)
+            else:
+                scale = (rows @ self.factor)[..., 0, :].norm(dim=-1, keepdim=True)
+                reach = (rows.abs() @ self.factor.abs())[..., 0, :].norm(dim=-1, keepdim=True)
+                if not bool((scale > ZERO * reach).all()):
+                    return None  # a row that equations fix
         else:
             return None
-        if not bool((scale > ZERO * rows.norm(dim=-1).amax()).all()):
-            return None  # a row that equations fix
         low, high = (
             torch.where(t.isinf(), t, (torch.where(t.isinf(), 0.0, t) - loc) / scale)
             for t in (low, high)
