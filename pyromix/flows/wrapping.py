@@ -98,12 +98,10 @@ def as_transform_modules(transforms: Any) -> list[Any]:
 
 def unwrap(part: Any) -> Any:
     """Returns the plain distribution or transform in a wrapper, and anything else as it is."""
-    match part:
-        case PlainDistribution():
-            return part.law
-        case PlainTransform():
-            return part.build()
-    return part
+    # Not by matching: torch.compile does not know that before PyTorch 2.9.
+    if isinstance(part, PlainDistribution):
+        return part.law
+    return part.build() if isinstance(part, PlainTransform) else part
 
 
 def _flatten(transforms: Any) -> list[Any]:
