@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs notebooks benchmark clean
+.PHONY: demo test test-oldest lint format docs notebooks benchmark clean
 
 demo: $(VENV)/.demo
 	MPLBACKEND=Agg $(BIN)/python tutorials/quickstart.py
@@ -12,6 +12,19 @@ demo: $(VENV)/.demo
 # Two processes of one thread: more threads do not make such small products faster.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# What the lowest versions of all dependencies change, in an environment of its own. There, warnings
+# of later ones are not errors, and torch.compile knows less of Python.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.dev
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -W default \
+		tests/conditioning tests/evidence tests/flows tests/mixtures
+
+$(OLDEST)/.dev: pyproject.toml oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint oldest.txt --editable ".[dev]"
+	touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -33,7 +46,7 @@ benchmark: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) out docs/_build docs/api docs/tutorials
+	rm -rf $(VENV) $(OLDEST) out docs/_build docs/api docs/tutorials
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

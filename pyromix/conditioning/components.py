@@ -13,7 +13,7 @@ from ..numerics.batches import flat_index
 from .linear_normals import observe, solve
 from .truncated.interval import log_interval_probability
 
-# A row has no spread if it has less than this share of its length.
+# A row has no spread if it has less than this share of what its terms have without cancellation.
 ZERO = 1e-12
 
 
@@ -110,23 +110,22 @@ class Components:
 
     def _absorb(self, evidence: LinearEvidence) -> None:
         """Takes in observations: what is left is N(loc, F F^T) for every component."""
-        noisy, exact = [], []
-        for matrix, y, noise in evidence.gaussian:
-            rest = y - self.value @ matrix[:, self.given].mT if self.given else y
-            if bool((noise != 0).any()):
-                noisy.append((matrix[:, self.free], rest, noise))
-            else:
-                exact.append((matrix[:, self.free], rest.expand(*self.batch_shape, -1)))
         # Equations first, all at once: they leave fewer directions to the rest.
-        if exact:
-            matrix = torch.cat([a for a, _ in exact])
-            y = torch.cat([y for _, y in exact], -1)
+        matrix, y = evidence.equations(self.batch_shape)
+        if len(matrix):
+            matrix, y = self._without_given(matrix, y)
             self.loc, self._factor, gain = solve(self.loc, self.factor, matrix, y)
             self.log_joint = self.log_joint + gain
             self.log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
-        for part in noisy:
-            self.loc, self._factor, gain = observe(self.loc, self.factor, *part)
+        for matrix, y, noise in evidence.noisy:
+            matrix, y = self._without_given(matrix, y)
+            self.loc, self._factor, gain = observe(self.loc, self.factor, matrix, y, noise)
             self.log_joint = self.log_joint + gain
+
+    def _without_given(self, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What A x = y says about the free columns: A (m, free) and y (*N, m)."""
+        rest = y - self.value @ matrix[:, self.given].mT if self.given else y
+        return matrix[:, self.free], rest
 
     @property
     def factor(self) -> Tensor:
@@ -207,12 +206,15 @@ class Components:
             loc, scale = self.loc, self.scale
         elif len(rows) == 1:
             loc = self.loc @ rows.mT  # (*B, K, 1)
-            seen = rows * self.scale if self.scale is not None else (rows @ self.factor)[..., 0, :]
-            scale = seen.norm(dim=-1, keepdim=True)
+            if self.scale is not None:
+                scale = (rows * self.scale).norm(dim=-1, keepdim=True)
+            else:
+                scale = (rows @ self.factor)[..., 0, :].norm(dim=-1, keepdim=True)
+                reach = (rows.abs() @ self.factor.abs())[..., 0, :].norm(dim=-1, keepdim=True)
+                if not bool((scale > ZERO * reach).all()):
+                    return None  # a row that equations fix
         else:
             return None
-        if not bool((scale > ZERO * rows.norm(dim=-1).amax()).all()):
-            return None  # a row that equations fix
         low, high = (
             torch.where(t.isinf(), t, (torch.where(t.isinf(), 0.0, t) - loc) / scale)
             for t in (low, high)

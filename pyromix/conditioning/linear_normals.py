@@ -57,15 +57,20 @@ def observe(
     Returns:
         Means and factors given y, of Q columns, and the log-density of y, shape (*B, K).
     """
-    seen = matrix @ factor  # (*own, K, m, Q)
-    tril = torch.linalg.cholesky(seen @ seen.mT + noise)
+    # In units of the noise, and of the sources z, z minimises |W z - r|^2 + |z|^2. Solved by
+    # orthogonal steps, so that many precise readings of the same do no harm: W F^T F W^T + I, or
+    # the covariance of y, is then singular to all digits.
+    tril = torch.linalg.cholesky(noise)
+    seen = torch.linalg.solve_triangular(tril, matrix @ factor, upper=False)  # (*own, K, m, Q)
     residual = (y.unsqueeze(-2) - loc @ matrix.mT).unsqueeze(-1)  # (*B, K, m, 1)
-    z = torch.linalg.solve_triangular(tril, residual, upper=False)
-    log_prob = -0.5 * z.square().sum((-2, -1)) - log_scale(tril)
-    gain = torch.linalg.solve_triangular(tril.mT, z, upper=True)
-    loc = loc + (factor @ (seen.mT @ gain)).squeeze(-1)
-    # In terms of the sources the posterior precision is I + G^T R^-1 G.
-    scaled = torch.linalg.solve_triangular(torch.linalg.cholesky(noise), seen, upper=False)
-    identity = torch.eye(seen.shape[-1], dtype=seen.dtype, device=seen.device)
-    inner = torch.linalg.cholesky(identity + scaled.mT @ scaled)
-    return loc, torch.linalg.solve_triangular(inner.mT, factor, upper=True, left=False), log_prob
+    residual = torch.linalg.solve_triangular(tril, residual, upper=False)
+    count, sources = seen.shape[-2:]
+    identity = torch.eye(sources, dtype=seen.dtype, device=seen.device)
+    stacked = torch.cat([seen, identity.expand(*seen.shape[:-2], -1, -1)], -2)
+    basis, r = torch.linalg.qr(stacked)  # r^T r = I + W^T W
+    z = torch.linalg.solve_triangular(r, basis[..., :count, :].mT @ residual, upper=True)
+    missed = (residual - seen @ z).square().sum((-2, -1)) + z.square().sum((-2, -1))
+    scales = r.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    log_prob = -0.5 * missed - scales - log_scale(tril)
+    loc = loc + (factor @ z).squeeze(-1)
+    return loc, torch.linalg.solve_triangular(r, factor, upper=True, left=False), log_prob

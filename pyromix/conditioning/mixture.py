@@ -157,6 +157,10 @@ class ConditionedMixture(ConditionedLaw):
         super().__init__(prior, self._components.batch_shape, prior.mixture.event_shape)
         self._mixture, self._evidence = prior.mixture, evidence
         self._polytope = Polytope.of(evidence, self.batch_shape, self._dtype)
+        self._fixed_box = None if self._polytope is None else self._polytope.fixed_box()
+        equations = evidence.equations(self.batch_shape)
+        self._equations = equations if len(equations[0]) else None
+        self._noisy = evidence.noisy
         self._joint = self._components.log_joint
         self._error = torch.zeros_like(self._joint)
         self._truncated: TruncatedNormals | None = None
@@ -180,7 +184,7 @@ class ConditionedMixture(ConditionedLaw):
                 `sample` instead.
         """
         linear = self._evidence
-        hard = linear.observed or any(bool((noise == 0).all()) for *_, noise in linear.gaussian)
+        hard = linear.observed or self._equations is not None
         if not hard and not linear.matrix:
             return constraints.real_vector
         if not hard and not linear.batch_shape:
@@ -324,7 +328,11 @@ class ConditionedMixture(ConditionedLaw):
             x = self._truncated.sample(index).double()
         else:
             x = self._components.draw(index, entry)
-        return self._components.fill(x, entry)
+        x = self._components.fill(x, entry)
+        if self._fixed_box is None:
+            return x
+        low, high = self._fixed_box
+        return torch.minimum(torch.maximum(x, low[entry]), high[entry])
 
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points of shape (\*S, \*B, D) meet every inequality; shape (\*S, \*B)."""
@@ -350,18 +358,20 @@ class ConditionedMixture(ConditionedLaw):
         linear, x = self._evidence, value.double()
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         log_prob = (-self._components.log_plane).expand(leading)
+        # Nothing is changed in place, and no branch depends on values: `vmap` over points.
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for d, expected in linear.observed.items():
-            fits &= value[..., d] == expected.to(self._dtype)
-        for matrix, y, noise in linear.gaussian:
-            residual = y - x @ matrix.mT
-            if bool((noise == 0).all()):
-                size = x.abs() @ matrix.abs().mT + y.abs() + 1e-12
-                fits &= (residual.abs() <= EQUATION_TOLERANCE * size).all(-1)
-            else:
-                tril = torch.linalg.cholesky(noise)
-                z = torch.linalg.solve_triangular(tril, residual.unsqueeze(-1), upper=False)
-                log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - log_scale(tril)
+            fits = fits & (value[..., d] == expected.to(self._dtype))
+        if self._equations is not None:
+            matrix, y = self._equations
+            size = x.abs() @ matrix.abs().mT + y.abs() + 1e-12
+            close = (y - x @ matrix.mT).abs() <= EQUATION_TOLERANCE * size
+            fits = fits & close.all(-1)
+        for matrix, y, noise in self._noisy:
+            tril = torch.linalg.cholesky(noise)
+            residual = (y - x @ matrix.mT).unsqueeze(-1)
+            z = torch.linalg.solve_triangular(tril, residual, upper=False)
+            log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - log_scale(tril)
         return torch.where(fits, log_prob, -math.inf)
 
     # ---- building -----------------------------------------------------------------------------
@@ -370,12 +380,15 @@ class ConditionedMixture(ConditionedLaw):
         """Restricts the components to the inequalities."""
         components = self._components
         rows, low, high, broken = self._evidence.inequalities_on_free(
-            self.batch_shape, components.value
+            self.batch_shape, self._dtype
         )
         if bool(broken.all()) or bool(broken.any() and not allow_impossible_entries):
+            columns = sorted(self._evidence.observed)
+            known = [f"the values of columns {columns}"] if columns else []
+            known += ["the equations"] if self._evidence.gaussian else []
             raise ConflictError(
-                f"Expected evidence that can hold, but the values of columns "
-                f"{sorted(self._evidence.observed)} break an inequality, or an equation."
+                f"Expected evidence that can hold, but {' and '.join(known)} break an inequality. "
+                f"Relax it, or correct the other evidence."
             )
         self._joint = torch.where(broken.unsqueeze(-1), -math.inf, self._joint)
         if len(rows) == 0:

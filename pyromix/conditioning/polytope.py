@@ -2,17 +2,21 @@
 
 __all__ = ["Polytope"]
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..evidence.linear import LinearEvidence
+from ..evidence.linear import LinearEvidence, is_unit_axis, tightest_bounds
 
 
 class Polytope(NamedTuple):
-    """The region low <= A x <= high, with bounds of its own at every entry of a batch."""
+    """The region low <= A x <= high, with bounds of its own at every entry of a batch.
+
+    Rows that values and equations fix, up to rounding, are not asked about again.
+    """
 
     matrix: Tensor
     """A, shape (p, D)."""
@@ -20,6 +24,8 @@ class Polytope(NamedTuple):
     """Lower bounds, shape (entries, p)."""
     high: Tensor
     """Upper bounds, shape (entries, p)."""
+    clamped: Tensor
+    """Coordinates, or their negatives, that equations fix, shape (p,)."""
 
     @classmethod
     def of(
@@ -29,8 +35,28 @@ class Polytope(NamedTuple):
         if not evidence.num_rows:
             return None
         matrix, low, high = evidence.inequalities(batch_shape)
+        rows = evidence.fixed_rows(batch_shape, dtype)
+        clamped = rows.by_equations & is_unit_axis(matrix)
+        decided = rows.fixed & ~clamped
+        low = torch.where(decided, -math.inf, low)
+        low = torch.where(rows.broken, math.inf, low)
+        high = torch.where(decided, math.inf, high)
         low, high = (bound.reshape(-1, len(matrix)).to(dtype) for bound in (low, high))
-        return cls(matrix.to(dtype), low, high)
+        return cls(matrix.to(dtype), low, high, clamped)
+
+    def fixed_box(self) -> tuple[Tensor, Tensor] | None:
+        """Bounds on coordinates that equations fix, shape (entries, D); None if there is none.
+
+        Rounding may carry what an equation fixes at its very bound across it: clamp draws.
+        """
+        if not bool(self.clamped.any()):
+            return None
+        rows, low, high = (t[..., self.clamped] for t in (self.matrix.mT, self.low, self.high))
+        rows = rows.mT
+        column = rows.abs().argmax(-1)
+        flipped = rows.sum(-1) < 0
+        low, high = torch.where(flipped, -high, low), torch.where(flipped, -low, high)
+        return tightest_bounds(low, high, column, rows.shape[-1])
 
     def contains(self, x: Tensor, entry: Tensor, *, safely: bool = False) -> Tensor:
         """Whether points lie in the region.

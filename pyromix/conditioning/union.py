@@ -167,7 +167,7 @@ class UnionOfConditioned(ConditionedLaw):
         """In how many of the alternatives points (n, D) lie."""
         count = torch.zeros(len(x), dtype=torch.long, device=x.device)
         for region in self._regions:
-            count += region.contains(x, entry)
+            count = count + region.contains(x, entry)  # not in place: `vmap` over points
         return count
 
     def _normalize(self, evidence: Sequence[LinearEvidence]) -> tuple[Tensor, Tensor]:

@@ -320,9 +320,7 @@ def broadcastable(first: Sequence[int], second: Sequence[int]) -> bool:
     >>> broadcastable((5, 2), (3,))
     False
     """
-    return all(
-        a == b or a == 1 or b == 1 for a, b in zip(reversed(first), reversed(second), strict=False)
-    )
+    return all(a == b or a == 1 or b == 1 for a, b in _last_pairs(first, second))
 
 
 def is_expandable(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -333,9 +331,16 @@ def is_expandable(shape: Sequence[int], target: Sequence[int]) -> bool:
     >>> is_expandable((2, 3), (3,))
     False
     """
-    return len(shape) <= len(target) and all(
-        a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
-    )
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in _last_pairs(shape, target))
+
+
+def _last_pairs(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]]:
+    """The sizes of dimensions that two shapes have in common, from the last one on.
+
+    Without `zip`, whose `strict` torch.compile does not know before PyTorch 2.9.
+    """
+    common = min(len(first), len(second))
+    return [(first[-i], second[-i]) for i in range(1, common + 1)]
 
 
 def check_expandable(distribution: Distribution, batch_shape: Sequence[int]) -> Size:

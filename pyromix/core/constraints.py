@@ -218,8 +218,9 @@ class _OntoBox(Transform):
         return torch.where(self._upper, self._high - self._safe_exp(-x, self._upper), y)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        share = torch.where(self._both, (y - self._low) / self._width, 0.5)
-        x = torch.where(self._both, share.logit(), y)
+        # Differences from both ends: what a share of the width rounds away is in neither.
+        ratio = torch.where(self._both, (y - self._low) / (self._high - y), 1.0)
+        x = torch.where(self._both, ratio.log(), y)
         x = torch.where(self._lower, torch.where(self._lower, y - self._low, 1.0).log(), x)
         return torch.where(self._upper, -torch.where(self._upper, self._high - y, 1.0).log(), x)
 

@@ -1,16 +1,38 @@
 """All that is known about a vector, as linear statements."""
 
-__all__ = ["LinearEvidence", "tightest_bounds"]
+__all__ = ["FixedRows", "LinearEvidence", "is_unit_axis", "tightest_bounds"]
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
 
 from ..core.checks import as_int
 from ..numerics.batches import stack_observed
+
+# A row lies in the span of equations if no more than this share of its length is left outside.
+PARALLEL = 1e-12
+# Rows that equations fix at their very bound hold up to the rounding of single precision.
+CONSTANT_TOLERANCE = 1e-6
+
+
+class FixedRows(NamedTuple):
+    """Inequalities that values and equations leave no freedom."""
+
+    by_values: Tensor
+    """Rows of observed columns alone, shape (p,)."""
+    by_equations: Tensor
+    """Other rows that equations, with the values, fix; shape (p,)."""
+    broken: Tensor
+    r"""Those of both kinds that do not hold, shape (\*B, p)."""
+
+    @property
+    def fixed(self) -> Tensor:
+        """Rows of both kinds, shape (p,)."""
+        return self.by_values | self.by_equations
 
 
 @dataclass
@@ -36,6 +58,8 @@ class LinearEvidence:
     """Upper bounds, shape (*N, p)."""
     categorical: dict[int, Tensor] = field(default_factory=dict)
     """Number of a categorical column, from zero -> log-weights of shape (*N, categories)."""
+    coarsest: torch.dtype = torch.float64
+    """Of the floating-point tensors that the statements were made of."""
 
     @property
     def batch_shape(self) -> Size:
@@ -113,27 +137,80 @@ class LinearEvidence:
         return self.observed is other.observed and self.gaussian is other.gaussian
 
     def inequalities_on_free(
-        self, batch_shape: Sequence[int], value: Tensor
+        self, batch_shape: Sequence[int], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        r"""The inequalities that values leave to the other columns.
+        r"""The inequalities that values and equations leave to the other columns.
 
         Args:
             batch_shape: A shape that the evidence's expands to.
-            value: Values of the observed columns, from `observed_values`.
+            dtype: Of observed values and draws.
 
         Returns:
-            Rows (p, free), bounds (\*B, p) below and above, and whether values alone break one,
-            shape (\*B,). Rows without free columns are left out.
+            Rows (p, free), bounds (\*B, p) below and above, and whether values and equations
+            alone break one, shape (\*B,). Rows that these fix are left out.
         """
         given, free = self.split_columns()
         matrix, low, high = self.inequalities(batch_shape)
         if given:
-            shift = value @ matrix[:, given].mT
+            shift = self.observed_values(dtype) @ matrix[:, given].mT
             low, high = low - shift, high - shift
-        rows = matrix[:, free]
-        kept = (rows != 0).any(-1)
-        broken = ((low > 0) | (high < 0))[..., ~kept].any(-1)
-        return rows[kept], low[..., kept], high[..., kept], broken
+        rows = self.fixed_rows(batch_shape, dtype)
+        kept = ~rows.fixed
+        return matrix[:, free][kept], low[..., kept], high[..., kept], rows.broken.any(-1)
+
+    @torch.no_grad()
+    def fixed_rows(self, batch_shape: Sequence[int], dtype: torch.dtype) -> "FixedRows":
+        r"""The inequalities that values and equations decide.
+
+        Values and bounds are compared in the coarsest dtype that takes part: 0.1 observed meets a
+        bound of 0.1, whichever of the two was given in single precision. Sums of several terms,
+        and what equations say, hold up to rounding.
+
+        Args:
+            batch_shape: A shape that the evidence's expands to.
+            dtype: Of observed values and draws.
+        """
+        given, free = self.split_columns()
+        coarsest = _coarser(dtype, self.coarsest)
+        matrix, low, high = self.inequalities(batch_shape)
+        low, high = (bound.to(coarsest).double() for bound in (low, high))
+        value = self.observed_values(coarsest)
+        known, rows = matrix[:, given], matrix[:, free]
+        level, size = value @ known.mT, value.abs() @ known.abs().mT
+        eps = torch.finfo(coarsest).eps
+        tolerance = torch.where(is_unit_axis(matrix), 0.0, eps * (matrix != 0).sum(-1).double())
+        by_values = ~(rows != 0).any(-1)
+        by_equations = torch.zeros_like(by_values)
+        plane, y = self.equations(batch_shape)
+        if len(plane) and not bool(by_values.all()):
+            # What is left of a row, once the equations' part is taken out.
+            shares = rows @ torch.linalg.pinv(plane[:, free])  # (p, m)
+            left = (rows - shares @ plane[:, free]).norm(dim=-1)
+            by_equations = (left <= max(PARALLEL, 4 * eps) * rows.norm(dim=-1)) & ~by_values
+            shares = torch.where(by_equations.unsqueeze(-1), shares, 0.0)
+            level = level + (y - value @ plane[:, given].mT) @ shares.mT
+            terms = y.abs() + value.abs() @ plane[:, given].abs().mT
+            size = size + terms @ shares.abs().mT
+            tolerance = torch.where(by_equations, CONSTANT_TOLERANCE, tolerance)
+        below, above = (
+            tolerance * (size + bound.abs().nan_to_num(posinf=0.0)) for bound in (low, high)
+        )
+        broken = (level < low - below) | (level > high + above)
+        return FixedRows(by_values, by_equations, broken & (by_values | by_equations))
+
+    @property
+    def noisy(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The observations with noise, of `gaussian`."""
+        return [part for part in self.gaussian if bool((part[2] != 0).any())]
+
+    def equations(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        r"""The observations without noise, A x = y: A (m, D), and y expanded to (\*B, m)."""
+        exact = [(a, y) for a, y, noise in self.gaussian if bool((noise == 0).all())]
+        if not exact:
+            zeros = torch.zeros(0, self.dim, dtype=torch.float64, device=self.device)
+            return zeros, zeros.new_zeros(*batch_shape, 0)
+        matrix = torch.cat([a for a, _ in exact])
+        return matrix, torch.cat([y.expand(*batch_shape, -1) for _, y in exact], -1)
 
     def contradicts_itself(self, dtype: torch.dtype) -> Tensor:
         r"""Where values break an inequality, or two bounds of one row exclude each other.
@@ -141,7 +218,7 @@ class LinearEvidence:
         That is quickly seen. Evidence may be impossible in other ways, too.
 
         Args:
-            dtype: Of the observed values.
+            dtype: Of observed values and draws.
 
         Returns:
             Boolean tensor of the batch shape.
@@ -149,14 +226,11 @@ class LinearEvidence:
         batch_shape = self.batch_shape
         if not self.num_rows:
             return torch.zeros(batch_shape, dtype=torch.bool, device=self.device)
-        matrix, low, high = self.inequalities(batch_shape)
-        crossed = (low >= high).any(-1)
+        _, low, high = self.inequalities(batch_shape)
+        crossed = (low.to(dtype) >= high.to(dtype)).any(-1)
         if not self.observed:
             return crossed
-        given, free = self.split_columns()
-        rows = self.observed_values(dtype) @ matrix[:, given].mT
-        fixed = ~(matrix[:, free] != 0).any(-1)
-        return crossed | (fixed & ((rows < low) | (rows > high))).any(-1)
+        return crossed | self.fixed_rows(batch_shape, dtype).broken.any(-1)
 
     def excludes(self, others: Sequence["LinearEvidence"], dtype: torch.dtype) -> bool:
         """Whether inequalities of others contradict this evidence or each other everywhere.
@@ -181,6 +255,7 @@ class LinearEvidence:
             matrix=[rows for part in parts for rows in part.matrix],
             low=[low for part in parts for low in part.low],
             high=[high for part in parts for high in part.high],
+            coarsest=_coarser(*(part.coarsest for part in parts)),
         )
 
     def expand(self, batch_shape: Size) -> "LinearEvidence":
@@ -212,7 +287,8 @@ class LinearEvidence:
         matrix = torch.where(flipped.unsqueeze(-1), -matrix, matrix) + 0.0  # no negative zeros
         rows, index = matrix.unique(dim=0, return_inverse=True)
         low, high = tightest_bounds(low, high, index, len(rows))
-        return replace(self, matrix=[rows], low=[low], high=[high])
+        coarsest = _coarser(*(known.coarsest for known in all_), self.coarsest)
+        return replace(self, matrix=[rows], low=[low], high=[high], coarsest=coarsest)
 
     def categorical_column(self, index: object) -> int:
         """The number, from zero, of the categorical column with an index.
@@ -249,6 +325,8 @@ class LinearEvidence:
             raise ValueError(
                 f"Expected {what} to be numbers or a tensor, got {type(value).__name__}."
             ) from None
+        if isinstance(value, Tensor) and value.is_floating_point():
+            self.coarsest = _coarser(self.coarsest, value.dtype)
         if bool(tensor.isnan().any()):
             raise ValueError(
                 f"Expected {what} without NaN, got {int(tensor.isnan().sum())} NaN among "
@@ -282,6 +360,16 @@ class LinearEvidence:
         if bool((tensor == 0).all(-1).any()):
             raise ValueError(f"Expected {what} that are not all zero.")
         return tensor
+
+
+def _coarser(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype of several that rounds most."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def is_unit_axis(matrix: Tensor) -> Tensor:
+    """Which rows (p, D) are one coordinate, or its negative, so that no rounding enters them."""
+    return ((matrix != 0).sum(-1) == 1) & (matrix.abs().amax(-1) == 1)
 
 
 def tightest_bounds(low: Tensor, high: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:

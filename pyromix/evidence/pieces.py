@@ -25,6 +25,9 @@ from .linear import LinearEvidence
 
 Number = float | Tensor
 
+# Entries across the diagonal of a covariance may differ by their rounding in single precision.
+ASYMMETRY = 1e-5
+
 
 class Evidence(ABC):
     """One piece of what is known. See the subclasses."""
@@ -239,8 +242,8 @@ class LinearGaussian(Evidence):
                     f"{tuple(noise.shape)}. For exact observations use LinearEquality."
                 )
             noise = torch.diag(noise.square().expand(count))
-        elif noise.shape != (count, count) or torch.linalg.cholesky_ex(noise).info > 0:
-            raise ValueError(f"Expected a positive-definite noise of shape ({count}, {count}).")
+        else:
+            noise = _as_covariance(noise, count)
         known.gaussian.append((matrix, y, noise))
 
 
@@ -318,6 +321,30 @@ def _check_alternative(piece: object) -> None:
     if isinstance(piece, CategoricalPrior):
         raise ValueError(f"{got}. Give it next to AnyOf.")
     raise ValueError(f"{got}.")
+
+
+def _as_covariance(noise: Tensor, count: int) -> Tensor:
+    """A covariance (m, m) that is symmetric to the last digit."""
+    if noise.shape != (count, count):
+        raise ValueError(
+            f"Expected noise as a number or of shape ({count},) or ({count}, {count}), got "
+            f"{tuple(noise.shape)}."
+        )
+    scale = noise.diagonal().abs().sqrt()
+    asymmetry = (noise - noise.mT).abs()
+    if bool((asymmetry > ASYMMETRY * scale.unsqueeze(-1) * scale).any()):
+        raise ValueError(
+            f"Expected noise as a symmetric matrix, got entries that differ from those across "
+            f"the diagonal by up to {asymmetry.max().item():.3g}. Give the covariance L L^T, if "
+            f"this is its factor L."
+        )
+    noise = 0.5 * (noise + noise.mT)
+    if int(torch.linalg.cholesky_ex(noise).info) > 0:
+        raise ValueError(
+            f"Expected a positive-definite noise of shape ({count}, {count}), got one that is "
+            f"not. Readings without noise are given by LinearEquality."
+        )
+    return noise
 
 
 def _offsets(known: LinearEvidence, b: Number, count: int) -> Tensor:

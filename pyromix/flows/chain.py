@@ -18,6 +18,20 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.overrides import TorchFunctionMode
 
+# Where transforms, Pyro's and those of folds, keep the Jacobian of the last pair.
+CACHES = (
+    "_cache_log_detJ",
+    "_cached_A",
+    "_cached_C",
+    "_cached_T_C",
+    "_cached_W_pre",
+    "_cached_logDetJ",
+    "_cached_log_branch",
+    "_cached_log_density",
+    "_cached_log_df_inv_dx",
+    "_cached_log_scale",
+)
+
 
 def needs_context(transforms: Iterable[Any]) -> bool:
     """Whether one of the transforms is conditional."""
@@ -70,8 +84,10 @@ def clear_caches(parts: Iterable[Any]) -> None:
         if isinstance(part, Transform):
             if part._cache_size:
                 part._cached_x_y = None, None
-            for name, value in vars(part).items():
-                if name.startswith("_cache") and isinstance(value, Tensor):
+            # Before PyTorch 2.9, torch.compile does not know what lists attributes.
+            names = CACHES if torch.compiler.is_compiling() else list(vars(part))
+            for name in names:
+                if name.startswith("_cache") and isinstance(getattr(part, name, None), Tensor):
                     setattr(part, name, None)
         if isinstance(part, nn.Module):
             clear_caches(part._modules.values())  # modules() would hash: Dynamo cannot trace that

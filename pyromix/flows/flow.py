@@ -33,6 +33,12 @@ class Flow(LawModule[FlowLaw], FlowLaw):
     conditional model, make the flow conditional: `condition` then returns the law, a `FlowLaw`.
     `expand` returns a `FlowLaw`, too, that shares the parameters.
 
+    Onto bounded sets, PyTorch's transforms are evaluated in forms that are precise up to the
+    border, and draws stay inside: `log_prob` is that of the value as it is given. But close to an
+    end other than zero many latents round to one value: a hyperbolic tangent in float32 holds
+    latents up to 7 to a tenth of a nat, and none beyond 9. Where draws crowd such an end, use
+    float64, or `rsample_and_log_prob`, which scores them before they are rounded.
+
     Args:
         base: The law of z, of any batch shape; dimensions that the transforms treat as event
             dimensions become part of the event. Elementwise transforms treat none so: over

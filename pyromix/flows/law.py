@@ -20,6 +20,7 @@ from ..core.checks import check_expandable, check_tensor, check_value, is_traced
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
 from ..core.random import takes_generator
+from .borders import strictly_inside
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
 from .chain import clear_caches, draws_branches, invert
@@ -207,6 +208,10 @@ class FlowLaw(dist.TransformedDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, by the inverse of every transform.
 
+        It is that of the value as it is given. Near the border of a bounded support a draw has
+        been rounded to that value, and may have come from latents of another density: see
+        `rsample_and_log_prob`, which scores draws before they are rounded.
+
         Args:
             value: Shape ``sample_shape + batch_shape + event_shape``.
 
@@ -392,7 +397,17 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         for transform in self.transforms:
             x = transform(x)
-        return x
+        return self._inside(x)
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """Draws, those that were rounded to the border of the support moved inside."""
+        if is_traced() or not len(self.transforms):
+            return x
+        try:
+            support = self.support
+        except (AttributeError, NotImplementedError):  # a transform that does not say
+            return x
+        return strictly_inside(x, support)
 
     def _push_and_score(self, x: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Takes draws of the base and their log-densities through the transforms."""
@@ -402,7 +417,7 @@ class FlowLaw(dist.TransformedDistribution):
             jacobian = transform.log_abs_det_jacobian(x, y)
             log_prob = log_prob - _sum_rightmost(jacobian, surplus)
             x = y
-        return x, log_prob
+        return self._inside(x), log_prob
 
     def _pull_and_score(self, y: Tensor, depth: int | None = None) -> Tensor:
         """The log-density of values after all transforms, or before the transform of an index."""

@@ -33,6 +33,7 @@ from ..core.arguments import UnknownArgumentsError, constructor_arguments
 from ..core.checks import is_traced
 from ..core.law_module import LawModule
 from ..core.registry import decode, encode, register
+from .borders import PRECISE
 from .branching import BranchingTransform, inverted_message
 from .splines import keep_splines_inside
 
@@ -97,12 +98,10 @@ def as_transform_modules(transforms: Any) -> list[Any]:
 
 def unwrap(part: Any) -> Any:
     """Returns the plain distribution or transform in a wrapper, and anything else as it is."""
-    match part:
-        case PlainDistribution():
-            return part.law
-        case PlainTransform():
-            return part.build()
-    return part
+    # Not by matching: torch.compile does not know that before PyTorch 2.9.
+    if isinstance(part, PlainDistribution):
+        return part.law
+    return part.build() if isinstance(part, PlainTransform) else part
 
 
 def _flatten(transforms: Any) -> list[Any]:
@@ -181,14 +180,17 @@ class _Arguments(nn.Module):
         return arguments
 
     def build(self) -> Any:
-        """Calls the constructor with the present values of the tensors."""
+        """Calls the constructor with the present values of the tensors.
+
+        Of some of PyTorch's transforms, it is that of a more precise one.
+        """
         arguments: dict[str, Any] = {}
         for name, value in self.arguments().items():
             is_list = isinstance(value, nn.ModuleList)
             arguments[name] = [unwrap(part) for part in value] if is_list else unwrap(value)
         if self._takes_validate_args:
             arguments["validate_args"] = False  # checked when the user built it
-        return self._cls(**arguments)
+        return PRECISE.get(self._cls, self._cls)(**arguments)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments as registered: tensors, constants and modules."""

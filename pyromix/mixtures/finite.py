@@ -464,7 +464,7 @@ class FiniteMixture(TensorLaw):
         value = as_tensor("value", value, like=self._loc)
         observed = as_mask("observed", observed, like=value)
         value = check_value(self, torch.where(observed, value, 0.0), like=self._loc)
-        if bool(observed.all()):
+        if not is_traced() and bool(observed.all()):
             return self._joint_log_prob(value)
         return self._joint_log_prob_observed(value, observed)
 

@@ -178,6 +178,8 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         return inverse_tril(self._scale_tril.double()).to(self._scale_tril.dtype)
 
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
+        if is_traced():  # which patterns there are depends on values
+            return self._masked_log_prob(value, observed)
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         points, seen = (t.expand(*leading, -1).reshape(-1, t.shape[-1]) for t in (value, observed))
         entry = self._entries(leading)
@@ -195,6 +197,19 @@ class MixtureOfMultivariateNormals(FiniteMixture):
             order.append(rows)
         result = torch.cat(scores)[torch.cat(order).argsort()]
         return result.reshape(*leading, self.num_components)
+
+    def _masked_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+        """What `_joint_log_prob_observed` returns, by a factor for every point.
+
+        Missing coordinates are replaced by independent ones of variance one, at their means.
+        """
+        seen = observed.to(value.dtype).unsqueeze(-2)  # (*S, *B, 1, D)
+        rows = seen.unsqueeze(-1) * self._tril
+        missing = torch.diag_embed(1 - seen).expand_as(rows)
+        tril = cholesky_of_rows(torch.cat([rows, missing], -1))
+        z = whiten_components(tril, seen * (value.unsqueeze(-2) - self._loc))
+        scores = -0.5 * (z.square().sum(-1) + LOG_2PI * seen.sum(-1))
+        return self._logits.log_softmax(-1) - half_log_det(tril) + scores
 
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc = pick(self._loc, component, 1)

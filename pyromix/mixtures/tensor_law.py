@@ -53,7 +53,7 @@ class TensorLaw(TorchDistribution):
         """
         batch_shape = check_expandable(self, batch_shape)
         new = self._get_checked_instance(type(self), _instance)
-        vars(new).update(vars(self))
+        new.__dict__.update(self.__dict__)  # torch.compile may not know vars
         TensorLaw.__init__(new, batch_shape, self.event_shape[0], self._validate_args)
         return new
 

@@ -18,6 +18,7 @@ from ..core.checks import as_int, check_positive_int
 from ..core.module import DistributionModule
 from ..core.random import draws_from, seeded
 from .history import History
+from .integers import warn_about_integers
 from .minibatches import LoaderStream, TensorStream, make_stream, split
 from .trainer import Trainer, describe_model
 
@@ -168,7 +169,10 @@ def fit(
             if initialize is None:
                 initialize = not bool(model.initialized)
             if initialize and saved is None:
-                model.initialize(fabric.to_device(stream.preview()))
+                preview = fabric.to_device(stream.preview())
+                if fabric.global_rank == 0:
+                    warn_about_integers(model, preview)
+                model.initialize(preview)
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             for generator in generators:
                 generator.manual_seed(seed + fabric.global_rank)

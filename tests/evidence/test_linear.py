@@ -54,7 +54,7 @@ def test_intersections_and_joins_hold_where_all_parts_hold(parts):
 def test_inequalities_on_free_columns_are_those_that_values_leave():
     evidence = collect([Observed({1: vector(0.5, -3.0, 2.0)}), BOX, OBLIQUE], 3, CPU)
     value = evidence.observed_values(torch.float64)
-    rows, low, high, broken = evidence.inequalities_on_free((3,), value)
+    rows, low, high, broken = evidence.inequalities_on_free((3,), torch.float64)
     assert broken.tolist() == [False, False, True]  # the box ends at 1
     x = 3 * torch.rand(500, 2) - 1.5
     for entry in range(2):

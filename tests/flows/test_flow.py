@@ -1,8 +1,11 @@
 """Flows: owned parts, honest caches, one pass for draw and density."""
 
 import copy
+import inspect
 import math
 import pickle
+import re
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +28,7 @@ from pyromix import (
 )
 from pyromix.core.law_module import LawModule
 from pyromix.flows import FlowLaw
+from pyromix.flows.chain import CACHES
 
 DIM = 4
 
@@ -534,3 +538,11 @@ def test_data_to_initialise_from_may_be_an_array():
 def test_base_and_transforms_in_the_wrong_order():
     with pytest.raises(TypeError, match="The base comes first"):
         Flow(normal(DIM), normal(DIM))
+
+
+def test_every_cache_of_pyros_transforms_is_known():
+    """Under torch.compile they are emptied by their names."""
+    package = Path(inspect.getfile(transforms)).parent
+    source = "".join(path.read_text() for path in package.glob("*.py"))
+    names = set(re.findall(r"self\.(_cache\w+)", source))
+    assert names - {"_cache_size", "_cached_x_y"} <= set(CACHES)

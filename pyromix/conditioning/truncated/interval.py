@@ -78,7 +78,8 @@ def _log_probability(low: Tensor, high: Tensor) -> Tensor:
     narrow = (width < NARROW) & (width * (a + b).abs() < 2 * NARROW)
     if bool(narrow.any()):
         nodes, weights = legendre(NARROW_NODES, a.device)
-        middle, half = 0.5 * (a + b)[narrow, None], 0.5 * width[narrow, None]
+        # In two steps: PyTorch before 2.9 takes no mask next to None.
+        middle, half = (0.5 * t[narrow].unsqueeze(-1) for t in (a + b, width))
         t = half * nodes
         flat = (torch.exp(-t * (middle + 0.5 * t)) * weights).sum(-1) * half[:, 0]
         result[narrow] = flat.log() - 0.5 * middle[:, 0].square() - LOG_SQRT_2PI

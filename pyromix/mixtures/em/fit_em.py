@@ -21,6 +21,7 @@ from ...core.checks import as_int, check_positive_int
 from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
 from ...training.history import History
+from ...training.integers import warn_about_integers
 from ..covariance import Moments
 from ..learnable import GaussianMixture
 from .products import Expectation
@@ -105,6 +106,7 @@ def fit_em(
     if batch_size is not None:
         batch_size = min(check_positive_int("batch_size", batch_size), len(data))
     initialize = not bool(model.initialized) if initialize is None else initialize
+    warn_about_integers(model, x)
     best: tuple[float, GaussianMixture, History] | None = None
     bar = tqdm(total=steps * restarts, unit="step", disable=not progress_bar)
     with bar, torch.no_grad(), draws_from(*seeded(seed, x.device)):
