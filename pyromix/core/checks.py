@@ -12,6 +12,7 @@ __all__ = [
     "check_index",
     "check_integers",
     "check_positive_int",
+    "check_squares",
     "check_tensor",
     "check_value",
     "check_value_shape",
@@ -132,6 +133,34 @@ def check_value_shape(
             f"{tuple(batch_shape)}, got {tuple(leading)} (value of shape {tuple(value.shape)}). "
             f"To score one value under every distribution of the batch, insert dimensions of "
             f"size 1."
+        )
+    return value
+
+
+def check_squares(name: str, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Checks that numbers to learn from are not so large that their squares overflow.
+
+    Variances would be infinite, and everything that is computed from them NaN.
+
+    Args:
+        name: What to call them in the error.
+        value: A tensor; NaN in it counts as zero.
+        dtype: The dtype to compute in; by default the tensor's own.
+
+    Returns:
+        The tensor itself.
+
+    Raises:
+        ValueError: If the sum of their squares is more than the dtype holds.
+    """
+    dtype = dtype or value.dtype
+    finite = value.detach().to(dtype).nan_to_num(0.0, math.inf, -math.inf)
+    if not is_traced() and not math.isfinite(finite.square().sum().item()):
+        largest = finite.abs().max().item()
+        raise ValueError(
+            f"Expected {name} whose squares {dtype} can hold, got numbers up to {largest:g}. "
+            f"Standardise them (subtract the mean, divide by the standard deviation), or use "
+            f"float64."
         )
     return value
 
