@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core.checks import is_traced
+from ..core.checks import check_squares, is_traced
 from .bound import Bound
 from .law import TopDownLaw
 from .tree import Tree
@@ -56,7 +56,11 @@ def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
 
     Returns:
         Tensor of shape (N,).
+
+    Raises:
+        ValueError: If pixels are so large that their squares overflow.
     """
+    check_squares("pixels, in units of the smallest noise,", images.detach() / law.scale.min())
     size = images_per_block(law)
     if len(images) <= size or is_traced():
         return infer(law, images).log_evidence

@@ -167,6 +167,7 @@ class LayerTraining(MixtureStack):
         """Returns the name of the stage of training: what learns in it."""
         return "centroids" if progress < self.centroid_share else "centroids and precisions"
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Keeps the range of the pixels, of which later images are checked.
 

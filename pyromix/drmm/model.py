@@ -20,6 +20,7 @@ from ..core.checks import (
     check_floor,
     check_integers,
     check_positive_int,
+    check_reachable,
     check_tensor,
     check_value,
     is_traced,
@@ -405,6 +406,7 @@ class DRMM(LawModule[ResidualMixture]):
         rows = self._rows(value, missing=True)
         drawn = []
         for weight, codes in law.posterior_blocks(rows, max_exact=self.max_exact, beam=self.beam):
+            check_reachable(self, weight.log())
             if num_samples is None:
                 drawn.append(law.expected(weight, codes).unsqueeze(0))
                 continue
@@ -493,6 +495,7 @@ class DRMM(LawModule[ResidualMixture]):
             codes = law.encode(rows, self.training_beam)
         return proposal_loss(law, rows, codes)
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Starts from clusters of the data, of what they leave, and so on through the layers.
 

@@ -16,7 +16,13 @@ from torch.distributions.transforms import AffineTransform
 from torch.distributions.utils import _sum_rightmost
 from torch.types import _size
 
-from ..core.checks import check_expandable, check_tensor, check_value, is_traced
+from ..core.checks import (
+    check_expandable,
+    check_finite_value,
+    check_tensor,
+    check_value,
+    is_traced,
+)
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
 from ..core.random import takes_generator
@@ -220,6 +226,7 @@ class FlowLaw(dist.TransformedDistribution):
         self._check_ready()
         if self._validate_args and not is_traced():
             self._validate_sample(value)
+            check_finite_value(self, value)
         self.clear_cache()
         log_prob = self._pull_and_score(value)
         self.clear_cache()

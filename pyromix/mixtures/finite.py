@@ -16,7 +16,14 @@ from torch.types import _size
 from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
-from ..core.checks import as_int, check_index, check_positive_int, check_value, is_traced
+from ..core.checks import (
+    as_int,
+    check_index,
+    check_positive_int,
+    check_reachable,
+    check_value,
+    is_traced,
+)
 from ..core.conversions import TensorLike, as_mask, as_tensor, as_value
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
@@ -154,10 +161,16 @@ class FiniteMixture(TensorLaw):
 
         Returns:
             Tensor of shape (\*S, \*B, K) that sums to one over the last dimension.
+
+        Raises:
+            ValueError: If the points do not fit or, under validation, if one is so far from all
+                components that all densities are rounded to zero.
         """
         if observed is not None:
-            return self._observed_scores(value, observed).softmax(-1)
-        return self._joint_log_prob(as_value(self, value, like=self._loc)).softmax(-1)
+            scores = self._observed_scores(value, observed)
+        else:
+            scores = self._joint_log_prob(as_value(self, value, like=self._loc))
+        return check_reachable(self, scores).softmax(-1)
 
     def observed_log_prob(self, value: TensorLike, observed: TensorLike) -> Tensor:
         r"""Log-density of the observed coordinates, the others integrated out.
@@ -351,7 +364,7 @@ class FiniteMixture(TensorLaw):
                 continue
             law = self
             if given:
-                law = self._inherit(self._condition(given, free, value[rows][:, given]))
+                law = self.conditional(given, free, value[rows][:, given])
             size = shape if given else Size((*shape, len(rows)))
             draws = law.mean if num_samples is None else law.sample(size)
             filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
@@ -397,7 +410,9 @@ class FiniteMixture(TensorLaw):
 
     def conditional(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
         r"""The mixture of the free coordinates, given values (\*N, given) of the others."""
-        return self._inherit(self._condition(given, free, value))
+        law = self._inherit(self._condition(given, free, value))
+        check_reachable(self, law._logits)
+        return law
 
     def _conditioned(
         self, observed: Mapping[int, float | Tensor], *, missing: bool
@@ -422,11 +437,13 @@ class FiniteMixture(TensorLaw):
         ]
         value = stack_observed(values)  # (*N, D observed)
         unknown = value.isnan() if missing else None
+        if self._validate_args and not is_traced():
+            allowed = value.isfinite() if unknown is None else ~value.isinf()
+            if not bool(allowed.all()):
+                raise ValueError("Expected finite observed values without NaN.")
         if unknown is not None and bool(unknown.any()):
             return self._inherit(self._condition_partly(given, free, value, ~unknown))
-        if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
-            raise ValueError("Expected finite observed values without NaN.")
-        return self._inherit(self._condition(given, free, value))
+        return self.conditional(given, free, value)
 
     def _condition_partly(
         self, given: list[int], free: list[int], value: Tensor, observed: Tensor
@@ -445,6 +462,7 @@ class FiniteMixture(TensorLaw):
             if kept:
                 at = list(range(count, count + len(kept)))
                 law = law._condition(at, list(range(count)), points[rows][:, seen])
+                check_reachable(self, law._logits)
             laws.append(law.expand((len(rows),)))
             order.append(rows)
         back = torch.cat(order).argsort()

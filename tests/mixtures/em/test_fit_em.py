@@ -182,7 +182,7 @@ def test_data_whose_squares_overflow_are_refused_or_fitted():
     for covariance in ("diagonal", "full"):
         model = GaussianMixture(4, 2, covariance).float()
         for train_model in (fit, fit_em):
-            with pytest.raises(ValueError, match=r"squares torch.float32 can hold, got numbers up"):
+            with pytest.raises(ValueError, match="can hold, got numbers up to"):
                 train_model(model, x.float(), progress_bar=False)
         small, large = (train(covariance, y)[1].losses[-1] for y in (data(50), x))
         assert large == pytest.approx(small + 4 * math.log(1e20), rel=1e-3)
