@@ -21,6 +21,7 @@ from .core.checks import (
 from .core.conversions import TensorLike, as_labels, as_tensor, as_value
 from .core.module import DistributionModule
 from .core.random import takes_generator
+from .numerics.batches import draw_components
 
 
 def class_conditional(
@@ -217,7 +218,7 @@ class ClassConditional(DistributionModule):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         with torch.no_grad():
-            label = Categorical(self.prior).sample(Size(sample_shape))
+            label = draw_components(Categorical(self.prior), sample_shape)
             return self.condition(label).sample()
 
     def rsample(

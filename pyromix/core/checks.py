@@ -10,6 +10,7 @@ __all__ = [
     "check_expandable",
     "check_finite_value",
     "check_floor",
+    "check_in_support",
     "check_index",
     "check_integers",
     "check_positive_int",
@@ -124,6 +125,19 @@ def check_finite_value(distribution: Distribution, value: Tensor) -> None:
                 f"They have no density over real numbers: remove them, or mark them as missing "
                 f"by NaN where the model takes that."
             )
+
+
+def check_in_support(distribution: Distribution, value: Tensor) -> None:
+    """Checks that a value lies in a distribution's support, and holds no infinity.
+
+    Raises:
+        ValueError: If it does not, or does not have the distribution's shapes.
+    """
+    if value.numel() == 0:  # which PyTorch's own check refuses
+        check_value_shape(distribution, value)
+        return
+    distribution._validate_sample(value)
+    check_finite_value(distribution, value)
 
 
 def check_value_shape(

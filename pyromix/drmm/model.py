@@ -402,8 +402,12 @@ class DRMM(LawModule[ResidualMixture]):
             raise ValueError(
                 f"Expected points of shape (N, {self.event_shape[0]}), got {tuple(value.shape)}."
             )
-        law, draws = self.law, num_samples or 1
+        law, draws = self.law, 1
+        if num_samples is not None:
+            draws = check_count("num_samples", num_samples)
         rows = self._rows(value, missing=True)
+        if draws * len(value) == 0:
+            return value.expand(draws, *value.shape) if num_samples is not None else value
         drawn = []
         for weight, codes in law.posterior_blocks(rows, max_exact=self.max_exact, beam=self.beam):
             check_reachable(self, weight.log())

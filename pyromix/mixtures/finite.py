@@ -18,6 +18,7 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
 from ..core.checks import (
     as_int,
+    check_count,
     check_index,
     check_positive_int,
     check_reachable,
@@ -27,7 +28,13 @@ from ..core.checks import (
 from ..core.conversions import TensorLike, as_mask, as_tensor, as_value
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
-from ..numerics.batches import by_pattern, flat_index, stack_observed
+from ..numerics.batches import (
+    by_pattern,
+    common_batch_shape,
+    draw_components,
+    flat_index,
+    stack_observed,
+)
 from ..numerics.diagonal_density import log_sum_exp
 from ..numerics.sobol import even_normals
 from .tensor_law import TensorLaw
@@ -200,9 +207,8 @@ class FiniteMixture(TensorLaw):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         with torch.no_grad():
-            component = Categorical(logits=self.logits, validate_args=False).sample(
-                Size(sample_shape)
-            )  # (*S, *B)
+            weights = Categorical(logits=self.logits, validate_args=False)
+            component = draw_components(weights, sample_shape)  # (*S, *B)
             noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
             return self._draw(component, noise)
 
@@ -349,6 +355,8 @@ class FiniteMixture(TensorLaw):
         Raises:
             ValueError: If the points do not fit, or the mixture has a batch shape.
         """
+        if num_samples is not None:
+            num_samples = check_count("num_samples", num_samples)
         value = as_tensor("value", value, like=self._loc)
         if self.batch_shape or value.dim() != 2:
             raise ValueError(
@@ -436,6 +444,9 @@ class FiniteMixture(TensorLaw):
             for d, v in observed.items()
         ]
         value = stack_observed(values)  # (*N, D observed)
+        batch = value.shape[:-1]
+        got = f"values {tuple(batch)}, mixture {tuple(self.batch_shape)}"
+        common_batch_shape(got, batch, self.batch_shape)
         unknown = value.isnan() if missing else None
         if self._validate_args and not is_traced():
             allowed = value.isfinite() if unknown is None else ~value.isinf()
