@@ -36,6 +36,7 @@ from ..numerics.batches import (
     stack_observed,
 )
 from ..numerics.diagonal_density import log_sum_exp
+from ..numerics.full_precision import in_full_precision
 from ..numerics.sobol import even_normals
 from .tensor_law import TensorLaw
 
@@ -197,6 +198,7 @@ class FiniteMixture(TensorLaw):
         return log_sum_exp(self._observed_scores(value, observed))
 
     @takes_generator
+    @in_full_precision
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
     ) -> Tensor:
@@ -416,6 +418,7 @@ class FiniteMixture(TensorLaw):
         """Covariances of the first coordinates, with no more batch dimensions than parameters."""
         return self.component_covariance[..., :count, :count]
 
+    @in_full_precision
     def conditional(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
         r"""The mixture of the free coordinates, given values (\*N, given) of the others."""
         law = self._inherit(self._condition(given, free, value))

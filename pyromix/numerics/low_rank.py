@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..core.checks import is_traced
 from .diagonal_density import DIRECT_SIZE, TOLERANCE, unit_roundoff
+from .full_precision import in_full_precision
 from .triangular import half_log_det
 
 # Up to this ratio of its entries to its pivots, a matrix is factorised in float32.
@@ -119,6 +120,7 @@ class _LowRankTerm(torch.autograd.Function):
         return -(columns * pull).sum(0), grad_diag, grad_factor
 
 
+@in_full_precision
 def masked_capacitance_tril(diag: Tensor, factor: Tensor, mask: Tensor) -> Tensor:
     """Cholesky factors of I + U^T diag(d)^-1 U over some of the coordinates only.
 
@@ -145,11 +147,13 @@ def log_det(diag: Tensor, tril: Tensor) -> Tensor:
     return diag.log().sum(-1) + 2 * half_log_det(tril)
 
 
+@in_full_precision
 def project(b: Tensor, factor: Tensor) -> Tensor:
     """Returns U^T b for b of shape (*S, *B, D): shape (*S, *B, r)."""
     return (b.unsqueeze(-2) @ factor).squeeze(-2)
 
 
+@in_full_precision
 def projections(x: Tensor, loc: Tensor, factor: Tensor, observed: Tensor | None) -> Tensor:
     """Returns U_k^T (x_n - m_k) for all points n and components k.
 
@@ -186,18 +190,18 @@ def projections(x: Tensor, loc: Tensor, factor: Tensor, observed: Tensor | None)
         weighted = (loc.unsqueeze(-1) * factor.to(loc.dtype)).movedim(-3, -2).flatten(-2)
         return ((x * seen) @ flat - seen @ weighted).unflatten(-1, (k, rank))
 
-    with torch.autocast(x.device.type, enabled=False):
-        if x.dtype == torch.float32:
-            with torch.no_grad():
-                size = x.square().sum(-1).amax() + loc.square().sum(-1).amax()
-                size = size.sqrt() * flat.square().sum(-2).amax().sqrt()
-                trouble = size * unit_roundoff(x) * size > TOLERANCE[x.dtype] * dim
-            if trouble:
-                double = difference_of_products(x.double(), loc.double(), flat.double())
-                return double.to(x.dtype)
-        return difference_of_products(x, loc, flat)
+    if x.dtype == torch.float32:
+        with torch.no_grad():
+            size = x.square().sum(-1).amax() + loc.square().sum(-1).amax()
+            size = size.sqrt() * flat.square().sum(-2).amax().sqrt()
+            trouble = size * unit_roundoff(x) * size > TOLERANCE[x.dtype] * dim
+        if trouble:
+            double = difference_of_products(x.double(), loc.double(), flat.double())
+            return double.to(x.dtype)
+    return difference_of_products(x, loc, flat)
 
 
+@in_full_precision
 def solve_capacitance(scaled: Tensor, rest: Tensor) -> Tensor:
     """Returns W C^-1 v with C = I + W^T W, computed in float64.
 

@@ -25,6 +25,7 @@ from pyromix import (
     Flow,
     GaussianMixture,
     History,
+    RelaxedGaussianMixture,
     class_conditional,
     fit,
     near_identity,
@@ -363,6 +364,49 @@ def test_half_precision_arithmetic_through_fabric():
     # Densities are computed in full precision, on data that was not rounded.
     _, expected = train(GaussianMixture(2, 3).float(), data=DATA.float())
     assert history.losses == expected.losses
+
+
+IN_FULL_PRECISION = {
+    "low_rank": (lambda: GaussianMixture(2, 2, "low_rank_precision"), (20, 2)),
+    "missing": (
+        lambda: GaussianMixture(2, 2, "low_rank_precision", missing="marginalize"),
+        (20, 2),
+    ),
+    "relaxed": (lambda: RelaxedGaussianMixture(2, 2), (20, 2)),
+    "drmm": (lambda: DRMM(2, 2, 2), (20, 2)),
+    "dcgmm": (
+        lambda: DCGMM((1, 1, 2), [Folding((1, 1)), GMM(4), Folding((1, 2)), GMM(4)]),
+        (20, 1, 1, 2),
+    ),
+}
+WITH_NETWORKS = {
+    "context": (lambda: GaussianMixture(2, 2, "full", context_dim=1), (20, 2)),
+    "rad": (lambda: RAD(2, 2), (20, 2)),
+    "frmdn": (lambda: FRMDN(2, 3, 2), (20, 3, 2)),
+    "frmdn_rank": (lambda: FRMDN(2, 3, 2, rank=1, cell="gru"), (20, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", [*IN_FULL_PRECISION, *WITH_NETWORKS])
+def test_mixed_precision_rounds_networks_and_no_densities(name):
+    make, shape = (IN_FULL_PRECISION | WITH_NETWORKS)[name]
+    data = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    if name == "missing":
+        data[:10, 0] = math.nan
+    start = make().float()
+    batch = (data, data[..., :1]) if name == "context" else data
+    losses = []
+    for precision in ("bf16-mixed", "32-true"):
+        model = make().float()
+        model.load_state_dict(start.state_dict())
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        losses.append(train(model, data=batch, fabric=fabric, steps=3)[1].losses)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    rounded, exact = losses
+    if name in IN_FULL_PRECISION:
+        assert rounded == exact
+    assert rounded[0] == pytest.approx(exact[0], abs=0.05)
+    assert all(map(math.isfinite, rounded))
 
 
 # ---- initialisation ---------------------------------------------------------------------------
