@@ -247,21 +247,33 @@ def draw_centred(diag: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
 
 
 def marginal_variance(diag: Tensor, factor: Tensor) -> Tensor:
-    """Diagonal of the covariance, shape (*B, D)."""
-    inverse, half = _covariance_parts(diag, factor)
-    return (inverse - half.square().sum(-1)).to(diag.dtype)
+    """Diagonal of the covariance, shape (*B, D).
+
+    With the rows u of U, it is 1 / (d_i + |L_i^-1 u_i|^2), where L_i L_i^T is I plus the sum of
+    u_j u_j^T / d_j over all other j: sums of what is positive, which do not cancel where U
+    dominates. Computed in float64.
+    """
+    return _variance(diag.double(), factor.double()).to(diag.dtype)
+
+
+def _variance(diag: Tensor, factor: Tensor) -> Tensor:
+    """What `marginal_variance` returns, in the dtype of its arguments."""
+    if factor.shape[-1] == 0:
+        return (1 / diag).expand(torch.broadcast_shapes(diag.shape, factor.shape[:-1]))
+    outer = factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)  # (*B, D, r, r)
+    nothing = torch.zeros_like(outer[..., :1, :, :])
+    before = torch.cat([nothing, outer[..., :-1, :, :]], -3).cumsum(-3)
+    after = torch.cat([outer[..., 1:, :, :], nothing], -3).flip(-3).cumsum(-3).flip(-3)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    tril = torch.linalg.cholesky(identity + before + after)
+    z = torch.linalg.solve_triangular(tril, factor.unsqueeze(-1), upper=False).squeeze(-1)
+    return 1 / (diag + z.square().sum(-1))
 
 
 def covariance(diag: Tensor, factor: Tensor) -> Tensor:
     """The covariance matrix, shape (*B, D, D)."""
-    inverse, half = _covariance_parts(diag, factor)
-    return (torch.diag_embed(inverse) - half @ half.mT).to(diag.dtype)
-
-
-def _covariance_parts(diag: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns 1/d and H such that the covariance is diag(1/d) - H H^T.
-
-    In float64, for the difference cancels where U dominates.
-    """
-    diag, factor = diag.double(), factor.double()
-    return 1 / diag, solve_right(capacitance_tril(diag, factor), factor / diag.unsqueeze(-1))
+    dtype, diag, factor = diag.dtype, diag.double(), factor.double()
+    half = solve_right(capacitance_tril(diag, factor), factor / diag.unsqueeze(-1))
+    product = half @ half.mT
+    off_diagonal = product - torch.diag_embed(product.diagonal(dim1=-2, dim2=-1))
+    return (torch.diag_embed(_variance(diag, factor)) - off_diagonal).to(dtype)
