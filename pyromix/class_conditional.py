@@ -11,10 +11,17 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.types import _size
 
 from .core.batch import Batch, split_batch
-from .core.checks import Check, check_arguments, check_positive_int, check_value
+from .core.checks import (
+    Check,
+    check_arguments,
+    check_positive_int,
+    check_reachable,
+    check_value,
+)
 from .core.conversions import TensorLike, as_labels, as_tensor, as_value
 from .core.module import DistributionModule
 from .core.random import takes_generator
+from .numerics.batches import draw_components
 
 
 def class_conditional(
@@ -182,18 +189,23 @@ class ClassConditional(DistributionModule):
         """Log-density of checked values together with every class, shape (*S, C)."""
         return self._class_log_prob(value) + self.prior.log()
 
+    def _reachable_scores(self, value: TensorLike) -> Tensor:
+        """Log-density of values together with every class, of which one is above zero."""
+        scores = self._joint_log_prob(as_value(self, value, like=self.contexts))
+        return check_reachable(self, scores)
+
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density, the class summed out; shape (\*S) for values ``(*S, *event_shape)``."""
         return self._joint_log_prob(check_value(self, value, like=self.contexts)).logsumexp(-1)
 
     def responsibilities(self, value: TensorLike) -> Tensor:
         r"""Probability of every class given values, p(y|x): shape (\*S, C)."""
-        return self._joint_log_prob(as_value(self, value, like=self.contexts)).softmax(-1)
+        return self._reachable_scores(value).softmax(-1)
 
     def classify(self, value: TensorLike) -> Tensor:
         r"""The most probable class of values: integers of shape (\*S)."""
         with torch.no_grad():
-            return self._joint_log_prob(as_value(self, value, like=self.contexts)).argmax(-1)
+            return self._reachable_scores(value).argmax(-1)
 
     @takes_generator
     def sample(
@@ -206,7 +218,7 @@ class ClassConditional(DistributionModule):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         with torch.no_grad():
-            label = Categorical(self.prior).sample(Size(sample_shape))
+            label = draw_components(Categorical(self.prior), sample_shape)
             return self.condition(label).sample()
 
     def rsample(
@@ -265,6 +277,7 @@ class ClassConditional(DistributionModule):
         """Hands on to the model how far training has come."""
         self.model.anneal(progress)
 
+    @torch.no_grad()
     def initialize(self, data: Batch | TensorLike) -> None:
         """Initialises the model, if there are labels: it needs contexts.
 

@@ -7,7 +7,26 @@ import pyro.distributions.transforms as transforms
 import pytest
 import torch
 
-from pyromix import Flow, GaussianMixture, MixtureOfNormals, fit, load, save
+from pyromix import (
+    DCGMM,
+    DRMM,
+    FRMDN,
+    RAD,
+    Box,
+    Flow,
+    GaussianMixture,
+    GaussianPrior,
+    LinearEquality,
+    LinearGaussian,
+    LinearInequality,
+    MixtureOfNormals,
+    RelaxedGaussianMixture,
+    class_conditional,
+    fit,
+    load,
+    save,
+)
+from pyromix.dcgmm import GMM, Folding
 
 ones, zeros = torch.ones, torch.zeros
 
@@ -83,7 +102,7 @@ BAD = [
     (lambda: learnable(variance_floor=math.inf), "positive, finite variance_floor"),
     (lambda: learnable().log_prob(zeros(5, 3)), "event shape"),
     (lambda: learnable().initialize(zeros(5, 3)), "event shape"),
-    (lambda: learnable().initialize(ones(5, 2) * math.inf), "finite values to initialise"),
+    (lambda: learnable().initialize(ones(5, 2) * math.inf), "a finite value, got 10"),
     (lambda: learnable().initialize(zeros(0, 2)), "at least one point"),
     (lambda: learnable().condition(ones(5)), "mapping"),
     (lambda: learnable().loss((zeros(5, 2), zeros(5, 1), zeros(5))), "pair"),
@@ -139,3 +158,78 @@ def test_parts_of_the_wrong_kind():
         Flow(3, [])
     with pytest.raises(TypeError, match="Expected a transform"):
         Flow(dist.Normal(zeros(2), 1.0), [torch.exp])
+
+
+def images(pixel):
+    return zeros(1, 1, 1, 2).index_fill(-1, torch.tensor([0]), pixel)
+
+
+def small_images():
+    return DCGMM((1, 1, 2), [Folding((1, 1)), GMM(4), Folding((1, 2)), GMM(4)])
+
+
+def observation(y=0.0, noise=1.0):
+    return LinearGaussian(torch.eye(2)[:1], torch.tensor([y]), noise)
+
+
+INF = math.inf
+ROW = torch.tensor([INF, 0.0], dtype=torch.float64)
+GAP = torch.tensor([[INF, math.nan]], dtype=torch.float64)
+INFINITE = {
+    "mixture": lambda: mixture().log_prob(ROW),
+    "full": lambda: learnable(covariance="full").log_prob(ROW),
+    "responsibilities": lambda: learnable().responsibilities(ROW),
+    "impute": lambda: learnable(covariance="full").impute(GAP),
+    "missing": lambda: learnable(missing="marginalize").log_prob(GAP),
+    "mapping": lambda: learnable(missing="marginalize").condition({0: INF}),
+    "relaxed": lambda: RelaxedGaussianMixture(2, 2).log_prob(ROW),
+    "drmm": lambda: DRMM(2, 2, 2).log_prob(ROW),
+    "drmm impute": lambda: DRMM(2, 2, 2).impute(GAP),
+    "rad": lambda: RAD(2, 2).log_prob(ROW),
+    "conditioned rad": lambda: RAD(2, 2, context_dim=1).condition(zeros(1)).log_prob(ROW),
+    "rad encode": lambda: RAD(2, 2).encode(ROW),
+    "frmdn": lambda: FRMDN(2, 3, 2).log_prob(ROW.expand(3, 2)),
+    "dcgmm": lambda: small_images().log_prob(images(INF)),
+    "dcgmm encode": lambda: small_images().encode(images(INF)),
+    "conditioned": lambda: learnable().condition(Box(low=0.0)).log_prob(ROW.abs()),
+    "classes": lambda: class_conditional(RAD(2, 2, context_dim=3), 3).classify(ROW),
+    "prior": lambda: learnable().condition(GaussianPrior(INF, 1.0)),
+    "observation": lambda: DRMM(2, 2, 2).condition(observation(y=INF)),
+    "noise": lambda: learnable().condition(observation(noise=INF)),
+    "inequality": lambda: learnable().condition(LinearInequality(ones(2), INF)),
+    "equation": lambda: learnable().condition(LinearEquality(ones(2), -INF)),
+}
+
+
+@pytest.mark.parametrize("call", INFINITE.values(), ids=INFINITE)
+def test_infinities_are_refused_as_nan_is(call):
+    with pytest.raises(ValueError, match="finite"):
+        call()
+
+
+def test_an_infinite_scale_of_a_prior_says_nothing_about_its_coordinate():
+    law = learnable()
+    given = law.condition(GaussianPrior(torch.tensor([INF, 1.0]), torch.tensor([INF, 2.0])))
+    other = law.condition(GaussianPrior(torch.tensor([0.0, 1.0]), torch.tensor([INF, 2.0])))
+    assert torch.equal(given.mean, other.mean)
+
+
+FAR = {
+    "responsibilities": lambda x: learnable().float().responsibilities(x),
+    "impute": lambda x: learnable().float().impute(torch.stack([x[0], x[0] * math.nan])[None]),
+    "drmm impute": lambda x: DRMM(2, 2, 2).float().impute(x.where(x > 0, math.nan)[None]),
+    "condition": lambda x: learnable().float().condition({0: x[0]}),
+    "classes": lambda x: class_conditional(RAD(2, 2, context_dim=3), 3).float().classify(x),
+}
+
+
+@pytest.mark.parametrize("call", FAR.values(), ids=FAR)
+@pytest.mark.filterwarnings("ignore:condition:FutureWarning")
+def test_values_too_far_from_every_component_are_refused(call):
+    with pytest.raises(ValueError, match="near enough to a component"):
+        call(torch.tensor([1e25, 0.0], dtype=torch.float32))
+
+
+def test_pixels_whose_squares_overflow_are_refused():
+    with pytest.raises(ValueError, match="can hold, got numbers up to"):
+        small_images().float().log_prob(images(1e25).float())

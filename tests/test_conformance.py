@@ -4,6 +4,7 @@ import dataclasses
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
+import pytest
 import torch
 
 from pyromix import (
@@ -265,6 +266,30 @@ CASES = {
         )
     ),
 }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_draws_and_no_values_have_the_shapes_of_none(name):
+    law = CASES[name].build()
+    for shape in ((0,), (2, 0)):
+        drawn = law.sample(shape)
+        assert drawn.shape == (*shape, *law.batch_shape, *law.event_shape)
+        assert law.log_prob(drawn).shape == (*shape, *law.batch_shape)
+        if law.has_rsample:
+            assert law.rsample(shape).shape == drawn.shape
+        if hasattr(law, "rsample_and_log_prob"):
+            assert [part.shape for part in law.rsample_and_log_prob(shape)] == [
+                drawn.shape,
+                (*shape, *law.batch_shape),
+            ]
+    rows = law.sample((0,))
+    for question in ("encode", "responsibilities", "classify", "class_log_prob"):
+        if hasattr(law, question) and not isinstance(law, DCGMM):
+            getattr(law, question)(rows)
+    if hasattr(law, "impute") and not law.batch_shape and len(law.event_shape) == 1:
+        assert law.impute(rows).shape == rows.shape
+        assert law.impute(rows, 3).shape == (3, *rows.shape)
+        assert law.impute(law.sample((2,)), 0).shape == (0, 2, *law.event_shape)
 
 
 @parametrize(CASES)

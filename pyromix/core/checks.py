@@ -8,10 +8,14 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_expandable",
+    "check_finite_value",
     "check_floor",
+    "check_in_support",
     "check_index",
     "check_integers",
     "check_positive_int",
+    "check_reachable",
+    "check_squares",
     "check_tensor",
     "check_value",
     "check_value_shape",
@@ -82,8 +86,8 @@ def check_value(
 ) -> Tensor:
     """Checks a value that is about to be scored by a distribution over real numbers.
 
-    Type, dtype, device and shape are always checked; NaN entries, which cost a pass over the
-    data, only if the distribution validates its arguments.
+    Type, dtype, device and shape are always checked; NaN and infinite entries, which cost a pass
+    over the data, only if the distribution validates its arguments.
 
     Args:
         distribution: The distribution that will score the value.
@@ -97,15 +101,43 @@ def check_value(
         ValueError: If the value does not fit.
     """
     value = check_value_shape(distribution, value, like=like)
+    check_finite_value(distribution, value)
+    return value
+
+
+def check_finite_value(distribution: Distribution, value: Tensor) -> None:
+    """Checks that a value holds neither NaN nor infinity, if the distribution validates.
+
+    Raises:
+        ValueError: If it does.
+    """
     # A sum is not finite if an entry is not: one pass over good values.
     if distribution._validate_args and not is_traced() and not math.isfinite(value.sum().item()):
-        missing = int(value.isnan().sum())
+        missing, infinite = int(value.isnan().sum()), int(value.isinf().sum())
         if missing:
             raise ValueError(
                 f"Expected a value without NaN, got {missing} NaN among {value.numel()} entries. "
                 f"Remove or impute them before scoring."
             )
-    return value
+        if infinite:
+            raise ValueError(
+                f"Expected a finite value, got {infinite} infinite among {value.numel()} entries. "
+                f"They have no density over real numbers: remove them, or mark them as missing "
+                f"by NaN where the model takes that."
+            )
+
+
+def check_in_support(distribution: Distribution, value: Tensor) -> None:
+    """Checks that a value lies in a distribution's support, and holds no infinity.
+
+    Raises:
+        ValueError: If it does not, or does not have the distribution's shapes.
+    """
+    if value.numel() == 0:  # which PyTorch's own check refuses
+        check_value_shape(distribution, value)
+        return
+    distribution._validate_sample(value)
+    check_finite_value(distribution, value)
 
 
 def check_value_shape(
@@ -132,6 +164,60 @@ def check_value_shape(
             f"{tuple(batch_shape)}, got {tuple(leading)} (value of shape {tuple(value.shape)}). "
             f"To score one value under every distribution of the batch, insert dimensions of "
             f"size 1."
+        )
+    return value
+
+
+def check_reachable(distribution: Distribution, scores: Tensor) -> Tensor:
+    """Checks that of alternatives at least one has a density above zero.
+
+    So far from all of them that every density is rounded to zero, nothing can tell them apart:
+    their probabilities would be NaN.
+
+    Args:
+        distribution: The distribution, which may not validate its arguments.
+        scores: Log-densities of K alternatives, shape (*B, K).
+
+    Returns:
+        The scores themselves.
+
+    Raises:
+        ValueError: If all are minus infinity, or NaN.
+    """
+    if distribution._validate_args and not is_traced():
+        lost = int((~(scores > -math.inf).any(-1)).sum())
+        if lost:
+            raise ValueError(
+                f"Expected values near enough to a component that its density is above zero in "
+                f"{scores.dtype}, got {lost} that are not. Check their units, or use float64."
+            )
+    return scores
+
+
+def check_squares(name: str, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Checks that numbers to learn from are not so large that their squares overflow.
+
+    Variances would be infinite, and everything that is computed from them NaN.
+
+    Args:
+        name: What to call them in the error.
+        value: A tensor; NaN in it counts as zero.
+        dtype: The dtype to compute in; by default the tensor's own.
+
+    Returns:
+        The tensor itself.
+
+    Raises:
+        ValueError: If the sum of their squares is more than the dtype holds.
+    """
+    dtype = dtype or value.dtype
+    finite = value.detach().to(dtype).nan_to_num(0.0, math.inf, -math.inf)
+    if not is_traced() and not math.isfinite(finite.square().sum().item()):
+        largest = finite.abs().max().item()
+        raise ValueError(
+            f"Expected {name} whose squares {dtype} can hold, got numbers up to {largest:g}. "
+            f"Standardise them (subtract the mean, divide by the standard deviation), or use "
+            f"float64."
         )
     return value
 

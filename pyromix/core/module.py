@@ -163,7 +163,8 @@ class DistributionModule(nn.Module, TorchDistribution):
 
         `fit` calls it unless ``initialized`` says that it, or training, has been before. A
         subclass calls ``super().initialize(data)``, which takes that note, and leaves parameters
-        alone that do not require gradients.
+        alone that do not require gradients. It works under ``torch.no_grad()``: what it keeps of
+        data that have a graph must not have one.
 
         Args:
             data: Training data, in the form of a batch.

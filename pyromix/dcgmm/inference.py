@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core.checks import is_traced
+from ..core.checks import check_squares, is_traced
+from ..numerics.full_precision import in_full_precision
 from .bound import Bound
 from .law import TopDownLaw
 from .tree import Tree
@@ -44,6 +45,7 @@ def infer(law: TopDownLaw, images: Tensor, evidence: Tensor | None = None) -> Po
     return (Tree if law.architecture.exact else Bound)(law, images, evidence)
 
 
+@in_full_precision
 def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
     """Returns the log-density of images, or a lower bound of it.
 
@@ -56,7 +58,11 @@ def log_prob(law: TopDownLaw, images: Tensor) -> Tensor:
 
     Returns:
         Tensor of shape (N,).
+
+    Raises:
+        ValueError: If pixels are so large that their squares overflow.
     """
+    check_squares("pixels, in units of the smallest noise,", images.detach() / law.scale.min())
     size = images_per_block(law)
     if len(images) <= size or is_traced():
         return infer(law, images).log_evidence

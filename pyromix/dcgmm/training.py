@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 from ..core.batch import Batch, split_batch
 from ..core.checks import check_value
 from ..core.conversions import as_labels
+from ..numerics.full_precision import in_full_precision
 from .law import normal_log_prob
 from .mixture_stack import MixtureStack
 
@@ -39,6 +40,7 @@ class LayerTraining(MixtureStack):
     centroid_share: float
     _metrics: dict[str, float]
 
+    @in_full_precision
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
         """Returns what training minimises, a scalar: see `DCGMM`.
 
@@ -167,6 +169,7 @@ class LayerTraining(MixtureStack):
         """Returns the name of the stage of training: what learns in it."""
         return "centroids" if progress < self.centroid_share else "centroids and precisions"
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Keeps the range of the pixels, of which later images are checked.
 

@@ -21,6 +21,7 @@ from ..core.checks import (
     check_index,
     check_integers,
     check_positive_int,
+    check_reachable,
     check_tensor,
     check_value,
     is_traced,
@@ -436,11 +437,16 @@ class DRMM(LawModule[ResidualMixture]):
             raise ValueError(
                 f"Expected points of shape (N, {self.event_shape[0]}), got {tuple(value.shape)}."
             )
-        law, draws = self.law, num_samples or 1
+        law, draws = self.law, 1
+        if num_samples is not None:
+            draws = check_count("num_samples", num_samples)
         rows = self._rows(value, missing=True)
+        if draws * len(value) == 0:
+            return value.expand(draws, *value.shape) if num_samples is not None else value
         order, drawn = [], []
         blocks = law.posterior_blocks(rows, max_exact=self.max_exact, beam=self.beam)
         for own, weight, codes in blocks:
+            check_reachable(self, weight.log())
             order.append(own)
             if num_samples is None:
                 drawn.append(law.expected(weight, codes).unsqueeze(0))
@@ -574,6 +580,7 @@ class DRMM(LawModule[ResidualMixture]):
             codes = law.encode(rows, self.training_beam)
         return proposal_loss(law, rows, codes)
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Starts from clusters of the data, of what they leave, and so on through the layers.
 

@@ -146,6 +146,7 @@ class GaussianPrior(Evidence):
         kept = scale.isfinite()
         if not bool(kept.any()):
             return
+        _check_finite("loc where the scale is finite", loc[..., kept])
         matrix = torch.eye(known.dim, dtype=torch.float64, device=known.device)[kept]
         known.gaussian.append((matrix, loc[..., kept], torch.diag(scale[kept].square())))
 
@@ -235,6 +236,8 @@ class LinearGaussian(Evidence):
                 f"Expected y of shape (*N, {count}), one number for each row of the matrix, got "
                 f"{tuple(y.shape)}."
             )
+        _check_finite("y", y)
+        _check_finite("noise", noise)
         if noise.dim() < 2:
             if (noise.dim() == 1 and noise.shape != (count,)) or not bool((noise > 0).all()):
                 raise ValueError(
@@ -349,8 +352,18 @@ def _as_covariance(noise: Tensor, count: int) -> Tensor:
 
 def _offsets(known: LinearEvidence, b: Number, count: int) -> Tensor:
     offset = known.tensor(b, "b")
+    _check_finite("b", offset)
     if offset.dim() == 0:
         return offset.expand(count)
-    if offset.shape[-1] != count or not bool(offset.isfinite().all()):
-        raise ValueError(f"Expected finite b of shape (*N, {count}), got {tuple(offset.shape)}.")
+    if offset.shape[-1] != count:
+        raise ValueError(f"Expected b of shape (*N, {count}), got {tuple(offset.shape)}.")
     return offset
+
+
+def _check_finite(what: str, numbers: Tensor) -> None:
+    infinite = int((~numbers.isfinite()).sum())
+    if infinite:
+        raise ValueError(
+            f"Expected finite {what}, got {infinite} infinite among {numbers.numel()} numbers. "
+            f"What says nothing is left out."
+        )

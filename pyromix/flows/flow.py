@@ -150,6 +150,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         if isinstance(self.base, DistributionModule):
             self.base.anneal(progress)
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Initialises the base from data pulled back to it, unless it was initialised before.
 

@@ -16,7 +16,13 @@ from torch.distributions.transforms import AffineTransform
 from torch.distributions.utils import _sum_rightmost
 from torch.types import _size
 
-from ..core.checks import check_expandable, check_tensor, check_value, is_traced
+from ..core.checks import (
+    check_expandable,
+    check_in_support,
+    check_tensor,
+    check_value,
+    is_traced,
+)
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
 from ..core.random import takes_generator
@@ -161,6 +167,8 @@ class FlowLaw(dist.TransformedDistribution):
         """
         self._check_ready()
         value = check_value(self, self._as_tensor("value", value))
+        if value.numel() == 0:
+            return self._encode_none(value)
         self.clear_cache()
         branches: list[Tensor] = []
         for transform in reversed(self.transforms):
@@ -196,6 +204,8 @@ class FlowLaw(dist.TransformedDistribution):
                 f"Expected a sequence of {count} tensors of branches, one for each branching "
                 f"transform, got {got}. Pass what encode returned."
             )
+        if x.numel() == 0:
+            return self._push(x)
         left = iter(branches)
         for transform in self.transforms:
             if isinstance(transform, BranchingTransform):
@@ -224,7 +234,7 @@ class FlowLaw(dist.TransformedDistribution):
         """
         self._check_ready()
         if self._validate_args and not is_traced():
-            self._validate_sample(value)
+            check_in_support(self, value)
         self.clear_cache()
         log_prob = self._pull_and_score(value)
         self.clear_cache()
@@ -249,6 +259,9 @@ class FlowLaw(dist.TransformedDistribution):
         if not self.has_rsample and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.rsample_and_log_prob(sample_shape)
+        if Size((*sample_shape, *self.batch_shape)).numel() == 0:
+            x = self.rsample(sample_shape) if self.has_rsample else self.sample(sample_shape)
+            return x, self._scores_of_none(x)
         self._check_ready()
         self.clear_cache()
         draw = _draw_and_score(self.base_dist, Size(sample_shape), self.has_rsample)
@@ -394,6 +407,8 @@ class FlowLaw(dist.TransformedDistribution):
     def _push(self, x: Tensor) -> Tensor:
         """Takes draws of the base through the transforms."""
         self._check_ready()
+        if not is_traced() and x.numel() == 0:
+            return x.new_empty(self._leading_of_base(x) + self.event_shape)
         self.clear_cache()
         for transform in self.transforms:
             x = transform(x)
@@ -421,6 +436,8 @@ class FlowLaw(dist.TransformedDistribution):
 
     def _pull_and_score(self, y: Tensor, depth: int | None = None) -> Tensor:
         """The log-density of values after all transforms, or before the transform of an index."""
+        if not is_traced() and y.numel() == 0:
+            return self._scores_of_none(y)
         log_prob: Tensor | float = 0.0
         transforms, surplus = list(self.transforms)[:depth], self._surplus
         steps = zip(transforms, surplus[1:][:depth], strict=True)
@@ -430,6 +447,27 @@ class FlowLaw(dist.TransformedDistribution):
             log_prob = log_prob - _sum_rightmost(jacobian, extra)
             y = x
         return log_prob + _sum_rightmost(self.base_dist.log_prob(y), surplus[0])
+
+    def _scores_of_none(self, value: Tensor) -> Tensor:
+        """Log-densities of a value without entries: PyTorch's own sums over events refuse it."""
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        return value.new_zeros(torch.broadcast_shapes(leading, self.batch_shape))
+
+    def _encode_none(self, value: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Latents of a value without entries: those of a stand-in, of which none are kept."""
+        if self.batch_shape.numel() == 0:
+            raise ValueError(f"Expected at least one law, got batch shape {self.batch_shape}.")
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        kept = tuple(slice(0, size) for size in leading)
+        sample_shape = leading[: len(leading) - len(self.batch_shape)]
+        z, branches = self.encode(self.sample(Size(max(size, 1) for size in sample_shape)))
+        return z[kept], tuple(branch[kept] for branch in branches)
+
+    def _leading_of_base(self, x: Tensor) -> Size:
+        """Sample and batch shape of a draw of the base."""
+        base = self.base_dist
+        own = len(base.batch_shape) + len(base.event_shape)
+        return x.shape[: x.dim() - own] + self.batch_shape
 
     @property
     def _surplus(self) -> list[int]:

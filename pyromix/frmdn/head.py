@@ -100,7 +100,8 @@ class MixtureHead(nn.Module):
             A mixture over D numbers, of batch shape B.
         """
         k, dim, rank = self.num_components, self.dim, self.rank
-        outputs = self.network(state)
+        # Mixed precision may have rounded the outputs. The law is made in full precision.
+        outputs = self.network(state).to(self._output.weight.dtype)
         sizes = [k, k * dim, k * dim]
         # One split: its gradient is one copy, where each slice's would be as large as the whole.
         logits, loc, raw_scale, *rest = outputs.split([*sizes, outputs.shape[-1] - sum(sizes)], -1)

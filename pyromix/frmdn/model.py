@@ -436,6 +436,7 @@ class FRMDN(LawModule[SequenceLaw]):
         following = (m.transpose(0, 1) for m in memory)
         return law, tuple(m.reshape(*batch, *m.shape[1:]) for m in following)
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Takes locations and scales of values and contexts, and starts at clusters of values.
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.checks import check_squares
+
 # A start needs no more: 10,000 points place 128 centres as well as a million do.
 MAX_POINTS = 10_000
 LLOYD_STEPS = 10
@@ -37,7 +39,11 @@ def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) ->
 
     Returns:
         Weights, means and second moments.
+
+    Raises:
+        ValueError: If squares of the points overflow.
     """
+    check_squares("data", x)
     if len(x) > MAX_POINTS:
         x = x[torch.randperm(len(x), device=x.device)[:MAX_POINTS]]
     centre = x.mean(0)

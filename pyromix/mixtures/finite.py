@@ -16,12 +16,27 @@ from torch.types import _size
 from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
-from ..core.checks import as_int, check_index, check_positive_int, check_value, is_traced
+from ..core.checks import (
+    as_int,
+    check_count,
+    check_index,
+    check_positive_int,
+    check_reachable,
+    check_value,
+    is_traced,
+)
 from ..core.conversions import TensorLike, as_mask, as_tensor, as_value
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
-from ..numerics.batches import by_pattern, flat_index, stack_observed
+from ..numerics.batches import (
+    by_pattern,
+    common_batch_shape,
+    draw_components,
+    flat_index,
+    stack_observed,
+)
 from ..numerics.diagonal_density import log_sum_exp
+from ..numerics.full_precision import in_full_precision
 from ..numerics.sobol import even_normals
 from .tensor_law import TensorLaw
 
@@ -154,10 +169,16 @@ class FiniteMixture(TensorLaw):
 
         Returns:
             Tensor of shape (\*S, \*B, K) that sums to one over the last dimension.
+
+        Raises:
+            ValueError: If the points do not fit or, under validation, if one is so far from all
+                components that all densities are rounded to zero.
         """
         if observed is not None:
-            return self._observed_scores(value, observed).softmax(-1)
-        return self._joint_log_prob(as_value(self, value, like=self._loc)).softmax(-1)
+            scores = self._observed_scores(value, observed)
+        else:
+            scores = self._joint_log_prob(as_value(self, value, like=self._loc))
+        return check_reachable(self, scores).softmax(-1)
 
     def observed_log_prob(self, value: TensorLike, observed: TensorLike) -> Tensor:
         r"""Log-density of the observed coordinates, the others integrated out.
@@ -177,6 +198,7 @@ class FiniteMixture(TensorLaw):
         return log_sum_exp(self._observed_scores(value, observed))
 
     @takes_generator
+    @in_full_precision
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
     ) -> Tensor:
@@ -187,9 +209,8 @@ class FiniteMixture(TensorLaw):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         with torch.no_grad():
-            component = Categorical(logits=self.logits, validate_args=False).sample(
-                Size(sample_shape)
-            )  # (*S, *B)
+            weights = Categorical(logits=self.logits, validate_args=False)
+            component = draw_components(weights, sample_shape)  # (*S, *B)
             noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
             return self._draw(component, noise)
 
@@ -336,6 +357,8 @@ class FiniteMixture(TensorLaw):
         Raises:
             ValueError: If the points do not fit, or the mixture has a batch shape.
         """
+        if num_samples is not None:
+            num_samples = check_count("num_samples", num_samples)
         value = as_tensor("value", value, like=self._loc)
         if self.batch_shape or value.dim() != 2:
             raise ValueError(
@@ -351,7 +374,7 @@ class FiniteMixture(TensorLaw):
                 continue
             law = self
             if given:
-                law = self._inherit(self._condition(given, free, value[rows][:, given]))
+                law = self.conditional(given, free, value[rows][:, given])
             size = shape if given else Size((*shape, len(rows)))
             draws = law.mean if num_samples is None else law.sample(size)
             filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
@@ -395,9 +418,12 @@ class FiniteMixture(TensorLaw):
         """Covariances of the first coordinates, with no more batch dimensions than parameters."""
         return self.component_covariance[..., :count, :count]
 
+    @in_full_precision
     def conditional(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
         r"""The mixture of the free coordinates, given values (\*N, given) of the others."""
-        return self._inherit(self._condition(given, free, value))
+        law = self._inherit(self._condition(given, free, value))
+        check_reachable(self, law._logits)
+        return law
 
     def _conditioned(
         self, observed: Mapping[int, float | Tensor], *, missing: bool
@@ -421,12 +447,17 @@ class FiniteMixture(TensorLaw):
             for d, v in observed.items()
         ]
         value = stack_observed(values)  # (*N, D observed)
+        batch = value.shape[:-1]
+        got = f"values {tuple(batch)}, mixture {tuple(self.batch_shape)}"
+        common_batch_shape(got, batch, self.batch_shape)
         unknown = value.isnan() if missing else None
+        if self._validate_args and not is_traced():
+            allowed = value.isfinite() if unknown is None else ~value.isinf()
+            if not bool(allowed.all()):
+                raise ValueError("Expected finite observed values without NaN.")
         if unknown is not None and bool(unknown.any()):
             return self._inherit(self._condition_partly(given, free, value, ~unknown))
-        if self._validate_args and not is_traced() and not bool(value.isfinite().all()):
-            raise ValueError("Expected finite observed values without NaN.")
-        return self._inherit(self._condition(given, free, value))
+        return self.conditional(given, free, value)
 
     def _condition_partly(
         self, given: list[int], free: list[int], value: Tensor, observed: Tensor
@@ -445,6 +476,7 @@ class FiniteMixture(TensorLaw):
             if kept:
                 at = list(range(count, count + len(kept)))
                 law = law._condition(at, list(range(count)), points[rows][:, seen])
+                check_reachable(self, law._logits)
             laws.append(law.expand((len(rows),)))
             order.append(rows)
         back = torch.cat(order).argsort()

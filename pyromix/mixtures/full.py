@@ -20,7 +20,13 @@ from ..numerics.batches import (
     common_batch_shape,
     pick,
 )
-from ..numerics.diagonal_density import DIRECT_SIZE, LOG_2PI, component_log_prob, unit_roundoff
+from ..numerics.diagonal_density import (
+    DIRECT_SIZE,
+    LOG_2PI,
+    TOLERANCE,
+    component_log_prob,
+    unit_roundoff,
+)
 from ..numerics.implicit_correlated import reparameterize_full
 from ..numerics.triangular import (
     cholesky_of_rows,
@@ -131,19 +137,39 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         offset = log_weights - half_log_det(self._scale_tril)
         if self.tied and self._scale_tril.dim() == 3 and self._loc.dim() == 2:
             # Whitened once, points and means are those of spherical components.
-            centre = self._loc.detach().mean(-2)
-            x, loc = (whiten(self._scale_tril[0], t - centre) for t in (value, self._loc))
-            points, ones = x.reshape(-1, x.shape[-1]), torch.ones_like(loc)
+            points, loc = self._whitened(value.reshape(-1, value.shape[-1]))
             if offset.dim() > 1:
                 offset = offset.expand(*value.shape[:-1], -1).reshape(len(points), -1)
-            scores = component_log_prob(points, loc, ones, offset)
+            scores = component_log_prob(points, loc, torch.ones_like(loc), offset.to(loc))
             leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-            return scores.reshape(*leading, self.num_components)
+            return scores.reshape(*leading, self.num_components).to(value.dtype)
         if self.batch_shape:
             return offset + self._quadratic(value)
         points = value.reshape(-1, value.shape[-1])
         scores = self._quadratic(points) if is_traced() else self._quadratic_in_blocks(points)
         return offset + scores.reshape(*value.shape[:-1], self.num_components)
+
+    def _whitened(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (N, D) and means (K, D) as those of spherical components, if tied.
+
+        In float64 where the rounding of either would matter to their differences.
+        """
+        tril = self._scale_tril[0]
+
+        def whitened(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            factor, loc, x = (t.to(dtype) for t in (tril, self._loc, points))
+            centre = loc.detach().mean(-2)
+            return whiten(factor, x - centre), whiten(factor, loc - centre)
+
+        if points.dtype == torch.float64:
+            return whitened(torch.float64)
+        if not is_traced():
+            x, loc = whitened(points.dtype)
+            size = x.detach().square().sum(-1).amax() if len(x) else 0.0
+            size = size + loc.detach().square().sum(-1).amax()
+            if size * torch.finfo(points.dtype).eps <= TOLERANCE[points.dtype]:
+                return x, loc
+        return whitened(torch.float64)
 
     def _quadratic_in_blocks(self, points: Tensor) -> Tensor:
         """What `_quadratic` returns, for points of shape (N, D), which may be many."""

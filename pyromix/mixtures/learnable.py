@@ -232,6 +232,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         """Akaike information criterion on data (N, D): lower is better."""
         return self._criterion(as_tensor("data", data, like=self.loc), 2.0)
 
+    @torch.no_grad()
     def initialize(self, data: Batch | TensorLike) -> None:
         """Starts from clusters of the data: k-means from k-means++ seeds.
 

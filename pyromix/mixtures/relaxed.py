@@ -17,6 +17,7 @@ from ..core.random import takes_generator
 from ..core.registry import register
 from ..numerics.batches import common_batch_shape
 from ..numerics.diagonal_density import LOG_2PI
+from ..numerics.full_precision import in_full_precision
 from .diagonal import MixtureOfNormals
 from .inner_points import inner_points
 from .tensor_law import TensorLaw
@@ -345,6 +346,7 @@ class RelaxedMixtureOfNormals(TensorLaw):
         temperature = self.temperature.reshape(*self.temperature.shape, *unit, 1)
         return ((logits + noise) / temperature).softmax(-1)
 
+    @in_full_precision
     def _blend(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Means and scales (*, n, D) of weights (*, n, K)."""
         return c @ self.loc, c @ self.scale

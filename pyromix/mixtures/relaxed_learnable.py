@@ -147,6 +147,7 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         """
         return self.law.log_prob_nested(value, num_inner)
 
+    @torch.no_grad()
     def initialize(self, data: Batch | TensorLike) -> None:
         """Starts from clusters of the data; see `GaussianMixture.initialize`."""
         value, _ = split_batch(data, like=self.points)

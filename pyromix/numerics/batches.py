@@ -7,6 +7,7 @@ __all__ = [
     "check_weights_and_means",
     "choose",
     "common_batch_shape",
+    "draw_components",
     "flat_index",
     "pick",
     "stack_observed",
@@ -17,8 +18,20 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Size, Tensor
+from torch.distributions import Categorical
 
 from ..core.checks import check_tensor
+
+
+def draw_components(weights: Categorical, sample_shape: Sequence[int]) -> Tensor:
+    r"""Draws of which component, shape (\*S, \*B), given weights of batch shape B.
+
+    There may be none to draw, which PyTorch's own draws refuse.
+    """
+    shape = Size((*sample_shape, *weights.batch_shape))
+    if shape.numel() == 0:
+        return torch.empty(shape, dtype=torch.long, device=weights.probs.device)
+    return weights.sample(Size(sample_shape))
 
 
 class RowLayout:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core.checks import is_traced
+from .full_precision import in_full_precision
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -54,6 +55,7 @@ SMALL_SCORES = 2**14
 CHUNK_NUMBERS = 2**23
 
 
+@in_full_precision
 def component_log_prob(
     x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor, observed: Tensor | None = None
 ) -> Tensor:
@@ -89,18 +91,17 @@ def component_log_prob(
             for part, *rest in zip(points, offsets, seen, strict=True)
         ]
         return torch.cat(parts, -2)
-    with torch.autocast(x.device.type, enabled=False):
-        operands: Any = (x, loc, scale, offset, observed)
-        tolerance = TOLERANCE[x.dtype]
+    operands: Any = (x, loc, scale, offset, observed)
+    tolerance = TOLERANCE[x.dtype]
+    scores, magnitude = _products(*operands)
+    trouble = _trouble(scores, magnitude, tolerance)
+    if trouble is not None and x.dtype != torch.float64:
+        operands = tuple(None if t is None else t.double() for t in operands)
         scores, magnitude = _products(*operands)
         trouble = _trouble(scores, magnitude, tolerance)
-        if trouble is not None and x.dtype != torch.float64:
-            operands = tuple(None if t is None else t.double() for t in operands)
-            scores, magnitude = _products(*operands)
-            trouble = _trouble(scores, magnitude, tolerance)
-        if trouble is not None:
-            scores = _refine(scores, trouble, *operands)
-        return scores.to(x.dtype)
+    if trouble is not None:
+        scores = _refine(scores, trouble, *operands)
+    return scores.to(x.dtype)
 
 
 def log_sum_exp(scores: Tensor) -> Tensor:

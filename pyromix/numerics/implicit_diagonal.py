@@ -117,14 +117,22 @@ def _backward_block(
         later = torch.empty_like(excess)
         for d in reversed(range(len(z))):
             later[d] = carried
-            v[d] = (grad[chunk][d] + (rate[d] * carried).sum(-1, keepdim=True)) / density[d]
+            v[d] = (grad[chunk][d] + _product(rate[d], carried).sum(-1, keepdim=True)) / density[d]
             carried = torch.addcmul(carried, v[d], excess[d])
 
         direct = v * slope
-        grad_loc[chunk] = _sum_to(direct - rate * later, loc[chunk])
-        grad_scale[chunk] = _sum_to(direct * z - (rate * z - inverse_scale) * later, scale[chunk])
+        moved = _product(rate, later)
+        grad_loc[chunk] = _sum_to(direct - moved, loc[chunk])
+        # Not z^2 / s, which may overflow where all that it is multiplied by is zero.
+        stretched = _product(z, direct - moved) + _product(inverse_scale, later)
+        grad_scale[chunk] = _sum_to(stretched, scale[chunk])
     grad_logits = (-carried).sum_to_size(logits.shape)
     return grad_logits, grad_loc.movedim(0, -1), grad_scale.movedim(0, -1)
+
+
+def _product(factor: Tensor, share: Tensor) -> Tensor:
+    """Factor times share, zero where the share is: a component so far away counts for nothing."""
+    return torch.where(share == 0, 0.0, factor * share)
 
 
 def _standardize(x: Tensor, loc: Tensor, scale: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:

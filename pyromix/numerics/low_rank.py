@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..core.checks import is_traced
 from .diagonal_density import DIRECT_SIZE, TOLERANCE, unit_roundoff
+from .full_precision import in_full_precision
 from .triangular import half_log_det
 
 # Up to this ratio of its entries to its pivots, a matrix is factorised in float32.
@@ -119,6 +120,7 @@ class _LowRankTerm(torch.autograd.Function):
         return -(columns * pull).sum(0), grad_diag, grad_factor
 
 
+@in_full_precision
 def masked_capacitance_tril(diag: Tensor, factor: Tensor, mask: Tensor) -> Tensor:
     """Cholesky factors of I + U^T diag(d)^-1 U over some of the coordinates only.
 
@@ -145,11 +147,13 @@ def log_det(diag: Tensor, tril: Tensor) -> Tensor:
     return diag.log().sum(-1) + 2 * half_log_det(tril)
 
 
+@in_full_precision
 def project(b: Tensor, factor: Tensor) -> Tensor:
     """Returns U^T b for b of shape (*S, *B, D): shape (*S, *B, r)."""
     return (b.unsqueeze(-2) @ factor).squeeze(-2)
 
 
+@in_full_precision
 def projections(x: Tensor, loc: Tensor, factor: Tensor, observed: Tensor | None) -> Tensor:
     """Returns U_k^T (x_n - m_k) for all points n and components k.
 
@@ -186,18 +190,18 @@ def projections(x: Tensor, loc: Tensor, factor: Tensor, observed: Tensor | None)
         weighted = (loc.unsqueeze(-1) * factor.to(loc.dtype)).movedim(-3, -2).flatten(-2)
         return ((x * seen) @ flat - seen @ weighted).unflatten(-1, (k, rank))
 
-    with torch.autocast(x.device.type, enabled=False):
-        if x.dtype == torch.float32:
-            with torch.no_grad():
-                size = x.square().sum(-1).amax() + loc.square().sum(-1).amax()
-                size = size.sqrt() * flat.square().sum(-2).amax().sqrt()
-                trouble = size * unit_roundoff(x) * size > TOLERANCE[x.dtype] * dim
-            if trouble:
-                double = difference_of_products(x.double(), loc.double(), flat.double())
-                return double.to(x.dtype)
-        return difference_of_products(x, loc, flat)
+    if x.dtype == torch.float32:
+        with torch.no_grad():
+            size = x.square().sum(-1).amax() + loc.square().sum(-1).amax()
+            size = size.sqrt() * flat.square().sum(-2).amax().sqrt()
+            trouble = size * unit_roundoff(x) * size > TOLERANCE[x.dtype] * dim
+        if trouble:
+            double = difference_of_products(x.double(), loc.double(), flat.double())
+            return double.to(x.dtype)
+    return difference_of_products(x, loc, flat)
 
 
+@in_full_precision
 def solve_capacitance(scaled: Tensor, rest: Tensor) -> Tensor:
     """Returns W C^-1 v with C = I + W^T W, computed in float64.
 
@@ -243,21 +247,33 @@ def draw_centred(diag: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
 
 
 def marginal_variance(diag: Tensor, factor: Tensor) -> Tensor:
-    """Diagonal of the covariance, shape (*B, D)."""
-    inverse, half = _covariance_parts(diag, factor)
-    return (inverse - half.square().sum(-1)).to(diag.dtype)
+    """Diagonal of the covariance, shape (*B, D).
+
+    With the rows u of U, it is 1 / (d_i + |L_i^-1 u_i|^2), where L_i L_i^T is I plus the sum of
+    u_j u_j^T / d_j over all other j: sums of what is positive, which do not cancel where U
+    dominates. Computed in float64.
+    """
+    return _variance(diag.double(), factor.double()).to(diag.dtype)
+
+
+def _variance(diag: Tensor, factor: Tensor) -> Tensor:
+    """What `marginal_variance` returns, in the dtype of its arguments."""
+    if factor.shape[-1] == 0:
+        return (1 / diag).expand(torch.broadcast_shapes(diag.shape, factor.shape[:-1]))
+    outer = factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)  # (*B, D, r, r)
+    nothing = torch.zeros_like(outer[..., :1, :, :])
+    before = torch.cat([nothing, outer[..., :-1, :, :]], -3).cumsum(-3)
+    after = torch.cat([outer[..., 1:, :, :], nothing], -3).flip(-3).cumsum(-3).flip(-3)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    tril = torch.linalg.cholesky(identity + before + after)
+    z = torch.linalg.solve_triangular(tril, factor.unsqueeze(-1), upper=False).squeeze(-1)
+    return 1 / (diag + z.square().sum(-1))
 
 
 def covariance(diag: Tensor, factor: Tensor) -> Tensor:
     """The covariance matrix, shape (*B, D, D)."""
-    inverse, half = _covariance_parts(diag, factor)
-    return (torch.diag_embed(inverse) - half @ half.mT).to(diag.dtype)
-
-
-def _covariance_parts(diag: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns 1/d and H such that the covariance is diag(1/d) - H H^T.
-
-    In float64, for the difference cancels where U dominates.
-    """
-    diag, factor = diag.double(), factor.double()
-    return 1 / diag, solve_right(capacitance_tril(diag, factor), factor / diag.unsqueeze(-1))
+    dtype, diag, factor = diag.dtype, diag.double(), factor.double()
+    half = solve_right(capacitance_tril(diag, factor), factor / diag.unsqueeze(-1))
+    product = half @ half.mT
+    off_diagonal = product - torch.diag_embed(product.diagonal(dim1=-2, dim2=-1))
+    return (torch.diag_embed(_variance(diag, factor)) - off_diagonal).to(dtype)

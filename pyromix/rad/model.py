@@ -110,6 +110,7 @@ class RAD(Flow):
         self.keep_arguments(arguments)
         self.partition = tuple(layer.folded for layer in layers)
 
+    @torch.no_grad()
     def initialize(self, data: Batch) -> None:
         """Takes location and scale of the data, and initialises the base if it is learnable.
 

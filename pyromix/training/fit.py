@@ -34,6 +34,7 @@ def adam(params: Iterable[nn.Parameter], lr: float) -> Optimizer:
     return torch.optim.Adam(params, lr=lr, fused=True)
 
 
+@torch.inference_mode(False)
 def fit(
     model: DistributionModule,
     data: Any,
@@ -126,6 +127,11 @@ def fit(
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameters that require gradients.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            f"Expected a {type(model).__name__} whose parameters can be trained, got one that was "
+            f"built under torch.inference_mode(). Build it outside."
+        )
     if patience is not None and validation is None:
         raise ValueError("Expected validation data with patience: pass validation=0.1, say.")
     for name, factory in (("optimizer", optimizer), ("scheduler", scheduler)):

@@ -164,8 +164,8 @@ class LoaderStream:
             iterator = iter(self.loader)
             first = next(iterator, None)
         if first is not None:
-            yield first
-            yield from iterator
+            yield without_graph(first)
+            yield from map(without_graph, iterator)
 
     def _share(self, batch: Any) -> Any:
         if self.world_size == 1:
@@ -197,6 +197,7 @@ def make_stream(
     Raises:
         ValueError: If the data is none of these, is empty, or has tensors of different lengths.
     """
+    data = without_graph(data)
     if isinstance(data, DataLoader):
         return LoaderStream(data, seed, rank, world_size)
     if isinstance(data, IterableDataset):
@@ -205,7 +206,7 @@ def make_stream(
         )
     settings = batch_size, seed, rank, world_size
     if isinstance(data, TensorDataset):
-        data = data.tensors
+        data = without_graph(data.tensors)
     if isinstance(data, Tensor | Mapping) or _is_sequence_of_tensors(data):
         tensors = list_tensors(data)
         lengths = {len(t) if isinstance(t, Tensor) and t.dim() else None for t in tensors}
@@ -220,13 +221,29 @@ def make_stream(
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
 
         def collate(index: Tensor) -> Any:
-            return default_collate([data[i] for i in index.tolist()])
+            return without_graph(default_collate([data[i] for i in index.tolist()]))
 
         return TensorStream(collate, torch.arange(len(data)), *settings)
     raise ValueError(
         f"Expected {name} to be a tensor, a tuple, list or dict of tensors, a Dataset or a "
         f"DataLoader, got {type(data).__name__}. Arrays of numbers can stand for tensors."
     )
+
+
+def without_graph(batch: Any) -> Any:
+    """A batch whose tensors are plain values: no gradient passes through data.
+
+    The graph of data that were computed by a network would be gone after the first step, and
+    tensors made under ``torch.inference_mode()`` cannot be part of a graph at all.
+    """
+    if isinstance(batch, Tensor):
+        batch = batch.detach()
+        return batch.clone() if batch.is_inference() else batch
+    if isinstance(batch, Mapping) and any(isinstance(t, Tensor) for t in batch.values()):
+        return {key: without_graph(part) for key, part in batch.items()}
+    if isinstance(batch, list | tuple) and any(isinstance(t, Tensor) for t in batch):
+        return tuple(without_graph(part) for part in batch)
+    return batch
 
 
 def split(

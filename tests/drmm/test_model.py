@@ -278,7 +278,7 @@ BAD_VALUES = {
     "too large a code": (torch.tensor([[0.1, 0.2, 3.0, 0.0]]), "codes from 0 to 2 in column 2"),
     "a negative code": (torch.tensor([[0.1, 0.2, 0.0, -1.0]]), "codes from 0 to 1 in column 3"),
     "half a code": (torch.tensor([[0.1, 0.2, 0.5, 0.0]]), "codes from 0 to 2 in column 2"),
-    "an infinite code": (torch.tensor([[0.1, 0.2, math.inf, 0.0]]), "codes from 0 to 2"),
+    "an infinite code": (torch.tensor([[0.1, 0.2, math.inf, 0.0]]), "a finite value, got 1"),
 }
 
 
@@ -322,7 +322,7 @@ def test_other_bad_input():
         with pytest.raises(ValueError, match="num_samples"):
             model.log_prob_importance(torch.zeros(2), count)
     for data in (torch.zeros(0, 2), torch.tensor([[0.0, 1.0], [math.inf, 0.0]])):
-        with pytest.raises(ValueError, match="at least one point and finite values"):
+        with pytest.raises(ValueError, match=r"at least one point|a finite value"):
             model.initialize(data)
     assert not model.initialized
     assert all(p.isfinite().all() for p in model.parameters())

@@ -279,3 +279,17 @@ def test_first_and_second_derivatives(make, own):
 
     assert torch.autograd.gradcheck(log_prob, inputs)
     assert torch.autograd.gradgradcheck(log_prob, inputs)
+
+
+@pytest.mark.parametrize("make", [lambda: dense(dim=4, tied=True), dense, low_rank])
+@pytest.mark.parametrize("spread", [1.0, 1e3])
+def test_float32_densities_are_as_good_far_from_the_origin(make, spread):
+    law = make()
+    first, *others = (getattr(law, name).float() for name in law._tensors)
+    single = type(law)(law.logits.float(), spread * first, *others)
+    x = single.sample((500,))
+    double = single.map_tensors(torch.Tensor.double)
+    expected = double.log_prob(x.double())
+    assert (single.log_prob(x) - expected).abs().max() < 2e-5
+    traced = torch.func.vmap(single.log_prob)(x)
+    assert (traced - expected).abs().max() < 2e-5

@@ -143,3 +143,36 @@ def test_no_square_matrix_is_formed():
     assert mixture.log_prob(x).isfinite().all()
     assert mixture.variance.shape == (dim,)
     assert mixture.condition(Observed({0: 1.0})).free().marginal([5, 6]).mean.shape == (2,)
+
+
+def exact_variance(normal):
+    """The diagonal of the inverse precision, by elimination in rational arithmetic."""
+    diag, factor = normal.precision_diag.tolist(), normal.precision_factor.tolist()
+    dim = len(diag)
+    rows = [
+        [
+            sum(Fraction(a) * Fraction(b) for a, b in zip(factor[i], factor[j], strict=True))
+            + (Fraction(diag[i]) if i == j else 0)
+            for j in range(dim)
+        ]
+        + [Fraction(int(i == j)) for j in range(dim)]
+        for i in range(dim)
+    ]
+    for i in range(dim):
+        rows[i] = [v / rows[i][i] for v in rows[i]]
+        for j in range(dim):
+            if j != i:
+                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i], strict=True)]
+    return torch.tensor([float(rows[i][dim + i]) for i in range(dim)])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_variances_where_the_factor_dominates(size, rank):
+    diag = torch.tensor([1e-6, 1.0, 1e-3, 1e-6])
+    factor = torch.tensor([[1.0, 0.0], [0.5, 1e-3], [0.0, 1.0], [0.0, 0.0]])[:, :rank] * size
+    normal = LowRankPrecisionNormal(torch.zeros(4), diag, factor)
+    expected = exact_variance(normal)
+    assert torch.allclose(normal.variance, expected, rtol=1e-7, atol=0.0)
+    mixture = normal._as_mixture()
+    assert torch.allclose(mixture.component_covariance[0].diagonal(), expected, rtol=1e-7, atol=0)

@@ -173,3 +173,19 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr(implicit, "CHUNK_NUMBERS", 3 * 2 * 4)
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("size", [5.0, 20.0, 40.0])
+def test_gradients_are_finite_and_right_for_extreme_scales(size):
+    log_scale = torch.tensor([[-size, size], [size, -size]])
+    x = MixtureOfNormals(torch.zeros(2), torch.zeros(2, 2), log_scale.exp()).sample((100,))
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        parameters = (torch.zeros(2, dtype=dtype), torch.zeros(2, 2, dtype=dtype))
+        leaves = [t.requires_grad_() for t in (*parameters, log_scale.to(dtype).clone())]
+        reparameterize(x.float().to(dtype), *leaves[:2], leaves[2].exp()).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for single, double in zip(*gradients, strict=True):
+        assert double.isfinite().all()
+        scale = double.abs().max()
+        assert ((single - double).abs() <= 1e-4 * scale).all()

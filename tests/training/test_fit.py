@@ -10,12 +10,27 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from pyro.distributions.transforms import Spline
 from torch import nn
 from torch.distributions import constraints
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
-from pyromix import DistributionModule, GaussianMixture, History, class_conditional, fit
+from pyromix import (
+    DCGMM,
+    DRMM,
+    FRMDN,
+    RAD,
+    DistributionModule,
+    Flow,
+    GaussianMixture,
+    History,
+    RelaxedGaussianMixture,
+    class_conditional,
+    fit,
+    near_identity,
+)
+from pyromix.dcgmm import GMM, Folding
 from pyromix.training.trainer import NonFiniteLossError
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -351,6 +366,49 @@ def test_half_precision_arithmetic_through_fabric():
     assert history.losses == expected.losses
 
 
+IN_FULL_PRECISION = {
+    "low_rank": (lambda: GaussianMixture(2, 2, "low_rank_precision"), (20, 2)),
+    "missing": (
+        lambda: GaussianMixture(2, 2, "low_rank_precision", missing="marginalize"),
+        (20, 2),
+    ),
+    "relaxed": (lambda: RelaxedGaussianMixture(2, 2), (20, 2)),
+    "drmm": (lambda: DRMM(2, 2, 2), (20, 2)),
+    "dcgmm": (
+        lambda: DCGMM((1, 1, 2), [Folding((1, 1)), GMM(4), Folding((1, 2)), GMM(4)]),
+        (20, 1, 1, 2),
+    ),
+}
+WITH_NETWORKS = {
+    "context": (lambda: GaussianMixture(2, 2, "full", context_dim=1), (20, 2)),
+    "rad": (lambda: RAD(2, 2), (20, 2)),
+    "frmdn": (lambda: FRMDN(2, 3, 2), (20, 3, 2)),
+    "frmdn_rank": (lambda: FRMDN(2, 3, 2, rank=1, cell="gru"), (20, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", [*IN_FULL_PRECISION, *WITH_NETWORKS])
+def test_mixed_precision_rounds_networks_and_no_densities(name):
+    make, shape = (IN_FULL_PRECISION | WITH_NETWORKS)[name]
+    data = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    if name == "missing":
+        data[:10, 0] = math.nan
+    start = make().float()
+    batch = (data, data[..., :1]) if name == "context" else data
+    losses = []
+    for precision in ("bf16-mixed", "32-true"):
+        model = make().float()
+        model.load_state_dict(start.state_dict())
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        losses.append(train(model, data=batch, fabric=fabric, steps=3)[1].losses)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    rounded, exact = losses
+    if name in IN_FULL_PRECISION:
+        assert rounded == exact
+    assert rounded[0] == pytest.approx(exact[0], abs=0.05)
+    assert all(map(math.isfinite, rounded))
+
+
 # ---- initialisation ---------------------------------------------------------------------------
 
 
@@ -661,3 +719,45 @@ def test_the_bar_shows_loss_and_rate(capsys):
     assert "step/s" in shown
     train(steps=30)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("make", [lambda x: x, TensorDataset, lambda x: DataLoader([*x])])
+def test_no_gradient_passes_through_data_that_have_a_graph(make):
+    weight = torch.randn(2, 2, requires_grad=True)
+    data = torch.randn(20, 2) @ weight
+    with_graph, plain = RAD(2, 2), RAD(2, 2)
+    plain.load_state_dict(with_graph.state_dict())
+    options = {"steps": 3, "seed": 0, "progress_bar": False}
+    losses = fit(with_graph, make(data), **options).losses
+    assert losses == fit(plain, make(data.detach()), **options).losses
+    assert weight.grad is None
+
+
+WITH_BUFFERS = {
+    "rad": (lambda: RAD(2, 2), (20, 2)),
+    "frmdn": (lambda: FRMDN(2, 3, 2), (20, 3, 2)),
+    "dcgmm": (lambda: DCGMM((1, 1, 2), [Folding((1, 2)), GMM(4)]), (20, 1, 1, 2)),
+    "drmm": (lambda: DRMM(2, 2, 2), (20, 2)),
+    "flow": (lambda: Flow(GaussianMixture(2, 2), [near_identity(Spline(2))]), (20, 2)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), WITH_BUFFERS.values(), ids=WITH_BUFFERS)
+def test_initialize_keeps_no_graph(make, shape):
+    model = make()
+    model.initialize(torch.rand(shape, requires_grad=True))
+    copy.deepcopy(model)  # is impossible with a graph
+    assert all(tensor.grad_fn is None for tensor in model.state_dict(keep_vars=True).values())
+
+
+def test_trains_under_inference_mode_a_model_built_outside():
+    model, same = GaussianMixture(2, 2), GaussianMixture(2, 2)
+    same.load_state_dict(model.state_dict())
+    options = {"steps": 3, "seed": 0, "progress_bar": False}
+    with torch.inference_mode():
+        data = torch.randn(20, 2)
+        losses = fit(model, data, **options).losses
+        with pytest.raises(ValueError, match="was built under"):
+            fit(GaussianMixture(2, 2), data, **options)
+    assert losses == fit(same, data.clone(), **options).losses
+    model.loss(data.clone()).backward()

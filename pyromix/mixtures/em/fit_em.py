@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core.checks import as_int, check_positive_int
+from ...core.checks import as_int, check_positive_int, check_squares
 from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
 from ...training.history import History
@@ -36,7 +36,7 @@ STEP_POWER = 0.6
 # Variances up to this multiple of the floor are at it.
 AT_FLOOR = 1.01
 
-# A component that explains less than this many points is dead.
+# A component that explains less than this many points, and than another one, is dead.
 DEAD_POINTS = 0.5
 
 # Put elsewhere, it has this many iterations to raise the likelihood, at so many places.
@@ -174,7 +174,7 @@ class _Run:
                 break
             previous, saved = mean, self._state()
             self._maximize(statistics)
-            if may_revive and bool((statistics.weight < DEAD_POINTS).any()):
+            if may_revive and not bool(_is_alive(statistics.weight).all()):
                 may_revive = self._revive(statistics.weight, mean)
 
     def _stepwise(self, steps: int, start: float) -> None:
@@ -215,7 +215,7 @@ class _Run:
         second = statistics.second - model.structure.outer(weight, mean)
         logits = (weight / weight.sum()).clamp(min=tiny).log()
         current = model._raw()
-        alive = weight >= DEAD_POINTS
+        alive = _is_alive(weight)
         if bool(alive.all()):
             raw = model.structure.estimate(Moments(weight, second), current)
             model._assign(logits, statistics.reference + mean, raw)
@@ -284,8 +284,19 @@ class _Run:
             getattr(self.model, name).copy_(value)
 
 
+def _is_alive(weight: Tensor) -> Tensor:
+    """Which components (K,) have points, given how many each explains: the heaviest always has.
+
+    Of few points, each of many components may explain less than half of one.
+    """
+    return weight >= weight.max().clamp(max=DEAD_POINTS)
+
+
 def _check_data(model: GaussianMixture, data: Tensor) -> Tensor:
-    """Checks that data are points of a model, and returns them in float64."""
+    """Checks that data are points of a model, and returns them in float64.
+
+    Fits are in float64, but the parameters that they end as are in the model's dtype.
+    """
     if data.dim() != 2 or data.shape[-1] != model.dim:
         raise ValueError(f"Expected data of shape (N, {model.dim}), got {tuple(data.shape)}.")
     if data.device != model.loc.device or not data.is_floating_point():
@@ -301,4 +312,4 @@ def _check_data(model: GaussianMixture, data: Tensor) -> Tensor:
             f"Expected finite data, got {int((~allowed).sum())} entries that are not. If NaN "
             f"marks missing entries, build the mixture with missing='marginalize'."
         )
-    return data.double()
+    return check_squares("data", data, model.loc.dtype).double()

@@ -162,6 +162,32 @@ def test_more_components_than_points():
         assert model.log_prob(x).isfinite().all()
 
 
+@every_covariance
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_component_stays_alive_where_all_explain_less_than_half_a_point(covariance, gaps):
+    x = torch.tensor([[0.5, math.nan if gaps else -1.0]])
+    model = GaussianMixture(2, 4, covariance, missing="marginalize" if gaps else "error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Every variance is at variance_floor")
+        history = fit_em(model, x, seed=0, progress_bar=False)
+    # All of the mixture lies at the point, with the smallest variance that it can have.
+    seen = 1 if gaps else 2
+    highest = -0.5 * seen * math.log(2 * math.pi * model.variance_floor)
+    assert -history.losses[-1] == pytest.approx(highest, abs=0.02)
+    assert (model.mean - x).nan_to_num(0.0).abs().max() < 1e-3
+
+
+def test_data_whose_squares_overflow_are_refused_or_fitted():
+    x = 1e20 * data(50)
+    for covariance in ("diagonal", "full"):
+        model = GaussianMixture(4, 2, covariance).float()
+        for train_model in (fit, fit_em):
+            with pytest.raises(ValueError, match="can hold, got numbers up to"):
+                train_model(model, x.float(), progress_bar=False)
+        small, large = (train(covariance, y)[1].losses[-1] for y in (data(50), x))
+        assert large == pytest.approx(small + 4 * math.log(1e20), rel=1e-3)
+
+
 def test_constant_and_empty_columns():
     x = data(100)
     x[:, 1] = 7.0
