@@ -13,6 +13,7 @@ from torch.types import _size
 from .core.batch import Batch, split_batch
 from .core.checks import Check, check_arguments, check_positive_int, check_value
 from .core.conversions import TensorLike, as_labels, as_tensor, as_value
+from .core.draws import without_graph
 from .core.module import DistributionModule
 from .core.random import takes_generator
 
@@ -195,6 +196,7 @@ class ClassConditional(DistributionModule):
         with torch.no_grad():
             return self._joint_log_prob(as_value(self, value, like=self.contexts)).argmax(-1)
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -205,9 +207,8 @@ class ClassConditional(DistributionModule):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            label = Categorical(self.prior).sample(Size(sample_shape))
-            return self.condition(label).sample()
+        label = Categorical(self.prior).sample(Size(sample_shape))
+        return self.condition(label).sample()
 
     def rsample(
         self,

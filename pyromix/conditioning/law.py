@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_value
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
@@ -175,6 +176,7 @@ class ConditionedLaw(TorchDistribution):
         log_prob = self.log_joint(value) - self.log_normalizer()[0]
         return torch.where(self.holds(value), log_prob, -math.inf).to(self._dtype)
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -188,9 +190,8 @@ class ConditionedLaw(TorchDistribution):
         Raises:
             RuntimeError: If inequalities leave no room for numbers of the dtype.
         """
-        with torch.no_grad():
-            shape = Size((*sample_shape, *self.batch_shape))
-            return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
+        shape = Size((*sample_shape, *self.batch_shape))
+        return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
 
     def rsample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None

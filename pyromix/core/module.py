@@ -15,6 +15,7 @@ from torch.types import _size
 from .arguments import UnknownArgumentsError, constructor_arguments
 from .batch import Batch, check_paired, split_batch
 from .checks import Check
+from .draws import without_graph
 from .registry import NotPlainError, decode, encode, register
 
 
@@ -103,6 +104,11 @@ class DistributionModule(nn.Module, TorchDistribution):
     def forward(self, sample_shape: _size = Size()) -> Tensor:
         """Draws a sample: with pathwise gradients if ``has_rsample``, else without a graph."""
         return self.rsample(sample_shape) if self.has_rsample else self.sample(sample_shape)
+
+    @without_graph
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws without a graph; by default what `rsample` draws."""
+        return self.rsample(sample_shape)
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
         """What training minimises: by default the mean negative log-density of the batch.

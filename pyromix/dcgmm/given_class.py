@@ -12,6 +12,7 @@ from torch.types import _size
 
 from ..core.checks import check_expandable, check_value
 from ..core.conversions import TensorLike, as_labels
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 from .inference import log_prob
 from .law import draw
@@ -71,6 +72,7 @@ class ClassLaw(TorchDistribution):
         law = model.law.weighted(weights if leading else weights.reshape(1, -1))
         return log_prob(law, model._grid(images)).reshape(leading)
 
+    @without_graph
     @takes_generator
     def sample(
         self,
@@ -91,11 +93,10 @@ class ClassLaw(TorchDistribution):
         """
         checked, model = SampleOptions(**options), self.model
         shape = self._extended_shape(sample_shape)
-        with torch.no_grad():
-            leading = shape[: -len(self.event_shape)]
-            weights = self.log_weights.exp()
-            weights = weights.expand(*leading, -1).reshape(leading.numel(), weights.shape[-1])
-            images = model._draw(model.law, draw(weights).unsqueeze(-1), checked)
+        leading = shape[: -len(self.event_shape)]
+        weights = self.log_weights.exp()
+        weights = weights.expand(*leading, -1).reshape(leading.numel(), weights.shape[-1])
+        images = model._draw(model.law, draw(weights).unsqueeze(-1), checked)
         return images.reshape(shape)
 
 

@@ -119,7 +119,7 @@ class PatchGroups:
         """Returns the expected log-density of the image given the last factors, shape (N, T)."""
         error = (self.images - self.mean).square()
         if self.evidence is None:
-            count = error.new_tensor(math.prod(error.shape[2:]))
+            count = error.new_tensor(math.prod(map(int, error.shape[2:])))
         else:
             error = error * self.evidence
             count = self.evidence.sum((-1, -2, -3))

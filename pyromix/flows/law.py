@@ -19,6 +19,7 @@ from torch.types import _size
 from ..core.checks import check_expandable, check_tensor, check_value, is_traced
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
@@ -113,6 +114,7 @@ class FlowLaw(dist.TransformedDistribution):
         law.has_rsample = self.has_rsample
         return law
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -123,10 +125,9 @@ class FlowLaw(dist.TransformedDistribution):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            x = self._push(self.base_dist.sample(Size(sample_shape)))
+        x = self._push(self.base_dist.sample(Size(sample_shape)))
         self.clear_cache()
-        return x.detach()  # the JIT records this, but not that gradients were off
+        return x
 
     @takes_generator
     def rsample(
@@ -242,8 +243,7 @@ class FlowLaw(dist.TransformedDistribution):
             of shape ``sample_shape + batch_shape``.
         """
         if not self.has_rsample and torch.is_grad_enabled():
-            with torch.no_grad():
-                return self.rsample_and_log_prob(sample_shape)
+            return without_graph(self.rsample_and_log_prob)(sample_shape)
         self._check_ready()
         self.clear_cache()
         draw = _draw_and_score(self.base_dist, Size(sample_shape), self.has_rsample)

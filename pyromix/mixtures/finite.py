@@ -18,6 +18,7 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
 from ..core.checks import as_int, check_index, check_positive_int, check_value, is_traced
 from ..core.conversions import TensorLike, as_mask, as_tensor, as_value
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
 from ..numerics.batches import by_pattern, flat_index, stack_observed
@@ -176,6 +177,7 @@ class FiniteMixture(TensorLaw):
         """
         return log_sum_exp(self._observed_scores(value, observed))
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -186,12 +188,11 @@ class FiniteMixture(TensorLaw):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            component = Categorical(logits=self.logits, validate_args=False).sample(
-                Size(sample_shape)
-            )  # (*S, *B)
-            noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
-            return self._draw(component, noise)
+        component = Categorical(logits=self.logits, validate_args=False).sample(
+            Size(sample_shape)
+        )  # (*S, *B)
+        noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
+        return self._draw(component, noise)
 
     @takes_generator
     def rsample(

@@ -199,7 +199,8 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc = pick(self._loc, component, 1)
         gathered = noise.numel() * noise.shape[-1]
-        if self._scale_tril.dim() > 3 or (not self.tied and gathered <= GATHERED_NUMBERS):
+        few = gathered <= GATHERED_NUMBERS or is_traced()  # groups depend on what is drawn
+        if self._scale_tril.dim() > 3 or (not self.tied and few):
             tril = pick(self._tril, component, 2)
             return loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
         if self.tied:

@@ -5,13 +5,13 @@ __all__ = ["TensorLaw"]
 from collections.abc import Sequence
 from typing import Self, TypeVar
 
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_expandable, is_traced
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 
 Other = TypeVar("Other", bound="TensorLaw")
@@ -57,6 +57,7 @@ class TensorLaw(TorchDistribution):
         TensorLaw.__init__(new, batch_shape, self.event_shape[0], self._validate_args)
         return new
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -67,8 +68,7 @@ class TensorLaw(TorchDistribution):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            return self.rsample(sample_shape)
+        return self.rsample(sample_shape)
 
     def _over_batch(self, parameter: Tensor, tail: int) -> Tensor:
         """A parameter, of `tail` dimensions after the batch, expanded to the batch shape."""

@@ -39,8 +39,10 @@ class Sample(DistributionModule):
     def sample(self, sample_shape=Size()):
         if self.mistake == "sample keeps a graph":
             return self.rsample(sample_shape)
-        with torch.no_grad():
-            return self.rsample(sample_shape)
+        if self.mistake == "sample keeps a graph in a trace":
+            with torch.no_grad():
+                return self.rsample(sample_shape)
+        return super().sample(sample_shape)
 
     def log_prob(self, value):
         if self.mistake != "no checks":
@@ -94,6 +96,7 @@ def test_a_correct_distribution_passes():
         ("variance for scale", {"goodness_of_fit", "stein_identity", "moments"}),
         ("detached scale", {"pathwise_gradients"}),
         ("sample keeps a graph", {"shapes"}),
+        ("sample keeps a graph in a trace", {"jit"}),
         ("not normalised", {"normalized"}),
         ("far from normalised in many dimensions", {"normalized_in_expectation"}),
         ("noisy", {"deterministic"}),
