@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_value
 from ..core.draws import without_graph
+from ..core.expanded import Expandable
 from ..core.random import takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
@@ -64,7 +64,7 @@ class Prior(Protocol):
         """The law given any pieces of evidence, alternatives among them."""
 
 
-class ConditionedLaw(TorchDistribution):
+class ConditionedLaw(Expandable):
     r"""A law given evidence, :math:`p(x) q(x) / Z`, over all columns of the model.
 
     Every model that takes evidence returns one from ``condition``, of event shape (D,) as the
@@ -232,7 +232,7 @@ class ConditionedLaw(TorchDistribution):
         return f"{type(self).__name__}({shown})"
 
 
-class FreeLaw(TorchDistribution):
+class FreeLaw(Expandable):
     """The law of the columns that were not observed, of a law given evidence.
 
     Args:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.optim import Optimizer
@@ -16,10 +15,11 @@ from .arguments import UnknownArgumentsError, constructor_arguments
 from .batch import Batch, check_paired, split_batch
 from .checks import Check
 from .draws import without_graph
+from .expanded import Expandable
 from .registry import NotPlainError, decode, encode, register
 
 
-class DistributionModule(nn.Module, TorchDistribution):
+class DistributionModule(nn.Module, Expandable):
     """A distribution that is also a module: its parameters are found, moved, saved and trained.
 
     Subclasses define `log_prob`, and `rsample` (with ``has_rsample = True``) or `sample`. They

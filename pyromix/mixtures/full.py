@@ -129,18 +129,21 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     def _joint_log_prob(self, value: Tensor) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
         offset = log_weights - half_log_det(self._scale_tril)
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         if self.tied and self._scale_tril.dim() == 3 and self._loc.dim() == 2:
             # Whitened once, points and means are those of spherical components.
             centre = self._loc.detach().mean(-2)
             x, loc = (whiten(self._scale_tril[0], t - centre) for t in (value, self._loc))
+            if offset.dim() > 1:  # weights differ between entries of the batch
+                x = x.expand(*leading, -1)
+                offset = offset.expand(*leading, -1).flatten(0, -2)
             points, ones = x.reshape(-1, x.shape[-1]), torch.ones_like(loc)
-            if offset.dim() > 1:
-                offset = offset.expand(*value.shape[:-1], -1).reshape(len(points), -1)
             scores = component_log_prob(points, loc, ones, offset)
-            leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-            return scores.reshape(*leading, self.num_components)
+            scores = scores.reshape(*x.shape[:-1], self.num_components)
+            return scores.expand(*leading, -1)
         if self.batch_shape:
-            return offset + self._quadratic(value)
+            # Parameters may have fewer batch dimensions, and values as well.
+            return (offset + self._quadratic(value)).expand(*leading, -1)
         points = value.reshape(-1, value.shape[-1])
         scores = self._quadratic(points) if is_traced() else self._quadratic_in_blocks(points)
         return offset + scores.reshape(*value.shape[:-1], self.num_components)
