@@ -20,6 +20,7 @@ from ..core.checks import check_expandable, check_tensor, check_value, is_traced
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
 from ..core.draws import without_graph
+from ..core.expanded import expand_kept
 from ..core.random import takes_generator
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
@@ -106,7 +107,7 @@ class FlowLaw(dist.TransformedDistribution):
         # caches do not hold, and every draw in a plate would be scored by the inverse pass.
         self._check_ready()
         batch_shape = check_expandable(self, batch_shape)
-        return self._with(self.base_dist.expand(batch_shape), list(self.transforms))
+        return self._with(expand_kept(self.base_dist, batch_shape), list(self.transforms))
 
     def _with(self, base: Distribution, transforms: list[Any]) -> "FlowLaw":
         law = FlowLaw(base, transforms, validate_args=False)
@@ -160,7 +161,7 @@ class FlowLaw(dist.TransformedDistribution):
             ValueError: If the values do not fit this law.
         """
         self._check_ready()
-        value = check_value(self, self._as_tensor("value", value))
+        value = self._over_batch(check_value(self, self._as_tensor("value", value)))
         self.clear_cache()
         branches: list[Tensor] = []
         for transform in reversed(self.transforms):
@@ -217,12 +218,15 @@ class FlowLaw(dist.TransformedDistribution):
         Raises:
             NotImplementedError: If a transform has no inverse in closed form, such as Pyro's
                 planar transform: invert it, or use `rsample_and_log_prob`.
+            ValueError: If the values do not fit this law, or it needs a context.
         """
         self._check_ready()
-        if self._validate_args and not is_traced():
-            self._validate_sample(value)
+        if not is_traced():
+            check_value(self, value, like=self._like())
+            if self._validate_args:
+                self._validate_sample(value)
         self.clear_cache()
-        log_prob = self._pull_and_score(value)
+        log_prob = self._pull_and_score(self._over_batch(value))
         self.clear_cache()
         return log_prob
 
@@ -295,6 +299,8 @@ class FlowLaw(dist.TransformedDistribution):
 
         With branching transforms, a call of the law returns draws with a part of the gradient,
         and the score function has the rest: see the module ``pyromix.flows.branch_gradients``.
+        Pyro's `RenyiELBO` takes no such mixture, and raises a `NotImplementedError` without words:
+        use `Trace_ELBO` or `TraceGraph_ELBO`.
 
         Raises:
             NotImplementedError: If there are branching transforms, and x has a gradient without
@@ -309,9 +315,9 @@ class FlowLaw(dist.TransformedDistribution):
             )
         if not x.requires_grad:  # the cached Jacobian, if any, has no graph either
             self.clear_cache()
-        log_prob = self._pull_and_score(x)
+        log_prob = self._pull_and_score(self._over_batch(x))
         self.clear_cache()
-        zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
+        zero: Any = 0  # the number: Pyro takes a tensor for a part that there is
         if branch_score is not None:
             score = branch_score()
             self.clear_cache()
@@ -348,6 +354,15 @@ class FlowLaw(dist.TransformedDistribution):
         buffers = itertools.chain.from_iterable(part.buffers() for part in parts)
         tensors = itertools.chain(parameters, buffers)
         return next((t for t in tensors if t.is_floating_point()), None)
+
+    def _over_batch(self, value: Tensor) -> Tensor:
+        """Values expanded to the batch: not every transform broadcasts them with a context.
+
+        The same tensor where there is nothing to expand, as caches ask for it.
+        """
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        shape = torch.broadcast_shapes(leading, self.batch_shape)
+        return value if shape == leading else value.expand(*shape, *self.event_shape)
 
     def _check_pathwise(self) -> None:
         if self.branching:

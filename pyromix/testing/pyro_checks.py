@@ -7,7 +7,15 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Trace_ELBO
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    JitTrace_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 
@@ -114,6 +122,51 @@ def check_pyro_guide(case: Case) -> None:
         assert math.isfinite(svi.step()), "Expected a finite ELBO."
         moved = any(not torch.equal(p, q) for p, q in zip(d.parameters(), before, strict=True))
         assert moved, "Expected a step of SVI to change the parameters."
+
+
+@check(lambda case, d: d.has_rsample)  # noqa: ARG005
+def check_pathwise_losses(case: Case) -> None:
+    """Losses that take no score function take a law with pathwise draws as a guide."""
+    target, d = case.build(), case.build()
+    batch = len(d.batch_shape)
+
+    def model() -> None:
+        pyro.sample("x", target.to_event(batch))
+
+    def guide() -> None:
+        pyro.sample("x", d.to_event(batch))
+
+    for loss in (TraceMeanField_ELBO(), RenyiELBO(num_particles=2)):
+        value = loss.loss_and_grads(model, guide)
+        assert abs(value) < 1e-6, (
+            f"Expected the {type(loss).__name__} of a law against itself to be 0, got {value}."
+        )
+
+
+@check()
+def check_plates(case: Case) -> None:
+    """A law that is kept is the same after it was used in different plates."""
+    d = case.build()
+    batch = len(d.batch_shape)
+    x = d.sample(torch.Size((3,)))
+
+    def one() -> None:
+        with pyro.plate("inner", 3, dim=-1):
+            pyro.sample("x", law)
+
+    def two() -> None:
+        with pyro.plate("outer", 5, dim=-2), pyro.plate("inner", 3, dim=-1):
+            pyro.sample("x", law)
+
+    # As it is, and expanded by the user.
+    for law in (d.to_event(batch), d.expand(torch.Size((3, *d.batch_shape))).to_event(batch)):
+        shapes, before = law.shape(), law.log_prob(x)
+        for model, plates in ((two, (5, 3)), (one, (3,))):
+            trace: Any = poutine.trace(model).get_trace()
+            value = trace.nodes["x"]["value"]
+            assert_equal(value.shape, plates + law.event_shape, "shape of a draw in plates")
+            assert_equal(law.shape(), shapes, "shape of the law after its use in plates")
+            assert_close(law.log_prob(x), before, "log_prob after a use in plates")
 
 
 @check(lambda case, d: case.traceable)  # noqa: ARG005
