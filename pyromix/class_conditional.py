@@ -58,8 +58,29 @@ def class_conditional(
     return ClassConditional(model, num_classes, prior=prior, contexts=contexts)
 
 
+# By the name of a class, what models do about labels that take no context.
+REMEDIES = {
+    "DRMM": (
+        "Make the label a categorical column: DRMM(dim, ..., categories=(C,)), trained on rows "
+        "that end with it. Then condition(Observed({dim: label})) is the law given a class, and "
+        "condition(Observed({0: x0, 1: x1, ...})).probs(dim) classifies."
+    ),
+    "DCGMM": (
+        "End the layers with Classifier(C), and train on pairs of images and labels. Then "
+        "condition(label) is the law given a class, and classify(images) classifies."
+    ),
+}
+
+
 def _check_model(name: str, value: object) -> DistributionModule:
     """Checks that a model takes a context, and returns it."""
+    names = [cls.__name__ for cls in type(value).__mro__]
+    remedy = next((REMEDIES[name] for name in names if name in REMEDIES), "")
+    if remedy:
+        raise ValueError(
+            f"Expected a {name} that takes a context, got {type(value).__name__}, which has other "
+            f"ways to learn labels. {remedy} Or train one model for each class."
+        )
     if not isinstance(value, DistributionModule) or not value.conditional:
         raise ValueError(
             f"Expected a {name} that takes a context, got {type(value).__name__}"
@@ -142,6 +163,32 @@ class ClassConditional(DistributionModule):
         if support is None:
             return constraints.independent(constraints.real, len(self.event_shape))
         return support
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, of the event shape: that of the classes' means.
+
+        Raises:
+            NotImplementedError: If the laws that the model gives have none in closed form.
+        """
+        return (self._weights * self.model.condition(self.contexts).mean).sum(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every entry: within the classes, and of their means.
+
+        Raises:
+            NotImplementedError: If the laws that the model gives have none in closed form.
+        """
+        law = self.model.condition(self.contexts)
+        weights, mean = self._weights, law.mean
+        spread = (mean - (weights * mean).sum(0)).square()
+        return (weights * (law.variance + spread)).sum(0)
+
+    @property
+    def _weights(self) -> Tensor:
+        """The prior, to be multiplied with one event for each class."""
+        return self.prior.reshape(-1, *[1] * len(self.event_shape))
 
     def condition(self, label: Any) -> Distribution:
         r"""The law of x given its class.

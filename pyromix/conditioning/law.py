@@ -13,6 +13,8 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_value
+from ..core.constraints import fixed_columns
+from ..core.copies import without_graphs
 from ..core.draws import without_graph
 from ..core.expanded import Expandable
 from ..core.random import takes_generator
@@ -218,6 +220,13 @@ class ConditionedLaw(Expandable):
                 f"{impossible.numel()} entries of its batch contradict themselves."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: the law of the present values, without a graph.
+
+        PyTorch copies no tensor that has a graph, as log Z has to the mixture's parameters.
+        """
+        return {name: without_graphs(value) for name, value in vars(self).items()}
+
     def _entries(self, leading: Sequence[int]) -> Tensor:
         """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
         return flat_index(self.batch_shape, leading, self._prior.device)
@@ -257,12 +266,14 @@ class FreeLaw(Expandable):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the density is positive: of a law without observed columns, as that says.
+        """Where the density is positive, as the law of all columns says.
 
         Raises:
-            NotImplementedError: With observed columns: draw with `sample` instead.
+            NotImplementedError: If no bijection onto it is known: draw with `sample` instead.
         """
         support = self._law.support
+        if isinstance(support, fixed_columns):
+            return support.free
         if support is not None and len(self._free) == self._law.event_shape[0]:
             return support
         raise NotImplementedError(

@@ -1,6 +1,6 @@
 """Laws with a larger batch shape, made without a change of the law that they are made of."""
 
-__all__ = ["Expandable", "ExpandedLaw", "expand_kept"]
+__all__ = ["Expandable", "ExpandedLaw", "expand_kept", "no_closed_form"]
 
 import copy
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
-from torch import Size, nn
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from .checks import check_expandable
@@ -55,7 +55,28 @@ register(ExpandedLaw)
 
 
 class Expandable(TorchDistribution):
-    """A law whose `expand` returns another one, which shares its parameters."""
+    """A law whose `expand` returns another one, which shares its parameters.
+
+    Moments that a subclass does not define are errors that say what to do instead.
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, of shape ``batch_shape + event_shape``, where there is a closed form.
+
+        Raises:
+            NotImplementedError: If there is none.
+        """
+        raise NotImplementedError(no_closed_form(self, "mean"))
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every entry, where there is a closed form.
+
+        Raises:
+            NotImplementedError: If there is none.
+        """
+        raise NotImplementedError(no_closed_form(self, "variance"))
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Any:
         """Returns the law with a larger batch shape.
@@ -67,6 +88,15 @@ class Expandable(TorchDistribution):
             ValueError: If the present batch shape does not expand to it.
         """
         return ExpandedLaw(self, batch_shape)
+
+
+def no_closed_form(law: Distribution, moment: str) -> str:
+    """What to say of a mean or variance that has no closed form."""
+    short = {"mean": "mean", "variance": "var"}[moment]
+    return (
+        f"Not available: the {moment} of {type(law).__name__} has no closed form. Use that of "
+        f"draws, sample((n,)).{short}(0)."
+    )
 
 
 def expand_kept(law: Any, batch_shape: Sequence[int]) -> Any:

@@ -20,7 +20,7 @@ from ..core.checks import check_expandable, check_tensor, check_value, is_traced
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
 from ..core.draws import without_graph
-from ..core.expanded import expand_kept
+from ..core.expanded import expand_kept, no_closed_form
 from ..core.random import takes_generator
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
@@ -94,6 +94,45 @@ class FlowLaw(dist.TransformedDistribution):
             support = move_support(support, affine)
         missing = len(self.event_shape) - support.event_dim
         return constraints.independent(support, missing) if missing > 0 else support
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, if all transforms are affine and the base has one.
+
+        Raises:
+            NotImplementedError: If not: then it has no closed form.
+        """
+        affine = self._affine_parts("mean")
+        mean = self.base_dist.mean
+        for part in affine:
+            mean = part.loc + part.scale * mean
+        return mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every entry, if all transforms are affine and the base has one.
+
+        Raises:
+            NotImplementedError: If not: then it has no closed form.
+        """
+        affine = self._affine_parts("variance")
+        variance = self.base_dist.variance
+        for part in affine:
+            variance = torch.as_tensor(part.scale).square() * variance
+        return variance
+
+    def _affine_parts(self, moment: str) -> list[AffineTransform]:
+        """The transforms, if all are affine, entry by entry.
+
+        Raises:
+            NotImplementedError: If one is not.
+            ValueError: If the law needs a context.
+        """
+        self._check_ready()
+        parts = [unwrap(transform) for transform in self.transforms]
+        if not all(isinstance(part, AffineTransform) for part in parts):
+            raise NotImplementedError(no_closed_form(self, moment))
+        return parts
 
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None

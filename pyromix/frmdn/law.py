@@ -5,7 +5,6 @@ __all__ = ["SequenceLaw", "padded_sequence"]
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
@@ -13,6 +12,7 @@ from torch.types import _size
 
 from ..core.checks import check_expandable, check_value, check_value_shape
 from ..core.draws import without_graph
+from ..core.expanded import Expandable
 from ..core.random import takes_generator
 from ..flows.law import FlowLaw
 from .checks import within
@@ -46,7 +46,7 @@ for _registry in (biject_to, transform_to):
     _registry.register(padded_sequence, lambda _: identity_transform)
 
 
-class SequenceLaw(TorchDistribution):
+class SequenceLaw(Expandable):
     r"""The law of sequences, for a batch of inputs and lengths: `FRMDN.condition` returns one.
 
     .. math:: p(y_{1:T}) = \prod_{t=1}^T p(y_t \mid h_t), \qquad

@@ -3,8 +3,9 @@
 __all__ = ["TensorLaw"]
 
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
@@ -44,6 +45,19 @@ class TensorLaw(TorchDistribution):
     def _checks_values(self) -> bool:
         """Whether values are to be checked, and are known."""
         return bool(self._validate_args) and not is_traced()
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Sequence[int]) -> tuple[Size, Size]:
+        """Batch shape and event shape of the law that parameters of given shapes make.
+
+        Args:
+            arg_shapes: Names of the constructor's tensors and their shapes.
+        """
+        parameters: Any = cls.arg_constraints
+        batch_shapes = [
+            shape[: len(shape) - parameters[name].event_dim] for name, shape in arg_shapes.items()
+        ]
+        return torch.broadcast_shapes(*batch_shapes), Size(arg_shapes["loc"][-1:])
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
         """Returns the law with a larger batch shape; nothing is copied.
