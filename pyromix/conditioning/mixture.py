@@ -121,8 +121,9 @@ class ConditionedMixture(ConditionedLaw):
     gradient of log Z is not known: the backward pass raises `NotImplementedError` if it meets
     parameters that require one; gradients in points are always there. Observed values and
     equations enter `log_prob` through log Z alone: pass points that are made of the same tensors.
-    The graph of log Z is made at construction; condition within `torch.no_grad()` if it is not
-    wanted.
+    The graph of log Z is made at construction, and freed by the first backward pass: condition
+    within `torch.no_grad()` if it is not wanted, or if the law is kept for several. Copies and
+    pickles are made without it.
 
     Args:
         prior: The mixture, of a batch shape that broadcasts with that of the evidence.

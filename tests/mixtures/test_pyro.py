@@ -5,6 +5,7 @@ import warnings
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
@@ -178,3 +179,24 @@ def test_weights_of_a_batch_over_one_tied_covariance_score_one_value_each():
     torch.testing.assert_close(law.log_prob(x), expected)
     torch.testing.assert_close(law.expand((6, 4)).log_prob(x), expected.expand(6, 4))
     assert law.expand((6, 4)).responsibilities(x).shape == (6, 4, 3)
+
+
+def test_lifted_parameters_are_those_of_the_law_where_pyro_updates_the_module():
+    model = GaussianMixture(1, 1)
+
+    def program():
+        return pyro.sample("x", pyro.module("m", model, update_module_params=True))
+
+    far = dist.Normal(torch.full((1, 1), 100.0), 0.1).to_event(2)
+    assert abs(poutine.lift(program, prior={"loc": far})().item() - 100.0) < 10.0
+
+
+def test_compiled_nuts_takes_a_law_whose_parameters_require_no_gradient():
+    model = GaussianMixture(2, 2).requires_grad_(False)
+    kernel = NUTS(lambda: pyro.sample("x", model), jit_compile=True, ignore_jit_warnings=True)
+    kernel._max_tree_depth = 3
+    mcmc = MCMC(kernel, num_samples=5, warmup_steps=5, disable_progbar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's JIT
+        mcmc.run()
+    assert mcmc.get_samples()["x"].isfinite().all()
