@@ -19,6 +19,7 @@ from .core.checks import (
     check_value,
 )
 from .core.conversions import TensorLike, as_labels, as_tensor, as_value
+from .core.draws import without_graph
 from .core.module import DistributionModule
 from .core.random import takes_generator
 from .numerics.batches import draw_components
@@ -64,8 +65,29 @@ def class_conditional(
     return ClassConditional(model, num_classes, prior=prior, contexts=contexts)
 
 
+# By the name of a class, what models do about labels that take no context.
+REMEDIES = {
+    "DRMM": (
+        "Make the label a categorical column: DRMM(dim, ..., categories=(C,)), trained on rows "
+        "that end with it. Then condition(Observed({dim: label})) is the law given a class, and "
+        "condition(Observed({0: x0, 1: x1, ...})).probs(dim) classifies."
+    ),
+    "DCGMM": (
+        "End the layers with Classifier(C), and train on pairs of images and labels. Then "
+        "condition(label) is the law given a class, and classify(images) classifies."
+    ),
+}
+
+
 def _check_model(name: str, value: object) -> DistributionModule:
     """Checks that a model takes a context, and returns it."""
+    names = [cls.__name__ for cls in type(value).__mro__]
+    remedy = next((REMEDIES[name] for name in names if name in REMEDIES), "")
+    if remedy:
+        raise ValueError(
+            f"Expected a {name} that takes a context, got {type(value).__name__}, which has other "
+            f"ways to learn labels. {remedy} Or train one model for each class."
+        )
     if not isinstance(value, DistributionModule) or not value.conditional:
         raise ValueError(
             f"Expected a {name} that takes a context, got {type(value).__name__}"
@@ -149,6 +171,32 @@ class ClassConditional(DistributionModule):
             return constraints.independent(constraints.real, len(self.event_shape))
         return support
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean, of the event shape: that of the classes' means.
+
+        Raises:
+            NotImplementedError: If the laws that the model gives have none in closed form.
+        """
+        return (self._weights * self.model.condition(self.contexts).mean).sum(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every entry: within the classes, and of their means.
+
+        Raises:
+            NotImplementedError: If the laws that the model gives have none in closed form.
+        """
+        law = self.model.condition(self.contexts)
+        weights, mean = self._weights, law.mean
+        spread = (mean - (weights * mean).sum(0)).square()
+        return (weights * (law.variance + spread)).sum(0)
+
+    @property
+    def _weights(self) -> Tensor:
+        """The prior, to be multiplied with one event for each class."""
+        return self.prior.reshape(-1, *[1] * len(self.event_shape))
+
     def condition(self, label: Any) -> Distribution:
         r"""The law of x given its class.
 
@@ -207,6 +255,7 @@ class ClassConditional(DistributionModule):
         with torch.no_grad():
             return self._reachable_scores(value).argmax(-1)
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -217,9 +266,8 @@ class ClassConditional(DistributionModule):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            label = draw_components(Categorical(self.prior), sample_shape)
-            return self.condition(label).sample()
+        label = draw_components(Categorical(self.prior), sample_shape)
+        return self.condition(label).sample()
 
     def rsample(
         self,

@@ -13,7 +13,20 @@ from pyro.optim import ClippedAdam
 from scipy.stats import chi2
 from torch import tensor
 
-from pyromix import FRMDN, RAD, Flow, GaussianMixture, class_conditional, fit, load, save
+from pyromix import (
+    DCGMM,
+    DRMM,
+    FRMDN,
+    RAD,
+    Flow,
+    GaussianMixture,
+    Observed,
+    class_conditional,
+    fit,
+    load,
+    save,
+)
+from pyromix.dcgmm import GMM, Folding
 
 P_VALUE = 1e-5
 STANDARD_ERRORS = 6.0
@@ -307,6 +320,30 @@ def test_files(name, tmp_path):
     assert repr(other) == repr(law)
 
 
+def test_moments_are_those_of_the_mixture_of_classes():
+    law = build("mixture", prior=tensor(PRIOR))
+    parts = [law.condition(label) for label in range(law.num_classes)]
+    mean = sum(p * part.mean for p, part in zip(PRIOR, parts, strict=True))
+    second = sum(
+        p * (part.variance + part.mean.square()) for p, part in zip(PRIOR, parts, strict=True)
+    )
+    close(law.mean, mean)
+    close(law.variance, second - mean.square())
+    close(law.expand((4,)).mean, mean.expand(4, -1))
+
+
+def test_labels_are_a_categorical_column_of_residual_mixtures():
+    """As the error for them says."""
+    labels = torch.randint(2, (300,))
+    rows = torch.stack([torch.randn(300) + 6.0 * labels, labels.to(torch.float64)], -1)
+    model = DRMM(1, 1, 2, categories=(2,))
+    fit(model, rows, steps=150, lr=0.02, progress_bar=False, seed=0)
+    law = model.condition(Observed({1: 1}))
+    assert abs(law.mean[0].item() - 6.0) < 0.5
+    shares = model.condition(Observed({0: tensor([-0.5, 6.5])})).probs(1)
+    assert shares.argmax(-1).tolist() == [0, 1]
+
+
 # ---- bad input --------------------------------------------------------------------------------
 
 
@@ -318,10 +355,16 @@ def law():
     return class_conditional(conditional(), 3)
 
 
+def dcgmm():
+    return DCGMM((1, 1, 2), [Folding((1, 2)), GMM(3)])
+
+
 BAD = [
     (lambda: class_conditional(GaussianMixture(2, 2), 3), "model that takes a context"),
     (lambda: class_conditional(FRMDN(2, 3, 2), 3), "model that takes a context"),
     (lambda: class_conditional(Flow(normal(2), []), 3), "model that takes a context"),
+    (lambda: class_conditional(DRMM(2, 2, 2), 3), r"DRMM, which.*categories=\(C,\)"),
+    (lambda: class_conditional(dcgmm(), 3), r"DCGMM, which.*Classifier\(C\).*one model for each"),
     (lambda: class_conditional(dist.Normal(0.0, 1.0), 3), "Normal, which is no model"),
     (lambda: class_conditional(conditional(), 0), "num_classes to be an integer of at least 1"),
     (lambda: class_conditional(conditional(), 2.0), "num_classes to be an integer"),

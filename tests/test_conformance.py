@@ -124,6 +124,15 @@ def _sequences(dim, length, num_components=2, *parts, **options):
     return model
 
 
+@torch.no_grad()
+def _given_context(model, num_contexts=2):
+    """The laws of a model with one number as context, given several: they differ."""
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    context = torch.linspace(-1.0, 1.0, num_contexts).unsqueeze(-1)
+    return model.requires_grad_(False).condition(context)
+
+
 CASES = {
     "mixture-1d": Case(lambda: _mixture(dim=1)),
     "mixture-2d": Case(_mixture),
@@ -257,6 +266,14 @@ CASES = {
         lambda: Flow(_sequences(1, 2, 3), [LogitMap(num_levels=4, margin=0.05)]),
         smooth=False,
     ),
+    "tied-context": Case(
+        lambda: _given_context(GaussianMixture(2, 2, "tied", context_dim=1, hidden_dims=(4,)))
+    ),
+    "flow-context": Case(
+        lambda: _given_context(Flow(_normal(2), [transforms.conditional_spline(2, 1, [4], 4)])),
+        traceable=False,  # Pyro's splines index by a mask
+    ),
+    "rad-context": Case(lambda: _given_context(RAD(2, num_layers=2, context_dim=1))),
     "classes": Case(
         lambda: class_conditional(GaussianMixture(2, 2, context_dim=3, hidden_dims=(4,)), 3)
     ),

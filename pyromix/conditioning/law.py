@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_value
+from ..core.constraints import fixed_columns
+from ..core.copies import without_graphs
+from ..core.draws import without_graph
+from ..core.expanded import Expandable
 from ..core.random import takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
@@ -63,7 +66,7 @@ class Prior(Protocol):
         """The law given any pieces of evidence, alternatives among them."""
 
 
-class ConditionedLaw(TorchDistribution):
+class ConditionedLaw(Expandable):
     r"""A law given evidence, :math:`p(x) q(x) / Z`, over all columns of the model.
 
     Every model that takes evidence returns one from ``condition``, of event shape (D,) as the
@@ -175,6 +178,7 @@ class ConditionedLaw(TorchDistribution):
         log_prob = self.log_joint(value) - self.log_normalizer()[0]
         return torch.where(self.holds(value), log_prob, -math.inf).to(self._dtype)
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -188,9 +192,8 @@ class ConditionedLaw(TorchDistribution):
         Raises:
             RuntimeError: If inequalities leave no room for numbers of the dtype.
         """
-        with torch.no_grad():
-            shape = Size((*sample_shape, *self.batch_shape))
-            return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
+        shape = Size((*sample_shape, *self.batch_shape))
+        return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
 
     def rsample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -217,6 +220,13 @@ class ConditionedLaw(TorchDistribution):
                 f"{impossible.numel()} entries of its batch contradict themselves."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: the law of the present values, without a graph.
+
+        PyTorch copies no tensor that has a graph, as log Z has to the mixture's parameters.
+        """
+        return {name: without_graphs(value) for name, value in vars(self).items()}
+
     def _entries(self, leading: Sequence[int]) -> Tensor:
         """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
         return flat_index(self.batch_shape, leading, self._prior.device)
@@ -231,7 +241,7 @@ class ConditionedLaw(TorchDistribution):
         return f"{type(self).__name__}({shown})"
 
 
-class FreeLaw(TorchDistribution):
+class FreeLaw(Expandable):
     """The law of the columns that were not observed, of a law given evidence.
 
     Args:
@@ -256,12 +266,14 @@ class FreeLaw(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the density is positive: of a law without observed columns, as that says.
+        """Where the density is positive, as the law of all columns says.
 
         Raises:
-            NotImplementedError: With observed columns: draw with `sample` instead.
+            NotImplementedError: If no bijection onto it is known: draw with `sample` instead.
         """
         support = self._law.support
+        if isinstance(support, fixed_columns):
+            return support.free
         if support is not None and len(self._free) == self._law.event_shape[0]:
             return support
         raise NotImplementedError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ..core.checks import as_int, check_value
-from ..core.constraints import box, half_space
+from ..core.constraints import box, fixed_columns, half_space
 from ..evidence.linear import LinearEvidence, tightest_bounds
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_on_gradient
@@ -121,8 +121,9 @@ class ConditionedMixture(ConditionedLaw):
     gradient of log Z is not known: the backward pass raises `NotImplementedError` if it meets
     parameters that require one; gradients in points are always there. Observed values and
     equations enter `log_prob` through log Z alone: pass points that are made of the same tensors.
-    The graph of log Z is made at construction; condition within `torch.no_grad()` if it is not
-    wanted.
+    The graph of log Z is made at construction, and freed by the first backward pass: condition
+    within `torch.no_grad()` if it is not wanted, or if the law is kept for several. Copies and
+    pickles are made without it.
 
     Args:
         prior: The mixture, of a batch shape that broadcasts with that of the evidence.
@@ -177,22 +178,33 @@ class ConditionedMixture(ConditionedLaw):
     def support(self) -> constraints.Constraint:
         """Where the density is positive, as NUTS and guides need it.
 
-        All of space without hard evidence, a box, or a half-space.
+        Of the columns that were not observed all of space, a box, or a half-space; observed
+        columns have their values.
 
         Raises:
             NotImplementedError: For other evidence, under which no bijection is known: draw with
                 `sample` instead.
         """
+        linear, given = self._evidence, self._components.given
+        value = linear.observed_values(self._dtype)
+        free = self._support_of_free(value)
+        if not given:
+            return free
+        return fixed_columns(free, given, value.to(self._dtype), linear.dim)
+
+    def _support_of_free(self, value: Tensor) -> constraints.Constraint:
+        """Where the columns that were not observed lie, given the values of the others."""
         linear = self._evidence
-        hard = linear.observed or self._equations is not None
-        if not hard and not linear.matrix:
+        equations = self._equations is not None
+        if not equations and not linear.matrix:
             return constraints.real_vector
-        if not hard and not linear.batch_shape:
-            matrix, low, high = linear.inequalities(())
+        if not equations:
+            matrix, low, high, _ = linear.inequalities_on_free(linear.batch_shape, self._dtype)
             if bool(((matrix != 0).sum(-1) == 1).all()) and bool((matrix.sum(-1) == 1).all()):
-                bounds = tightest_bounds(low, high, matrix.argmax(-1), linear.dim)
+                count = linear.dim - len(linear.observed)
+                bounds = tightest_bounds(low, high, matrix.argmax(-1), count)
                 return box(*(bound.to(self._dtype) for bound in bounds))
-            if len(matrix) == 1 and bool(high.isinf().all()):
+            if len(matrix) == 1 and not linear.batch_shape and bool(high.isinf().all()):
                 return half_space(matrix[0].to(self._dtype), -low[0].to(self._dtype))
         raise NotImplementedError(
             "No bijection onto the support of this evidence is known. Draw with sample()."

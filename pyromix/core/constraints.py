@@ -3,6 +3,7 @@
 __all__ = [
     "Floored",
     "box",
+    "fixed_columns",
     "half_space",
     "mixed_columns",
     "move_support",
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import AffineTransform, identity_transform
 from torch.nn.functional import softplus
@@ -120,11 +121,11 @@ class open_interval(constraints.interval):  # noqa: N801
 
 
 class box(constraints.Constraint):  # noqa: N801
-    """Vectors between bounds that may be infinite.
+    r"""Vectors between bounds that may be infinite.
 
     Args:
-        low: Lower bounds, shape (D,).
-        high: Upper bounds, shape (D,).
+        low: Lower bounds, shape (\*B, D).
+        high: Upper bounds, shape (\*B, D).
     """
 
     event_dim = 1
@@ -161,6 +162,38 @@ class half_space(constraints.Constraint):  # noqa: N801
     def check(self, value: Tensor) -> Tensor:
         """Whether each vector lies on the positive side."""
         return value @ self.a + self.b >= 0
+
+
+class fixed_columns(constraints.Constraint):  # noqa: N801
+    r"""Vectors of which some columns have given values.
+
+    Args:
+        free: Constraint on the vector of the other columns.
+        columns: The columns that have given values, in ascending order.
+        values: These, shape (\*B, number of columns).
+        dim: Number D of all columns.
+    """
+
+    event_dim = 1
+
+    def __init__(
+        self, free: constraints.Constraint, columns: Sequence[int], values: Tensor, dim: int
+    ) -> None:
+        self.free, self.columns, self.values, self.dim = free, tuple(columns), values, dim
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return f"fixed_columns({self.free}, {self.columns}, {self.values.tolist()}, {self.dim})"
+
+    @property
+    def free_columns(self) -> list[int]:
+        """The other columns, in ascending order."""
+        return [d for d in range(self.dim) if d not in self.columns]
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each vector has the values, and the rest of it lies where it should."""
+        same = (value[..., list(self.columns)] == self.values).all(-1)
+        return same & self.free.check(value[..., self.free_columns])
 
 
 def move_support(
@@ -262,7 +295,46 @@ class _OntoHalfSpace(Transform):
         return x @ self._normal
 
 
+class _OntoFixedColumns(Transform):
+    """From numbers for the free columns to vectors in which the others have their values."""
+
+    bijective = True
+    domain = constraints.real_vector
+
+    def __init__(self, constraint: fixed_columns) -> None:
+        super().__init__()
+        self.constraint, self._free = constraint, biject_to(constraint.free)
+        place = [*constraint.free_columns, *constraint.columns]
+        self._order = sorted(range(len(place)), key=place.__getitem__)
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self.constraint
+
+    def _call(self, x: Tensor) -> Tensor:
+        free, values = self._free(x), self.constraint.values
+        leading = torch.broadcast_shapes(free.shape[:-1], values.shape[:-1])
+        parts = (part.expand(*leading, part.shape[-1]) for part in (free, values))
+        return torch.cat(list(parts), -1)[..., self._order]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._free.inv(y[..., self.constraint.free_columns])
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        free = y[..., self.constraint.free_columns]
+        change = self._free.log_abs_det_jacobian(x, free)
+        return change if self._free.domain.event_dim else change.sum(-1)
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        leading = torch.broadcast_shapes(shape[:-1], self.constraint.values.shape[:-1])
+        return Size((*leading, self.constraint.dim))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        return Size((*shape[:-1], self.constraint.dim - len(self.constraint.columns)))
+
+
 for _registry in (biject_to, transform_to):
+    _registry.register(fixed_columns, _OntoFixedColumns)
     _registry.register(_RealOrMissing, _unconstrained)
     _registry.register(
         open_interval,

@@ -5,12 +5,12 @@ __all__ = ["LawModule"]
 from abc import abstractmethod
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution
 from torch.types import _size
 
 from .batch import Batch, check_paired, split_batch
+from .draws import without_graph
 from .module import DistributionModule
 from .random import takes_generator
 
@@ -77,7 +77,7 @@ class LawModule(DistributionModule, Generic[Law]):
         r"""Log-density at points of shape (\*S, \*event_shape); shape (\*S)."""
         return self._score(self.law, value)
 
-    @torch.no_grad()
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None

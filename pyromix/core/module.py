@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.optim import Optimizer
@@ -15,10 +14,12 @@ from torch.types import _size
 from .arguments import UnknownArgumentsError, constructor_arguments
 from .batch import Batch, check_paired, split_batch
 from .checks import Check
+from .draws import without_graph
+from .expanded import Expandable
 from .registry import NotPlainError, decode, encode, register
 
 
-class DistributionModule(nn.Module, TorchDistribution):
+class DistributionModule(nn.Module, Expandable):
     """A distribution that is also a module: its parameters are found, moved, saved and trained.
 
     Subclasses define `log_prob`, and `rsample` (with ``has_rsample = True``) or `sample`. They
@@ -103,6 +104,11 @@ class DistributionModule(nn.Module, TorchDistribution):
     def forward(self, sample_shape: _size = Size()) -> Tensor:
         """Draws a sample: with pathwise gradients if ``has_rsample``, else without a graph."""
         return self.rsample(sample_shape) if self.has_rsample else self.sample(sample_shape)
+
+    @without_graph
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        """Draws without a graph; by default what `rsample` draws."""
+        return self.rsample(sample_shape)
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
         """What training minimises: by default the mean negative log-density of the batch.

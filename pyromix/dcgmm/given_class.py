@@ -2,16 +2,18 @@
 
 __all__ = ["ClassLaw", "class_weights"]
 
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
 from ..core.checks import check_expandable, check_value
 from ..core.conversions import TensorLike, as_labels
+from ..core.draws import without_graph
+from ..core.expanded import Expandable
 from ..core.random import takes_generator
 from .inference import log_prob
 from .law import draw
@@ -19,7 +21,7 @@ from .mixture_stack import MixtureStack
 from .sampling import SampleArguments, SampleOptions
 
 
-class ClassLaw(TorchDistribution):
+class ClassLaw(Expandable):
     r"""The law of a model's images given their class, of the batch shape of the labels.
 
     Args:
@@ -50,7 +52,7 @@ class ClassLaw(TorchDistribution):
         joint = class_weights(self.model._classifier, self.model._mixtures[-1].log_weights)
         return joint.log_softmax(-1)[self.label]
 
-    def expand(self, batch_shape: _size, _instance: Any = None) -> "ClassLaw":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ClassLaw":
         """Returns the law with labels repeated to a batch shape."""
         return ClassLaw(self.model, self.label.expand(check_expandable(self, batch_shape)))
 
@@ -67,10 +69,11 @@ class ClassLaw(TorchDistribution):
         value = check_value(self, value, like=model._like)
         leading = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
         images = value.expand(*leading, *self.event_shape)
-        weights = self.log_weights.expand(*leading, -1).flatten(0, -2)
-        law = model.law.weighted(weights if leading else weights.reshape(1, -1))
+        weights = self.log_weights.expand(*leading, -1)
+        law = model.law.weighted(weights.reshape(leading.numel(), weights.shape[-1]))
         return log_prob(law, model._grid(images)).reshape(leading)
 
+    @without_graph
     @takes_generator
     def sample(
         self,
@@ -91,11 +94,10 @@ class ClassLaw(TorchDistribution):
         """
         checked, model = SampleOptions(**options), self.model
         shape = self._extended_shape(sample_shape)
-        with torch.no_grad():
-            leading = shape[: -len(self.event_shape)]
-            weights = self.log_weights.exp()
-            weights = weights.expand(*leading, -1).reshape(leading.numel(), weights.shape[-1])
-            images = model._draw(model.law, draw(weights).unsqueeze(-1), checked)
+        leading = shape[: -len(self.event_shape)]
+        weights = self.log_weights.exp()
+        weights = weights.expand(*leading, -1).reshape(leading.numel(), weights.shape[-1])
+        images = model._draw(model.law, draw(weights).unsqueeze(-1), checked)
         return images.reshape(shape)
 
 

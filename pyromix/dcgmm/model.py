@@ -23,6 +23,7 @@ from ..core.checks import (
     optional,
 )
 from ..core.conversions import TensorLike
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 from .architecture import Architecture, check_image_shape, check_layers
 from .given_class import ClassLaw, class_weights
@@ -220,6 +221,7 @@ class DCGMM(ImageQueries, LayerTraining):
         value = check_value(self, value, like=self._like)
         return log_prob(self.law, self._grid(value)).reshape(value.shape[:-3])
 
+    @without_graph
     @takes_generator
     def sample(
         self,
@@ -253,10 +255,9 @@ class DCGMM(ImageQueries, LayerTraining):
             ValueError: For options out of range.
         """
         checked = SampleOptions(**options)
-        with torch.no_grad():
-            law = self.law
-            top = draw(law.top_weights(Size(sample_shape).numel()))
-            images = self._draw(law, top, checked)
+        law = self.law
+        top = draw(law.top_weights(Size(sample_shape).numel()))
+        images = self._draw(law, top, checked)
         return images.reshape(*sample_shape, *self.event_shape)
 
     @property

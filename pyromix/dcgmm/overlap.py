@@ -2,7 +2,6 @@
 
 __all__ = ["PatchGroups"]
 
-import math
 
 import torch
 import torch.nn.functional as nnf
@@ -119,7 +118,7 @@ class PatchGroups:
         """Returns the expected log-density of the image given the last factors, shape (N, T)."""
         error = (self.images - self.mean).square()
         if self.evidence is None:
-            count = error.new_tensor(math.prod(error.shape[2:]))
+            count = torch.ones_like(error[0, 0]).sum()
         else:
             error = error * self.evidence
             count = self.evidence.sum((-1, -2, -3))

@@ -30,6 +30,7 @@ from ..core.checks import (
 )
 from ..core.constraints import Floored, mixed_columns, real_or_missing_vector
 from ..core.conversions import TensorLike, as_integers, as_tensor
+from ..core.draws import without_graph
 from ..core.law_module import LawModule
 from ..core.random import takes_generator
 from .conditioned import ResidualPrior, Settings
@@ -293,6 +294,7 @@ class DRMM(LawModule[ResidualMixture]):
             )
         return law.all_codes()
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -303,9 +305,8 @@ class DRMM(LawModule[ResidualMixture]):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            drawn = self.law.sample(Size(sample_shape).numel())
-            return drawn.reshape(*sample_shape, *self.event_shape)
+        drawn = self.law.sample(Size(sample_shape).numel())
+        return drawn.reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density at points of shape (\*S, D + number of categorical columns); shape (\*S).

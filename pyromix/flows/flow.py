@@ -12,8 +12,8 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from torch.types import _size
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import check_value, is_traced
 from ..core.conversions import TensorLike, as_context
+from ..core.expanded import expand_kept
 from ..core.law_module import LawModule
 from ..core.module import DistributionModule
 from .chain import given_context, needs_context, pull_back
@@ -63,6 +63,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
 
     # A flow is a FlowLaw itself, and without a context its own law.
     sample, rsample, expand = FlowLaw.sample, FlowLaw.rsample, FlowLaw.expand
+    log_prob = FlowLaw.log_prob
     mean, variance = FlowLaw.mean, FlowLaw.variance
 
     def __init__(
@@ -130,7 +131,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
             vectors = context.reshape(*context.shape[:-1], *[1] * len(extra), context.shape[-1])
             vectors = vectors.expand(*context.shape[:-1], *extra, -1)
         if base.batch_shape != batch_shape:
-            base = base.expand(batch_shape)
+            base = expand_kept(base, batch_shape)
         return self._with(base, given_context(self.transforms, vectors))
 
     def _law_given(self, context: Any = None) -> FlowLaw:
@@ -169,18 +170,6 @@ class Flow(LawModule[FlowLaw], FlowLaw):
             x = pull_back(law.transforms, x)
         self.clear_cache()
         self.base.initialize((x, context) if self._has_conditional_base else x)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of values, by the inverse of every transform.
-
-        Raises:
-            NotImplementedError: If a transform has no inverse in closed form.
-            ValueError: If the flow is conditional and was not given a context.
-        """
-        self._check_ready()
-        if not is_traced():
-            check_value(self, value, like=self._like())
-        return FlowLaw.log_prob(self, value)
 
     def __getstate__(self) -> dict[str, Any]:
         self.clear_cache()  # cached graphs can be neither copied nor pickled

@@ -25,6 +25,8 @@ from ..core.checks import (
 )
 from ..core.constraints import move_support
 from ..core.conversions import TensorLike, as_tensor
+from ..core.draws import without_graph
+from ..core.expanded import expand_kept, no_closed_form
 from ..core.random import takes_generator
 from .borders import strictly_inside
 from .branch_gradients import draw_with_score
@@ -100,6 +102,45 @@ class FlowLaw(dist.TransformedDistribution):
         missing = len(self.event_shape) - support.event_dim
         return constraints.independent(support, missing) if missing > 0 else support
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean, if all transforms are affine and the base has one.
+
+        Raises:
+            NotImplementedError: If not: then it has no closed form.
+        """
+        affine = self._affine_parts("mean")
+        mean = self.base_dist.mean
+        for part in affine:
+            mean = part.loc + part.scale * mean
+        return mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every entry, if all transforms are affine and the base has one.
+
+        Raises:
+            NotImplementedError: If not: then it has no closed form.
+        """
+        affine = self._affine_parts("variance")
+        variance = self.base_dist.variance
+        for part in affine:
+            variance = torch.as_tensor(part.scale).square() * variance
+        return variance
+
+    def _affine_parts(self, moment: str) -> list[AffineTransform]:
+        """The transforms, if all are affine, entry by entry.
+
+        Raises:
+            NotImplementedError: If one is not.
+            ValueError: If the law needs a context.
+        """
+        self._check_ready()
+        parts = [unwrap(transform) for transform in self.transforms]
+        if not all(isinstance(part, AffineTransform) for part in parts):
+            raise NotImplementedError(no_closed_form(self, moment))
+        return parts
+
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> "FlowLaw":
@@ -112,7 +153,7 @@ class FlowLaw(dist.TransformedDistribution):
         # caches do not hold, and every draw in a plate would be scored by the inverse pass.
         self._check_ready()
         batch_shape = check_expandable(self, batch_shape)
-        return self._with(self.base_dist.expand(batch_shape), list(self.transforms))
+        return self._with(expand_kept(self.base_dist, batch_shape), list(self.transforms))
 
     def _with(self, base: Distribution, transforms: list[Any]) -> "FlowLaw":
         law = FlowLaw(base, transforms, validate_args=False)
@@ -120,6 +161,7 @@ class FlowLaw(dist.TransformedDistribution):
         law.has_rsample = self.has_rsample
         return law
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -130,10 +172,9 @@ class FlowLaw(dist.TransformedDistribution):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            x = self._push(self.base_dist.sample(Size(sample_shape)))
+        x = self._push(self.base_dist.sample(Size(sample_shape)))
         self.clear_cache()
-        return x.detach()  # the JIT records this, but not that gradients were off
+        return x
 
     @takes_generator
     def rsample(
@@ -169,6 +210,7 @@ class FlowLaw(dist.TransformedDistribution):
         value = check_value(self, self._as_tensor("value", value))
         if value.numel() == 0:
             return self._encode_none(value)
+        value = self._over_batch(value)
         self.clear_cache()
         branches: list[Tensor] = []
         for transform in reversed(self.transforms):
@@ -231,12 +273,15 @@ class FlowLaw(dist.TransformedDistribution):
         Raises:
             NotImplementedError: If a transform has no inverse in closed form, such as Pyro's
                 planar transform: invert it, or use `rsample_and_log_prob`.
+            ValueError: If the values do not fit this law, or it needs a context.
         """
         self._check_ready()
-        if self._validate_args and not is_traced():
-            check_in_support(self, value)
+        if not is_traced():
+            check_value(self, value, like=self._like())
+            if self._validate_args:
+                check_in_support(self, value)
         self.clear_cache()
-        log_prob = self._pull_and_score(value)
+        log_prob = self._pull_and_score(self._over_batch(value))
         self.clear_cache()
         return log_prob
 
@@ -257,8 +302,7 @@ class FlowLaw(dist.TransformedDistribution):
             of shape ``sample_shape + batch_shape``.
         """
         if not self.has_rsample and torch.is_grad_enabled():
-            with torch.no_grad():
-                return self.rsample_and_log_prob(sample_shape)
+            return without_graph(self.rsample_and_log_prob)(sample_shape)
         if Size((*sample_shape, *self.batch_shape)).numel() == 0:
             x = self.rsample(sample_shape) if self.has_rsample else self.sample(sample_shape)
             return x, self._scores_of_none(x)
@@ -313,6 +357,8 @@ class FlowLaw(dist.TransformedDistribution):
 
         With branching transforms, a call of the law returns draws with a part of the gradient,
         and the score function has the rest: see the module ``pyromix.flows.branch_gradients``.
+        Pyro's `RenyiELBO` takes no such mixture, and raises a `NotImplementedError` without words:
+        use `Trace_ELBO` or `TraceGraph_ELBO`.
 
         Raises:
             NotImplementedError: If there are branching transforms, and x has a gradient without
@@ -327,9 +373,9 @@ class FlowLaw(dist.TransformedDistribution):
             )
         if not x.requires_grad:  # the cached Jacobian, if any, has no graph either
             self.clear_cache()
-        log_prob = self._pull_and_score(x)
+        log_prob = self._pull_and_score(self._over_batch(x))
         self.clear_cache()
-        zero = torch.zeros((), dtype=log_prob.dtype, device=log_prob.device)
+        zero: Any = 0  # the number: Pyro takes a tensor for a part that there is
         if branch_score is not None:
             score = branch_score()
             self.clear_cache()
@@ -366,6 +412,15 @@ class FlowLaw(dist.TransformedDistribution):
         buffers = itertools.chain.from_iterable(part.buffers() for part in parts)
         tensors = itertools.chain(parameters, buffers)
         return next((t for t in tensors if t.is_floating_point()), None)
+
+    def _over_batch(self, value: Tensor) -> Tensor:
+        """Values expanded to the batch: not every transform broadcasts them with a context.
+
+        The same tensor where there is nothing to expand, as caches ask for it.
+        """
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        shape = torch.broadcast_shapes(leading, self.batch_shape)
+        return value if shape == leading else value.expand(*shape, *self.event_shape)
 
     def _check_pathwise(self) -> None:
         if self.branching:

@@ -5,13 +5,14 @@ __all__ = ["SequenceLaw", "padded_sequence"]
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
 from torch.types import _size
 
 from ..core.checks import check_expandable, check_value, check_value_shape
+from ..core.draws import without_graph
+from ..core.expanded import Expandable
 from ..core.random import takes_generator
 from ..flows.law import FlowLaw
 from .checks import within
@@ -45,7 +46,7 @@ for _registry in (biject_to, transform_to):
     _registry.register(padded_sequence, lambda _: identity_transform)
 
 
-class SequenceLaw(TorchDistribution):
+class SequenceLaw(Expandable):
     r"""The law of sequences, for a batch of inputs and lengths: `FRMDN.condition` returns one.
 
     .. math:: p(y_{1:T}) = \prod_{t=1}^T p(y_t \mid h_t), \qquad
@@ -152,6 +153,7 @@ class SequenceLaw(TorchDistribution):
             return log_prob
         return torch.where(within(self._lengths, value.shape[-2]), log_prob, 0.0)
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -162,8 +164,7 @@ class SequenceLaw(TorchDistribution):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            return self._generate(Size(sample_shape), pathwise=False)[0].detach()
+        return self._generate(Size(sample_shape), pathwise=False)[0]
 
     @takes_generator
     def rsample(
@@ -202,8 +203,7 @@ class SequenceLaw(TorchDistribution):
             Tensors of shapes (\*S, \*B, T, D) and (\*S, \*B).
         """
         if not self.has_rsample and torch.is_grad_enabled():
-            with torch.no_grad():
-                return self.rsample_and_log_prob(sample_shape)
+            return without_graph(self.rsample_and_log_prob)(sample_shape)
         return self._generate(Size(sample_shape), pathwise=self.has_rsample, scored=True)
 
     def fill_padding(self, value: Tensor) -> Tensor:

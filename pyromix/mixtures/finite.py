@@ -26,6 +26,7 @@ from ..core.checks import (
     is_traced,
 )
 from ..core.conversions import TensorLike, as_mask, as_tensor, as_value
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 from ..evidence.pieces import Evidence
 from ..numerics.batches import (
@@ -197,6 +198,7 @@ class FiniteMixture(TensorLaw):
         """
         return log_sum_exp(self._observed_scores(value, observed))
 
+    @without_graph
     @takes_generator
     @in_full_precision
     def sample(
@@ -208,11 +210,10 @@ class FiniteMixture(TensorLaw):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            weights = Categorical(logits=self.logits, validate_args=False)
-            component = draw_components(weights, sample_shape)  # (*S, *B)
-            noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
-            return self._draw(component, noise)
+        weights = Categorical(logits=self.logits, validate_args=False)
+        component = draw_components(weights, sample_shape)  # (*S, *B)
+        noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
+        return self._draw(component, noise)
 
     @takes_generator
     def rsample(

@@ -135,16 +135,19 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     def _joint_log_prob(self, value: Tensor) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
         offset = log_weights - half_log_det(self._scale_tril)
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         if self.tied and self._scale_tril.dim() == 3 and self._loc.dim() == 2:
             # Whitened once, points and means are those of spherical components.
-            points, loc = self._whitened(value.reshape(-1, value.shape[-1]))
-            if offset.dim() > 1:
-                offset = offset.expand(*value.shape[:-1], -1).reshape(len(points), -1)
+            x = value.expand(*leading, -1) if offset.dim() > 1 else value
+            points, loc = self._whitened(x.reshape(-1, x.shape[-1]))
+            if offset.dim() > 1:  # weights differ between entries of the batch
+                offset = offset.expand(*leading, -1).flatten(0, -2)
             scores = component_log_prob(points, loc, torch.ones_like(loc), offset.to(loc))
-            leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-            return scores.reshape(*leading, self.num_components).to(value.dtype)
+            scores = scores.reshape(*x.shape[:-1], self.num_components).to(value.dtype)
+            return scores.expand(*leading, -1)
         if self.batch_shape:
-            return offset + self._quadratic(value)
+            # Parameters may have fewer batch dimensions, and values as well.
+            return (offset + self._quadratic(value)).expand(*leading, -1)
         points = value.reshape(-1, value.shape[-1])
         scores = self._quadratic(points) if is_traced() else self._quadratic_in_blocks(points)
         return offset + scores.reshape(*value.shape[:-1], self.num_components)
@@ -240,7 +243,8 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc = pick(self._loc, component, 1)
         gathered = noise.numel() * noise.shape[-1]
-        if self._scale_tril.dim() > 3 or (not self.tied and gathered <= GATHERED_NUMBERS):
+        few = gathered <= GATHERED_NUMBERS or is_traced()  # groups depend on what is drawn
+        if self._scale_tril.dim() > 3 or (not self.tied and few):
             tril = pick(self._tril, component, 2)
             return loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
         if self.tied:

@@ -114,7 +114,7 @@ class RelaxedMixtureOfNormals(TensorLaw):
                 )
         self._points: Tensor | None = None
         if not is_traced():
-            self._points = inner_points(self.num_components, self.num_inner).to(loc, copy=True)
+            self._points = self._even_points()
 
     # ---- parameters -----------------------------------------------------------------------
 
@@ -147,9 +147,7 @@ class RelaxedMixtureOfNormals(TensorLaw):
     def inner(self) -> MixtureOfNormals:
         """The finite mixture of normals, one at each inner point, whose density `log_prob` is."""
         if self._points is None:
-            self._points = inner_points(self.num_components, self.num_inner).to(
-                self.loc, copy=True
-            )
+            self._points = self._even_points()
         return self._inner(self._points)
 
     @property
@@ -240,11 +238,8 @@ class RelaxedMixtureOfNormals(TensorLaw):
         value = as_value(self, value, like=self.loc)
         log_prob = self.log_prob(value)
         changes = [
-            self._inner(points.to(self.loc)).log_prob(value) - log_prob
-            for points in (
-                inner_points(self.num_components, self.num_inner, seed + 1)
-                for seed in range(num_repeats)
-            )
+            self._inner(self._even_points(seed + 1)).log_prob(value) - log_prob
+            for seed in range(num_repeats)
         ]
         return torch.stack(changes).square().mean(0).sqrt()
 
@@ -356,6 +351,12 @@ class RelaxedMixtureOfNormals(TensorLaw):
         loc, scale = self._blend(c)
         squares = ((value.unsqueeze(-2) - loc) / scale).square()
         return -(0.5 * squares + scale.log()).sum(-1) - 0.5 * value.shape[-1] * LOG_2PI
+
+    def _even_points(self, seed: int = 0) -> Tensor:
+        """A set of fixed points (K, M, K), in the law's dtype and on its device."""
+        # An integer: while the JIT traces, shapes are tensors, which a cache cannot compare.
+        points = inner_points(int(self.num_components), self.num_inner, seed)
+        return points.to(self.loc, copy=True)
 
     def _inner(self, points: Tensor) -> MixtureOfNormals:
         """The normals at given points (K, M, K)."""

@@ -3,7 +3,7 @@
 __all__ = ["TensorLaw"]
 
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..core.checks import check_expandable, is_traced
+from ..core.draws import without_graph
 from ..core.random import takes_generator
 
 Other = TypeVar("Other", bound="TensorLaw")
@@ -45,6 +46,19 @@ class TensorLaw(TorchDistribution):
         """Whether values are to be checked, and are known."""
         return bool(self._validate_args) and not is_traced()
 
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Sequence[int]) -> tuple[Size, Size]:
+        """Batch shape and event shape of the law that parameters of given shapes make.
+
+        Args:
+            arg_shapes: Names of the constructor's tensors and their shapes.
+        """
+        parameters: Any = cls.arg_constraints
+        batch_shapes = [
+            shape[: len(shape) - parameters[name].event_dim] for name, shape in arg_shapes.items()
+        ]
+        return torch.broadcast_shapes(*batch_shapes), Size(arg_shapes["loc"][-1:])
+
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
         """Returns the law with a larger batch shape; nothing is copied.
 
@@ -57,6 +71,7 @@ class TensorLaw(TorchDistribution):
         TensorLaw.__init__(new, batch_shape, self.event_shape[0], self._validate_args)
         return new
 
+    @without_graph
     @takes_generator
     def sample(
         self, sample_shape: _size = Size(), *, generator: Generator | None = None
@@ -67,8 +82,7 @@ class TensorLaw(TorchDistribution):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        with torch.no_grad():
-            return self.rsample(sample_shape)
+        return self.rsample(sample_shape)
 
     def _over_batch(self, parameter: Tensor, tail: int) -> Tensor:
         """A parameter, of `tail` dimensions after the batch, expanded to the batch shape."""

@@ -24,6 +24,9 @@ def even_uniforms(count: int, dim: int, seed: int | None = None) -> Tensor:
         Tensor of shape (count, dim) in float64.
     """
     points = SobolEngine(dim, scramble=True, seed=seed).draw(count, dtype=torch.float64)
+    if seed is not None and torch.jit.is_tracing():
+        # A trace has no generators, and would scramble anew whenever it runs: it gets a constant.
+        points = torch.from_numpy(points.numpy().copy())
     # Multiples of 2^-30, moved to the middle of their cells: never zero or one.
     return points + 2.0**-31
 

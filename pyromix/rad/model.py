@@ -33,9 +33,10 @@ class RAD(Flow):
 
     Draws have no pathwise gradient (``has_rsample`` is False), as branches are discrete. In a
     guide, a part of the gradient is pathwise, and a score function has the rest: see the module
-    ``pyromix.flows.branch_gradients``. The log-density is continuous, but its gradient is not
-    where two pieces meet: Hamiltonian Monte Carlo takes short steps. `expand`, `encode` and
-    `decode` are those of `Flow`.
+    ``pyromix.flows.branch_gradients``. Train it with `Trace_ELBO` or `TraceGraph_ELBO`: Pyro's
+    `RenyiELBO` refuses such a mixture, by a `NotImplementedError` without words. The log-density
+    is continuous, but its gradient is not where two pieces meet: Hamiltonian Monte Carlo takes
+    short steps. `expand`, `encode` and `decode` are those of `Flow`.
 
     Args:
         dim: Number of coordinates.

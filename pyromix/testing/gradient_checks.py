@@ -1,15 +1,13 @@
 """Gradients of densities and through draws."""
 
-import inspect
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from .cases import Case, check
-from .parameters import differentiable, map_tensors
+from .parameters import differentiable, has_switch, map_tensors
 from .statistics import NUM_BATCHES, assert_zero_mean, projected_gradients
 
 
@@ -91,7 +89,7 @@ def check_score_identity(case: Case) -> None:
     assert_zero_mean(gradients, "E[dlog p/dtheta]")
 
 
-@check(lambda case, d: d.has_rsample and not _is_fixed(d, "has_rsample"))  # noqa: ARG005
+@check(lambda case, d: d.has_rsample and has_switch(d))  # noqa: ARG005
 def check_has_rsample(case: Case) -> None:
     """Pyro can switch pathwise gradients off on an instance, and on again."""
     d, leaves = differentiable(case.build())
@@ -100,8 +98,3 @@ def check_has_rsample(case: Case) -> None:
     assert not d().requires_grad, "Expected has_rsample_(False) to switch gradients off."
     d.has_rsample_(True)
     assert d().requires_grad == bool(leaves), "Expected has_rsample_(True) to switch them on."
-
-
-def _is_fixed(d: Distribution, name: str) -> bool:
-    """Whether an attribute is a property of the class, which cannot be set on an instance."""
-    return isinstance(inspect.getattr_static(type(d), name, None), property)

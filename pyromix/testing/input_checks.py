@@ -16,6 +16,8 @@ def check_bad_input(case: Case) -> None:
     if len(d.event_shape):
         bad["another event shape"] = torch.cat([x, x[..., :1]], -1)
         bad["too few dimensions"] = torch.zeros(())
+        if x.shape[-1] > 1:
+            bad["an event of length 1"] = x[..., :1]
     if case.rejects_nan and x.is_floating_point():
         bad["NaN"] = torch.full_like(x, math.nan)
     for what, value in bad.items():

@@ -1,8 +1,16 @@
 """The tensors that a law holds: found, cast, and made to require gradients."""
 
-__all__ = ["cast", "differentiable", "joint_law", "map_tensors", "tensors_within"]
+__all__ = [
+    "cast",
+    "differentiable",
+    "has_switch",
+    "joint_law",
+    "map_tensors",
+    "tensors_within",
+]
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -41,6 +49,11 @@ def differentiable(d: Distribution) -> tuple[Any, list[Tensor]]:
     except NotImplementedError:
         return d, []
     return copied, leaves
+
+
+def has_switch(d: Distribution) -> bool:
+    """Whether pathwise gradients can be switched off on an instance: not by a mere property."""
+    return not isinstance(inspect.getattr_static(type(d), "has_rsample", None), property)
 
 
 def cast(d: Distribution, dtype: torch.dtype) -> Distribution:

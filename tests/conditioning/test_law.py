@@ -1,9 +1,18 @@
 """The contract of all laws given evidence: event shapes, free columns, marginals."""
 
+import copy
 import math
+import pickle
+from multiprocessing.reduction import ForkingPickler
 
+import pyro
 import pytest
 import torch
+import torch.multiprocessing
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import ClippedAdam
+from torch.distributions import biject_to
 
 from pyromix import (
     DRMM,
@@ -123,3 +132,95 @@ def test_alternatives_of_which_one_can_hold_are_conditioned_on_once(monkeypatch)
     assert expected.event_shape == law.event_shape
     # More evidence goes on from all that was given.
     assert law.condition(AnyOf(dead, live)).route == law.route
+
+
+def boxes():
+    """Two boxes in three dimensions, with sides that are open."""
+    low = torch.tensor([[0.0, -1.0, -math.inf], [1.0, -math.inf, -math.inf]])
+    return Box(low, torch.tensor([[2.0, math.inf, 0.5], [3.0, 0.5, math.inf]]))
+
+
+WITH_BIJECTION = {
+    "batch of boxes": lambda: (boxes(),),
+    "values": lambda: (Observed({1: 0.3}),),
+    "batch of values": lambda: (Observed({1: torch.tensor([0.3, 0.4])}),),
+    "values and a box": lambda: (
+        Observed({0: 1.2}),
+        Box(low=torch.tensor([0.0, 0.0, -math.inf])),
+    ),
+    "values and a batch of boxes": lambda: (Observed({0: 1.2}), boxes()),
+    "values and a half-space": lambda: (
+        Observed({0: 1.2}),
+        LinearInequality(torch.tensor([1.0, 1.0, 2.0]), 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: GaussianMixture(3, 2, "full"), lambda: DRMM(3, 2, 2)], ids=["mixture", "drmm"]
+)
+@pytest.mark.parametrize("evidence", WITH_BIJECTION.values(), ids=WITH_BIJECTION)
+def test_a_bijection_onto_the_support_reaches_draws_and_counts_free_columns(make, evidence):
+    """Its Jacobian is that of the free columns, and points of it have a density."""
+    with torch.no_grad():
+        law = make().condition(*evidence())
+    x = law.sample((50,))
+    onto = biject_to(law.support)
+    assert law.support.check(x).all()
+    z = onto.inv(x)
+    assert z.shape == (50, *law.batch_shape, len(law.free_columns))
+    assert onto.inverse_shape(x.shape) == z.shape
+    assert onto.forward_shape(z.shape) == x.shape
+    torch.testing.assert_close(onto(z), x)
+    assert law.log_prob(onto(torch.randn_like(z))).isfinite().all()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda at: onto(at.expand(z.shape))[0][..., law.free_columns], z[:1]
+    )
+    jacobian = jacobian.reshape(z[0].numel(), z[0].numel())
+    change = onto.log_abs_det_jacobian(z, x)
+    torch.testing.assert_close(change[0].sum(), torch.linalg.slogdet(jacobian)[1])
+    assert law.free().support.check(x[..., law.free_columns]).all()
+
+
+@pytest.mark.parametrize("kind", ["autoguide", "nuts"])
+def test_inference_runs_under_values_and_batches_of_boxes(kind):
+    with torch.no_grad():
+        law = GaussianMixture(3, 2).condition(Observed({0: 1.2}), boxes())
+
+    def model():
+        with pyro.plate("n", 2):
+            pyro.sample("x", law)
+
+    if kind == "nuts":
+        kernel = NUTS(model, max_tree_depth=3)
+        mcmc = MCMC(kernel, num_samples=5, warmup_steps=5, disable_progbar=True)
+        mcmc.run()
+        x = mcmc.get_samples()["x"]
+    else:
+        guide = AutoNormal(model)
+        SVI(model, guide, ClippedAdam({"lr": 0.01}), Trace_ELBO()).step()
+        x = guide()["x"]
+    assert law.support.check(x).all()
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        (Box(low=0.0),),
+        (Observed({0: 0.3}),),
+        (AnyOf(Box(low=1.0), Box(high=-1.0)),),
+        (LinearInequality([1.0, 1.0], 0.5), LinearInequality([1.0, -1.0], 0.5)),
+    ],
+    ids=["box", "values", "alternatives", "inequalities"],
+)
+def test_copies_and_pickles_have_the_law_without_its_graph(evidence):
+    """As chains in other processes get it."""
+    law = GaussianMixture(2, 2, "full").condition(*evidence)
+    assert law.log_evidence()[0].requires_grad
+    x = law.sample((5,))
+    pickled = pickle.loads(bytes(ForkingPickler.dumps(law)))
+    for other in (copy.deepcopy(law), pickled):
+        assert not other.log_prob(x).requires_grad
+        assert torch.equal(other.log_prob(x), law.log_prob(x))
+        assert other.condition(Box(high=9.0)).sample().shape == (2,)
+    assert law.log_evidence()[0].requires_grad

@@ -185,3 +185,14 @@ def test_bad_labels_and_images(call, message):
 def test_without_a_classifier(call):
     with pytest.raises((ValueError, NotImplementedError), match="Classifier"):
         call(build("tree: one layer"))
+
+
+def test_a_single_image_without_a_batch():
+    """As `pyro.sample` scores it."""
+    model = labelled("tree: one layer")
+    images = images_for(model)
+    law = model.condition(1)
+    close(law.log_prob(images[0]), law.log_prob(images)[0])
+    assert law.log_prob(images[0]).shape == ()
+    with pytest.raises(NotImplementedError, match=r"mean of ClassLaw has no closed form"):
+        _ = law.mean

@@ -12,12 +12,20 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.distributions.util import is_identically_zero
+from pyro.infer import (
+    SVI,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.infer.reparam import TransformReparam
 from pyro.optim import ClippedAdam
 from torch import nn
 
 from pyromix import (
+    RAD,
     Flow,
     FoldingCoupling,
     GaussianMixture,
@@ -546,3 +554,54 @@ def test_every_cache_of_pyros_transforms_is_known():
     source = "".join(path.read_text() for path in package.glob("*.py"))
     names = set(re.findall(r"self\.(_cache\w+)", source))
     assert names - {"_cache_size", "_cached_x_y"} <= set(CACHES)
+
+
+def conditional_flows():
+    """Flows of two numbers given one, of transforms that broadcast and that do not."""
+    made = {
+        "spline": transforms.conditional_spline(2, 1, [8]),
+        "coupling": transforms.conditional_affine_coupling(2, 1, [8]),
+        "matrix": transforms.conditional_matrix_exponential(2, 1, [8]),
+    }
+    return {name: Flow(GaussianMixture(2, 3), [part]) for name, part in made.items()}
+
+
+@pytest.mark.parametrize("name", conditional_flows())
+def test_a_batch_of_contexts_scores_values_of_other_batches(name):
+    flow, contexts, x = conditional_flows()[name], torch.randn(4, 1), torch.rand(5, 2)
+    law = flow.condition(contexts)
+    expected = torch.stack([flow.condition(c).log_prob(x) for c in contexts], -1)
+    torch.testing.assert_close(law.log_prob(x.unsqueeze(1)), expected)
+    torch.testing.assert_close(law.log_prob(x[0]), expected[0])
+    assert law.encode(x[0])[0].shape == (4, 2)
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(4) / 4), law)
+    torch.testing.assert_close(mixture.log_prob(x), expected.logsumexp(-1) - math.log(4))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (1,), ()])
+def test_values_of_another_event_shape_are_refused_without_validation(shape):
+    flow = Flow(GaussianMixture(2, 3), [transforms.affine_autoregressive(2)], validate_args=False)
+    conditional = RAD(2, 2, context_dim=1, validate_args=False).condition(torch.randn(4, 1))
+    for law in (flow, flow.expand((4,)), conditional):
+        with pytest.raises(ValueError, match=r"event shape \(2,\)"):
+            law.log_prob(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("loss", [TraceMeanField_ELBO(), RenyiELBO(), TraceTailAdaptive_ELBO()])
+def test_a_flow_is_a_guide_of_losses_that_take_pathwise_gradients_alone(loss):
+    flow = Flow(GaussianMixture(2, 3), [transforms.affine_coupling(2)])
+    loss.num_particles = 2
+    if isinstance(loss, TraceTailAdaptive_ELBO):
+        loss.vectorize_particles = True
+    parts = flow.score_parts(flow())
+    assert is_identically_zero(parts.score_function)
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide():
+        pyro.module("flow", flow)
+        pyro.sample("z", flow)
+
+    loss.loss_and_grads(model, guide)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())

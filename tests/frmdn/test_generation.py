@@ -2,10 +2,12 @@
 
 import math
 
+import pyro.distributions.transforms as transforms
 import pytest
 import torch
 from scipy.stats import kstest
 
+from pyromix import FRMDN
 from pyromix.testing import GOODNESS_OF_FIT, goodness_of_fit
 
 from .models import KINDS, build, close, inputs
@@ -176,3 +178,24 @@ def test_prefixes_do_not_leak():
         torch.cat([path, torch.zeros(1, 1)])
     )
     close(got[4], law.log_prob(y).squeeze(0))
+
+
+def test_the_law_of_a_step_has_the_moments_of_its_mixture():
+    """In the units of the data, which the model standardises."""
+    torch.manual_seed(0)
+    model = FRMDN(2, 3, 2)
+    model.initialize(torch.tensor([5.0, -3.0]) + torch.tensor([4.0, 0.1]) * torch.randn(50, 3, 2))
+    law, _ = model.step()
+    x = law.sample((20_000,))
+    error = STANDARD_ERRORS * x.std(0) / math.sqrt(len(x))
+    assert ((x.mean(0) - law.mean).abs() < error).all()
+    close(law.variance / x.var(0), torch.ones(2), 0.1)
+
+
+def test_moments_without_a_closed_form_are_errors_with_a_remedy():
+    model = FRMDN(2, 3, 2, transforms=[transforms.spline(2)])
+    for law in (model, model.step()[0], model.expand((2,))):
+        with pytest.raises(NotImplementedError, match=r"Use (that of )?draws"):
+            _ = law.mean
+        with pytest.raises(NotImplementedError, match=r"Use (that of )?draws"):
+            _ = law.variance

@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyromix import Observed
-from pyromix.mixtures import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
+from pyromix import MixtureOfNormals, Observed, RelaxedMixtureOfNormals
+from pyromix.mixtures import (
+    LowRankPrecisionNormal,
+    MixtureOfLowRankPrecisionNormals,
+    MixtureOfMultivariateNormals,
+)
 
 
 def build(dim, rank, batch=(), spread=0.5):
@@ -176,3 +180,30 @@ def test_variances_where_the_factor_dominates(size, rank):
     assert torch.allclose(normal.variance, expected, rtol=1e-7, atol=0.0)
     mixture = normal._as_mixture()
     assert torch.allclose(mixture.component_covariance[0].diagonal(), expected, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("law", "shapes", "expected"),
+    [
+        (MixtureOfNormals, {"logits": (4, 3), "loc": (3, 2), "scale": (3, 2)}, ((4,), (2,))),
+        (
+            MixtureOfMultivariateNormals,
+            {"logits": (3,), "loc": (5, 1, 3, 2), "scale_tril": (4, 1, 2, 2)},
+            ((5, 4), (2,)),
+        ),
+        (
+            RelaxedMixtureOfNormals,
+            {"temperature": (4,), "logits": (3,), "loc": (3, 2), "scale": (3, 2)},
+            ((4,), (2,)),
+        ),
+        (
+            LowRankPrecisionNormal,
+            {"loc": (4, 3), "precision_diag": (3,), "precision_factor": (3, 2)},
+            ((4,), (3,)),
+        ),
+    ],
+)
+def test_shapes_are_inferred_from_those_of_parameters(law, shapes, expected):
+    assert law.infer_shapes(**shapes) == expected
+    made = law(**{name: torch.ones(shape) for name, shape in shapes.items()})
+    assert (made.batch_shape, made.event_shape) == expected

@@ -5,13 +5,15 @@ import warnings
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import ClippedAdam
 
-from pyromix import GaussianMixture, MixtureOfNormals
+from pyromix import GaussianMixture, MixtureOfMultivariateNormals, MixtureOfNormals
+from pyromix.mixtures.covariance import STRUCTURES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # announces its coming refactoring
@@ -145,3 +147,56 @@ def test_learnable_prior_with_an_autoguide():
     losses = [svi.step(data) for _ in range(100)]
     assert losses[-1] < losses[0]
     assert not torch.equal(law.loc, before)
+
+
+@pytest.mark.parametrize("covariance", list(STRUCTURES))
+def test_a_network_of_mixtures_given_an_enumerated_latent(covariance):
+    """Components' parameters differ along dimensions that values do not have."""
+    model = GaussianMixture(2, 3, covariance, context_dim=2, hidden_dims=(4,))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    data, labels = torch.randn(5, 2), torch.eye(2)
+
+    @config_enumerate
+    def prior():
+        label = pyro.sample("label", dist.Categorical(torch.full((2,), 0.5)))
+        with pyro.plate("n", 5):
+            pyro.sample("x", model.condition(labels[label]), obs=data)
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(prior, lambda: None)
+    parts = torch.stack([model.condition(label).log_prob(data).sum() for label in labels])
+    expected = -(parts.logsumexp(0) - math.log(2)).item()
+    assert loss == pytest.approx(expected)
+
+
+def test_weights_of_a_batch_over_one_tied_covariance_score_one_value_each():
+    logits, loc = torch.randn(4, 3), torch.randn(3, 2)
+    law = MixtureOfMultivariateNormals(logits, loc, torch.eye(2).unsqueeze(0))
+    x = torch.randn(2)
+    each = [MixtureOfMultivariateNormals(w, loc, torch.eye(2).unsqueeze(0)) for w in logits]
+    expected = torch.stack([one.log_prob(x) for one in each])
+    torch.testing.assert_close(law.log_prob(x), expected)
+    torch.testing.assert_close(law.expand((6, 4)).log_prob(x), expected.expand(6, 4))
+    assert law.expand((6, 4)).responsibilities(x).shape == (6, 4, 3)
+
+
+def test_lifted_parameters_are_those_of_the_law_where_pyro_updates_the_module():
+    model = GaussianMixture(1, 1)
+
+    def program():
+        return pyro.sample("x", pyro.module("m", model, update_module_params=True))
+
+    far = dist.Normal(torch.full((1, 1), 100.0), 0.1).to_event(2)
+    assert abs(poutine.lift(program, prior={"loc": far})().item() - 100.0) < 10.0
+
+
+def test_compiled_nuts_takes_a_law_whose_parameters_require_no_gradient():
+    model = GaussianMixture(2, 2).requires_grad_(False)
+    kernel = NUTS(lambda: pyro.sample("x", model), jit_compile=True, ignore_jit_warnings=True)
+    kernel._max_tree_depth = 3
+    mcmc = MCMC(kernel, num_samples=5, warmup_steps=5, disable_progbar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's JIT
+        mcmc.run()
+    assert mcmc.get_samples()["x"].isfinite().all()

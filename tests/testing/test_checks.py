@@ -3,6 +3,7 @@
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Size, nn
 from torch.distributions import Normal, constraints
 
@@ -17,11 +18,11 @@ class Sample(DistributionModule):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, dim=2, mistake=""):
-        super().__init__(event_shape=(dim,))
-        self.dim, self.mistake = dim, mistake
-        self.loc = nn.Parameter(torch.full((dim,), 0.3))
-        self.log_scale = nn.Parameter(torch.full((dim,), -0.5))
+    def __init__(self, dim=2, mistake="", batch=()):
+        super().__init__(batch, (dim,))
+        self.dim, self.mistake, self.batch = dim, mistake, batch
+        self.loc = nn.Parameter(torch.full((*batch, dim), 0.3))
+        self.log_scale = nn.Parameter(torch.full((*batch, dim), -0.5))
         if mistake == "unregistered tensor":
             self.shift = torch.zeros(dim)
 
@@ -39,8 +40,10 @@ class Sample(DistributionModule):
     def sample(self, sample_shape=Size()):
         if self.mistake == "sample keeps a graph":
             return self.rsample(sample_shape)
-        with torch.no_grad():
-            return self.rsample(sample_shape)
+        if self.mistake == "sample keeps a graph in a trace":
+            with torch.no_grad():
+                return self.rsample(sample_shape)
+        return super().sample(sample_shape)
 
     def log_prob(self, value):
         if self.mistake != "no checks":
@@ -60,9 +63,25 @@ class Sample(DistributionModule):
             log_prob = law.log_prob(value).sum(-1)
         if self.mistake == "event not summed":
             log_prob = law.log_prob(value)
+        if self.mistake == "no broadcasting with the batch":
+            log_prob = law.log_prob(value.reshape(-1, *self.batch, self.dim)).sum(-1)
         if self.mistake == "control flow on values" and (value > 100).any():
             log_prob = log_prob - 1
         return log_prob
+
+    def expand(self, batch_shape, _instance=None):
+        if self.mistake == "expand changes the law":
+            return ExpandedDistribution(self, batch_shape)
+        new = super().expand(batch_shape)
+        if self.mistake == "expand is lost on values":
+            new.log_prob = self.log_prob
+        return new
+
+    def score_parts(self, x):
+        parts = super().score_parts(x)
+        if self.mistake == "score parts of zeros":
+            return parts._replace(score_function=torch.zeros(()))
+        return parts
 
     @property
     def mean(self):
@@ -84,8 +103,9 @@ def failures(make, **options):
     return failed
 
 
-def test_a_correct_distribution_passes():
-    assert failures(Sample) == set()
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_correct_distribution_passes(batch):
+    assert failures(lambda: Sample(batch=batch)) == set()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +114,7 @@ def test_a_correct_distribution_passes():
         ("variance for scale", {"goodness_of_fit", "stein_identity", "moments"}),
         ("detached scale", {"pathwise_gradients"}),
         ("sample keeps a graph", {"shapes"}),
+        ("sample keeps a graph in a trace", {"jit"}),
         ("not normalised", {"normalized"}),
         ("far from normalised in many dimensions", {"normalized_in_expectation"}),
         ("noisy", {"deterministic"}),
@@ -103,12 +124,17 @@ def test_a_correct_distribution_passes():
         ("unregistered tensor", {"moves"}),
         ("no checks", {"bad_input"}),
         ("event not summed", {"shapes"}),
+        ("expand is lost on values", {"unexpanded_value"}),
+        ("expand changes the law", {"plates"}),
+        ("no broadcasting with the batch", {"broadcast_value"}),
+        ("score parts of zeros", {"pathwise_losses"}),
         ("control flow on values", {"function_transforms"}),
     ],
 )
 def test_mistakes_are_caught(mistake, caught_by):
     dim = 12 if "many dimensions" in mistake else 2
-    assert caught_by <= failures(lambda: Sample(dim, mistake=mistake))
+    batch = (3,) if "batch" in mistake else ()
+    assert caught_by <= failures(lambda: Sample(dim, mistake=mistake, batch=batch))
 
 
 def test_batch_and_plain_distributions_can_be_checked():
