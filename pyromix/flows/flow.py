@@ -164,10 +164,6 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         self.clear_cache()
         self.base.initialize((x, context) if self._has_conditional_base else x)
 
-    def __getstate__(self) -> dict[str, Any]:
-        self.clear_cache()  # cached graphs can be neither copied nor pickled
-        return self.__dict__.copy()
-
     def _check_ready(self) -> None:
         _ = self.law  # raises an error if the flow needs a context
 
