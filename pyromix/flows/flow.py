@@ -57,7 +57,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
 
     # A flow is a FlowLaw itself, and without a context its own law.
     sample, rsample, expand = FlowLaw.sample, FlowLaw.rsample, FlowLaw.expand
-    log_prob = FlowLaw.log_prob
+    log_prob, __getstate__ = FlowLaw.log_prob, FlowLaw.__getstate__
     mean, variance = FlowLaw.mean, FlowLaw.variance
 
     def __init__(
