@@ -63,7 +63,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
 
     # A flow is a FlowLaw itself, and without a context its own law.
     sample, rsample, expand = FlowLaw.sample, FlowLaw.rsample, FlowLaw.expand
-    log_prob = FlowLaw.log_prob
+    log_prob, __getstate__ = FlowLaw.log_prob, FlowLaw.__getstate__
     mean, variance = FlowLaw.mean, FlowLaw.variance
 
     def __init__(
@@ -170,10 +170,6 @@ class Flow(LawModule[FlowLaw], FlowLaw):
             x = pull_back(law.transforms, x)
         self.clear_cache()
         self.base.initialize((x, context) if self._has_conditional_base else x)
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.clear_cache()  # cached graphs can be neither copied nor pickled
-        return self.__dict__.copy()
 
     def _check_ready(self) -> None:
         _ = self.law  # raises an error if the flow needs a context

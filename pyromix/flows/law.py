@@ -388,6 +388,10 @@ class FlowLaw(dist.TransformedDistribution):
         """Empties the caches of all transforms, and frees the graphs they hold."""
         clear_caches(self.transforms)
 
+    def __getstate__(self) -> dict[str, Any]:
+        self.clear_cache()  # cached graphs can be neither copied nor pickled
+        return self.__dict__.copy()
+
     def _check_ready(self) -> None:
         """Raises an error if there is no law to draw from or to score with."""
 

@@ -605,3 +605,11 @@ def test_a_flow_is_a_guide_of_losses_that_take_pathwise_gradients_alone(loss):
 
     loss.loss_and_grads(model, guide)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
+
+
+def test_a_law_given_a_context_is_copied_after_a_draw():
+    """Whose graph the transforms keep until the draw is scored."""
+    flow = Flow(dist.Normal(torch.zeros(2), 1.0).to_event(1), [transforms.affine_coupling(2)])
+    law = flow.expand((3,))
+    x = law.rsample()
+    assert torch.equal(copy.deepcopy(law).log_prob(x), law.log_prob(x))
