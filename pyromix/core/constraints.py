@@ -58,6 +58,10 @@ class Floored:
             raw = excess + (-torch.expm1(-excess)).log()
         return raw if self.rate == 1.0 else raw / self.rate
 
+    def is_reached(self, value: Tensor) -> Tensor:
+        """Which numbers are at the floor, or as near as `inverse` lets them start."""
+        return value <= self.floor * (1 + max(0.01, 1.05 * self.excess))
+
 
 class _RealOrMissing(constraints.Constraint):
     """Real numbers, and NaN in place of those that are missing."""

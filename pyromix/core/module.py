@@ -66,6 +66,8 @@ class DistributionModule(nn.Module, Expandable):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     # A plain attribute, not a property: Pyro's has_rsample_(False) sets it on the instance.
     has_rsample: bool = False
+    trains_density: ClassVar[bool] = False
+    """Whether a loss of the model's own has its least value at the best density, too."""
     default_lr: ClassVar[float] = 1e-3
     """Learning rate of `fit`, unless it is given one."""
     argument_checks: ClassVar[Mapping[str, Check]] = {}
@@ -157,6 +159,13 @@ class DistributionModule(nn.Module, Expandable):
 
         Args:
             lr: Learning rate.
+        """
+        return None
+
+    def columns_at_floor(self) -> Tensor | None:
+        """Which columns have the smallest scale that the model allows in all of the law, (D,).
+
+        `fit` warns of these. None, as by default, for models without such a floor.
         """
         return None
 

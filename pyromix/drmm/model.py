@@ -179,6 +179,7 @@ class DRMM(LawModule[ResidualMixture]):
     scale: str
     inner_scale: str
     scale_floor: float
+    trains_density = True
     smoothing: float
     truncation: float
     missing: str
@@ -249,6 +250,12 @@ class DRMM(LawModule[ResidualMixture]):
         if self.missing == "marginalize":
             return real_or_missing_vector
         return constraints.real_vector
+
+    def columns_at_floor(self) -> Tensor:
+        """Which real columns have the smallest scale under every code of the last layer, (D,)."""
+        with torch.no_grad():
+            reached = self._variance.is_reached(self._variance(self.raw_scale))
+            return reached.expand(self.num_components, self.dim).all(0)
 
     def _law_given(self) -> ResidualMixture:
         k = self.num_components

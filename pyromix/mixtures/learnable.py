@@ -157,6 +157,13 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         """
         return self.num_components - 1 + self.loc.numel() + self.structure.num_free
 
+    def columns_at_floor(self) -> Tensor | None:
+        """Which columns have the smallest variance in every component, shape (D,)."""
+        if self.conditional:
+            return None
+        with torch.no_grad():
+            return self.structure.variance.is_reached(self.law.component_variance).all(-2)
+
     def responsibilities(self, value: TensorLike) -> Tensor:
         r"""Probability of every component given points (\*S, D); shape (\*S, K).
 

@@ -130,6 +130,10 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
             value = start + (end - start) * progress
         self.temperature.fill_(value)
 
+    def columns_at_floor(self) -> Tensor | None:
+        """Which columns have the smallest variance in every component, shape (D,)."""
+        return self.mixture.columns_at_floor()
+
     @takes_generator
     def log_prob_nested(
         self, value: TensorLike, num_inner: int = 100, *, generator: Generator | None = None

@@ -21,6 +21,7 @@ from .history import History
 from .integers import warn_about_integers
 from .minibatches import LoaderStream, TensorStream, make_stream, split
 from .trainer import Trainer, describe_model
+from .verdict import Verdict
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -61,7 +62,8 @@ def fit(
     and shards over processes itself, and PyTorch's global random state is left as it was. With
     validation data the best weights are restored at the end. Ctrl-C stops training after the
     step under way (a second one at once) and returns as if training had ended there. The model
-    is left in evaluation mode.
+    is left in evaluation mode. A warning says if the model, as a density of vectors, is worse than
+    it was, or than one normal, or if the data vary less than the smallest scale that it allows.
 
     Args:
         model: The model, trained in place on the device that its parameters are on.
@@ -169,6 +171,7 @@ def fit(
         validation = convert("validation", validation)
         held_out = make_stream(validation, batch_size, seed, *place, name="validation")
 
+    preview: Any = None
     generators = seeded(seed, fabric.device)
     with draws_from(*generators):
         if isinstance(model, DistributionModule):
@@ -218,8 +221,13 @@ def fit(
         )
         if saved is not None:
             trainer.resume(saved)
+        if preview is None and saved is None and isinstance(stream, TensorStream):
+            preview = fabric.to_device(stream.preview())
+        verdict = Verdict(model, preview, seed)
         with torch.enable_grad():
             trainer.train(progress_bar)
+        if fabric.is_global_zero and trainer.history.outcome != "interrupted":
+            verdict.warn(trainer.step)
     return trainer.history
 
 

@@ -761,3 +761,53 @@ def test_trains_under_inference_mode_a_model_built_outside():
             fit(GaussianMixture(2, 2), data, **options)
     assert losses == fit(same, data.clone(), **options).losses
     model.loss(data.clone()).backward()
+
+
+# ---- what training came to --------------------------------------------------------------------
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda: GaussianMixture(2, 1), 1e-6 * randn(300, 2)),
+        (lambda: RelaxedGaussianMixture(2, 2), 1e-6 * randn(300, 2)),
+        (lambda: DRMM(2, 2, 4), 1e-6 * randn(300, 2)),
+        (lambda: DRMM(2, 2, 4), 1e-3 * randn(300, 2)),
+    ],
+)
+def test_says_where_the_floor_is_larger_than_the_data(make, data):
+    with pytest.warns(UserWarning, match=r"Columns \[0, 1\] have about the smallest scale"):
+        train(make(), data=data, lr=1e-4)
+
+
+def test_says_where_training_made_the_model_worse():
+    model = GaussianMixture(2, 3)
+    model.initialize(DATA)
+    with pytest.warns(UserWarning, match="Training made the model worse"):
+        train(model, lr=5.0, steps=5)
+
+
+def test_says_where_one_normal_would_do_better():
+    model = GaussianMixture(2, 1)
+    with torch.no_grad():
+        model.loc.fill_(30.0)
+    with pytest.warns(UserWarning, match="worse than one normal"):
+        train(model, lr=1e-3, steps=100, initialize=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda: GaussianMixture(2, 1), DATA),
+        (lambda: GaussianMixture(2, 2, "full"), torch.stack([DATA[:, 0], 0 * DATA[:, 0]], -1)),
+        (lambda: DRMM(2, 2, 4), DATA),
+        (lambda: GaussianMixture(2, 2, missing="marginalize"), DATA.where(DATA > -1, math.nan)),
+    ],
+)
+def test_says_nothing_where_training_helps(make, data, recwarn):
+    train(make(), data=data, lr=0.01, steps=100)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]

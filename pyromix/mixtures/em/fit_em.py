@@ -33,9 +33,6 @@ BLOCK_SCORES = 2**20
 # Weight of the t-th minibatch in the running averages: (t + 2)^-0.6.
 STEP_POWER = 0.6
 
-# Variances up to this multiple of the floor are at it.
-AT_FLOOR = 1.01
-
 # A component that explains less than this many points, and than another one, is dead.
 DEAD_POINTS = 0.5
 
@@ -123,7 +120,8 @@ def fit_em(
         getattr(model, name).data.copy_(parameter)
     model.initialized.fill_(True)
     model.eval()
-    if bool((best[1].law.component_variance <= AT_FLOOR * model.variance_floor).all()):
+    at_floor = best[1].columns_at_floor()
+    if at_floor is not None and bool(at_floor.all()):
         warnings.warn(
             f"Every variance is at variance_floor={model.variance_floor}. Either the data are in "
             f"smaller units than it supposes: standardise them, or lower it. Or every component "
