@@ -187,13 +187,13 @@ class ConditionedMixture(ConditionedLaw):
         """
         linear, given = self._evidence, self._components.given
         value = linear.observed_values(self._dtype)
-        free = self._support_of_free(value)
+        free = self._support_of_free()
         if not given:
             return free
         return fixed_columns(free, given, value.to(self._dtype), linear.dim)
 
-    def _support_of_free(self, value: Tensor) -> constraints.Constraint:
-        """Where the columns that were not observed lie, given the values of the others."""
+    def _support_of_free(self) -> constraints.Constraint:
+        """Where the columns that were not observed lie."""
         linear = self._evidence
         equations = self._equations is not None
         if not equations and not linear.matrix:
