@@ -53,6 +53,7 @@ def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
     assert model.initialized
 
 
+@pytest.mark.filterwarnings("ignore:Columns .* have about the smallest scale")
 @pytest.mark.parametrize("floor", [1e-2, 0.3, 3.0])
 def test_low_rank_likelihoods_rise_at_the_floor(floor):
     model = GaussianMixture(6, 3, "low_rank_precision", rank=2, variance_floor=floor)
