@@ -111,7 +111,7 @@ def test_mappings_of_tensors():
 
 
 def test_arrays_are_trained_on_in_the_dtype_of_the_model():
-    integers = np.random.default_rng(0).integers(0, 5, (200, 2))
+    integers = np.random.default_rng(0).integers(0, 500, (200, 2))
     floats = torch.tensor(integers).float()
     model, expected = train(GaussianMixture(2, 3).float(), floats, validation=floats)
     for data in (integers, integers.astype(np.float64), integers.tolist(), {"value": integers}):
