@@ -158,6 +158,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         if not isinstance(self.base, DistributionModule) or self.base.initialized:
             return
         x, context = split_batch(data, like=self._like())
+        x = check_value(self, x, like=self._like())
         with torch.no_grad():
             law = self.law if context is None else self.condition(context)
             x = pull_back(law.transforms, x)
