@@ -8,6 +8,7 @@ __all__ = ["load", "read_tree", "save", "write_tree"]
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -103,8 +104,11 @@ def load(
         _check_state(into, tensors, path)
         into.load_state_dict(tensors)
         return into
-    model = _rebuild(description, path)
-    _check_state(model, tensors, path)
+    try:
+        model = _rebuild(description, path)
+        _check_state(model, tensors, path)
+    except ValueError as error:
+        raise ValueError(f"{error}{_note_of_version(description)}") from error
     model.load_state_dict(tensors, assign=True)  # keeps the saved dtypes and device
     return model.eval()
 
@@ -142,7 +146,10 @@ def _write(path: PathLike, kind: Kind, description: Any, tensors: Mapping[str, T
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()  # with the permissions that new files have, which save_file ignores
+        mode = temporary.stat().st_mode
         save_file(own, temporary, metadata={_KEY: json.dumps(header)})
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -179,7 +186,24 @@ def _read(
         raise ValueError(f"Expected a {kind} file, {path} holds a {found!r}. {remedy}")
     if not isinstance(description, dict):
         raise ValueError(f"{path} does not describe a {kind}.")
+    if kind == "model":
+        description = {**description, "written_by": header.get("version")}
     return description, tensors
+
+
+def _note_of_version(description: Mapping[str, Any]) -> str:
+    """What to add to an error about a file of a later version of pyromix."""
+    written = description.get("written_by")
+    if not isinstance(written, str) or _numbers(written) <= _numbers(__version__):
+        return ""
+    return (
+        f" The file was written by pyromix {written}, and this is {__version__}: upgrade pyromix."
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    """The numbers in a version, such as [0, 2, 1]."""
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _rebuild(description: dict[str, Any], path: PathLike) -> nn.Module:

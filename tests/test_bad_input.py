@@ -123,6 +123,10 @@ BAD = [
         ).rsample_and_log_prob(),
         r"condition\(context\)",
     ),
+    (
+        lambda: fit(Flow(learnable(), [transforms.spline_coupling(2)]), zeros(9, 2).float()),
+        "dtype torch.float64, got torch.float32",
+    ),
     # training
     (lambda: train([1.0, 2.0, 3.0]), "event shape"),
     (lambda: train(["a", "b"]), "real numbers, got strings"),

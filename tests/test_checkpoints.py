@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pyromix import DistributionModule, Flow, GaussianMixture, load, register, save
+from pyromix import DistributionModule, Flow, GaussianMixture, fit, load, register, save
 from pyromix.checkpoints import read_tree, write_tree
 
 
@@ -244,3 +244,31 @@ def test_trees(path):
     assert torch.equal(read["tensors"]["nested"][1][0], torch.ones(1))
     with pytest.raises(TypeError, match="object at where"):
         write_tree({"where": object()}, path)
+
+
+def test_files_have_the_permissions_of_new_files(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    save(GaussianMixture(2, 2), tmp_path / "model.safetensors")
+    fit(
+        GaussianMixture(2, 2),
+        torch.randn(20, 2),
+        steps=1,
+        checkpoint=tmp_path / "run.safetensors",
+        progress_bar=False,
+    )
+    for name in ("model", "run"):
+        mode = (tmp_path / f"{name}.safetensors").stat().st_mode
+        assert mode == plain.stat().st_mode
+
+
+def test_errors_about_files_of_a_later_version_name_it(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    monkeypatch.setattr(GaussianMixture, "config", lambda self: {"dim": 2, "later": True})
+    for version, named in (("99.1.0", True), ("0.0.1", False)):
+        monkeypatch.setattr("pyromix.checkpoints.__version__", version)
+        save(GaussianMixture(2, 2), path)
+        monkeypatch.setattr("pyromix.checkpoints.__version__", "1.0.0")
+        with pytest.raises(ValueError, match="later") as error:
+            load(path)
+        assert ("written by pyromix 99.1.0" in str(error.value)) is named

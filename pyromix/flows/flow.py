@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from torch.types import _size
 
 from ..core.batch import Batch, split_batch
+from ..core.checks import check_value
 from ..core.conversions import TensorLike, as_context
 from ..core.expanded import expand_kept
 from ..core.law_module import LawModule
@@ -165,6 +166,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         if not isinstance(self.base, DistributionModule) or self.base.initialized:
             return
         x, context = split_batch(data, like=self._like())
+        x = check_value(self, x, like=self._like())
         with torch.no_grad():
             law = self.law if context is None else self.condition(context)
             x = pull_back(law.transforms, x)

@@ -14,6 +14,9 @@ from .result import Round
 HOPELESS_ROUNDS = 4
 HOPELESS_DISTANCE = 0.5
 
+# So many of the first law's deviations nearer to the targets is progress, from however far.
+LEAST_PROGRESS = 0.05
+
 # Share of all rounds over which schedules of the distribution come to their end.
 ANNEALED = 0.5
 
@@ -87,13 +90,17 @@ class Course:
         return max(entropies) - min(entropies) < self.tolerance
 
     def is_hopeless(self) -> bool:
-        """Whether the violation stays, in the first law's deviations, as the penalty grows."""
+        """Whether the violation stays, in the first law's deviations, as the penalty grows.
+
+        Far from the targets, a round that comes nearer by a small share of the way, but by as
+        much as the interim levels ask of it, is progress.
+        """
         last = self.rounds[-1 - HOPELESS_ROUNDS :]
         far = all(float(r.scaled_violations.max()) > HOPELESS_DISTANCE for r in last)
         if len(last) <= HOPELESS_ROUNDS or not far:
             return False
         sizes = [self.distance(r.violations) for r in last]
-        return all(b > 0.99 * a for a, b in itertools.pairwise(sizes))
+        return all(b > a - min(0.01 * a, LEAST_PROGRESS) for a, b in itertools.pairwise(sizes))
 
     def rises(self) -> bool:
         """Whether the entropy rises without slowing down, though the targets have been reached.

@@ -67,6 +67,12 @@ class Expectations:
         """Number of equalities: their levels come first."""
         return len(self.targets)
 
+    def violation(self, means: Tensor) -> Tensor:
+        """By how much means of the statistics (m,) miss targets, or exceed bounds; shape (m,)."""
+        excess = means - self.levels
+        count = self.num_equalities
+        return torch.cat([excess[:count], excess[count:].clamp(min=0)])
+
     def values(self, x: Tensor) -> Tensor:
         """The statistics of draws (n, *event_shape), shape (n, m); equalities come first.
 

@@ -133,7 +133,8 @@ class MaximumEntropy:
             growth: Factor by which c grows.
             max_penalty: What c may grow to.
             reduction: Share of the violation that a round must reach; otherwise c grows.
-            start: Law to start near: ``"auto"`` for a normal, mapped onto the support, unless
+            start: Law to start near: ``"auto"`` for a normal, mapped onto the support, and moved
+                and scaled to targets that lie far from a standard one, unless
                 the distribution has been initialised or trained before; None to start from the
                 parameters as they are.
             start_steps: Steps towards that law.

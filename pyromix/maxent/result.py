@@ -81,11 +81,12 @@ class MaximumEntropyResult:
     """Index of the round that was kept."""
 
     def __str__(self) -> str:
+        farthest = float(self.scaled_violations.max())
+        held = "constraints hold" if self.feasible else f"constraints MISSED BY {farthest:.2g} sd"
         lines = [
             f"entropy {self.entropy:.4f} +- {self.entropy_error:.4f} nats, {self.outcome} after "
             f"{len(self.rounds)} rounds ({self.seconds:.0f} s), "
-            f"constraints {'hold' if self.feasible else 'DO NOT HOLD'}, residual "
-            f"{self.residual:.2g}",
+            f"{held}, residual {self.residual:.2g}",
             f"{'':20} {'asked':>12} {'got':>12} {'violation':>12} {'+-':>10} {'in sd':>8} "
             f"{'multiplier':>12}",
         ]

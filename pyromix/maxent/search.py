@@ -119,7 +119,7 @@ class Search:
         law = self.distribution
         if start == "auto":
             known = isinstance(law, DistributionModule) and bool(law.initialized)
-            start = None if known else gaussian_on(law, self.expectations.levels)
+            start = None if known else gaussian_on(law, self.expectations)
         if start is not None and not isinstance(start, Distribution):
             raise ValueError(f"Expected start to be 'auto', None or a law, got {start!r}.")
         if start is not None:

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from pyromix import GaussianMixture
 from pyromix.maxent.course import Course, in_deviations
+from pyromix.maxent.expectations import Expectations
 from pyromix.maxent.result import Round
+from pyromix.maxent.start import gaussian_on
 
 
 def end(entropy, violation, multiplier=0.0, *, feasible=True, scaled=1.0):
@@ -81,3 +84,26 @@ def test_an_entropy_that_rises_without_end():
 def test_deviations():
     got = in_deviations(torch.tensor([-1.0, 3.0]), torch.tensor([0.5, 0.0]))
     assert got.tolist() == [2.0, 3.0]
+
+
+def test_half_a_deviation_a_round_is_progress_however_far_the_targets_are():
+    far = [end(1.0, 1000.0 - step, feasible=False) for step in range(6)]
+    assert not course(*far).is_hopeless()
+    stuck = [end(1.0, 1000.0 - 0.01 * step, feasible=False) for step in range(6)]
+    assert course(*stuck).is_hopeless()
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 30.0), (7.0, 1.0), (100.0, 5.0), (0.0, 1e-2)])
+def test_the_start_follows_moments_that_lie_far_away(loc, scale):
+    targets = torch.tensor([loc, loc**2 + scale**2])
+    moments = Expectations(
+        lambda x: torch.cat([x, x.square()], -1), targets, None, None, None, targets
+    )
+    start = gaussian_on(GaussianMixture(1, 2), moments)
+    x = start.sample((20_000,))
+    far = abs(loc) > 5 or scale > 5
+    if far:
+        assert abs(x.mean() - loc) < 0.3 * scale
+        assert 0.7 * scale < x.std() < 1.4 * scale
+    else:  # near enough for a standard normal
+        assert 0.97 < x.std() < 1.03

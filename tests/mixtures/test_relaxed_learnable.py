@@ -333,7 +333,7 @@ BAD = [
     (lambda: learnable().log_prob(torch.zeros(5, 2) * math.nan), "10 NaN among 10 entries"),
     (lambda: learnable().log_prob(torch.zeros(5, 2).float()), "dtype torch.float64"),
     (lambda: learnable().initialize(torch.zeros(5, 3)), "event shape"),
-    (lambda: learnable().initialize(torch.ones(5, 2) * math.inf), "finite values to initialise"),
+    (lambda: learnable().initialize(torch.ones(5, 2) * math.inf), "a finite value, got 10"),
     (lambda: learnable().rsample_weighted(0), "num_samples to be an integer of at least 1"),
     (lambda: learnable().log_prob_nested(torch.zeros(2), 0), "num_inner to be an integer"),
 ]

@@ -166,9 +166,11 @@ class _Run:
             mean = float(statistics.log_prob) / len(self.x)
             if mean < previous:  # by rounding
                 self._restore(saved)
+                self._say_converged()
                 break
             self._record(-mean, 1.0, start)
             if mean - previous < tolerance:
+                self._say_converged()
                 break
             previous, saved = mean, self._state()
             self._maximize(statistics)
@@ -204,6 +206,10 @@ class _Run:
         self.history.seconds.append(time.perf_counter() - start)
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
+
+    def _say_converged(self) -> None:
+        """Lets the bar say why it stops short of its end."""
+        self.bar.set_postfix_str(f"loss={self.history.losses[-1]:.5g}, converged")
 
     def _maximize(self, statistics: Statistics) -> None:
         """The M-step. Dead components keep their means and, where it is theirs, covariance."""

@@ -53,7 +53,7 @@ def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
     assert model.initialized
 
 
-@pytest.mark.filterwarnings("ignore:Columns .* have about the smallest scale")
+@pytest.mark.filterwarnings("ignore:Columns:UserWarning")  # the largest floor is that large
 @pytest.mark.parametrize("floor", [1e-2, 0.3, 3.0])
 def test_low_rank_likelihoods_rise_at_the_floor(floor):
     model = GaussianMixture(6, 3, "low_rank_precision", rank=2, variance_floor=floor)
@@ -203,6 +203,13 @@ def test_data_in_units_too_small_for_the_floor():
     for covariance in STRUCTURES:
         with pytest.warns(UserWarning, match="Every variance is at variance_floor"):
             train(covariance, 1e-7 * data(100), variance_floor=1e-6)
+
+
+def test_the_bar_says_that_the_likelihood_has_converged(capsys):
+    fit_em(GaussianMixture(4, 2), data(50), seed=0)
+    assert "converged" in capsys.readouterr().err
+    fit_em(GaussianMixture(4, 2), data(50), seed=0, steps=2)
+    assert "converged" not in capsys.readouterr().err
 
 
 def test_the_seed_decides():
