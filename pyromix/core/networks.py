@@ -50,13 +50,15 @@ class Standardize(nn.Module):
 
     Args:
         dim: Number of coordinates.
+        optional: Whether files of models may lack it, as those of earlier versions do.
     """
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, optional: bool = False) -> None:
         super().__init__()
+        self.optional = optional
         self.register_buffer("loc", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 

@@ -118,7 +118,7 @@ class PatchGroups:
         """Returns the expected log-density of the image given the last factors, shape (N, T)."""
         error = (self.images - self.mean).square()
         if self.evidence is None:
-            count = torch.ones_like(error[0, 0]).sum()
+            count = error.new_ones(error.shape[2:]).sum()
         else:
             error = error * self.evidence
             count = self.evidence.sum((-1, -2, -3))

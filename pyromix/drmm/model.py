@@ -32,6 +32,7 @@ from ..core.constraints import Floored, mixed_columns, real_or_missing_vector
 from ..core.conversions import TensorLike, as_integers, as_tensor
 from ..core.draws import without_graph
 from ..core.law_module import LawModule
+from ..core.networks import Standardize
 from ..core.random import takes_generator
 from .conditioned import ResidualPrior, Settings
 from .initialization import Shape, initial_parameters
@@ -59,6 +60,9 @@ Missing = Literal["error", "marginalize"]
 # tables, nor other moments of Adam, nor rates of their own for tables or means helped clearly.
 CURRICULUM = (("likelihood", 1.0),)
 
+# Learning rates are meant for columns whose largest standard deviation is between these.
+SMALL_SPREAD, LARGE_SPREAD = 0.1, 10.0
+
 NO_CONTEXT = (
     "Expected values alone, got a batch that is a pair, which is read as values and context. This "
     "model takes no context: leave labels out, or give them as a categorical column."
@@ -84,6 +88,12 @@ def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ..
         )
     total = sum(share for _, share in stages)
     return tuple((name, share / total) for name, share in stages)
+
+
+def _check_standardize(name: str, value: Any) -> Any:
+    if value not in (True, False, "auto"):
+        raise ValueError(f"Expected {name} to be True, False or 'auto', got {value!r}.")
+    return value
 
 
 class DRMM(LawModule[ResidualMixture]):
@@ -123,8 +133,12 @@ class DRMM(LawModule[ResidualMixture]):
             column; ``"spherical"``, one for every component; ``"scalar"``, one, as in the paper.
         inner_scale: Those of the other layers, which guide encodings and proposals:
             ``"diagonal"``, one for every column, or ``"scalar"``, one, as in the paper.
-        scale_floor: Smallest standard deviation, in units of the data, which should be
-            standardised.
+        scale_floor: Smallest standard deviation, in units of the data, or of its columns'
+            standard deviations where those are standardised.
+        standardize: Whether parameters are in units of the columns' own location and spread, as
+            `initialize` finds them. Values, evidence and densities are in the user's units all
+            the same. By default if units are far from those that learning rates are meant for:
+            if the largest standard deviation is above 10 or below 0.1.
         smoothing: Smallest probability of a code given another one is this over K.
         truncation: Codes less likely than this share of the likeliest one, given those before, do
             not occur (the paper's appendix C.3). It changes the law.
@@ -169,6 +183,7 @@ class DRMM(LawModule[ResidualMixture]):
         "max_exact": check_count,
         "beam": check_positive_int,
         "training_beam": check_positive_int,
+        "standardize": _check_standardize,
         "curriculum": _check_curriculum,
         "orphans": number(0),
     }
@@ -186,6 +201,7 @@ class DRMM(LawModule[ResidualMixture]):
     max_exact: int
     beam: int
     training_beam: int
+    standardize: Literal["auto"] | bool
     curriculum: tuple[tuple[str, float], ...]
     orphans: float
 
@@ -205,6 +221,7 @@ class DRMM(LawModule[ResidualMixture]):
         max_exact: int = 4096,
         beam: int = 16,
         training_beam: int = 4,
+        standardize: Literal["auto"] | bool = "auto",
         curriculum: Sequence[tuple[str, float]] = CURRICULUM,
         orphans: float = 0.01,
         max_codes: int | None = None,
@@ -219,6 +236,7 @@ class DRMM(LawModule[ResidualMixture]):
         # Unconstrained numbers are logarithms of variances above the floor's.
         self._variance = Floored(self.scale_floor**2, excess=1.0)
         k, pairs = num_components, num_layers * (num_layers - 1) // 2
+        self.units = Standardize(dim, optional=True)
         self.log_weight = nn.Parameter(torch.zeros(num_layers, k))
         # For every pair of layers c < l, in the order (1, 0), (2, 0), (2, 1), ...: rows are codes
         # of c, columns those of l, so that a code of c selects a row.
@@ -258,14 +276,17 @@ class DRMM(LawModule[ResidualMixture]):
             return reached.expand(self.num_components, self.dim).all(0)
 
     def _law_given(self) -> ResidualMixture:
-        k = self.num_components
+        k, unit = self.num_components, self.units.scale
+        # The first layer's means carry the location.
+        location = torch.zeros_like(self.loc[:, :1])
+        location[0] = self.units.loc
         return ResidualMixture(
             log_weight=self.log_weight,
             links=log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
             source=(self.link_logits, self.smoothing),
-            loc=self.loc,
-            inner_scale=self._variance(self.raw_inner_scale).sqrt().expand(-1, self.dim),
-            scale=self._variance(self.raw_scale).sqrt().expand(k, self.dim),
+            loc=self.loc * unit + location,
+            inner_scale=self._variance(self.raw_inner_scale).sqrt() * unit,
+            scale=self._variance(self.raw_scale).sqrt().expand(k, self.dim) * unit,
             columns=Columns(tuple(self.column_logits), self.loc),
             log_truncation=math.log(self.truncation) if self.truncation else -math.inf,
         )
@@ -378,6 +399,7 @@ class DRMM(LawModule[ResidualMixture]):
         new = type(self).from_config(config).to(self.loc)
         pairs = num_layers * (num_layers - 1) // 2
         with torch.no_grad():
+            new.units.load_state_dict(self.units.state_dict())
             new.log_weight.copy_(self.log_weight[:num_layers])
             new.link_logits.copy_(self.link_logits[:pairs])
             new.loc.copy_(self.loc[:num_layers])
@@ -620,6 +642,8 @@ class DRMM(LawModule[ResidualMixture]):
             self._variance,
         )
         with torch.no_grad():
+            self._set_units(rows)
+            rows = rows._replace(real=self.units(rows.real))
             for name, start in initial_parameters(shape, rows).items():
                 parameter = self.get_parameter(name)
                 if parameter.requires_grad:
@@ -627,6 +651,20 @@ class DRMM(LawModule[ResidualMixture]):
         super().initialize(data)
 
     # ---- internals ------------------------------------------------------------------------
+
+    def _set_units(self, rows: Rows) -> None:
+        """Takes over the columns' location and spread, if parameters are to be in such units."""
+        if not self.loc.requires_grad or self.standardize is False:
+            return
+        seen = torch.ones_like(rows.real) if rows.observed is None else rows.observed
+        count = seen.sum(0).clamp(min=1)
+        loc = (rows.real * seen).sum(0) / count
+        spread = (((rows.real - loc) * seen).square().sum(0) / count).sqrt()
+        varies = spread > torch.finfo(loc.dtype).eps * loc.abs()
+        largest = float(spread[varies].amax()) if bool(varies.any()) else 1.0
+        if self.standardize is True or not SMALL_SPREAD <= largest <= LARGE_SPREAD:
+            self.units.loc.copy_(loc)
+            self.units.scale.copy_(torch.where(varies, spread, torch.ones_like(spread)))
 
     def _training_rows(self, value: Tensor) -> Rows:
         """Checks and sorts values as `_rows` does; no row may be missing as a whole."""

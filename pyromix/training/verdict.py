@@ -102,8 +102,11 @@ class Verdict:
         if floored is None:
             return ""
         spread = rows[:, : len(floored)].double().std(0, correction=0)
+        # In units of their own, columns have floors of their own.
+        units = getattr(self.model, "units", None)
         floor = self.model.scale_floor
-        lost = ((floored | (spread <= floor)) & (spread > 0)).nonzero().flatten().tolist()
+        floors = floor * (torch.ones_like(spread) if units is None else units.scale.double())
+        lost = ((floored | (spread <= floors)) & (spread > 0)).nonzero().flatten().tolist()
         if not lost:
             return ""
         return (

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pyromix import fit
+from pyromix import fit, load, save
 from pyromix.drmm import DRMM
 from pyromix.drmm.stages import (
     STAGES,
@@ -505,3 +505,77 @@ def test_the_short_cut_of_gradients_is_the_gradient(smoothing):
     for one, other in zip(short, long, strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=0)
     assert short[0].abs().max() > 1e-3
+
+
+# ---- columns in units of their own ------------------------------------------------------------
+
+UNITS = torch.tensor([1.0, 1e3, 1e-3])
+PLACE = torch.tensor([0.0, 5e4, 7.0])
+
+
+def curve(num):
+    """A curve in three columns of similar spread."""
+    t = 6.0 * torch.rand(num)
+    return torch.stack([t.cos(), t.sin(), (2 * t).cos()], -1) + 0.1 * torch.randn(num, 3)
+
+
+def trained_on(x, **options):
+    torch.manual_seed(0)
+    model = DRMM(3, 3, 8, **options)
+    fit(model, x, steps=150, lr=0.02, seed=0, progress_bar=False)
+    return model.requires_grad_(False)
+
+
+def test_columns_of_different_units_are_learnt_as_well_as_standardised_ones(tmp_path):
+    x = curve(1500)
+    standard = (x - x.mean(0)) / x.std(0, correction=0)
+    model, plain = trained_on(x * UNITS + PLACE), trained_on(standard, standardize=False)
+    held_out = curve(200)
+    got = model.log_prob(held_out * UNITS + PLACE) + UNITS.log().sum()
+    expected = plain.log_prob((held_out - x.mean(0)) / x.std(0, correction=0))
+    expected = expected - x.std(0, correction=0).log().sum()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    # Everything is in the user's units.
+    draws = model.sample((2000,))
+    assert ((draws.mean(0) - PLACE).abs() < 0.2 * UNITS).all()
+    law = model.condition({1: 5e4 + 500.0})
+    assert (law.sample((50,))[:, 1] == 5e4 + 500.0).all()
+    gaps = (x[:5] * UNITS + PLACE).index_fill(1, torch.tensor(2), math.nan)
+    assert ((model.impute(gaps)[:, 2] - 7.0).abs() < 2e-3).all()
+    assert ((model.decode(model.encode(draws)) - draws).abs().mean(0) < UNITS).all()
+    for depth in (1, 3):
+        shallow = model.shallow(depth)
+        assert torch.equal(
+            shallow.log_prob(draws[:5]), model.layer_log_prob(draws[:5])[:, depth - 1]
+        )
+    save(model, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model").log_prob(draws[:5]), model.log_prob(draws[:5]))
+
+
+def test_usual_columns_keep_their_units():
+    x = curve(300)
+    model = DRMM(3, 2, 4)
+    model.initialize(x)
+    assert (model.units.scale == 1).all()
+    assert (model.units.loc == 0).all()
+    model = DRMM(3, 2, 4, standardize=True)
+    model.initialize(x)
+    torch.testing.assert_close(model.units.scale, x.std(0, correction=0))
+    constant = torch.cat([x * 1e3, torch.full((300, 1), 1e6)], -1)
+    model = DRMM(4, 2, 4)
+    model.initialize(constant)
+    assert model.units.scale[3] == 1
+    assert model.units.loc[3] == pytest.approx(1e6)
+    with pytest.raises(ValueError, match="standardize to be True, False or 'auto'"):
+        DRMM(3, 2, 4, standardize="yes")
+
+
+def test_units_are_those_of_known_entries():
+    x = 1e3 * curve(400) + 1e5
+    gaps = torch.where(torch.rand_like(x) < 0.3, math.nan, x)
+    gaps = gaps[~gaps.isnan().all(-1)]
+    model = DRMM(3, 2, 4, missing="marginalize")
+    model.initialize(gaps)
+    torch.testing.assert_close(model.units.loc, gaps.nanmean(0))
+    spread = (gaps - gaps.nanmean(0)).square().nanmean(0).sqrt()
+    torch.testing.assert_close(model.units.scale, spread)
