@@ -3,7 +3,7 @@
 __all__ = ["ClassConditional", "class_conditional"]
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Size, Tensor
@@ -22,6 +22,7 @@ from .core.conversions import TensorLike, as_labels, as_tensor, as_value
 from .core.draws import without_graph
 from .core.module import DistributionModule
 from .core.random import takes_generator
+from .core.registry import decode
 from .numerics.batches import draw_components
 
 
@@ -162,6 +163,16 @@ class ClassConditional(DistributionModule):
         self.keep_arguments(arguments)
         self.register_buffer("prior", prior.detach().clone())
         self.register_buffer("contexts", contexts.detach().clone())
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Builds a model from what `config` returned; its parameters are not yet set."""
+        arguments = {name: decode(value) for name, value in config.items()}
+        # The model is rebuilt in PyTorch's default dtype, which need not be that of the file.
+        like = next(arguments["model"].parameters())
+        for name in arguments.keys() & {"prior", "contexts"}:
+            arguments[name] = arguments[name].to(like)
+        return cls(**arguments)
 
     @property
     def support(self) -> constraints.Constraint:

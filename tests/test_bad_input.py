@@ -101,6 +101,10 @@ BAD = [
     (lambda: learnable(variance_floor=0.0), "positive, finite variance_floor"),
     (lambda: learnable(variance_floor=math.inf), "positive, finite variance_floor"),
     (lambda: learnable().log_prob(zeros(5, 3)), "event shape"),
+    (
+        lambda: learnable(missing="marginalize").log_prob([[0.0, math.nan]]),
+        "value to be a torch.Tensor, got list",
+    ),
     (lambda: learnable().initialize(zeros(5, 3)), "event shape"),
     (lambda: learnable().initialize(ones(5, 2) * math.inf), "a finite value, got 10"),
     (lambda: learnable().initialize(zeros(0, 2)), "at least one point"),

@@ -433,3 +433,13 @@ def test_labels_and_contexts_belong_to_values():
         law.model.loss((x, torch.randn(5, 1, 3)))
     with pytest.raises(NotImplementedError, match="classes are discrete"):
         law.rsample()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_file_of_another_dtype_than_the_default_is_loaded(dtype, tmp_path):
+    law = class_conditional(GaussianMixture(2, 1, context_dim=2), 2).to(dtype)
+    save(law, tmp_path / "law.safetensors")
+    again = load(tmp_path / "law.safetensors")
+    assert again.contexts.dtype == dtype
+    value = torch.zeros(3, 2, dtype=dtype)
+    assert torch.equal(again.log_prob(value), law.log_prob(value))

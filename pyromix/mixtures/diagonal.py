@@ -18,6 +18,7 @@ from ..numerics.batches import (
     check_weight_and_mean_values,
     check_weights_and_means,
     common_batch_shape,
+    extremes,
     pick,
 )
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
@@ -217,7 +218,7 @@ def _check_shapes(logits: Tensor, loc: Tensor, scale: Tensor) -> Size:
 def _check_values(logits: Tensor, loc: Tensor, scale: Tensor) -> None:
     """Checks the values of the parameters."""
     check_weight_and_mean_values(logits, loc)
-    smallest, largest = (t.item() for t in scale.aminmax())
+    smallest, largest = extremes(scale)
     if not (smallest > 0 and largest < math.inf):
         raise ValueError(
             f"Expected positive, finite scales (standard deviations), got values from {smallest} "

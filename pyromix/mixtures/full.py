@@ -18,6 +18,7 @@ from ..numerics.batches import (
     check_weight_and_mean_values,
     check_weights_and_means,
     common_batch_shape,
+    extremes,
     pick,
 )
 from ..numerics.diagonal_density import (
@@ -318,10 +319,10 @@ def _check_shapes(logits: Tensor, loc: Tensor, scale_tril: Tensor) -> Size:
 def _check_values(logits: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
     """Checks the values of the parameters."""
     check_weight_and_mean_values(logits, loc)
-    diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
-    if not (diagonal.min() > 0 and math.isfinite(scale_tril.tril().sum().item())):
+    smallest, largest = extremes(scale_tril.diagonal(dim1=-2, dim2=-1))
+    if not (smallest > 0 and math.isfinite(scale_tril.tril().sum().item())):
         raise ValueError(
             f"Expected finite Cholesky factors with a positive diagonal, got a diagonal from "
-            f"{diagonal.min().item()} to {diagonal.max().item()}. Make them of covariances with "
+            f"{smallest} to {largest}. Make them of covariances with "
             f"torch.linalg.cholesky."
         )

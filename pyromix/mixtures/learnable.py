@@ -18,6 +18,7 @@ from ..core.checks import (
     check_arguments,
     check_count,
     check_floor,
+    check_tensor,
     check_value,
     is_traced,
     one_of,
@@ -301,7 +302,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         }
 
     def _score(self, law: FiniteMixture, value: Tensor) -> Tensor:
-        observed = self._observed(value)
+        observed = self._observed(check_tensor("value", value, like=self.loc))
         return law.log_prob(value) if observed is None else law.observed_log_prob(value, observed)
 
     def _observed(self, value: Tensor) -> Tensor | None:

@@ -33,6 +33,7 @@ from ..numerics.batches import (
     check_weight_and_mean_values,
     check_weights_and_means,
     common_batch_shape,
+    extremes,
     pick,
 )
 from ..numerics.diagonal_density import component_log_prob
@@ -268,7 +269,7 @@ def check_precision_values(diag: Tensor, factor: Tensor) -> None:
     Raises:
         ValueError: If a diagonal is not positive, or for NaN and infinity.
     """
-    smallest, largest = (t.item() for t in diag.aminmax())
+    smallest, largest = extremes(diag)
     if not (smallest > 0 and largest < math.inf):
         raise ValueError(
             f"Expected a positive, finite precision_diag, got values from {smallest} to "

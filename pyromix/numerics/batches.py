@@ -8,6 +8,7 @@ __all__ = [
     "choose",
     "common_batch_shape",
     "draw_components",
+    "extremes",
     "flat_index",
     "pick",
     "stack_observed",
@@ -190,13 +191,24 @@ def check_weight_and_mean_values(logits: Tensor, loc: Tensor) -> None:
         ValueError: If all weights of a mixture are zero, or for NaN and infinity.
     """
     # Sums and extremes are not finite if an entry is not: one pass over good values each.
-    lowest, highest = (t.item() for t in logits.amax(-1).aminmax())
+    lowest, highest = extremes(logits.amax(-1))
     if not highest < math.inf:  # also if it is NaN
         raise ValueError("Expected logits without NaN and plus infinity.")
     if lowest == -math.inf:
         raise ValueError("Expected at least one logit above minus infinity in every mixture.")
     if not math.isfinite(loc.sum().item()) and not loc.isfinite().all():
         raise ValueError("Expected finite values of loc, got NaN or infinity.")
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of numbers; NaN if one is.
+
+    Of no numbers, as batches of no laws have them, infinity and minus infinity: every bound holds.
+    """
+    if values.numel() == 0:
+        return math.inf, -math.inf
+    smallest, largest = values.aminmax()
+    return smallest.item(), largest.item()
 
 
 def common_batch_shape(got: str, *shapes: Size) -> Size:

@@ -45,7 +45,8 @@ def cholesky_of_rows(rows: Tensor) -> Tensor:
     They come from R itself: R R^T would have half the digits.
     """
     upper = torch.linalg.qr(rows.mT).R
-    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    # Of two numbers, torch.where would make PyTorch's default dtype.
+    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, rows.new_ones(()))
     return (upper * sign.unsqueeze(-1)).mT
 
 

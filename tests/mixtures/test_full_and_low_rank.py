@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyromix import Observed
+from pyromix import GaussianMixture, MixtureOfNormals, Observed
 from pyromix.mixtures import MixtureOfLowRankPrecisionNormals, MixtureOfMultivariateNormals
 
 
@@ -293,3 +293,23 @@ def test_float32_densities_are_as_good_far_from_the_origin(make, spread):
     assert (single.log_prob(x) - expected).abs().max() < 2e-5
     traced = torch.func.vmap(single.log_prob)(x)
     assert (traced - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_gaps_are_filled_in_where_the_default_dtype_is_another(covariance):
+    model = GaussianMixture(2, 3, covariance).float()  # the tests' default is float64
+    value = torch.tensor([[0.5, math.nan]], dtype=torch.float32)
+    assert model.law.conditional([0], [1], value[:, :1]).sample().dtype == torch.float32
+    assert model.impute(value).isfinite().all()
+
+
+def test_mixtures_have_batches_of_no_laws():
+    logits, loc, eye = torch.zeros(0, 3), torch.zeros(0, 3, 2), torch.ones(0, 3, 2)
+    laws = [
+        MixtureOfNormals(logits, loc, eye),
+        MixtureOfMultivariateNormals(logits, loc, torch.diag_embed(eye)),
+        MixtureOfLowRankPrecisionNormals(logits, loc, eye, torch.zeros(0, 3, 2, 1)),
+    ]
+    for law in laws:
+        assert law.sample((4,)).shape == (4, 0, 2)
+        assert law.log_prob(torch.zeros(4, 0, 2)).shape == (4, 0)
