@@ -195,18 +195,6 @@ class ConditionedLaw(Expandable):
         shape = Size((*sample_shape, *self.batch_shape))
         return self.draw(self._entries(shape)).reshape(*shape, *self.event_shape)
 
-    def rsample(
-        self, sample_shape: _size = Size(), *, generator: Generator | None = None
-    ) -> Tensor:
-        """Not available: what is left of components and codes is drawn without a gradient.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "A law given evidence has no pathwise gradients: draw with sample()."
-        )
-
     def check_possible(self) -> None:
         """Checks that the evidence can hold at every entry of the batch.
 
@@ -301,18 +289,6 @@ class FreeLaw(Expandable):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         return self._law.sample(sample_shape)[..., self._free]
-
-    def rsample(
-        self, sample_shape: _size = Size(), *, generator: Generator | None = None
-    ) -> Tensor:
-        """Not available: what is left of components and codes is drawn without a gradient.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "A law given evidence has no pathwise gradients: draw with sample()."
-        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points of shape (\*S, \*B, columns); shape (\*S, \*B)."""

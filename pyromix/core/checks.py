@@ -8,9 +8,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_expandable",
-    "check_finite_value",
     "check_floor",
-    "check_in_support",
     "check_index",
     "check_integers",
     "check_positive_int",
@@ -101,16 +99,6 @@ def check_value(
         ValueError: If the value does not fit.
     """
     value = check_value_shape(distribution, value, like=like)
-    check_finite_value(distribution, value)
-    return value
-
-
-def check_finite_value(distribution: Distribution, value: Tensor) -> None:
-    """Checks that a value holds neither NaN nor infinity, if the distribution validates.
-
-    Raises:
-        ValueError: If it does.
-    """
     # A sum is not finite if an entry is not: one pass over good values.
     if distribution._validate_args and not is_traced() and not math.isfinite(value.sum().item()):
         missing, infinite = int(value.isnan().sum()), int(value.isinf().sum())
@@ -125,19 +113,7 @@ def check_finite_value(distribution: Distribution, value: Tensor) -> None:
                 f"They have no density over real numbers: remove them, or mark them as missing "
                 f"by NaN where the model takes that."
             )
-
-
-def check_in_support(distribution: Distribution, value: Tensor) -> None:
-    """Checks that a value lies in a distribution's support, and holds no infinity.
-
-    Raises:
-        ValueError: If it does not, or does not have the distribution's shapes.
-    """
-    if value.numel() == 0:  # which PyTorch's own check refuses
-        check_value_shape(distribution, value)
-        return
-    distribution._validate_sample(value)
-    check_finite_value(distribution, value)
+    return value
 
 
 def check_value_shape(

@@ -8,8 +8,9 @@ from typing import Any
 
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
-from torch import Size, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import Distribution
+from torch.types import _size
 
 from .checks import check_expandable
 from .registry import register
@@ -57,7 +58,8 @@ register(ExpandedLaw)
 class Expandable(TorchDistribution):
     """A law whose `expand` returns another one, which shares its parameters.
 
-    Moments that a subclass does not define are errors that say what to do instead.
+    Moments and pathwise draws that a subclass does not define are errors that say what to do
+    instead.
     """
 
     @property
@@ -77,6 +79,19 @@ class Expandable(TorchDistribution):
             NotImplementedError: If there is none.
         """
         raise NotImplementedError(no_closed_form(self, "variance"))
+
+    def rsample(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> Tensor:
+        """Draws with pathwise gradients, where there are such.
+
+        Raises:
+            NotImplementedError: If there are none.
+        """
+        raise NotImplementedError(
+            f"Not available: draws of {type(self).__name__} have no pathwise gradients: draw with "
+            f"sample()."
+        )
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Any:
         """Returns the law with a larger batch shape.

@@ -169,6 +169,14 @@ class DistributionModule(nn.Module, Expandable):
         """
         return None
 
+    def column_floors(self) -> Tensor | float:
+        """Smallest standard deviation that the model allows each column, (D,), or all of them.
+
+        By default the argument `scale_floor` of models that have one, else zero.
+        """
+        floor: float = getattr(self, "scale_floor", 0.0)
+        return floor
+
     def metrics(self) -> Mapping[str, float]:
         """What `History` records of the step whose loss was computed last, beside the loss."""
         return {}

@@ -275,6 +275,10 @@ class DRMM(LawModule[ResidualMixture]):
             reached = self._variance.is_reached(self._variance(self.raw_scale))
             return reached.expand(self.num_components, self.dim).all(0)
 
+    def column_floors(self) -> Tensor:
+        """Smallest standard deviation of each real column, in the user's units, (D,)."""
+        return self.scale_floor * self.units.scale
+
     def _law_given(self) -> ResidualMixture:
         k, unit = self.num_components, self.units.scale
         # The first layer's means carry the location.

@@ -18,7 +18,6 @@ from torch.types import _size
 
 from ..core.checks import (
     check_expandable,
-    check_in_support,
     check_tensor,
     check_value,
     is_traced,
@@ -278,8 +277,8 @@ class FlowLaw(dist.TransformedDistribution):
         self._check_ready()
         if not is_traced():
             check_value(self, value, like=self._like())
-            if self._validate_args:
-                check_in_support(self, value)
+            if self._validate_args and value.numel():  # PyTorch's check refuses none
+                self._validate_sample(value)
         self.clear_cache()
         log_prob = self._pull_and_score(self._over_batch(value))
         self.clear_cache()

@@ -102,10 +102,7 @@ class Verdict:
         if floored is None:
             return ""
         spread = rows[:, : len(floored)].double().std(0, correction=0)
-        # In units of their own, columns have floors of their own.
-        units = getattr(self.model, "units", None)
-        floor = self.model.scale_floor
-        floors = floor * (torch.ones_like(spread) if units is None else units.scale.double())
+        floors, floor = torch.as_tensor(self.model.column_floors()), self.model.scale_floor
         lost = ((floored | (spread <= floors)) & (spread > 0)).nonzero().flatten().tolist()
         if not lost:
             return ""
