@@ -5,6 +5,7 @@ __all__ = [
     "box",
     "fixed_columns",
     "half_space",
+    "is_over_reals",
     "mixed_columns",
     "move_support",
     "open_interval",
@@ -346,3 +347,14 @@ for _registry in (biject_to, transform_to):
     )
     _registry.register(box, lambda c: _OntoBox(c.low, c.high))
     _registry.register(half_space, lambda c: _OntoHalfSpace(c.a, c.b))
+
+
+def is_over_reals(law: Any) -> bool:
+    """Whether a law is known to be over real numbers, so that integers among its values are such.
+
+    False where a law declares no support, or does not know it.
+    """
+    try:
+        return not law.support.is_discrete
+    except (AttributeError, NotImplementedError, TypeError):
+        return False

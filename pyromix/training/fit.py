@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from ..checkpoints import PathLike, read_tree
 from ..core.batch import as_batch
 from ..core.checks import as_int, check_positive_int
+from ..core.constraints import is_over_reals
 from ..core.module import DistributionModule
 from ..core.random import draws_from, seeded
 from .history import History
@@ -235,15 +236,7 @@ def _with_tensors(name: str, data: Any, model: nn.Module) -> Any:
     """Data for training with tensors, on the CPU, for arrays and lists of numbers."""
     floats = (p for p in model.parameters() if p.is_floating_point())
     like = torch.empty(0, dtype=next(floats, torch.empty(0)).dtype)
-    return as_batch(name, data, like=like, keep_integers=not _is_over_reals(model))
-
-
-def _is_over_reals(model: nn.Module) -> bool:
-    """Whether a model is a distribution over real numbers, so that integers are such."""
-    try:
-        return not getattr(model, "support").is_discrete  # noqa: B009
-    except (AttributeError, NotImplementedError, TypeError):
-        return False
+    return as_batch(name, data, like=like, keep_integers=not is_over_reals(model))
 
 
 def _make_optimizer(model: nn.Module, factory: OptimizerFactory | None, lr: float) -> Optimizer:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..core.batch import split_batch
-from ..core.constraints import mixed_columns
+from ..core.constraints import is_over_reals, mixed_columns
 
 MAX_DISTINCT = 20
 # Each value is met that often, on average: a few round numbers are no pattern.
@@ -29,13 +29,11 @@ def warn_about_integers(law: Distribution, batch: Any) -> None:
             sequences of few levels are common, and have pages of their own.
         batch: Training data, in the form of a batch; others are left alone.
     """
-    if len(law.event_shape) != 1:
+    if len(law.event_shape) != 1 or not is_over_reals(law):
         return
     try:
         value, support = split_batch(batch)[0], law.support
-    except (ValueError, NotImplementedError):  # of a form, or on a set, of the model's own
-        return
-    if not isinstance(support, torch.distributions.constraints.Constraint) or support.is_discrete:
+    except ValueError:  # of a form of the model's own
         return
     if value.dim() != 2 or not value.is_floating_point():
         return

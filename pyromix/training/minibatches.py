@@ -164,8 +164,8 @@ class LoaderStream:
             iterator = iter(self.loader)
             first = next(iterator, None)
         if first is not None:
-            yield without_graph(first)
-            yield from map(without_graph, iterator)
+            yield _detached(first)
+            yield from map(_detached, iterator)
 
     def _share(self, batch: Any) -> Any:
         if self.world_size == 1:
@@ -197,7 +197,7 @@ def make_stream(
     Raises:
         ValueError: If the data is none of these, is empty, or has tensors of different lengths.
     """
-    data = without_graph(data)
+    data = _detached(data)
     if isinstance(data, DataLoader):
         return LoaderStream(data, seed, rank, world_size)
     if isinstance(data, IterableDataset):
@@ -206,7 +206,7 @@ def make_stream(
         )
     settings = batch_size, seed, rank, world_size
     if isinstance(data, TensorDataset):
-        data = without_graph(data.tensors)
+        data = _detached(data.tensors)
     if isinstance(data, Tensor | Mapping) or _is_sequence_of_tensors(data):
         tensors = list_tensors(data)
         lengths = {len(t) if isinstance(t, Tensor) and t.dim() else None for t in tensors}
@@ -221,7 +221,7 @@ def make_stream(
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
 
         def collate(index: Tensor) -> Any:
-            return without_graph(default_collate([data[i] for i in index.tolist()]))
+            return _detached(default_collate([data[i] for i in index.tolist()]))
 
         return TensorStream(collate, torch.arange(len(data)), *settings)
     raise ValueError(
@@ -230,7 +230,7 @@ def make_stream(
     )
 
 
-def without_graph(batch: Any) -> Any:
+def _detached(batch: Any) -> Any:
     """A batch whose tensors are plain values: no gradient passes through data.
 
     The graph of data that were computed by a network would be gone after the first step, and
@@ -240,9 +240,9 @@ def without_graph(batch: Any) -> Any:
         batch = batch.detach()
         return batch.clone() if batch.is_inference() else batch
     if isinstance(batch, Mapping) and any(isinstance(t, Tensor) for t in batch.values()):
-        return {key: without_graph(part) for key, part in batch.items()}
+        return {key: _detached(part) for key, part in batch.items()}
     if isinstance(batch, list | tuple) and any(isinstance(t, Tensor) for t in batch):
-        return tuple(without_graph(part) for part in batch)
+        return tuple(_detached(part) for part in batch)
     return batch
 
 
