@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from .core.checks import FLOAT_DTYPES
 from .core.module import DistributionModule
-from .core.networks import Standardize
 from .core.random import draws_from
 from .core.registry import NotPlainError, class_name, decode
+from .core.standardize import optional_entries
 from .core.version import __version__
 
 FORMAT = 1
@@ -102,16 +102,17 @@ def load(
                 f"{path} holds a {expected}, got a {class_name(type(into))} to load it into."
             )
         _check_config(description["config"], into, path)
-        tensors = _completed(into, tensors)
         _check_state(into, tensors, path)
         into.load_state_dict(tensors)
         return into
     try:
         model = _rebuild(description, path)
-        tensors = _completed(model, tensors)
         _check_state(model, tensors, path)
     except ValueError as error:
         raise ValueError(f"{error}{_note_of_version(description)}") from error
+    floats = [t for t in tensors.values() if t.is_floating_point()]
+    if floats:  # for what the file lacks, and the model fills in
+        model.to(floats[0])
     model.load_state_dict(tensors, assign=True)  # keeps the saved dtypes and device
     return model.eval()
 
@@ -243,21 +244,10 @@ def _check_config(saved: Any, model: nn.Module, path: PathLike) -> None:
     )
 
 
-def _completed(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, and for what earlier versions did not have those of a new model."""
-    state = dict(tensors)
-    like = next((t for t in tensors.values() if t.is_floating_point()), torch.empty(0))
-    for name, module in model.named_modules():
-        if isinstance(module, Standardize) and module.optional:
-            prefix = f"{name}." if name else ""
-            state.setdefault(f"{prefix}loc", torch.zeros_like(module.loc).to(like))
-            state.setdefault(f"{prefix}scale", torch.ones_like(module.scale).to(like))
-    return state
-
-
 def _check_state(model: nn.Module, tensors: Mapping[str, Tensor], path: PathLike) -> None:
     expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    missing = expected.keys() - tensors.keys() - optional_entries(model)
+    problems = [f"{name} is missing" for name in missing]
     problems += [f"{name} is unknown" for name in tensors.keys() - expected.keys()]
     problems += [
         f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"

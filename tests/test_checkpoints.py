@@ -56,7 +56,15 @@ def test_nothing_is_pickled(path):
     save(GaussianMixture(2, 2), path)
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert set(header) == {"__metadata__", "initialized", "logits", "loc", "raw_scale"}
+    assert set(header) == {
+        "__metadata__",
+        "initialized",
+        "logits",
+        "loc",
+        "raw_scale",
+        "units.loc",
+        "units.scale",
+    }
     assert json.loads(header["__metadata__"]["pyromix"])["description"] == {
         "class": "pyromix.GaussianMixture",
         "config": {

@@ -76,6 +76,9 @@ class DistributionModule(nn.Module, Expandable):
     A constructor names its own class's table, as a subclass may have a longer one."""
     argument_aliases: ClassVar[Collection[str]] = ()
     """Arguments that are other names of arguments: descriptions and files leave them out."""
+    argument_additions: ClassVar[Mapping[str, Any]] = {}
+    """Arguments that earlier versions did not have, and their defaults: descriptions and files
+    leave them out where they have these, so that they are the same as earlier ones."""
     initialized: Tensor
 
     def __init__(
@@ -210,7 +213,12 @@ class DistributionModule(nn.Module, Expandable):
             arguments = constructor_arguments(self, strict=True)
         except UnknownArgumentsError as error:
             raise NotPlainError(str(error)) from error
-        return {name: encode(value) for name, value in arguments.items()}
+        known = self.argument_additions
+        return {
+            name: encode(value)
+            for name, value in arguments.items()
+            if not (name in known and value == known[name])
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

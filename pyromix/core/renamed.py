@@ -31,7 +31,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "plain": ("flows.wrapping",),
     "registry": ("core.registry",),
     "splines": ("flows.splines",),
-    "standardize": ("core.networks",),
+    "standardize": ("core.standardize",),
     "support": ("core.constraints",),
     "unknown_gradient": ("numerics.no_gradient",),
     "validation": ("core.checks",),

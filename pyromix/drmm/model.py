@@ -32,8 +32,8 @@ from ..core.constraints import Floored, mixed_columns, real_or_missing_vector
 from ..core.conversions import TensorLike, as_integers, as_tensor
 from ..core.draws import without_graph
 from ..core.law_module import LawModule
-from ..core.networks import Standardize
 from ..core.random import takes_generator
+from ..core.standardize import Mode, Standardize, check_mode
 from .conditioned import ResidualPrior, Settings
 from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
@@ -60,9 +60,6 @@ Missing = Literal["error", "marginalize"]
 # tables, nor other moments of Adam, nor rates of their own for tables or means helped clearly.
 CURRICULUM = (("likelihood", 1.0),)
 
-# Learning rates are meant for columns whose largest standard deviation is between these.
-SMALL_SPREAD, LARGE_SPREAD = 0.1, 10.0
-
 NO_CONTEXT = (
     "Expected values alone, got a batch that is a pair, which is read as values and context. This "
     "model takes no context: leave labels out, or give them as a categorical column."
@@ -88,12 +85,6 @@ def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ..
         )
     total = sum(share for _, share in stages)
     return tuple((name, share / total) for name, share in stages)
-
-
-def _check_standardize(name: str, value: Any) -> Any:
-    if value not in (True, False, "auto"):
-        raise ValueError(f"Expected {name} to be True, False or 'auto', got {value!r}.")
-    return value
 
 
 class DRMM(LawModule[ResidualMixture]):
@@ -169,6 +160,7 @@ class DRMM(LawModule[ResidualMixture]):
     """
 
     argument_aliases = ("max_codes",)
+    argument_additions: ClassVar[Mapping[str, Any]] = {"standardize": "auto"}
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_positive_int,
         "num_layers": check_positive_int,
@@ -183,7 +175,7 @@ class DRMM(LawModule[ResidualMixture]):
         "max_exact": check_count,
         "beam": check_positive_int,
         "training_beam": check_positive_int,
-        "standardize": _check_standardize,
+        "standardize": check_mode,
         "curriculum": _check_curriculum,
         "orphans": number(0),
     }
@@ -201,7 +193,7 @@ class DRMM(LawModule[ResidualMixture]):
     max_exact: int
     beam: int
     training_beam: int
-    standardize: Literal["auto"] | bool
+    standardize: Mode
     curriculum: tuple[tuple[str, float], ...]
     orphans: float
 
@@ -221,7 +213,7 @@ class DRMM(LawModule[ResidualMixture]):
         max_exact: int = 4096,
         beam: int = 16,
         training_beam: int = 4,
-        standardize: Literal["auto"] | bool = "auto",
+        standardize: Mode = "auto",
         curriculum: Sequence[tuple[str, float]] = CURRICULUM,
         orphans: float = 0.01,
         max_codes: int | None = None,
@@ -646,7 +638,8 @@ class DRMM(LawModule[ResidualMixture]):
             self._variance,
         )
         with torch.no_grad():
-            self._set_units(rows)
+            if self.loc.requires_grad:
+                self.units.adapt(rows.real, rows.observed, mode=self.standardize)
             rows = rows._replace(real=self.units(rows.real))
             for name, start in initial_parameters(shape, rows).items():
                 parameter = self.get_parameter(name)
@@ -655,20 +648,6 @@ class DRMM(LawModule[ResidualMixture]):
         super().initialize(data)
 
     # ---- internals ------------------------------------------------------------------------
-
-    def _set_units(self, rows: Rows) -> None:
-        """Takes over the columns' location and spread, if parameters are to be in such units."""
-        if not self.loc.requires_grad or self.standardize is False:
-            return
-        seen = torch.ones_like(rows.real) if rows.observed is None else rows.observed
-        count = seen.sum(0).clamp(min=1)
-        loc = (rows.real * seen).sum(0) / count
-        spread = (((rows.real - loc) * seen).square().sum(0) / count).sqrt()
-        varies = spread > torch.finfo(loc.dtype).eps * loc.abs()
-        largest = float(spread[varies].amax()) if bool(varies.any()) else 1.0
-        if self.standardize is True or not SMALL_SPREAD <= largest <= LARGE_SPREAD:
-            self.units.loc.copy_(loc)
-            self.units.scale.copy_(torch.where(varies, spread, torch.ones_like(spread)))
 
     def _training_rows(self, value: Tensor) -> Rows:
         """Checks and sorts values as `_rows` does; no row may be missing as a whole."""

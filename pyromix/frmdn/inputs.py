@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.conversions import as_context, as_rows
-from ..core.networks import Standardize
+from ..core.standardize import Standardize
 from .checks import check_finite, common_shape, within
 from .recurrence import Recurrence
 

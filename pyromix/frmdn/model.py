@@ -23,8 +23,9 @@ from ..core.checks import (
 from ..core.constraints import Floored
 from ..core.conversions import TensorLike, as_context, as_rows, as_tensor
 from ..core.law_module import LawModule
-from ..core.networks import Standardize, check_widths
+from ..core.networks import check_widths
 from ..core.random import takes_generator
+from ..core.standardize import Standardize
 from ..flows.chain import draws_branches, given_context, needs_context, pull_back
 from ..flows.law import FlowLaw
 from ..flows.wrapping import as_transform_modules

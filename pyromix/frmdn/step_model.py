@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Size, Tensor
 
-from ..core.networks import Standardize
+from ..core.standardize import Standardize
 from ..flows.law import FlowLaw
 from .inputs import Inputs
 from .recurrence import Recurrence

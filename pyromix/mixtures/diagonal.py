@@ -193,6 +193,10 @@ class MixtureOfNormals(FiniteMixture):
         # Coordinates are independent within a component, so that only the weights change.
         return self._restrict(self._marginal(given)._joint_log_prob(value), free)
 
+    def _in_units(self, loc: Tensor, scale: Tensor) -> "MixtureOfNormals":
+        moved = self._loc * scale + loc
+        return MixtureOfNormals(self._logits, moved, self._scale * scale, validate_args=False)
+
     def _restrict(self, logits: Tensor, dims: list[int]) -> "MixtureOfNormals":
         """Components of some of the coordinates, with other weights."""
         loc, scale = self._loc[..., dims], self._scale[..., dims]

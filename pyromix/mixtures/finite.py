@@ -110,6 +110,10 @@ class FiniteMixture(TensorLaw):
     def _condition(self, given: list[int], free: list[int], value: Tensor) -> "FiniteMixture":
         """The law of the free coordinates, the given ones having the values (*N, D given)."""
 
+    @abstractmethod
+    def _in_units(self, loc: Tensor, scale: Tensor) -> "FiniteMixture":
+        """The law of loc + scale * x, with loc and scale of shape (D,), scale positive."""
+
     @property
     def _independent_scale(self) -> Tensor | None:
         """Standard deviations (*, K, D), if coordinates are independent within components."""

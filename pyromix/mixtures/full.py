@@ -261,6 +261,11 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         batch_dim = len(self.batch_shape)
         return reparameterize_full(x, batch_dim, self._logits, self._loc, self._scale_tril)
 
+    def _in_units(self, loc: Tensor, scale: Tensor) -> "MixtureOfMultivariateNormals":
+        tril = self._scale_tril * scale.unsqueeze(-1)
+        moved = self._loc * scale + loc
+        return MixtureOfMultivariateNormals(self._logits, moved, tril, validate_args=False)
+
     def _marginal(self, kept: list[int]) -> "MixtureOfMultivariateNormals":
         tril = cholesky_of_rows(self._tril[..., kept, :])
         return MixtureOfMultivariateNormals(

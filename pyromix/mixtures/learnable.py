@@ -18,6 +18,7 @@ from ..core.checks import (
     check_arguments,
     check_count,
     check_floor,
+    check_squares,
     check_tensor,
     check_value,
     is_traced,
@@ -27,6 +28,7 @@ from ..core.constraints import real_or_missing_vector
 from ..core.conversions import TensorLike, as_rows, as_tensor
 from ..core.networks import check_widths
 from ..core.random import takes_generator
+from ..core.standardize import Mode, Standardize
 from ..evidence.pieces import Evidence
 from .clusters import find_clusters
 from .covariance import STRUCTURES, Moments, make_structure
@@ -55,8 +57,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             ``"full"``: a covariance matrix of every component; ``"tied"``: one for all;
             ``"low_rank_precision"``: precision matrices that are a diagonal plus `rank` columns.
         rank: Columns of low-rank precisions.
-        variance_floor: Smallest variance, in squared units of the data: standardise data, or set
-            it far below the variances that are expected. It bounds the likelihood where a
+        variance_floor: Smallest variance, in squared units of the data, or of its columns'
+            standard deviations where those are standardised. It bounds the likelihood where a
             component could collapse onto a single point or a constant coordinate. For full and
             tied covariances it bounds the variance of every coordinate given those before it, and
             `pyromix.fit_em` that in any direction.
@@ -66,7 +68,17 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         hidden_dims: Widths of the hidden layers of the context's network.
         scale_floor: Smallest standard deviation, the root of `variance_floor`, in its place: the
             name that all models have in common.
+        standardize: Whether parameters are in units of the columns' own location and spread, as
+            `initialize` finds them (``"spherical"``: of their common spread). Values, evidence
+            and laws are in the user's units all the same. By default if units are far from those
+            that learning rates are meant for: if the largest standard deviation is above 10 or
+            below 0.1.
         validate_args: Whether to check the values that are scored.
+
+    Attributes:
+        loc: Means of the components, shape (K, D), a parameter: in the units that `units` tells.
+            In the user's units they are ``law.loc``.
+        units: Location and scale of every column, that the parameters are in units of.
 
     Raises:
         ValueError: For an argument that is out of range.
@@ -107,6 +119,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (64, 64),
         scale_floor: float | None = None,
+        standardize: Mode = "auto",
         validate_args: bool | None = None,
     ) -> None:
         if scale_floor is not None:
@@ -118,6 +131,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         self.structure = make_structure(
             covariance, dim, num_components, self.variance_floor, self.rank
         )
+        self.units = Standardize(dim, optional=True)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, dim))
         for name, shape in self.structure.shapes.items():
@@ -163,7 +177,12 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         if self.conditional:
             return None
         with torch.no_grad():
-            return self.structure.variance.is_reached(self.law.component_variance).all(-2)
+            variance = self.law.component_variance / self.units.scale.square()
+            return self.structure.variance.is_reached(variance).all(-2)
+
+    def column_floors(self) -> Tensor:
+        """Smallest standard deviation of each column, in the user's units, (D,)."""
+        return self.scale_floor * self.units.scale
 
     def responsibilities(self, value: TensorLike) -> Tensor:
         r"""Probability of every component given points (\*S, D); shape (\*S, K).
@@ -255,6 +274,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             ValueError: If the data does not fit or is not finite.
         """
         x, _ = split_batch(data, like=self.loc)
+        observed = self._observed(x)
         if self.missing == "marginalize":
             fill = x.nanmean(0).nan_to_num(0.0)
             x = torch.where(x.isnan(), fill, x)
@@ -264,6 +284,12 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
                 "Expected at least one point and finite values to initialise from, got "
                 f"{len(x)} points of which {int((~x.isfinite()).any(-1).sum())} are not finite."
             )
+        check_squares("data", x)
+        if self.loc.requires_grad:
+            seen = None if observed is None else observed.reshape(x.shape).to(x.dtype)
+            common = self.structure.isotropic
+            self.units.adapt(x, seen, mode=self.standardize, common=common)
+        x = self.units(x)
         clusters = find_clusters(x, self.num_components, covariances=self.structure.full_moments)
         weight, second = clusters.weights.double(), clusters.second.double()
         moments = Moments(weight, weight.reshape(-1, *[1] * (second.dim() - 1)) * second)
@@ -286,6 +312,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             parameters = self._shifted(parameters, context)
         raw = {name: parameters[name] for name in self.structure.shapes}
         mixture = self.structure.mixture(parameters["logits"], parameters["loc"], raw)
+        mixture = mixture._in_units(self.units.loc, self.units.scale)
         mixture._validate_args = self._validate_args
         return mixture
 

@@ -200,6 +200,12 @@ class MixtureOfLowRankPrecisionNormals(LowRankPrecisions, FiniteMixture):
         parameters = self._logits, self._loc, self._diag, self._factor
         return reparameterize_low_rank(x, len(self.batch_shape), *parameters)
 
+    def _in_units(self, loc: Tensor, scale: Tensor) -> "MixtureOfLowRankPrecisionNormals":
+        diag, factor = self._diag / scale.square(), self._factor / scale.unsqueeze(-1)
+        moved = self._loc * scale + loc
+        make = MixtureOfLowRankPrecisionNormals
+        return make(self._logits, moved, diag, factor, validate_args=False)
+
     def _marginal(self, kept: list[int]) -> "MixtureOfLowRankPrecisionNormals":
         out = [d for d in range(self.event_shape[0]) if d not in kept]
         tril = capacitance_tril(self._diag[..., out].double(), self._factor[..., out, :].double())

@@ -4,28 +4,32 @@ __all__ = ["MixtureModule"]
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
 from ..core.checks import Check, check_floor, check_positive_int
 from ..core.law_module import Law, LawModule
 from ..core.random import takes_generator
+from ..core.standardize import Mode, check_mode
 
 
 class MixtureModule(LawModule[Law]):
     """A mixture of normals with learnable parameters."""
 
     argument_aliases = ("scale_floor",)
+    argument_additions: ClassVar[Mapping[str, Any]] = {"standardize": "auto"}
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_positive_int,
         "num_components": check_positive_int,
         "variance_floor": check_floor,
+        "standardize": check_mode,
     }
     has_rsample = True
     dim: int
     num_components: int
     variance_floor: float
+    standardize: Mode
 
     @property
     def distribution(self) -> Law:

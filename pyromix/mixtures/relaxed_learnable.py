@@ -14,6 +14,7 @@ from ..core.batch import Batch, split_batch
 from ..core.checks import Check, check_arguments, check_floor, check_positive_int, one_of
 from ..core.conversions import TensorLike
 from ..core.random import takes_generator
+from ..core.standardize import Mode
 from .inner_points import inner_points
 from .learnable import GaussianMixture
 from .mixture_module import MixtureModule
@@ -51,6 +52,7 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         num_inner: Number of points behind `log_prob`; see `RelaxedMixtureOfNormals`.
         variance_floor: Smallest variance of a component; see `GaussianMixture`.
         scale_floor: Smallest standard deviation in its place.
+        standardize: Whether parameters are in units of the columns; see `GaussianMixture`.
         validate_args: Whether to check the values that are scored.
 
     Attributes:
@@ -93,12 +95,15 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         num_inner: int = 512,
         variance_floor: float = 1e-6,
         scale_floor: float | None = None,
+        standardize: Mode = "auto",
         validate_args: bool | None = None,
     ) -> None:
         if scale_floor is not None:
             variance_floor = check_floor("scale_floor", scale_floor) ** 2
         arguments = check_arguments(RelaxedGaussianMixture.argument_checks, locals())
-        mixture = GaussianMixture(dim, num_components, variance_floor=variance_floor)
+        mixture = GaussianMixture(
+            dim, num_components, variance_floor=variance_floor, standardize=standardize
+        )
         super().__init__(event_shape=mixture.event_shape, validate_args=validate_args)
         self.keep_arguments(arguments)
         self.mixture = mixture
@@ -108,9 +113,14 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
         self.register_buffer("points", points.to(mixture.loc, copy=True))
 
     def _law_given(self) -> RelaxedMixtureOfNormals:
-        m = self.mixture
+        exact = self.mixture.law
         law = RelaxedMixtureOfNormals(
-            self.temperature, m.logits, m.loc, m.scale, self.num_inner, validate_args=False
+            self.temperature,
+            self.mixture.logits,
+            exact.loc,
+            exact.component_variance.sqrt(),
+            self.num_inner,
+            validate_args=False,
         )
         law._points = self.points
         law._validate_args = self._validate_args
@@ -133,6 +143,10 @@ class RelaxedGaussianMixture(MixtureModule[RelaxedMixtureOfNormals]):
     def columns_at_floor(self) -> Tensor | None:
         """Which columns have the smallest variance in every component, shape (D,)."""
         return self.mixture.columns_at_floor()
+
+    def column_floors(self) -> Tensor:
+        """Smallest standard deviation of each column, in the user's units, (D,)."""
+        return self.mixture.column_floors()
 
     @takes_generator
     def log_prob_nested(

@@ -12,7 +12,7 @@ from torch.distributions import AffineTransform, Distribution
 from ..core.batch import Batch, split_batch
 from ..core.checks import Check, check_arguments, check_count, check_positive_int
 from ..core.conversions import as_tensor
-from ..core.networks import location_and_scale
+from ..core.standardize import location_and_scale
 from ..flows.flow import Flow
 from .coupling import ConditionalFoldingCoupling, FoldingCoupling
 from .fold import check_hidden_dims

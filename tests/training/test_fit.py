@@ -773,8 +773,8 @@ def randn(*shape):
 @pytest.mark.parametrize(
     ("make", "data"),
     [
-        (lambda: GaussianMixture(2, 1), 1e-6 * randn(300, 2)),
-        (lambda: RelaxedGaussianMixture(2, 2), 1e-6 * randn(300, 2)),
+        (lambda: GaussianMixture(2, 1, standardize=False), 1e-6 * randn(300, 2)),
+        (lambda: RelaxedGaussianMixture(2, 2, standardize=False), 1e-6 * randn(300, 2)),
         (lambda: DRMM(2, 2, 4, standardize=False), 1e-6 * randn(300, 2)),
         (lambda: DRMM(2, 2, 4, standardize=False), 1e-3 * randn(300, 2)),
     ],

@@ -36,6 +36,8 @@ class Diagonal(CovarianceStructure):
 class Spherical(Diagonal):
     """One variance per component."""
 
+    isotropic = True
+
     @property
     def shapes(self) -> dict[str, Size]:
         """Names and shapes of the parameters."""

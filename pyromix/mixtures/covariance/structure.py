@@ -41,6 +41,7 @@ class CovarianceStructure(ABC):
         floor: Smallest variance, of coordinates or, for matrices, in any direction.
     """
 
+    isotropic = False  # whether columns have a common scale
     full_moments = False  # whether estimates need matrices of second moments
 
     def __init__(self, dim: int, num_components: int, floor: float) -> None:

@@ -118,14 +118,15 @@ def fit_em(
     assert best is not None
     for name, parameter in best[1]._parameters_of_law().items():
         getattr(model, name).data.copy_(parameter)
+    model.units.load_state_dict(best[1].units.state_dict())
     model.initialized.fill_(True)
     model.eval()
     at_floor = best[1].columns_at_floor()
     if at_floor is not None and bool(at_floor.all()):
         warnings.warn(
             f"Every variance is at variance_floor={model.variance_floor}. Either the data are in "
-            f"smaller units than it supposes: standardise them, or lower it. Or every component "
-            f"has collapsed onto a point: use fewer.",
+            f"smaller units than it supposes: build the mixture with standardize=True, or lower "
+            f"it. Or every component has collapsed onto a point: use fewer.",
             stacklevel=2,
         )
     return best[2]
@@ -138,6 +139,13 @@ class _Run:
         self, model: GaussianMixture, x: Tensor, batch_size: int | None, bar: tqdm
     ) -> None:
         self.model, self.batch_size, self.bar = model, batch_size, bar
+        # Meanwhile the data are in the units of the parameters.
+        self.units = copy.deepcopy(model.units)
+        x = self.units(x)
+        log_scale = torch.where(x.isnan(), 0.0, self.units.scale.log())
+        self.log_volume = float(log_scale.sum(-1).mean())
+        model.units.loc.zero_()
+        model.units.scale.fill_(1.0)
         # Near the origin sums of squares cancel less.
         self.centre = x.nanmean(0).nan_to_num(0.0)
         self.x = x - self.centre
@@ -154,8 +162,9 @@ class _Run:
         else:
             self._stepwise(steps, start)
         self.history.outcome = "finished"
-        self.log_likelihood = self._total()
+        self.log_likelihood = self._total() - len(self.x) * self.log_volume
         self.model.loc.add_(self.centre)
+        self.model.units.load_state_dict(self.units.state_dict())
         return self.history
 
     def _full(self, steps: int, tolerance: float, start: float) -> None:
@@ -201,6 +210,7 @@ class _Run:
 
     def _record(self, loss: float, rate: float, start: float) -> None:
         """Adds an iteration to the history and to the progress bar."""
+        loss += self.log_volume
         self.history.losses.append(loss)
         self.history.learning_rates.append(rate)
         self.history.seconds.append(time.perf_counter() - start)

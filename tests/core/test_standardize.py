@@ -1,10 +1,10 @@
-"""Standardisation of inputs."""
+"""Standardisation of columns."""
 
 import pytest
 import torch
 
 from pyromix import FRMDN, RAD
-from pyromix.core.networks import location_and_scale
+from pyromix.core.standardize import location_and_scale
 
 
 @pytest.mark.parametrize(
