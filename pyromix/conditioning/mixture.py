@@ -204,8 +204,10 @@ class ConditionedMixture(ConditionedLaw):
                 count = linear.dim - len(linear.observed)
                 bounds = tightest_bounds(low, high, matrix.argmax(-1), count)
                 return box(*(bound.to(self._dtype) for bound in bounds))
-            if len(matrix) == 1 and not linear.batch_shape and bool(high.isinf().all()):
-                return half_space(matrix[0].to(self._dtype), -low[0].to(self._dtype))
+            if len(matrix) == 1:
+                for row, bound, other in ((matrix[0], low, high), (-matrix[0], -high, -low)):
+                    if bool(other.isinf().all() and bound.isfinite().all()):
+                        return half_space(row.to(self._dtype), -bound[..., 0].to(self._dtype))
         raise NotImplementedError(
             "No bijection onto the support of this evidence is known. Draw with sample()."
         )

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.overrides import TorchFunctionMode
 
+from .borders import between_ends
+from .wrapping import unwrap
+
 # Where transforms, Pyro's and those of folds, keep the Jacobian of the last pair.
 CACHES = (
     "_cache_log_detJ",
@@ -54,17 +57,27 @@ def pull_back(transforms: Iterable[Any], value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: If a transform has no inverse in closed form.
     """
+    after = None
     for transform in reversed(list(transforms)):
-        value = invert(transform, value)
+        value, after = invert(transform, value, after), (transform, value)
     return value
 
 
-def invert(transform: Any, y: Tensor) -> Tensor:
+def invert(transform: Any, y: Tensor, after: tuple[Any, Tensor] | None = None) -> Tensor:
     """Returns the x that a transform maps to y.
+
+    Args:
+        transform: The transform.
+        y: Values.
+        after: The transform that follows, and the values that it maps y to: together they may be
+            inverted with fewer digits lost.
 
     Raises:
         NotImplementedError: If the transform has no inverse in closed form.
     """
+    precise = None if after is None else between_ends(unwrap(transform), unwrap(after[0]))
+    if after is not None and precise is not None:
+        return precise(after[1])
     try:
         if y.dtype == torch.get_default_dtype():
             return transform.inv(y)

@@ -140,6 +140,11 @@ def boxes():
     return Box(low, torch.tensor([[2.0, math.inf, 0.5], [3.0, 0.5, math.inf]]))
 
 
+def half_spaces():
+    """Two parallel planes in three dimensions."""
+    return LinearInequality(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([[0.5], [-2.0]]))
+
+
 WITH_BIJECTION = {
     "batch of boxes": lambda: (boxes(),),
     "values": lambda: (Observed({1: 0.3}),),
@@ -152,6 +157,11 @@ WITH_BIJECTION = {
     "values and a half-space": lambda: (
         Observed({0: 1.2}),
         LinearInequality(torch.tensor([1.0, 1.0, 2.0]), 0.5),
+    ),
+    "batch of half-spaces": lambda: (half_spaces(),),
+    "batch of values and half-spaces": lambda: (
+        Observed({1: torch.tensor([0.3, 0.4])}),
+        half_spaces(),
     ),
 }
 
@@ -183,9 +193,10 @@ def test_a_bijection_onto_the_support_reaches_draws_and_counts_free_columns(make
 
 
 @pytest.mark.parametrize("kind", ["autoguide", "nuts"])
-def test_inference_runs_under_values_and_batches_of_boxes(kind):
+@pytest.mark.parametrize("inequalities", [boxes, half_spaces])
+def test_inference_runs_under_values_and_batches_of_inequalities(kind, inequalities):
     with torch.no_grad():
-        law = GaussianMixture(3, 2).condition(Observed({0: 1.2}), boxes())
+        law = GaussianMixture(3, 2).condition(Observed({0: 1.2}), inequalities())
 
     def model():
         with pyro.plate("n", 2):
