@@ -29,6 +29,9 @@ from .union import condition_on
 
 # Equations hold for values that miss them by no more than this share of their terms.
 EQUATION_TOLERANCE = 1e-5
+# Terms count for no less than this share of what they are without equations: the tolerance is
+# then some units in the last place of double precision.
+LEAST = 1e-9
 
 MAX_REDRAWS = 100
 
@@ -369,16 +372,17 @@ class ConditionedMixture(ConditionedLaw):
 
         With equations, relative to the measure on the plane that they leave.
         """
-        linear, x = self._evidence, value.double()
+        linear, components, x = self._evidence, self._components, value.double()
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        log_prob = (-self._components.log_plane).expand(leading)
+        log_prob = (-components.log_plane).expand(leading)
         # Nothing is changed in place, and no branch depends on values: `vmap` over points.
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for d, expected in linear.observed.items():
             fits = fits & (value[..., d] == expected.to(self._dtype))
         if self._equations is not None:
             matrix, y = self._equations
-            size = x.abs() @ matrix.abs().mT + y.abs() + 1e-12
+            terms = x.abs() if components.reach is None else x.abs() + LEAST * components.reach
+            size = terms @ matrix.abs().mT + y.abs()
             close = (y - x @ matrix.mT).abs() <= EQUATION_TOLERANCE * size
             fits = fits & close.all(-1)
         for matrix, y, noise in self._noisy:
