@@ -31,6 +31,9 @@ from .rows import Rows
 # Below this share of the particles, the effective sample size is worth a warning.
 LOW_SHARE = 0.1
 
+# By so many units in the last place may sums over layers be rounded.
+ROUNDINGS = 16
+
 # Standard error of a code's log-probability that is good enough for one of many.
 INTEGRAL_ERROR = 0.1
 
@@ -342,7 +345,9 @@ class ConditionedDRMM(ConditionedLaw):
         total = (weight @ (loc - centre).square()).squeeze(1)
         means = (own / share.clamp(min=1e-300).unsqueeze(-1)) @ (loc - centre)
         disagreement = means.square().mean(1) / (count - 1)
-        known = total > 1e-12 * total.amax(-1, keepdim=True).clamp(min=1e-300)
+        # Of a column whose means differ by rounding alone, nothing is known.
+        rounding = ROUNDINGS * torch.finfo(self._dtype).eps * loc.abs().amax(1)
+        known = total > rounding.square().clamp(min=1e-300)
         ratio = torch.where(known, disagreement / torch.where(known, total, 1.0), 0.0)
         relative = torch.maximum(variance, ratio.sum(-1) / known.sum(-1).clamp(min=1))
         effective = 1.0 / (1.0 / size + relative)
