@@ -115,8 +115,8 @@ def _flow(draw):
     choices = {
         "fold": lambda: Fold(),
         "coupling": lambda: transforms.affine_coupling(dim, hidden_dims=[4]),
-        # Not affine_autoregressive: Pyro inverts it in PyTorch's default dtype, and fails with a
-        # RuntimeError where the flow has another.
+        "autoregressive": lambda: transforms.affine_autoregressive(dim, hidden_dims=[4]),
+        "inverted": lambda: transforms.affine_autoregressive(dim, hidden_dims=[4]).inv,
         "affine": lambda: transforms.AffineTransform(torch.ones(dim), 2.0),
         "permutation": lambda: transforms.permute(dim),
     }
