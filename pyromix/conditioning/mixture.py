@@ -19,10 +19,16 @@ from ..core.checks import as_int, check_value
 from ..core.constraints import box, fixed_columns, half_space
 from ..evidence.linear import LinearEvidence, tightest_bounds
 from ..numerics.batches import choose
-from ..numerics.no_gradient import raise_on_gradient
+from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
 from ..numerics.triangular import log_scale
 from .components import Components, NormalMixture
-from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Statement
+from .law import (
+    FREED_GRAPH,
+    UNKNOWN_EVIDENCE_GRADIENT,
+    ConditionedLaw,
+    Statement,
+    copy_for_law,
+)
 from .polytope import Polytope
 from .truncated import ConflictError, TruncatedNormals
 from .union import condition_on
@@ -56,7 +62,7 @@ class MixturePrior:
         allow_all_observed: bool = False,
         max_error: float = 0.01,
     ) -> None:
-        self.mixture = mixture.map_tensors(torch.clone)
+        self.mixture = mixture.map_tensors(copy_for_law)
         self.batch_shape = mixture.batch_shape  # which may be expanded
         self.validate_args = bool(mixture._validate_args)
         self.dim = mixture.event_shape[0]
@@ -170,7 +176,8 @@ class ConditionedMixture(ConditionedLaw):
         self._truncated: TruncatedNormals | None = None
         if evidence.num_rows:
             self._truncate(allow_impossible_entries)
-        impossible = self._joint.logsumexp(-1).isneginf()
+        self._joint = raise_if_freed(self._joint, FREED_GRAPH)
+        impossible = self._joint.detach().logsumexp(-1).isneginf()
         if bool(impossible.all() if allow_impossible_entries else impossible.any()):
             raise ConflictError(
                 f"Expected evidence that can hold, but {int(impossible.sum())} of "

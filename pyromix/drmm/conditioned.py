@@ -16,7 +16,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from ..conditioning.law import ConditionedLaw, Statement
+from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
 from ..conditioning.mixture import MixturePrior
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
@@ -24,6 +24,7 @@ from ..core.checks import check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
 from ..mixtures.diagonal import MixtureOfNormals
+from ..numerics.no_gradient import raise_if_freed
 from .law import ResidualMixture
 from .particles import Codes, enumerate_codes, find_codes, prune
 from .rows import Rows
@@ -56,7 +57,7 @@ class ResidualPrior:
     """
 
     def __init__(self, law: ResidualMixture, settings: Settings, validate_args: bool) -> None:
-        self.law, self.settings = law.map_tensors(torch.clone), settings
+        self.law, self.settings = law.map_tensors(copy_for_law), settings
         self.validate_args = validate_args
         self.dim = law.loc.shape[-1]
         self.categories = law.columns.categories
@@ -164,6 +165,7 @@ class ConditionedDRMM(ConditionedLaw):
         )
         self._real = mixture.given(evidence, allow_impossible_entries=allow_impossible_entries)
         # The mixture's weights were normalised.
+        log_scale = raise_if_freed(log_scale, FREED_GRAPH)
         self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
         self._variance, self.effective_sample_size = self._spread()
         self._warn()

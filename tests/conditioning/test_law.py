@@ -235,3 +235,26 @@ def test_copies_and_pickles_have_the_law_without_its_graph(evidence):
         assert torch.equal(other.log_prob(x), law.log_prob(x))
         assert other.condition(Box(high=9.0)).sample().shape == (2,)
     assert law.log_evidence()[0].requires_grad
+
+
+FREED = {
+    "box": lambda: Box(low=0.0),
+    "values": lambda: Observed({0: 0.5}),
+    "alternatives": lambda: AnyOf(Box(low=1.0), Box(high=-1.0)),
+}
+
+
+@pytest.mark.parametrize("evidence", FREED.values(), ids=FREED)
+@pytest.mark.parametrize("kind", ["mixture", "drmm"])
+def test_a_second_backward_pass_says_whose_graph_was_freed(kind, evidence):
+    model = GaussianMixture(2, 2) if kind == "mixture" else DRMM(2, 2, 2)
+    options = {"differentiable": True} if kind == "drmm" else {}
+    law = model.condition(evidence(), **options)
+    x = law.sample((3,))
+    law.log_prob(x).sum().backward(retain_graph=True)
+    first = model.loc.grad.clone()
+    law.log_prob(x).sum().backward()
+    torch.testing.assert_close(model.loc.grad, 2 * first)
+    for number in (lambda: law.log_prob(x), lambda: law.log_evidence()[0]):
+        with pytest.raises(RuntimeError, match=r"freed by an earlier backward.*no_grad"):
+            number().sum().backward()
