@@ -83,6 +83,8 @@ class Components:
         scale: Standard deviations, shape (\*own, K, free), whose batch expands to B; None where
             columns are correlated.
         log_joint: Log-weights plus log-densities of what was observed, shape (\*B, K).
+        reach: How far from zero columns lie before equations, shape (D,), zero for observed ones;
+            None without equations. Draws meet equations up to the rounding of such numbers.
         log_plane: Logarithm of the factor by which equations scale Lebesgue measure, scalar.
     """
 
@@ -92,11 +94,9 @@ class Components:
         self.batch_shape, self._dtype = batch_shape, mixture.logits.dtype
         self.given, self.free = evidence.split_columns()
         self.value = evidence.observed_values(self._dtype)
-        normals = mixture.normals_given(
-            self.given,
-            self.free,
-            self.value.to(self._dtype),
-            correlated=bool(evidence.gaussian),
+        # A covariance of single precision may have no factor any more.
+        normals = mixture.map_tensors(Tensor.double).normals_given(
+            self.given, self.free, self.value, correlated=bool(evidence.gaussian)
         )
         k = normals.loc.shape[-2]
         self.loc = normals.loc.double().expand(*batch_shape, k, len(self.free))
@@ -105,6 +105,7 @@ class Components:
         self.scale = None if normals.scale is None else normals.scale.double()
         self._covariance, self._with_graph = normals.covariance, torch.is_grad_enabled()
         self._factor: Tensor | None = None
+        self.reach: Tensor | None = None
         if evidence.gaussian:
             self._absorb(evidence)
 
@@ -114,13 +115,37 @@ class Components:
         matrix, y = evidence.equations(self.batch_shape)
         if len(matrix):
             matrix, y = self._without_given(matrix, y)
+            self.reach = self._reach()
             self.loc, self._factor, gain = solve(self.loc, self.factor, matrix, y)
-            self.log_joint = self.log_joint + gain
-            self.log_plane = 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet
+            self.log_joint = self.log_joint + gain - evidence.log_units
+            self.log_plane = (
+                0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet + evidence.log_units
+            )
         for matrix, y, noise in evidence.noisy:
             matrix, y = self._without_given(matrix, y)
             self.loc, self._factor, gain = observe(self.loc, self.factor, matrix, y, noise)
             self.log_joint = self.log_joint + gain
+
+        self._check_range()
+
+    @torch.no_grad()
+    def _reach(self) -> Tensor:
+        spread = self.factor.square().sum(-1).sqrt()
+        reach = self.loc.new_zeros(len(self.free) + len(self.given))
+        reach[self.free] = (self.loc.abs() + spread).flatten(0, -2).amax(0)
+        return reach
+
+    def _check_range(self) -> None:
+        """Checks that numbers of the mixture's dtype reach what was observed."""
+        limit = torch.finfo(self._dtype).max
+        beyond = (~(self.loc.abs() < limit)).flatten(0, -2).any(0)
+        if bool(beyond.any()):
+            columns = [self.free[place] for place in beyond.nonzero().flatten().tolist()]
+            raise ValueError(
+                f"Expected evidence that numbers of {self._dtype} can meet, but it puts columns "
+                f"{columns} beyond {limit:.3g}. Check its coefficients and units"
+                + (", or use float64." if self._dtype != torch.float64 else ".")
+            )
 
     def _without_given(self, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What A x = y says about the free columns: A (m, free) and y (*N, m)."""

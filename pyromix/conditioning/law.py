@@ -1,6 +1,13 @@
 r"""What all laws given evidence have in common: :math:`p(x) q(x) / Z`."""
 
-__all__ = ["UNKNOWN_EVIDENCE_GRADIENT", "ConditionedLaw", "FreeLaw", "Prior"]
+__all__ = [
+    "FREED_GRAPH",
+    "UNKNOWN_EVIDENCE_GRADIENT",
+    "ConditionedLaw",
+    "FreeLaw",
+    "Prior",
+    "copy_for_law",
+]
 
 import math
 from abc import abstractmethod
@@ -21,6 +28,7 @@ from ..core.random import takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
 from ..numerics.batches import flat_index
+from ..numerics.no_gradient import raise_if_freed
 from .truncated import ConflictError
 
 Statement = Evidence | Mapping[int, Number]
@@ -32,6 +40,19 @@ UNKNOWN_EVIDENCE_GRADIENT = (
     "gradient of log Z is the mean of that of mixture.log_prob(x) over draws x of the conditional "
     "law."
 )
+
+
+FREED_GRAPH = (
+    "The graph of a law given evidence is made when the law is, and was freed by an earlier "
+    "backward pass. If no gradient in the parameters of the model is wanted, condition within "
+    "torch.no_grad(). If it is, condition anew at every step, which also takes in what the step "
+    "has changed, or retain the graph."
+)
+
+
+def copy_for_law(tensor: Tensor) -> Tensor:
+    """A copy of a parameter for a law given evidence, with a graph that is told if it is freed."""
+    return raise_if_freed(tensor.clone(), FREED_GRAPH)
 
 
 class Prior(Protocol):

@@ -19,16 +19,25 @@ from ..core.checks import as_int, check_value
 from ..core.constraints import box, fixed_columns, half_space
 from ..evidence.linear import LinearEvidence, tightest_bounds
 from ..numerics.batches import choose
-from ..numerics.no_gradient import raise_on_gradient
+from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
 from ..numerics.triangular import log_scale
 from .components import Components, NormalMixture
-from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Statement
+from .law import (
+    FREED_GRAPH,
+    UNKNOWN_EVIDENCE_GRADIENT,
+    ConditionedLaw,
+    Statement,
+    copy_for_law,
+)
 from .polytope import Polytope
 from .truncated import ConflictError, TruncatedNormals
 from .union import condition_on
 
 # Equations hold for values that miss them by no more than this share of their terms.
 EQUATION_TOLERANCE = 1e-5
+# Terms count for no less than this share of what they are without equations: the tolerance is
+# then some units in the last place of double precision.
+LEAST = 1e-9
 
 MAX_REDRAWS = 100
 
@@ -53,7 +62,7 @@ class MixturePrior:
         allow_all_observed: bool = False,
         max_error: float = 0.01,
     ) -> None:
-        self.mixture = mixture.map_tensors(torch.clone)
+        self.mixture = mixture.map_tensors(copy_for_law)
         self.batch_shape = mixture.batch_shape  # which may be expanded
         self.validate_args = bool(mixture._validate_args)
         self.dim = mixture.event_shape[0]
@@ -167,7 +176,8 @@ class ConditionedMixture(ConditionedLaw):
         self._truncated: TruncatedNormals | None = None
         if evidence.num_rows:
             self._truncate(allow_impossible_entries)
-        impossible = self._joint.logsumexp(-1).isneginf()
+        self._joint = raise_if_freed(self._joint, FREED_GRAPH)
+        impossible = self._joint.detach().logsumexp(-1).isneginf()
         if bool(impossible.all() if allow_impossible_entries else impossible.any()):
             raise ConflictError(
                 f"Expected evidence that can hold, but {int(impossible.sum())} of "
@@ -204,8 +214,10 @@ class ConditionedMixture(ConditionedLaw):
                 count = linear.dim - len(linear.observed)
                 bounds = tightest_bounds(low, high, matrix.argmax(-1), count)
                 return box(*(bound.to(self._dtype) for bound in bounds))
-            if len(matrix) == 1 and not linear.batch_shape and bool(high.isinf().all()):
-                return half_space(matrix[0].to(self._dtype), -low[0].to(self._dtype))
+            if len(matrix) == 1:
+                for row, bound, other in ((matrix[0], low, high), (-matrix[0], -high, -low)):
+                    if bool(other.isinf().all() and bound.isfinite().all()):
+                        return half_space(row.to(self._dtype), -bound[..., 0].to(self._dtype))
         raise NotImplementedError(
             "No bijection onto the support of this evidence is known. Draw with sample()."
         )
@@ -367,16 +379,17 @@ class ConditionedMixture(ConditionedLaw):
 
         With equations, relative to the measure on the plane that they leave.
         """
-        linear, x = self._evidence, value.double()
+        linear, components, x = self._evidence, self._components, value.double()
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        log_prob = (-self._components.log_plane).expand(leading)
+        log_prob = (-components.log_plane).expand(leading)
         # Nothing is changed in place, and no branch depends on values: `vmap` over points.
         fits = torch.ones_like(log_prob, dtype=torch.bool)
         for d, expected in linear.observed.items():
             fits = fits & (value[..., d] == expected.to(self._dtype))
         if self._equations is not None:
             matrix, y = self._equations
-            size = x.abs() @ matrix.abs().mT + y.abs() + 1e-12
+            terms = x.abs() if components.reach is None else x.abs() + LEAST * components.reach
+            size = terms @ matrix.abs().mT + y.abs()
             close = (y - x @ matrix.mT).abs() <= EQUATION_TOLERANCE * size
             fits = fits & close.all(-1)
         for matrix, y, noise in self._noisy:

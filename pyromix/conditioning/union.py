@@ -14,8 +14,8 @@ from ..evidence.collect import collect_alternatives
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import AnyOf
 from ..numerics.batches import choose
-from ..numerics.no_gradient import raise_on_gradient
-from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
+from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
+from .law import FREED_GRAPH, UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
 from .polytope import Polytope
 from .truncated import ConflictError
 
@@ -73,7 +73,8 @@ class UnionOfConditioned(ConditionedLaw):
                 f"Expected alternatives of which one can hold, but {int(impossible.sum())} of "
                 f"{impossible.numel()} entries of the batch contradict all."
             )
-        self._log_total, self._error = self._normalize(evidence)
+        log_total, self._error = self._normalize(evidence)
+        self._log_total = raise_if_freed(log_total, FREED_GRAPH)
 
     @property
     def support(self) -> constraints.Constraint:

@@ -8,11 +8,13 @@ __all__ = [
     "is_over_reals",
     "mixed_columns",
     "move_support",
+    "next_to",
     "open_interval",
     "real_or_missing",
     "real_or_missing_vector",
 ]
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,11 +150,11 @@ class box(constraints.Constraint):  # noqa: N801
 
 
 class half_space(constraints.Constraint):  # noqa: N801
-    """Vectors with a.x + b > 0.
+    r"""Vectors with a.x + b > 0.
 
     Args:
         a: Shape (D,).
-        b: Scalar.
+        b: Scalar, or shape (\*B,) for a batch of parallel planes.
     """
 
     event_dim = 1
@@ -162,7 +164,7 @@ class half_space(constraints.Constraint):  # noqa: N801
         super().__init__()
 
     def __repr__(self) -> str:
-        return f"half_space(a={self.a.tolist()}, b={float(self.b)})"
+        return f"half_space(a={self.a.tolist()}, b={self.b.tolist()})"
 
     def check(self, value: Tensor) -> Tensor:
         """Whether each vector lies on the positive side."""
@@ -211,7 +213,9 @@ def move_support(
     ends: dict[str, Tensor] = {}
     for name in ("lower_bound", "upper_bound"):
         if hasattr(inner, name):
-            ends[name] = torch.as_tensor(affine.loc + affine.scale * getattr(inner, name))
+            end = affine.loc + affine.scale * getattr(inner, name)
+            # Not in PyTorch's default dtype, which may be that of draws rounded.
+            ends[name] = end if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64)
     falls = torch.as_tensor(affine.scale) < 0
     moved: Any
     if isinstance(inner, constraints.interval):
@@ -245,22 +249,30 @@ class _OntoBox(Transform):
         self._low = torch.where(bounded[0], low, 0.0)
         self._high = torch.where(bounded[1], high, self._low + 1)
         self._width = torch.where(self._both, self._high - self._low, 1.0)
+        limits = torch.finfo(low.dtype)
+        ends = low.clamp(min=-limits.max), high.clamp(max=limits.max)
+        self._inner = (
+            next_to(ends[0], math.inf).where(bounded[0], ends[0]),
+            next_to(ends[1], -math.inf).where(bounded[1], ends[1]),
+        )
 
     @property
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         return box(self.low, self.high)
 
     def _call(self, x: Tensor) -> Tensor:
-        y = torch.where(self._both, self._low + self._width * x.sigmoid(), x)
+        # From the nearer end, as far as that is a number with digits left, and never onto it.
+        step = self._width * (-x.abs()).sigmoid()
+        y = torch.where(self._both, torch.where(x > 0, self._high - step, self._low + step), x)
         y = torch.where(self._lower, self._low + self._safe_exp(x, self._lower), y)
-        return torch.where(self._upper, self._high - self._safe_exp(-x, self._upper), y)
+        y = torch.where(self._upper, self._high - self._safe_exp(-x, self._upper), y)
+        return torch.where(self._both | self._lower | self._upper, y.clamp(*self._inner), y)
 
     def _inverse(self, y: Tensor) -> Tensor:
         # Differences from both ends: what a share of the width rounds away is in neither.
-        ratio = torch.where(self._both, (y - self._low) / (self._high - y), 1.0)
-        x = torch.where(self._both, ratio.log(), y)
-        x = torch.where(self._lower, torch.where(self._lower, y - self._low, 1.0).log(), x)
-        return torch.where(self._upper, -torch.where(self._upper, self._high - y, 1.0).log(), x)
+        above = self._log_gap(y - self._low, self._both | self._lower)
+        below = self._log_gap(self._high - y, self._both | self._upper)
+        return torch.where(self._both | self._lower | self._upper, above - below, y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
         both = self._width.log() - torch.nn.functional.softplus(x)
@@ -272,9 +284,18 @@ class _OntoBox(Transform):
     def _safe_exp(x: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, x, 0.0).exp()
 
+    @staticmethod
+    def _log_gap(gap: Tensor, where: Tensor) -> Tensor:
+        """Log-distances from an end, where there is one; finite at that end itself."""
+        gap = torch.where(gap == 0, torch.finfo(gap.dtype).tiny, gap)
+        return torch.where(where, gap, 1.0).log()
+
 
 class _OntoHalfSpace(Transform):
-    """The distance from the plane becomes an exponential; all else stays."""
+    """The distance from the plane becomes an exponential; all else stays.
+
+    Close to the plane the terms of a.x + b cancel: they are added up in double precision.
+    """
 
     bijective = True
     domain = constraints.real_vector
@@ -282,22 +303,41 @@ class _OntoHalfSpace(Transform):
     def __init__(self, a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.a, self.b = a, b
-        self._normal, self._offset = a / a.norm(), b / a.norm()
+        self._length = a.double().norm()
+        self._normal, self._offset = a.double() / self._length, b.double() / self._length
 
     @property
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         return half_space(self.a, self.b)
 
     def _call(self, x: Tensor) -> Tensor:
-        along = x @ self._normal
-        return x + (along.exp() - self._offset - along).unsqueeze(-1) * self._normal
+        limits, normal = torch.finfo(x.dtype), self._normal
+        wide = x.double()
+        along = wide @ normal
+        rest = wide - along.unsqueeze(-1) * normal
+        distance = along.exp().clamp(limits.tiny, limits.max)
+        y = rest + (distance - self._offset).unsqueeze(-1) * normal
+        # Rounding must not carry it across the plane, in whatever order its terms are added up.
+        size = y.detach().abs() @ normal.abs() + self._offset.abs()
+        least = limits.eps * int((normal != 0).sum()) * size
+        short = (least - distance).clamp(min=0.0)
+        return (y + short.unsqueeze(-1) * normal).to(x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        along = y @ self._normal
-        return y + ((along + self._offset).log() - along).unsqueeze(-1) * self._normal
+        wide = y.double()
+        along = wide @ self._normal
+        distance = along + self._offset
+        distance = torch.where(distance == 0, torch.finfo(y.dtype).tiny, distance)
+        return (wide + (distance.log() - along).unsqueeze(-1) * self._normal).to(y.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        return x @ self._normal
+        return (x.double() @ self._normal).to(x.dtype)
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        return Size((*torch.broadcast_shapes(shape[:-1], self.b.shape), shape[-1]))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        return Size(shape)
 
 
 class _OntoFixedColumns(Transform):
@@ -336,6 +376,18 @@ class _OntoFixedColumns(Transform):
 
     def inverse_shape(self, shape: Sequence[int]) -> Size:
         return Size((*shape[:-1], self.constraint.dim - len(self.constraint.columns)))
+
+
+def next_to(bound: Tensor, direction: float) -> Tensor:
+    """The numbers next to others.
+
+    Args:
+        bound: The others.
+        direction: Infinity for the next greater numbers, minus infinity for the next less ones.
+    """
+    tiny = torch.finfo(bound.dtype).tiny  # numbers below may count as zero
+    moved = torch.nextafter(bound, torch.full_like(bound, direction))
+    return torch.where(bound == 0, tiny if direction > 0 else -tiny, moved)
 
 
 for _registry in (biject_to, transform_to):

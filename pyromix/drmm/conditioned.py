@@ -16,7 +16,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from ..conditioning.law import ConditionedLaw, Statement
+from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
 from ..conditioning.mixture import MixturePrior
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
@@ -24,12 +24,16 @@ from ..core.checks import check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
 from ..mixtures.diagonal import MixtureOfNormals
+from ..numerics.no_gradient import raise_if_freed
 from .law import ResidualMixture
 from .particles import Codes, enumerate_codes, find_codes, prune
 from .rows import Rows
 
 # Below this share of the particles, the effective sample size is worth a warning.
 LOW_SHARE = 0.1
+
+# By so many units in the last place may sums over layers be rounded.
+ROUNDINGS = 16
 
 # Standard error of a code's log-probability that is good enough for one of many.
 INTEGRAL_ERROR = 0.1
@@ -53,7 +57,7 @@ class ResidualPrior:
     """
 
     def __init__(self, law: ResidualMixture, settings: Settings, validate_args: bool) -> None:
-        self.law, self.settings = law.map_tensors(torch.clone), settings
+        self.law, self.settings = law.map_tensors(copy_for_law), settings
         self.validate_args = validate_args
         self.dim = law.loc.shape[-1]
         self.categories = law.columns.categories
@@ -161,6 +165,7 @@ class ConditionedDRMM(ConditionedLaw):
         )
         self._real = mixture.given(evidence, allow_impossible_entries=allow_impossible_entries)
         # The mixture's weights were normalised.
+        log_scale = raise_if_freed(log_scale, FREED_GRAPH)
         self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
         self._variance, self.effective_sample_size = self._spread()
         self._warn()
@@ -342,7 +347,9 @@ class ConditionedDRMM(ConditionedLaw):
         total = (weight @ (loc - centre).square()).squeeze(1)
         means = (own / share.clamp(min=1e-300).unsqueeze(-1)) @ (loc - centre)
         disagreement = means.square().mean(1) / (count - 1)
-        known = total > 1e-12 * total.amax(-1, keepdim=True).clamp(min=1e-300)
+        # Of a column whose means differ by rounding alone, nothing is known.
+        rounding = ROUNDINGS * torch.finfo(self._dtype).eps * loc.abs().amax(1)
+        known = total > rounding.square().clamp(min=1e-300)
         ratio = torch.where(known, disagreement / torch.where(known, total, 1.0), 0.0)
         relative = torch.maximum(variance, ratio.sum(-1) / known.sum(-1).clamp(min=1))
         effective = 1.0 / (1.0 / size + relative)

@@ -20,8 +20,10 @@ from ..evidence.linear import LinearEvidence
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from ..numerics.triangular import inverse_tril
 
-# Added to the covariance of observations, relative to its largest variance: rows may be dependent.
+# Added to the variance of every observation, as a share of it: rows may be dependent.
 JITTER = 1e-9
+# What observations leave of the variance of an inequality's row is at least this share.
+LEAST_LEFT = 1e-12
 
 # Numbers in an intermediate result.
 CHUNK_NUMBERS = 2**23
@@ -56,9 +58,7 @@ class EvidenceScore:
         covariance = spread @ matrix.mT + noise
         self._inverse = covariance
         if self._count:
-            largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1)
-            identity = torch.eye(self._count, dtype=torch.float64, device=scale.device)
-            jitter = (JITTER * largest).reshape(-1, 1, 1) * identity
+            jitter = JITTER * torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
             self._inverse = inverse_tril(torch.linalg.cholesky(covariance + jitter))
         log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
         self._constant = -log_det - 0.5 * LOG_2PI * self._count
@@ -72,7 +72,7 @@ class EvidenceScore:
             self._gain = whitened.mT @ self._inverse  # (K, p, q)
             own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
             left = own - whitened.square().sum(-2)
-            self._deviation = left.clamp(min=1e-12 * own.amax()).sqrt()
+            self._deviation = torch.maximum(left, LEAST_LEFT * own).sqrt()
 
     def observations(self, mean: Tensor, loc: Tensor) -> Tensor:
         """Log-density of what was observed, for sums of means: shape (E, P, K).

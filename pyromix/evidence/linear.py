@@ -1,6 +1,6 @@
 """All that is known about a vector, as linear statements."""
 
-__all__ = ["FixedRows", "LinearEvidence", "is_unit_axis", "tightest_bounds"]
+__all__ = ["FixedRows", "LinearEvidence", "is_unit_axis", "power_of_two", "tightest_bounds"]
 
 import math
 from collections.abc import Sequence
@@ -50,6 +50,8 @@ class LinearEvidence:
     """Coordinate -> value of shape (*N,)."""
     gaussian: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     """(A, y, R): y = A x + noise, A (m, D), y (*N, m), noise covariance R (m, m), may be zero."""
+    log_units: float = 0.0
+    """Logarithm of the product of what equations were divided by, to be of like size."""
     matrix: list[Tensor] = field(default_factory=list)
     """Rows (p, D) of inequalities low <= A x <= high."""
     low: list[Tensor] = field(default_factory=list)
@@ -184,7 +186,9 @@ class LinearEvidence:
         plane, y = self.equations(batch_shape)
         if len(plane) and not bool(by_values.all()):
             # What is left of a row, once the equations' part is taken out.
-            shares = rows @ torch.linalg.pinv(plane[:, free])  # (p, m)
+            # Equations of like size: ranks are judged by the largest.
+            unit = power_of_two(plane[:, free])[0]
+            shares = rows @ torch.linalg.pinv(plane[:, free] / unit.unsqueeze(-1)) / unit  # (p, m)
             left = (rows - shares @ plane[:, free]).norm(dim=-1)
             by_equations = (left <= max(PARALLEL, 4 * eps) * rows.norm(dim=-1)) & ~by_values
             shares = torch.where(by_equations.unsqueeze(-1), shares, 0.0)
@@ -365,6 +369,16 @@ class LinearEvidence:
 def _coarser(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype of several that rounds most."""
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def power_of_two(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two by which to divide rows (m, D), so that their largest entries are about one.
+
+    Returns:
+        The powers and their exponents, both of shape (m,). Divisions by them round nothing.
+    """
+    exponent = torch.frexp(matrix.detach().abs().amax(-1)).exponent.sub(1).clamp(-1000, 1000)
+    return torch.ldexp(matrix.new_ones(len(matrix)), exponent), exponent
 
 
 def is_unit_axis(matrix: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_int
-from .linear import LinearEvidence
+from .linear import LinearEvidence, power_of_two
 
 Number = float | Tensor
 
@@ -210,6 +210,15 @@ class LinearEquality(Evidence):
         """Adds an observation without noise."""
         matrix = known.rows(self.a, "a")
         y = -_offsets(known, self.b, len(matrix))
+        # In units in which the largest coefficient is about one, so that equations compare.
+        unit, exponent = power_of_two(matrix)
+        matrix, y = matrix / unit.unsqueeze(-1), y / unit
+        if not bool(y.isfinite().all()):
+            raise ValueError(
+                f"Expected equations that finite numbers solve, got coefficients of at most "
+                f"{unit.min().item():.3g} with an offset of {_largest(self.b):.3g}."
+            )
+        known.log_units += math.log(2) * int(exponent.sum())
         known.gaussian.append((matrix, y, matrix.new_zeros(len(matrix), len(matrix))))
 
 
@@ -358,6 +367,10 @@ def _offsets(known: LinearEvidence, b: Number, count: int) -> Tensor:
     if offset.shape[-1] != count:
         raise ValueError(f"Expected b of shape (*N, {count}), got {tuple(offset.shape)}.")
     return offset
+
+
+def _largest(b: Number) -> float:
+    return torch.as_tensor(b).double().abs().max().item()
 
 
 def _check_finite(what: str, numbers: Tensor) -> None:

@@ -16,7 +16,9 @@ import torch
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Transform
-from torch.overrides import TorchFunctionMode
+
+from .borders import between_ends
+from .wrapping import inverse_at, unwrap
 
 # Where transforms, Pyro's and those of folds, keep the Jacobian of the last pair.
 CACHES = (
@@ -54,22 +56,29 @@ def pull_back(transforms: Iterable[Any], value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: If a transform has no inverse in closed form.
     """
+    after = None
     for transform in reversed(list(transforms)):
-        value = invert(transform, value)
+        value, after = invert(transform, value, after), (transform, value)
     return value
 
 
-def invert(transform: Any, y: Tensor) -> Tensor:
+def invert(transform: Any, y: Tensor, after: tuple[Any, Tensor] | None = None) -> Tensor:
     """Returns the x that a transform maps to y.
+
+    Args:
+        transform: The transform.
+        y: Values.
+        after: The transform that follows, and the values that it maps y to: together they may be
+            inverted with fewer digits lost.
 
     Raises:
         NotImplementedError: If the transform has no inverse in closed form.
     """
+    precise = None if after is None else between_ends(unwrap(transform), unwrap(after[0]))
+    if after is not None and precise is not None:
+        return precise(after[1])
     try:
-        if y.dtype == torch.get_default_dtype():
-            return transform.inv(y)
-        with _ZerosLike(y.dtype):
-            return transform.inv(y)
+        return inverse_at(transform, y)
     except (KeyError, NotImplementedError) as error:  # as Pyro's transforms raise
         raise NotImplementedError(
             f"The transform {type(transform).__name__} has no inverse in closed form, so that "
@@ -91,17 +100,3 @@ def clear_caches(parts: Iterable[Any]) -> None:
                     setattr(part, name, None)
         if isinstance(part, nn.Module):
             clear_caches(part._modules.values())  # modules() would hash: Dynamo cannot trace that
-
-
-class _ZerosLike(TorchFunctionMode):
-    """Gives new tensors a dtype: Pyro's autoregressive inverse starts from the default one's."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.zeros:
-            kwargs.setdefault("dtype", self.dtype)
-        return func(*args, **kwargs)

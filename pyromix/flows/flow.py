@@ -35,7 +35,8 @@ class Flow(LawModule[FlowLaw], FlowLaw):
     `expand` returns a `FlowLaw`, too, that shares the parameters.
 
     Onto bounded sets, PyTorch's transforms are evaluated in forms that are precise up to the
-    border, and draws stay inside: `log_prob` is that of the value as it is given. But close to an
+    border, and draws stay inside: `log_prob` is that of the value as it is given, and outside of
+    the support minus infinity, or an error if arguments are validated. But close to an
     end other than zero many latents round to one value: a hyperbolic tangent in float32 holds
     latents up to 7 to a tenth of a nat, and none beyond 9. Where draws crowd such an end, use
     float64, or `rsample_and_log_prob`, which scores them before they are rounded.

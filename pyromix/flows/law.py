@@ -27,7 +27,7 @@ from ..core.conversions import TensorLike, as_tensor
 from ..core.draws import without_graph
 from ..core.expanded import expand_kept, no_closed_form
 from ..core.random import takes_generator
-from .borders import strictly_inside
+from .borders import inner_point, strictly_inside
 from .branch_gradients import draw_with_score
 from .branching import BranchingTransform
 from .chain import clear_caches, draws_branches, invert
@@ -212,12 +212,15 @@ class FlowLaw(dist.TransformedDistribution):
         value = self._over_batch(value)
         self.clear_cache()
         branches: list[Tensor] = []
+        after = None
         for transform in reversed(self.transforms):
+            y = value
             if isinstance(transform, BranchingTransform):
-                value, branch = transform.encode(value)
+                value, branch = transform.encode(y)
                 branches.append(branch)
             else:
-                value = invert(transform, value)
+                value = invert(transform, y, after)
+            after = transform, y
         self.clear_cache()
         return value, tuple(reversed(branches))
 
@@ -257,7 +260,7 @@ class FlowLaw(dist.TransformedDistribution):
         return x
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of values, by the inverse of every transform.
+        """Log-density of values, by the inverse of every transform; minus infinity outside.
 
         It is that of the value as it is given. Near the border of a bounded support a draw has
         been rounded to that value, and may have come from latents of another density: see
@@ -280,7 +283,9 @@ class FlowLaw(dist.TransformedDistribution):
             if self._validate_args and value.numel():  # PyTorch's check refuses none
                 self._validate_sample(value)
         self.clear_cache()
-        log_prob = self._pull_and_score(self._over_batch(value))
+        value = self._over_batch(value)
+        checked = self._validate_args and not is_traced()
+        log_prob = self._pull_and_score(value) if checked else self._score_within(value)
         self.clear_cache()
         return log_prob
 
@@ -472,15 +477,39 @@ class FlowLaw(dist.TransformedDistribution):
             x = transform(x)
         return self._inside(x)
 
+    def _score_within(self, value: Tensor) -> Tensor:
+        """Log-densities of values that may lie outside of the support, minus infinity there.
+
+        A support that is neither an interval nor a half-line is checked with a tolerance: values
+        outside of that have minus infinity where the inverse gives no number.
+        """
+        support = self._known_support()
+        if support is None or value.numel() == 0:
+            return self._pull_and_score(value)
+        holds = support.check(value)
+        per_event = (*holds.shape, *[1] * (value.dim() - holds.dim()))
+        holds = holds.reshape(per_event) | value.isnan()
+        inner = inner_point(support, value)
+        if inner is not None:  # else gradients, and checks of the base, would meet NaN
+            value = torch.where(holds, value, inner)
+        log_prob = self._pull_and_score(value)
+        outside = ~holds.expand(value.shape).reshape((*log_prob.shape, -1)).all(-1)
+        if inner is None:
+            outside = outside & log_prob.isnan()
+        return torch.where(outside, -torch.inf, log_prob)
+
+    def _known_support(self) -> constraints.Constraint | None:
+        """The support; None where a transform does not say."""
+        try:
+            return self.support
+        except (AttributeError, NotImplementedError):
+            return None
+
     def _inside(self, x: Tensor) -> Tensor:
         """Draws, those that were rounded to the border of the support moved inside."""
         if is_traced() or not len(self.transforms):
             return x
-        try:
-            support = self.support
-        except (AttributeError, NotImplementedError):  # a transform that does not say
-            return x
-        return strictly_inside(x, support)
+        return strictly_inside(x, self._known_support())
 
     def _push_and_score(self, x: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Takes draws of the base and their log-densities through the transforms."""
@@ -499,8 +528,10 @@ class FlowLaw(dist.TransformedDistribution):
         log_prob: Tensor | float = 0.0
         transforms, surplus = list(self.transforms)[:depth], self._surplus
         steps = zip(transforms, surplus[1:][:depth], strict=True)
+        after = None
         for transform, extra in reversed(list(steps)):
-            x = invert(transform, y)
+            x = invert(transform, y, after)
+            after = transform, y
             jacobian = transform.log_abs_det_jacobian(x, y)
             log_prob = log_prob - _sum_rightmost(jacobian, extra)
             y = x

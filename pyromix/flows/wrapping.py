@@ -12,6 +12,7 @@ __all__ = [
     "as_distribution_module",
     "as_transform_module",
     "as_transform_modules",
+    "inverse_at",
     "unwrap",
 ]
 
@@ -19,6 +20,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import torch
 from pyro.distributions.conditional import (
     ConditionalComposeTransformModule,
     ConditionalTransform,
@@ -28,6 +30,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Size, Tensor, nn
 from torch.distributions import ComposeTransform, Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
+from torch.overrides import TorchFunctionMode
 
 from ..core.arguments import UnknownArgumentsError, constructor_arguments
 from ..core.checks import is_traced
@@ -102,6 +105,17 @@ def unwrap(part: Any) -> Any:
     if isinstance(part, PlainDistribution):
         return part.law
     return part.build() if isinstance(part, PlainTransform) else part
+
+
+def inverse_at(transform: Any, y: Tensor) -> Tensor:
+    """Values of the inverse of a transform, in the dtype of what they are of.
+
+    Pyro's autoregressive inverse starts from zeros of PyTorch's default dtype.
+    """
+    if y.dtype == torch.get_default_dtype():
+        return transform.inv(y)
+    with _ZerosLike(y.dtype):
+        return transform.inv(y)
 
 
 def _flatten(transforms: Any) -> list[Any]:
@@ -397,10 +411,28 @@ class InverseTransform(_TransformWrapper):
         inverse: Any = self.transform.inv
         return inverse
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values that the transform maps to x."""
+        return inverse_at(self.transform, x)
+
     @property
     def inv(self) -> Any:
         """The transform itself."""
         return self.transform
+
+
+class _ZerosLike(TorchFunctionMode):
+    """Gives new tensors of zeros a dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.zeros:
+            kwargs.setdefault("dtype", self.dtype)
+        return func(*args, **kwargs)
 
 
 for _cls in (PlainTransform, InverseTransform):

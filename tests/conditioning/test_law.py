@@ -140,6 +140,11 @@ def boxes():
     return Box(low, torch.tensor([[2.0, math.inf, 0.5], [3.0, 0.5, math.inf]]))
 
 
+def half_spaces():
+    """Two parallel planes in three dimensions."""
+    return LinearInequality(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([[0.5], [-2.0]]))
+
+
 WITH_BIJECTION = {
     "batch of boxes": lambda: (boxes(),),
     "values": lambda: (Observed({1: 0.3}),),
@@ -152,6 +157,11 @@ WITH_BIJECTION = {
     "values and a half-space": lambda: (
         Observed({0: 1.2}),
         LinearInequality(torch.tensor([1.0, 1.0, 2.0]), 0.5),
+    ),
+    "batch of half-spaces": lambda: (half_spaces(),),
+    "batch of values and half-spaces": lambda: (
+        Observed({1: torch.tensor([0.3, 0.4])}),
+        half_spaces(),
     ),
 }
 
@@ -183,9 +193,10 @@ def test_a_bijection_onto_the_support_reaches_draws_and_counts_free_columns(make
 
 
 @pytest.mark.parametrize("kind", ["autoguide", "nuts"])
-def test_inference_runs_under_values_and_batches_of_boxes(kind):
+@pytest.mark.parametrize("inequalities", [boxes, half_spaces])
+def test_inference_runs_under_values_and_batches_of_inequalities(kind, inequalities):
     with torch.no_grad():
-        law = GaussianMixture(3, 2).condition(Observed({0: 1.2}), boxes())
+        law = GaussianMixture(3, 2).condition(Observed({0: 1.2}), inequalities())
 
     def model():
         with pyro.plate("n", 2):
@@ -224,3 +235,26 @@ def test_copies_and_pickles_have_the_law_without_its_graph(evidence):
         assert torch.equal(other.log_prob(x), law.log_prob(x))
         assert other.condition(Box(high=9.0)).sample().shape == (2,)
     assert law.log_evidence()[0].requires_grad
+
+
+FREED = {
+    "box": lambda: Box(low=0.0),
+    "values": lambda: Observed({0: 0.5}),
+    "alternatives": lambda: AnyOf(Box(low=1.0), Box(high=-1.0)),
+}
+
+
+@pytest.mark.parametrize("evidence", FREED.values(), ids=FREED)
+@pytest.mark.parametrize("kind", ["mixture", "drmm"])
+def test_a_second_backward_pass_says_whose_graph_was_freed(kind, evidence):
+    model = GaussianMixture(2, 2) if kind == "mixture" else DRMM(2, 2, 2)
+    options = {"differentiable": True} if kind == "drmm" else {}
+    law = model.condition(evidence(), **options)
+    x = law.sample((3,))
+    law.log_prob(x).sum().backward(retain_graph=True)
+    first = model.loc.grad.clone()
+    law.log_prob(x).sum().backward()
+    torch.testing.assert_close(model.loc.grad, 2 * first)
+    for number in (lambda: law.log_prob(x), lambda: law.log_evidence()[0]):
+        with pytest.raises(RuntimeError, match=r"freed by an earlier backward.*no_grad"):
+            number().sum().backward()

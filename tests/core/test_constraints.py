@@ -43,6 +43,42 @@ def test_gradients_are_finite(make):
     assert z.grad.isfinite().all()
 
 
+NEAR_ENDS = {
+    "box": lambda dtype: box(*(t.to(dtype) for t in (LOW, HIGH))),
+    "half-space": lambda dtype: half_space(
+        torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=dtype), torch.tensor(0.7, dtype=dtype)
+    ),
+    "batch of half-spaces": lambda dtype: half_space(
+        torch.tensor([0.3, 0.1, -0.7, 11.0], dtype=dtype),
+        torch.linspace(-5.0, 5.0, 2000).to(dtype),
+    ),
+    "one coordinate": lambda dtype: half_space(
+        torch.tensor([0.0, -1.0, 0.0, 0.0], dtype=dtype), torch.tensor(0.0, dtype=dtype)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", NEAR_ENDS.values(), ids=NEAR_ENDS)
+def test_near_ends_single_precision_is_that_of_the_value(make):
+    """Points stay inside, and what is computed from them is as in double precision."""
+    constraint = make(torch.float32)
+    single = biject_to(constraint)
+    tensors = [t.double() for t in vars(constraint).values() if isinstance(t, torch.Tensor)]
+    double = biject_to(type(constraint)(*tensors))
+    y = single((12 * torch.randn(2000, 4)).clamp(max=8.0).float())
+    assert constraint.check(y).all()
+    x, expected = single.inv(y), double.inv(y.double())
+    assert x.isfinite().all()
+    torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        single.log_abs_det_jacobian(x, y).double(),
+        double.log_abs_det_jacobian(expected, y.double()),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+    assert single(torch.full((2000, 4), -1e3).float()).isfinite().all()
+
+
 def test_values_outside_are_told():
     inside = torch.tensor([0.0, 7.0, 3.0, 2.0])
     assert box(LOW, HIGH).check(inside)

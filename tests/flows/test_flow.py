@@ -279,9 +279,11 @@ def test_drawing_in_plates_takes_no_inverse(conditional, vectorized):
     assert log_prob.shape == (2, 5)
 
 
-def test_scores_in_another_dtype_than_the_default():
+@pytest.mark.parametrize("inverted", [False, True])
+def test_scores_in_another_dtype_than_the_default(inverted):
     """Pyro's autoregressive inverse starts from zeros of the default dtype."""
-    flow = Flow(normal(DIM), [transforms.affine_autoregressive(DIM, [8])]).float()
+    transform = transforms.affine_autoregressive(DIM, [8])
+    flow = Flow(normal(DIM), [transform.inv if inverted else transform]).float()
     x, log_prob = flow.rsample_and_log_prob((3,))
     assert x.dtype == torch.float32
     torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-5, rtol=1e-5)

@@ -115,8 +115,8 @@ def _flow(draw):
     choices = {
         "fold": lambda: Fold(),
         "coupling": lambda: transforms.affine_coupling(dim, hidden_dims=[4]),
-        # Not affine_autoregressive: Pyro inverts it in PyTorch's default dtype, and fails with a
-        # RuntimeError where the flow has another.
+        "autoregressive": lambda: transforms.affine_autoregressive(dim, hidden_dims=[4]),
+        "inverted": lambda: transforms.affine_autoregressive(dim, hidden_dims=[4]).inv,
         "affine": lambda: transforms.AffineTransform(torch.ones(dim), 2.0),
         "permutation": lambda: transforms.permute(dim),
     }
@@ -308,14 +308,7 @@ def _inequality(draw, number, dim, law):
     return LinearInequality(_vector(draw, number, dim), draw(number))
 
 
-# Not of numbers from 1e-30 to 1e30: an equation that puts a column beyond the range of float32
-# gives draws that are infinite, without an error. And with a box and a precise prior beside such
-# an equation, draws of a DRMM with categories missed it; why is not known.
-EQUATION_NUMBERS = st.sampled_from([0.0, 0.5, -0.5, 1.0, -2.0, 3.0, math.nan, math.inf])
-
-
 def _equality(draw, number, dim, law):
-    number = draw(st.sampled_from([_numbers(nasty=False), EQUATION_NUMBERS]))
     return LinearEquality(_rows(draw, number, dim), draw(number))
 
 

@@ -90,10 +90,13 @@ def holds(piece, value):
         slack = 1e-5 * (1 + real.abs())
         return ((real >= low - slack) & (real <= high + slack)).all(-1)
     if isinstance(piece, LinearInequality | LinearEquality):
-        a = torch.atleast_2d(piece.a.double())
+        a, b = torch.atleast_2d(piece.a.double()), torch.as_tensor(piece.b).double()
+        if isinstance(piece, LinearEquality):  # of whichever size, they say the same
+            unit = a.abs().amax(-1, keepdim=True)
+            a, b = a / unit, b / unit.squeeze(-1)
         terms = a * value[..., : a.shape[-1]].unsqueeze(-2)  # (*S, *B, m, D)
-        left = terms.sum(-1) + torch.as_tensor(piece.b).double()
-        slack = 1e-5 * (1 + terms.abs().sum(-1) + torch.as_tensor(piece.b).double().abs())
+        left = terms.sum(-1) + b
+        slack = 1e-5 * (1 + terms.abs().sum(-1) + b.abs())
         if isinstance(piece, LinearEquality):
             return (left.abs() <= 100 * slack).all(-1)
         return (left >= -slack).all(-1)
