@@ -67,6 +67,12 @@ class Expectations:
         """Number of equalities: their levels come first."""
         return len(self.targets)
 
+    @property
+    def is_inequality(self) -> Tensor:
+        """Which constraints are inequalities, shape (m,)."""
+        index = torch.arange(len(self.levels), device=self.levels.device)
+        return index >= self.num_equalities
+
     def violation(self, means: Tensor) -> Tensor:
         """By how much means of the statistics (m,) miss targets, or exceed bounds; shape (m,)."""
         excess = means - self.levels
@@ -109,6 +115,7 @@ def _as_levels(name: str, values: Any, like: Tensor) -> Tensor:
         return like.new_empty(0)
     try:  # of any dtype, on any device, and lists of scalar tensors, too
         levels = torch.as_tensor(values).to(like).detach()
+        levels = levels.clone() if levels.is_inference() else levels
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"Expected {name} to be numbers, got {values!r}.") from None
     levels = levels.reshape(1) if levels.dim() == 0 else levels
