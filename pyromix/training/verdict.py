@@ -25,7 +25,7 @@ STANDARD_ERRORS = 4.0
 ENOUGH_STEPS = 100
 
 # Columns whose standard deviation is the smallest scale, up to this share, have lost nothing.
-AT_NOISE = 0.1
+AT_NOISE = 0.2
 
 
 class Verdict:
