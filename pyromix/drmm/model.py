@@ -3,7 +3,7 @@
 __all__ = ["DRMM"]
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
+    as_items,
     check_arguments,
     check_count,
     check_floor,
@@ -70,9 +71,10 @@ NO_CONTEXT = (
 
 
 def _check_categories(name: str, categories: Any) -> tuple[int, ...]:
-    if not isinstance(categories, Iterable):
+    counts = as_items(categories)
+    if counts is None:
         raise ValueError(f"Expected {name} such as (3, 10), got {categories!r}.")
-    return tuple(check_positive_int(f"every entry of {name}", count) for count in categories)
+    return tuple(check_positive_int(f"every entry of {name}", count) for count in counts)
 
 
 def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ...]:
@@ -91,7 +93,7 @@ def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ..
 
 
 def _check_standardize(name: str, value: Any) -> Any:
-    if value not in (True, False, "auto"):
+    if not isinstance(value, bool | str) or value not in (True, False, "auto"):
         raise ValueError(f"Expected {name} to be True, False or 'auto', got {value!r}.")
     return value
 
