@@ -95,21 +95,18 @@ def load(
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"Expected a device of this machine, got {target}: it has no CUDA.")
     description, tensors = _read(path, "model", target)
-    if into is not None:
-        expected = description["class"]
-        if class_name(type(into)) != expected:
-            raise ValueError(
-                f"{path} holds a {expected}, got a {class_name(type(into))} to load it into."
-            )
-        _check_config(description["config"], into, path)
-        _check_state(into, tensors, path)
-        into.load_state_dict(tensors)
-        return into
+    model: nn.Module
     try:
-        model = _rebuild(description, path)
+        if into is None:
+            model = _rebuild(description, path)
+        else:
+            model = _check_alike(into, description, path)
         _check_state(model, tensors, path)
     except ValueError as error:
         raise ValueError(f"{error}{_note_of_version(description)}") from error
+    if into is not None:
+        into.load_state_dict(tensors)
+        return into
     floats = [t for t in tensors.values() if t.is_floating_point()]
     if floats:  # for what the file lacks, and the model fills in
         model.to(floats[0])
@@ -228,15 +225,25 @@ def _rebuild(description: dict[str, Any], path: PathLike) -> nn.Module:
     return model
 
 
-def _check_config(saved: Any, model: nn.Module, path: PathLike) -> None:
-    """Checks that a model was built with the arguments of the saved one, where both are known."""
+def _check_alike(model: nn.Module, description: Mapping[str, Any], path: PathLike) -> nn.Module:
+    """Returns a model that a file is loaded into.
+
+    Raises:
+        ValueError: If it is of another class, or was built with other arguments, where both are
+            known.
+    """
+    expected, saved = description.get("class"), description.get("config")
+    if class_name(type(model)) != expected:
+        raise ValueError(
+            f"{path} holds a {expected}, got a {class_name(type(model))} to load it into."
+        )
     try:
         config = model.config() if isinstance(model, DistributionModule) else None
     except NotPlainError:
-        return
+        return model
     config = json.loads(json.dumps(config))
     if saved is None or config is None or saved == config:
-        return
+        return model
     differing = [k for k in {*saved, *config} if saved.get(k) != config.get(k)]
     raise ValueError(
         f"{path} holds a {type(model).__name__} of other {', '.join(sorted(differing))}: its "

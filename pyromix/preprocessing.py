@@ -13,7 +13,7 @@ from torch.distributions import Transform, constraints
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
-from .core.checks import check_positive_int
+from .core.checks import as_float_or_nan, check_positive_int
 from .core.constraints import open_interval
 from .core.conversions import TensorLike, as_numbers
 from .core.registry import register
@@ -70,12 +70,13 @@ class LogitMap(Transform):
     def __init__(self, num_levels: int = 256, margin: float = 1e-6, cache_size: int = 0) -> None:
         super().__init__(cache_size=cache_size)
         self.num_levels = check_positive_int("num_levels", num_levels)
-        if not 0 < margin < 0.5:
+        share = as_float_or_nan(margin)
+        if not 0 < share < 0.5:
             raise ValueError(
                 f"Expected a margin between 0 and 0.5, both excluded, got {margin!r}. The default "
                 f"is 1e-6; values up to 0.05 are in use."
             )
-        self.margin = float(margin)
+        self.margin = share
         self._scale = self.num_levels / (1 - 2 * self.margin)
         self._excess = self._scale * self.margin  # what the sigmoid reaches beyond [0, L)
 

@@ -1,6 +1,7 @@
 """Files: what is saved comes back, what is not ours or was changed is refused."""
 
 import json
+from functools import partial
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
@@ -270,13 +271,25 @@ def test_files_have_the_permissions_of_new_files(tmp_path):
         assert mode == plain.stat().st_mode
 
 
-def test_errors_about_files_of_a_later_version_name_it(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    monkeypatch.setattr(GaussianMixture, "config", lambda self: {"dim": 2, "later": True})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "later"),
+        ({"into": GaussianMixture(2, 2)}, "of other later"),
+        ({"into": Flow(GaussianMixture(2, 2), [])}, "got a pyromix.Flow"),
+        ({"into": GaussianMixture(2, 2, "full")}, "full|covariance"),
+    ],
+)
+def test_errors_about_files_of_a_later_version_name_it(options, message, path):
+    save(GaussianMixture(2, 2), path)
+
+    def later(header, version):
+        description = header["description"]
+        config = {**description["config"], "later": True}
+        return {**header, "description": {**description, "config": config}, "version": version}
+
     for version, named in (("99.1.0", True), ("0.0.1", False)):
-        monkeypatch.setattr("pyromix.checkpoints.__version__", version)
-        save(GaussianMixture(2, 2), path)
-        monkeypatch.setattr("pyromix.checkpoints.__version__", "1.0.0")
-        with pytest.raises(ValueError, match="later") as error:
-            load(path)
+        rewrite(path, partial(later, version=version))
+        with pytest.raises(ValueError, match=message) as error:
+            load(path, **options)
         assert ("written by pyromix 99.1.0" in str(error.value)) is named

@@ -50,7 +50,8 @@ def check_run(arguments, folder):
     """Runs a script in a folder: it ends well, and leaves figures behind."""
     environment = os.environ | {
         "MPLBACKEND": "Agg",
-        "PYTHONWARNINGS": "error::UserWarning:pyromix",
+        # Warnings about its data and training name the script's line as their place.
+        "PYTHONWARNINGS": "error::UserWarning:__main__",
     }
     result = subprocess.run(
         [sys.executable, *arguments],

@@ -2,7 +2,9 @@
 
 __all__ = [
     "Check",
+    "as_float_or_nan",
     "as_int",
+    "as_items",
     "broadcastable",
     "check_arguments",
     "check_choice",
@@ -239,10 +241,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
     """
 
     def check(name: str, value: Any) -> float:
-        try:
-            as_float = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            as_float = math.nan
+        as_float = as_float_or_nan(value)
         if not (low <= as_float < high and math.isfinite(as_float)):
             bounds = [f", at least {low:g}" if low > -math.inf else ""]
             bounds += [f" and less than {high:g}" if high < math.inf else ""]
@@ -337,9 +336,23 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
     Raises:
         ValueError: If it is not.
     """
-    if value not in tuple(choices):
+    if not isinstance(value, str) or value not in tuple(choices):
         raise ValueError(f"Expected {name} to be one of {tuple(choices)}, got {value!r}.")
     return value
+
+
+def as_items(value: object) -> list[Any] | None:
+    """The items of a sequence or another iterable; None for anything else, and for text.
+
+    >>> as_items((1, 2)), as_items("12"), as_items(torch.tensor(3))
+    ([1, 2], None, None)
+    """
+    if isinstance(value, str):
+        return None
+    try:  # a tensor without dimensions has an iterator, which fails
+        return list(value)  # type: ignore[call-overload]
+    except TypeError:
+        return None
 
 
 def check_floor(name: str, value: float) -> float:
@@ -348,16 +361,23 @@ def check_floor(name: str, value: float) -> float:
     Raises:
         ValueError: If it is not a number, not positive or not finite.
     """
-    try:
-        good = 0 < value < math.inf
-    except TypeError:
-        good = False
-    if not good:
+    floor = as_float_or_nan(value)
+    if not 0 < floor < math.inf:
         raise ValueError(
             f"Expected a positive, finite {name}, got {value!r}. Without a floor the likelihood "
             f"of a mixture is unbounded."
         )
-    return value
+    return floor
+
+
+def as_float_or_nan(value: Any) -> float:
+    """A number of Python, NumPy or PyTorch as a `float`; NaN for anything else."""
+    if isinstance(value, bool | str):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
 
 
 def as_int(value: object) -> int | None:

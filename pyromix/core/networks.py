@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from .checks import check_positive_int
+from .checks import as_items, check_positive_int
 
 
 def make_network(num_inputs: int, hidden_dims: Sequence[int], num_outputs: int) -> nn.Sequential:
@@ -35,8 +35,9 @@ def check_widths(name: str, widths: Iterable[int]) -> tuple[int, ...]:
     Raises:
         ValueError: If they are no sequence, or one is not a positive integer.
     """
-    if not isinstance(widths, Iterable) or isinstance(widths, str):
+    items = as_items(widths)
+    if items is None:
         raise ValueError(
             f"Expected {name} to be a sequence of widths, such as (64,), got {widths!r}."
         )
-    return tuple(check_positive_int(f"every width in {name}", width) for width in widths)
+    return tuple(check_positive_int(f"every width in {name}", width) for width in items)

@@ -101,7 +101,7 @@ def optional_entries(model: nn.Module) -> set[str]:
 
 def check_mode(name: str, value: Any) -> Any:
     """Checks whether and when to standardise: True, False or ``"auto"``."""
-    if value not in (True, False, "auto"):
+    if not isinstance(value, bool | str) or value not in (True, False, "auto"):
         raise ValueError(f"Expected {name} to be True, False or 'auto', got {value!r}.")
     return value
 

@@ -3,7 +3,7 @@
 __all__ = ["DRMM"]
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
+    as_items,
     check_arguments,
     check_count,
     check_floor,
@@ -67,9 +68,10 @@ NO_CONTEXT = (
 
 
 def _check_categories(name: str, categories: Any) -> tuple[int, ...]:
-    if not isinstance(categories, Iterable):
+    counts = as_items(categories)
+    if counts is None:
         raise ValueError(f"Expected {name} such as (3, 10), got {categories!r}.")
-    return tuple(check_positive_int(f"every entry of {name}", count) for count in categories)
+    return tuple(check_positive_int(f"every entry of {name}", count) for count in counts)
 
 
 def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ...]:

@@ -47,10 +47,10 @@ def as_distribution_module(distribution: Distribution) -> Any:
     Raises:
         TypeError: If it is not a distribution, or its tensors cannot be found.
     """
-    if isinstance(distribution, nn.Module):
-        return distribution
     if not isinstance(distribution, Distribution):
         raise TypeError(f"Expected a distribution, got {type(distribution).__name__}.")
+    if isinstance(distribution, nn.Module):
+        return distribution
     return PlainDistribution.wrap(distribution)
 
 

@@ -13,6 +13,7 @@ from torch.types import _size
 from ..core.batch import Batch, check_paired, split_batch
 from ..core.checks import (
     Check,
+    as_int,
     check_arguments,
     check_count,
     check_floor,
@@ -21,7 +22,7 @@ from ..core.checks import (
     one_of,
 )
 from ..core.constraints import Floored
-from ..core.conversions import TensorLike, as_context, as_rows, as_tensor
+from ..core.conversions import TensorLike, as_context, as_integers, as_rows, as_tensor
 from ..core.law_module import LawModule
 from ..core.networks import check_widths
 from ..core.random import takes_generator
@@ -43,6 +44,9 @@ Encoder = Literal["causal", "bidirectional"]
 Factor = Literal["network", "shared"]
 Positivity = Literal["softplus", "exp"]
 State = tuple[Tensor, ...]
+
+# Keys of a batch that is a mapping, beside that of the values.
+PARTS = {"context", "static", "lengths", "scored_from"}
 
 
 class FRMDN(LawModule[SequenceLaw]):
@@ -278,16 +282,74 @@ class FRMDN(LawModule[SequenceLaw]):
 
         Args:
             batch: Values of shape (N, T, D); a pair of values and context; or a mapping with the
-                key ``"value"`` and, of `condition`'s arguments, those that there are.
+                key ``"value"`` and, of `condition`'s arguments, those that there are. Its key
+                ``"scored_from"``, integers from 0 to T of shape (N), leaves earlier steps out of
+                the loss: they lead to the state alone.
             progress: Not used.
 
         Raises:
             ValueError: If the batch is of another form, or does not fit.
         """
         value, inputs = self._split(batch)
+        start = inputs.pop("scored_from", None)
         law = self._law_given(**inputs)
         check_paired(law, value)
-        return -law.log_prob(value).mean()
+        if start is None:
+            return -law.log_prob(value).mean()
+        start = as_integers("scored_from", start, 0, self.length, like=self.start)
+        log_prob = law.log_prob_per_step(value)
+        return -torch.where(within(start, self.length), 0.0, log_prob).sum(-1).mean()
+
+    def split_in_time(
+        self, batch: Batch, start: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        r"""Splits sequences into what comes before a step, and the steps from it on.
+
+        `fit` calls it for its argument `validation_from`.
+
+        Args:
+            batch: Sequences, in the form of a batch of `loss`.
+            start: An integer from 1 to T - 1: the step, counted from zero. Or a share between 0
+                and 1 of the steps of each sequence; at least one step lies on either side, if the
+                sequence has two.
+
+        Returns:
+            Two batches for `loss`: the sequences up to the step, and whole ones, of which only
+            the steps from there on are scored.
+
+        Raises:
+            ValueError: If the batch is of another form, the step is out of range, or no sequence
+                goes on to it.
+
+        >>> before, after = FRMDN(1, 10, 2).split_in_time(torch.randn(5, 10, 1), 0.8)
+        >>> before["lengths"].tolist(), after["scored_from"].tolist()
+        ([8, 8, 8, 8, 8], [8, 8, 8, 8, 8])
+        """
+        value, inputs = self._split(batch)
+        inputs.pop("scored_from", None)
+        index = as_int(start)
+        is_share = isinstance(start, float) and 0 < start < 1
+        if not is_share and (index is None or not 0 < index < self.length):
+            raise ValueError(
+                f"Expected a step from 1 to {self.length - 1} to split sequences at, or a share "
+                f"of their steps between 0.0 and 1.0, got {start!r}."
+            )
+        lengths = as_lengths(inputs.get("lengths"), self.length, like=value)
+        if lengths is None:
+            lengths = torch.tensor(self.length, device=value.device)
+        lengths = lengths.expand(value.shape[:-2])
+        if is_share:
+            steps = (start * lengths).round().long()
+            steps = torch.minimum(steps, lengths - 1).clamp(min=1)
+        else:
+            steps = lengths.clamp(max=index)
+        if not bool((steps < lengths).any()):
+            raise ValueError(
+                f"Expected sequences with steps on both sides of {start!r}, got none: they have "
+                f"at most {int(lengths.max()) if lengths.numel() else 0} step(s)."
+            )
+        given = {"value": value, **{k: v for k, v in inputs.items() if v is not None}}
+        return given | {"lengths": steps}, given | {"lengths": lengths, "scored_from": steps}
 
     @torch.no_grad()
     @takes_generator
@@ -450,6 +512,7 @@ class FRMDN(LawModule[SequenceLaw]):
             ValueError: If they do not fit, or are not finite.
         """
         value, inputs = self._split(data)
+        inputs.pop("scored_from", None)
         law = self._law_given(**inputs)
         value = law.fill_padding(value)
         if not value.isfinite().all():
@@ -487,20 +550,21 @@ class FRMDN(LawModule[SequenceLaw]):
         return law
 
     def _split(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Values of a batch, and the arguments of `condition` for it.
+        """Values of a batch, and the other parts of it by name.
 
         Raises:
             ValueError: If it is of another form, or has a context and the model takes none.
         """
         inputs: Any
         match batch:
-            case {"value": value, **inputs} if set(inputs) <= {"context", "static", "lengths"}:
-                value = as_tensor("value", value, like=self.start)
+            case {"value": value, **inputs} if set(inputs) <= PARTS:
+                if not isinstance(value, Tensor):
+                    value = as_tensor("value", value, like=self.start)
             case Mapping():
                 raise ValueError(
                     f"Expected a batch that is a tensor, a pair (values, context), or a mapping "
-                    f"with the key 'value' and, of 'context', 'static' and 'lengths', those that "
-                    f"there are, got {sorted(batch)}."
+                    f"with the key 'value' and, of {', '.join(sorted(PARTS))}, those that there "
+                    f"are, got {sorted(batch)}."
                 )
             case _:
                 value, context = split_batch(batch, like=self.start)

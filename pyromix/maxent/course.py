@@ -96,7 +96,7 @@ class Course:
         much as the interim levels ask of it, is progress.
         """
         last = self.rounds[-1 - HOPELESS_ROUNDS :]
-        far = all(float(r.scaled_violations.max()) > HOPELESS_DISTANCE for r in last)
+        far = all(r.distance > HOPELESS_DISTANCE for r in last)
         if len(last) <= HOPELESS_ROUNDS or not far:
             return False
         sizes = [self.distance(r.violations) for r in last]

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.checks import as_items
+from ..core.conversions import as_numbers
+
 Statistics = Callable[[Tensor], Tensor]
 
 
@@ -56,7 +59,7 @@ class Expectations:
         if names is None:
             names = [f"statistic {i}" for i in range(len(self.targets))]
             names += [f"inequality {i}" for i in range(len(self.bounds))]
-        elif isinstance(names, str) or len(names) != len(self.levels):
+        elif len(as_items(names) or ()) != len(self.levels):
             raise ValueError(
                 f"Expected {len(self.levels)} names, one for every constraint, got {names!r}."
             )
@@ -66,6 +69,12 @@ class Expectations:
     def num_equalities(self) -> int:
         """Number of equalities: their levels come first."""
         return len(self.targets)
+
+    @property
+    def is_inequality(self) -> Tensor:
+        """Which constraints are inequalities, shape (m,)."""
+        index = torch.arange(len(self.levels), device=self.levels.device)
+        return index >= self.num_equalities
 
     def violation(self, means: Tensor) -> Tensor:
         """By how much means of the statistics (m,) miss targets, or exceed bounds; shape (m,)."""
@@ -108,7 +117,8 @@ def _as_levels(name: str, values: Any, like: Tensor) -> Tensor:
     if values is None:
         return like.new_empty(0)
     try:  # of any dtype, on any device, and lists of scalar tensors, too
-        levels = torch.as_tensor(values).to(like).detach()
+        levels = as_numbers(name, torch.as_tensor(values)).to(like).detach()
+        levels = levels.clone() if levels.is_inference() else levels
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"Expected {name} to be numbers, got {values!r}.") from None
     levels = levels.reshape(1) if levels.dim() == 0 else levels

@@ -9,7 +9,8 @@ import pyro.distributions.transforms as transforms
 import torch
 from torch.distributions import biject_to, constraints
 
-from ..core.checks import check_count, check_positive_int
+from ..core.checks import check_count, check_positive_int, number
+from ..core.networks import check_widths
 from ..flows.flow import Flow
 from ..flows.near_identity import near_identity
 from ..mixtures import GaussianMixture, RelaxedGaussianMixture
@@ -61,6 +62,12 @@ def spline_flow(
         True
     """
     dim = check_positive_int("dim", dim)
+    bins = check_positive_int("bins", bins)
+    hidden_dims = check_widths("hidden_dims", hidden_dims)
+    if not hidden_dims:
+        raise ValueError("Expected hidden_dims to have at least one width, got none.")
+    if not number()("bound", bound) > 0:
+        raise ValueError(f"Expected bound to be positive, got {bound}.")
     parts: list[Any] = []
     for i in range(check_count("num_layers", num_layers)):
         if dim == 1:

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from .draws import Draws
 from .expectations import Expectations
+from .metric import Spread
 
-# What is added to the diagonal of correlations: statistics may depend on each other.
-RIDGE = 1e-4
 # Weight of a step in the running means of violations.
 SMOOTHING = 0.02
 # How far interim levels move in a round: in standard deviations, and at most by what share.
@@ -91,21 +90,21 @@ class AugmentedLagrangian:
         max_penalty: float,
         reduction: float,
     ) -> None:
-        self.levels, self.num_equalities = expectations.levels, expectations.num_equalities
+        self.expectations, self.levels = expectations, expectations.levels
         self.interim = self.levels  # those of the present round
         self.penalty, self.growth, self.max_penalty = penalty, growth, max_penalty
         self.reduction = reduction
         self.multipliers = torch.zeros_like(self.levels)
         self.own_multipliers = torch.zeros_like(self.levels)  # for which the law is the optimum
         self.metric = self.covariance = torch.eye(len(self.levels)).to(self.levels)
+        self.spread = Spread(torch.ones_like(self.levels).double(), self.metric.double())
         self.running = torch.zeros_like(self.levels)  # mean violation of recent steps
         self._before: Tensor | None = None  # violations of batches at the end of the last round
 
     @property
     def is_inequality(self) -> Tensor:
         """Which constraints are inequalities, shape (m,)."""
-        m = len(self.levels)
-        return torch.arange(m, device=self.levels.device) >= self.num_equalities
+        return self.expectations.is_inequality
 
     def measure(self, values: Tensor, log_prob: Tensor) -> None:
         r"""Sets the metric of violations, and the law's own multipliers, from draws of the law.
@@ -117,20 +116,14 @@ class AugmentedLagrangian:
             values: Statistics, shape (n, m).
             log_prob: Log-densities, shape (n,).
         """
-        covariance = torch.cov(values.double().mT).reshape(len(self.levels), -1)
-        variance = covariance.diagonal()
-        scale = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-        correlation = covariance / scale / scale.unsqueeze(-1)
-        correlation = correlation + RIDGE * torch.eye(len(scale)).to(correlation)
-        centred = (values.double() - values.double().mean(0)) / scale
+        spread = Spread.of(values)
+        centred = (values.double() - values.double().mean(0)) / spread.scale
         slope = centred.mT @ (log_prob.double() - log_prob.double().mean()) / len(values)
-        self.own_multipliers = (-torch.linalg.solve(correlation, slope) / scale).to(self.levels)
-        self.covariance = (correlation * scale * scale.unsqueeze(-1)).to(self.levels)
-        # Every inequality has slack of its own, which a metric must not mix with that of others.
-        apart = self.is_inequality.unsqueeze(-1) | self.is_inequality
-        correlation = torch.where(apart & ~torch.eye(len(scale)).to(apart), 0.0, correlation)
-        inverse = torch.linalg.inv(correlation)
-        self.metric = (inverse / scale / scale.unsqueeze(-1)).to(self.levels)
+        slope = torch.linalg.solve(spread.correlation, slope) / spread.scale
+        self.own_multipliers = (-slope).to(self.levels)
+        self.covariance = spread.covariance.to(self.levels)
+        self.spread = spread.apart(self.is_inequality)
+        self.metric = self.spread.metric().to(self.levels)
 
     def loss(self, first: tuple[Draws, Tensor], second: tuple[Draws, Tensor]) -> Tensor:
         """An unbiased estimate of the Lagrangian, a scalar with gradients.

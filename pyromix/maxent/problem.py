@@ -62,6 +62,7 @@ class MaximumEntropy:
         True
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         distribution: Any,
@@ -78,15 +79,16 @@ class MaximumEntropy:
         like = next(distribution.parameters())
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
         self.sampler = make_sampler(distribution, gradient)
+        if like.is_inference():
+            raise ValueError(
+                f"Expected a {type(distribution).__name__} whose parameters can be trained, got "
+                f"one that was built under torch.inference_mode(). Build it outside."
+            )
         with draws_from(*seeded(0, like.device)), torch.enable_grad():
             (draws,) = self.sampler(16)
-            values = self.expectations.values(draws.x)  # raises an error if something is wrong
-        if not values.requires_grad and not draws.weight.requires_grad:
-            raise ValueError(
-                "Expected statistics with a gradient in the draws, got some without, such as "
-                "indicators and counts have. Use smooth ones: a sigmoid for an indicator."
-            )
+            _check_gradients(self.expectations, draws.x)
 
+    @torch.inference_mode(False)
     def solve(
         self,
         *,
@@ -214,6 +216,32 @@ SETTINGS: Mapping[str, Check] = {
     "start_steps": check_count,
     "tolerance": _positive,
 }
+
+
+def _check_gradients(expectations: Expectations, x: Tensor) -> None:
+    """Raises an error if a statistic has no gradient in draws (n, *event_shape).
+
+    Weights of draws may have one, but would not tell which way components should move.
+
+    Raises:
+        ValueError: As said, or if the statistics do not fit.
+    """
+    x = x.detach().requires_grad_()
+    values = expectations.values(x)
+    without = []
+    for name, column in zip(expectations.names, values.unbind(-1), strict=True):
+        slope = None
+        if column.requires_grad:
+            (slope,) = torch.autograd.grad(column.sum(), x, retain_graph=True, allow_unused=True)
+        is_flat = slope is None or not bool(slope.any())
+        if is_flat and bool((column != column[0]).any()):  # a constant has nothing to follow
+            without.append(name)
+    if without:
+        raise ValueError(
+            f"Expected statistics with a gradient in the draws, got some without, such as "
+            f"indicators and counts have: {', '.join(map(repr, without))}. Use smooth ones: a "
+            f"sigmoid for an indicator."
+        )
 
 
 def _check_distribution(distribution: Any) -> None:

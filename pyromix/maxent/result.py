@@ -32,6 +32,8 @@ class Round:
     """Whether no test rejects a constraint."""
     scale: Tensor
     """Standard deviation of every coordinate of a draw, in the event's shape."""
+    distance: float
+    """Length of the violation in standard deviations, with correlations taken into account."""
 
 
 @dataclass

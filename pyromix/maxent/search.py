@@ -319,6 +319,7 @@ class Search:
                 penalty=penalty,
                 feasible=feasible,
                 scale=fresh.scale,
+                distance=self.lagrangian.spread.length(violation),
             )
         )
         self._release_if_due()

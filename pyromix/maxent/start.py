@@ -15,6 +15,7 @@ from ..core.module import DistributionModule
 from ..training.fit import adam
 from .draws import Sampler
 from .expectations import Expectations
+from .metric import Spread
 
 NUM_DRAWS = 4096
 
@@ -23,11 +24,26 @@ NUM_DRAWS = 4096
 # a search moves by half a deviation a round.
 FAR = 5.0
 
-# A location and a scale of every coordinate are sought with so many draws, by so many steps.
+# A location and a scale of every coordinate are sought with so many draws, in so many steps; each
+# needs a gradient of every statistic, of which there is a largest number in all.
 FITTING_DRAWS = 1024
-FITTING_STEPS = 500
-FITTING_RATE = 0.1
+FITTING_STEPS = 100
+FITTING_GRADIENTS = 4000
 CLOSE = 0.05  # deviations at which to stop
+
+# Logarithms of scales change by so much at most in a step; steps that overshoot are halved.
+LARGEST_CHANGE = 1.0
+HALVINGS = 20
+
+# Share of the best distance that a better one must come below.
+PROGRESS = 0.99
+
+# Where locations and scales would both do, locations move: a change in a logarithm of a scale
+# counts as a change by so many deviations.
+RELUCTANCE = 10.0
+
+# Directions that the statistics depend on less than by this share of the most are left alone.
+LEAST_SLOPE = 1e-3
 
 
 def gaussian_on(distribution: Any, expectations: Expectations) -> Distribution:
@@ -63,39 +79,82 @@ def _location_and_scale(
     like = expectations.levels
     # Of their own, so that whatever is drawn later does not depend on the way taken here.
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(FITTING_DRAWS, *shape, generator=generator).to(like)
-    standard = torch.zeros(shape).to(like), torch.ones(shape).to(like)
-    # Both grow by a factor with every step, however far they have to go.
-    raw_loc, log_scale = (torch.zeros(shape).to(like).requires_grad_() for _ in range(2))
-    optimizer = torch.optim.Adam([raw_loc, log_scale], lr=FITTING_RATE)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FITTING_STEPS)
-    best, found = math.inf, standard
-    for step in range(FITTING_STEPS):
-        loc, scale = raw_loc.sinh(), log_scale.exp()
+    noise = torch.randn(FITTING_DRAWS // 2, *shape, generator=generator).to(like)
+    noise = torch.cat([noise, -noise])
+    # Statistics of draws far out differ by little of their size. Some functions have tensors of
+    # their own, and take one dtype alone.
+    with contextlib.suppress(RuntimeError, ValueError), torch.no_grad():
+        expectations.values(transform(noise.double()))
+        noise = noise.double()
+
+    def statistics(place: Tensor) -> Tensor | None:
+        """Statistics of normal draws, (n, m); None where some are not finite."""
         try:
-            values = expectations.values(transform(loc + scale * noise))
-        except ValueError:  # not finite so far out
+            return expectations.values(transform(place[0] + place[1] * noise))
+        except ValueError:
+            return None
+
+    def violation(values: Tensor) -> Tensor:
+        return expectations.violation(values.mean(0))
+
+    place = torch.stack([torch.zeros(shape), torch.ones(shape)]).to(noise)
+    best, found = math.inf, place
+    for step in range(max(10, min(FITTING_STEPS, FITTING_GRADIENTS // len(like)))):
+        place = place.detach().requires_grad_()
+        values = statistics(place)
+        if values is None:
             break
-        violation = expectations.violation(values.mean(0))
-        size = (violation / _spread(values)).square().sum()
-        value = float(size.detach())
-        if step == 0 and value <= FAR**2:
-            return standard
-        if value < best:
-            best, found = value, (loc.detach().clone(), scale.detach().clone())
-        if not size.requires_grad or value < CLOSE**2:
+        spread = Spread.of(values).apart(expectations.is_inequality)
+        size = spread.length(violation(values))
+        if step == 0 and size <= FAR:
             break
-        optimizer.zero_grad()
-        size.log().backward()
-        optimizer.step()
-        plan.step()
-    return found
+        if size < PROGRESS * best:  # some laws get narrower without end, and no nearer
+            best, found = size, place.detach()
+        if size < CLOSE or not values.requires_grad:
+            break
+        change = _newton_step(expectations, spread, values.mean(0), place)
+        # Nearer in the present metric: in one of its own, a law can be near by being wide.
+        for _ in range(HALVINGS):
+            with torch.no_grad():
+                trial = torch.stack([place[0] + place[1] * change[0], place[1] * change[1].exp()])
+                values = statistics(trial)
+            if values is not None and spread.length(violation(values)) < size:
+                break
+            change = change / 2
+        else:
+            break
+        place = trial
+    loc, scale = found.to(like)
+    return loc, scale
 
 
-def _spread(values: Tensor) -> Tensor:
-    """Standard deviations of statistics (n, m), shape (m,), where positive, and else one."""
-    spread = values.detach().std(0)
-    return torch.where(spread > 0, spread, 1.0)
+def _newton_step(
+    expectations: Expectations, spread: Spread, means: Tensor, place: Tensor
+) -> Tensor:
+    """The shortest step (2, *shape) that would end the violation if means were linear in it.
+
+    It is in units of the scale for locations, and in the logarithm for scales.
+
+    Args:
+        expectations: The constraints.
+        spread: Of the statistics.
+        means: Of the statistics, shape (m,), as a function of
+        place: location and scale, shape (2, *shape).
+    """
+    slopes = [
+        torch.autograd.grad(mean, place, retain_graph=True, materialize_grads=True)[0]
+        for mean in means.unbind()
+    ]
+    violation = expectations.violation(means.detach())
+    slack = expectations.is_inequality & (violation == 0)
+    jacobian = torch.stack(slopes) * place[1].detach()
+    jacobian[:, 1] /= RELUCTANCE
+    jacobian = spread.whiten(torch.where(slack.unsqueeze(-1), 0.0, jacobian.flatten(1)))
+    step = torch.linalg.pinv(jacobian, rtol=LEAST_SLOPE) @ spread.whiten(violation.unsqueeze(-1))
+    change = -step.reshape(place.shape)
+    change[1] /= RELUCTANCE
+    largest = float(change[1].abs().max())
+    return (change * min(1.0, LARGEST_CHANGE / max(largest, 1e-12))).to(place)
 
 
 def move_to(

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import AffineTransform, Distribution
 
 from ..core.batch import Batch, split_batch
-from ..core.checks import Check, check_arguments, check_count, check_positive_int
+from ..core.checks import Check, as_items, check_arguments, check_count, check_positive_int
 from ..core.conversions import as_tensor
 from ..core.standardize import location_and_scale
 from ..flows.flow import Flow
@@ -94,6 +94,8 @@ class RAD(Flow):
         if base is None:
             # Values are checked before they get there.
             base = dist.Normal(torch.zeros(dim), torch.ones(dim), validate_args=False).to_event(1)
+        elif not isinstance(base, Distribution):
+            raise ValueError(f"Expected base to be a distribution, got {type(base).__name__}.")
         elif base.batch_shape + base.event_shape != (dim,):
             raise ValueError(
                 f"Expected a base on vectors of length {dim}, got one with batch shape "
@@ -156,13 +158,15 @@ def _partitions(
                     "For one coordinate use pyromix.Flow(base, [pyromix.Fold(), ...])."
                 )
             return ((0,),) * num_layers
-        half, layers = dim // 2, []
+        half, chosen = dim // 2, []
         for layer in range(num_layers):
             order = list(range(dim)) if partition == "alternate" else torch.randperm(dim).tolist()
-            layers.append(tuple(sorted(order[half:] if layer % 2 == 0 else order[:half])))
-        return tuple(layers)
-    if len(partition) != num_layers:
+            chosen.append(tuple(sorted(order[half:] if layer % 2 == 0 else order[:half])))
+        return tuple(chosen)
+    layers = as_items(partition)
+    if layers is None or len(layers) != num_layers:
+        got = repr(partition) if layers is None else f"{len(layers)} sequences"
         raise ValueError(
-            f"Expected indices for each of {num_layers} layers, got {len(partition)} sequences."
+            f"Expected partition to have indices for each of {num_layers} layers, got {got}."
         )
-    return tuple(partition)
+    return tuple(layers)

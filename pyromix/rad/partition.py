@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_index, check_positive_int
+from ..core.checks import as_items, check_index, check_positive_int
 
 
 class Partition(nn.Module):
@@ -30,9 +30,10 @@ class Partition(nn.Module):
         self.dim = check_positive_int("dim", dim)
         if folded is None:
             folded = range(self.dim // 2, self.dim)
-        if not isinstance(folded, Iterable):
+        items = as_items(folded)
+        if items is None:
             raise ValueError(f"Expected folded to be a sequence of indices, got {folded!r}.")
-        indices = [check_index("every index in folded", i, dim) for i in folded]
+        indices = [check_index("every index in folded", i, dim) for i in items]
         if not 0 < len(indices) == len(set(indices)):
             raise ValueError(
                 f"Expected folded to be different indices of {dim} coordinates, at least one, got "

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..checkpoints import PathLike, read_tree
 from ..core.batch import as_batch
@@ -22,6 +23,7 @@ from .history import History
 from .integers import warn_about_integers
 from .minibatches import LoaderStream, TensorStream, make_stream, split
 from .trainer import Trainer, describe_model
+from .unseen import warn_about_unseen
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def fit(
     scheduler: SchedulerFactory | None = None,
     gradient_clip: float | None = None,
     validation: Any = None,
+    validation_from: float | None = None,
     validation_every: int | None = None,
     patience: int | None = None,
     initialize: bool | None = None,
@@ -83,6 +86,10 @@ def fit(
         gradient_clip: Largest norm of the gradient; longer ones are shortened to it.
         validation: Data to validate on, in the forms of `data`, or the fraction of the data to
             hold out for it.
+        validation_from: For models of sequences (`FRMDN`), instead of `validation`: trains on the
+            first steps of every sequence, and validates on those from here on, which are scored
+            given the first ones. The index of a step, or the share of steps that comes before.
+            The validation loss is that of the steps it scores, in nats a sequence.
         validation_every: Steps between validations; by default about 50 in all.
         patience: Number of validations without a new best loss after which to stop early; by
             default training runs to its end, and the best weights are restored.
@@ -135,7 +142,9 @@ def fit(
             f"Expected a {type(model).__name__} whose parameters can be trained, got one that was "
             f"built under torch.inference_mode(). Build it outside."
         )
-    if patience is not None and validation is None:
+    if validation is not None and validation_from is not None:
+        raise ValueError("Expected validation or validation_from, got both.")
+    if patience is not None and validation is None and validation_from is None:
         raise ValueError("Expected validation data with patience: pass validation=0.1, say.")
     for name, factory in (("optimizer", optimizer), ("scheduler", scheduler)):
         if factory is not None and not callable(factory):
@@ -163,6 +172,8 @@ def fit(
 
     convert = partial(_with_tensors, model=model)
     data = convert("data", data)
+    if validation_from is not None:
+        data, validation = _split_in_time(model, data, validation_from)
     stream = make_stream(data, batch_size, seed, fabric.global_rank, fabric.world_size)
     held_out: TensorStream | LoaderStream | None = None
     if isinstance(validation, float):
@@ -171,6 +182,8 @@ def fit(
         place = fabric.global_rank, fabric.world_size
         validation = convert("validation", validation)
         held_out = make_stream(validation, batch_size, seed, *place, name="validation")
+    if fabric.global_rank == 0 and held_out is not None and saved is None:
+        warn_about_unseen(model, stream, held_out)
 
     preview: Any = None
     generators = seeded(seed, fabric.device)
@@ -181,7 +194,7 @@ def fit(
             if initialize and saved is None:
                 preview = fabric.to_device(stream.preview())
                 if fabric.global_rank == 0:
-                    warn_about_integers(model, preview)
+                    warn_about_integers(model, preview, stacklevel=4)
                 model.initialize(preview)
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             for generator in generators:
@@ -218,6 +231,7 @@ def fit(
                 "processes": fabric.world_size,
                 **stream.description,
                 "validation": None if held_out is None else str(held_out.description),
+                "validation_from": validation_from,
             },
         )
         if saved is not None:
@@ -237,6 +251,30 @@ def _with_tensors(name: str, data: Any, model: nn.Module) -> Any:
     floats = (p for p in model.parameters() if p.is_floating_point())
     like = torch.empty(0, dtype=next(floats, torch.empty(0)).dtype)
     return as_batch(name, data, like=like, keep_integers=not is_over_reals(model))
+
+
+def _split_in_time(model: Any, data: Any, start: float) -> tuple[Any, Any]:
+    """Data for training and for validation: steps before and after `start`.
+
+    Raises:
+        ValueError: If the model is not one of sequences, or the data are not tensors.
+    """
+    split = getattr(model, "split_in_time", None)
+    if split is None:
+        raise ValueError(
+            f"Expected a model of sequences, FRMDN, with validation_from, got a "
+            f"{type(model).__name__}. Hold items out: pass validation=0.1, say."
+        )
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Dataset | DataLoader):
+        raise ValueError(
+            f"Expected data that are tensors with validation_from, got a {type(data).__name__}. "
+            f"Split its batches with {type(model).__name__}.split_in_time, and pass what comes "
+            f"after as validation."
+        )
+    before, after = split(data, start)
+    return before, after
 
 
 def _make_optimizer(model: nn.Module, factory: OptimizerFactory | None, lr: float) -> Optimizer:

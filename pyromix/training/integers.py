@@ -19,7 +19,7 @@ MIN_REPEATS = 5
 GLANCE_ROWS = 256
 
 
-def warn_about_integers(law: Distribution, batch: Any) -> None:
+def warn_about_integers(law: Distribution, batch: Any, stacklevel: int = 3) -> None:
     """Warns if real columns of data hold few different values, all of them whole numbers.
 
     The likelihood of a density on such data grows without bound, as its peaks narrow.
@@ -28,6 +28,7 @@ def warn_about_integers(law: Distribution, batch: Any) -> None:
         law: The model that is to be trained. Only laws of vectors are looked at: images and
             sequences of few levels are common, and have pages of their own.
         batch: Training data, in the form of a batch; others are left alone.
+        stacklevel: Of the warning, whose place is the line that trains.
     """
     if len(law.event_shape) != 1 or not is_over_reals(law):
         return
@@ -46,7 +47,7 @@ def warn_about_integers(law: Distribution, batch: Any) -> None:
             f"different ones in a column. A density of real columns grows without bound on them. "
             f"Add noise (pyromix.dequantize for counts from zero), or model them as categories "
             f"(DRMM(..., categories=(...,))).",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

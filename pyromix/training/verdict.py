@@ -24,6 +24,9 @@ STANDARD_ERRORS = 4.0
 # A shorter run is no attempt to be better than one normal.
 ENOUGH_STEPS = 100
 
+# Columns whose standard deviation is the smallest scale, up to this share, have lost nothing.
+AT_NOISE = 0.2
+
 
 class Verdict:
     """Compares a model after training with itself before, with one normal, and with its floor.
@@ -69,6 +72,15 @@ class Verdict:
             model.train(training)
         return scores.double() if bool(scores.isfinite().all()) else None
 
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Standard deviations (D,) of the law, in double precision; infinite if not known."""
+        try:
+            with torch.no_grad():
+                variance: Tensor = self.model.variance
+        except NotImplementedError:
+            return torch.full_like(rows[0], math.inf, dtype=torch.float64)
+        return variance.double().sqrt()
+
     def _worse(self, rows: Tensor, start: Tensor, steps: int) -> str:
         """What to say if the model is worse than it was, or than one normal."""
         end = self._scores(rows)
@@ -103,7 +115,11 @@ class Verdict:
             return ""
         spread = rows[:, : len(floored)].double().std(0, correction=0)
         floors, floor = torch.as_tensor(self.model.column_floors()), self.model.scale_floor
-        lost = ((floored | (spread <= floors)) & (spread > 0)).nonzero().flatten().tolist()
+        # Where the floor is the noise of the data, that is what columns should come to.
+        right = (spread - floors).abs() <= AT_NOISE * floors
+        right &= (self._spread(rows)[: len(floored)] - spread).abs() <= AT_NOISE * spread
+        lost = (floored | (spread <= floors)) & (spread > 0) & ~right
+        lost = lost.nonzero().flatten().tolist()
         if not lost:
             return ""
         return (

@@ -6,6 +6,7 @@ import pyro.distributions.transforms as transforms
 import pytest
 import torch
 from torch import tensor, zeros
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyromix import FRMDN, Flow, fit
 from pyromix.mixtures import LowRankPrecisionNormal, MixtureOfLowRankPrecisionNormals
@@ -231,6 +232,34 @@ BAD = [
     (lambda: train(driven(), zeros(9, 3, 2)), "needs a context"),
     (lambda: train(model(), {"value": zeros(9, 3, 2), "labels": zeros(9)}), "'labels'"),
     (lambda: train(model(), {"y": zeros(9, 3, 2)}), "'value'"),
+    (lambda: train(model(), zeros(9, 3, 2), validation_from=0), "step from 1 to 2 .* got 0"),
+    (lambda: train(model(), zeros(9, 3, 2), validation_from=3), "step from 1 to 2 .* got 3"),
+    (lambda: train(model(), zeros(9, 3, 2), validation_from=1.0), "between 0.0 and 1.0, got 1.0"),
+    (lambda: train(model(), zeros(9, 3, 2), validation_from="2"), "step from 1 to 2 .* got '2'"),
+    (
+        lambda: train(model(), zeros(9, 3, 2), validation_from=2, validation=0.1),
+        "validation or validation_from, got both",
+    ),
+    (
+        lambda: model().split_in_time({"value": zeros(2, 3, 2), "lengths": tensor([1, 1])}, 0.5),
+        "steps on both sides of 0.5, got none",
+    ),
+    (
+        lambda: train(model(), TensorDataset(zeros(9, 3, 2)), validation_from=math.nan),
+        "step from 1 to 2 .* got nan",
+    ),
+    (
+        lambda: train(model(), DataLoader(zeros(9, 3, 2)), validation_from=2),
+        "tensors with validation_from, got a DataLoader",
+    ),
+    (
+        lambda: model().loss({"value": zeros(2, 3, 2), "scored_from": tensor([0, 4])}),
+        "scored_from from 0 to 3, got 4",
+    ),
+    (
+        lambda: train(Flow(model(), []), zeros(9, 3, 2), validation_from=2),
+        "model of sequences, FRMDN, with validation_from, got a Flow",
+    ),
     (
         lambda: train(model(), {"value": zeros(9, 3, 2), "lengths": torch.ones(9)}),
         "lengths to be integers",

@@ -4,6 +4,7 @@ import copy
 import math
 
 import pyro.distributions.transforms as transforms
+import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
@@ -98,6 +99,65 @@ def test_initialisation_is_a_fair_start():
         flat = y.flatten(0, 1)
         floor = -Normal(flat.mean(0), flat.std(0)).log_prob(flat).sum(-1).mean()
         assert -model.log_prob(y).mean() / 4 < floor - 1.0
+
+
+# ---- validation on the last steps --------------------------------------------------------------
+
+
+def test_a_split_in_time_divides_the_density():
+    """Of whole sequences into that of the first steps, and that of the others given these."""
+    data = ragged_data(10)
+    model = build(dim=1, length=5, context_dim=1, static_dim=1)
+    whole = model.loss(data)
+    lengths = data["lengths"]  # 1 to 5, twice
+    for start, steps in (
+        (3, [1, 2, 3, 3, 3]),
+        (0.75, [1, 1, 2, 3, 4]),
+        (0.1, [1, 1, 1, 1, 1]),
+        (0.99, [1, 1, 2, 3, 4]),
+    ):
+        before, after = model.split_in_time(data, start)
+        assert before["lengths"].tolist() == after["scored_from"].tolist() == 2 * steps
+        assert torch.equal(after["lengths"], lengths)
+        close(model.loss(before) + model.loss(after), whole)
+    # A split where nothing is held out of some sequences; these have no share in the loss.
+    score = model.condition(data["context"], static=data["static"], lengths=lengths)
+    per_step = score.log_prob_per_step(data["value"].nan_to_num())
+    _, after = model.split_in_time(data, 3)
+    close(model.loss(after), -per_step[:, 3:].sum() / 10)
+
+
+def test_validation_from_a_step_on():
+    """Training does not see the steps that are held out, and they are scored given all before."""
+    torch.manual_seed(0)
+    y, static = torch.randn(12, 10, 1).cumsum(1), torch.eye(12)
+    changed = torch.cat([y[:, :8], 1e6 + y[:, 8:]], 1)
+
+    def trained(y, **options):
+        torch.manual_seed(1)
+        model = FRMDN(1, 10, 2, hidden_dim=4, static_dim=12)
+        data = {"value": y, "static": static}
+        return model, data, train(model, data, steps=6, validation_every=6, **options)
+
+    model, data, history = trained(y, validation_from=0.8)
+    other, _, _ = trained(changed, validation_from=8)
+    assert same(model, other)
+    close(other.standardize.scale, model.standardize.scale)
+    held_out = model.split_in_time(data, 8)[1]
+    assert math.isclose(history.validation_losses[-1], model.loss(held_out).item(), rel_tol=1e-9)
+    # The same as splitting first.
+    torch.manual_seed(1)
+    third = FRMDN(1, 10, 2, hidden_dim=4, static_dim=12)
+    before, after = third.split_in_time(data, 8)
+    assert train(third, before, steps=6, validation=after).losses == history.losses
+    assert same(third, model)
+
+
+def test_validation_on_whole_sequences_with_labels_of_their_own_warns():
+    data = {"value": torch.randn(12, 10, 1), "static": torch.eye(12)}
+    model = FRMDN(1, 10, 2, hidden_dim=4, static_dim=12)
+    with pytest.warns(UserWarning, match="2 of 2 held-out items have labels.*validation_from=0.8"):
+        train(model, data, validation=0.2)
 
 
 # ---- processes whose likelihood is known ------------------------------------------------------

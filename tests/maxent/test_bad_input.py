@@ -42,6 +42,11 @@ def batched():
     )
 
 
+def inference():
+    with torch.inference_mode():
+        MaximumEntropy(GaussianMixture(1, 1), moments, [0.0, 1.0])
+
+
 BAD = [
     # distributions
     (lambda: problem(plain()), "parameters of its own.*got MixtureOfNormals"),
@@ -85,6 +90,23 @@ BAD = [
         lambda: problem(function=lambda x: 1.0 * (x > 0), targets=0.5, gradient="pathwise"),
         "gradient in the draws",
     ),
+    (
+        lambda: problem(function=lambda x: 1.0 * (x > 0), targets=0.5),
+        "gradient in the draws.*'statistic 0'",
+    ),
+    (
+        lambda: problem(
+            function=lambda x: torch.cat([x, 1.0 * (x > 0), x.round(), 0 * x], -1),
+            targets=[0.0, 0.5, 0.0, 0.0],
+            names=["a", "b", "c", "d"],
+        ),
+        "indicators and counts have: 'b', 'c'. Use",
+    ),
+    (
+        lambda: problem(inequalities=lambda x: 1.0 * (x > 0), bounds=0.5),
+        "indicators and counts have: 'inequality 0'. Use",
+    ),
+    (inference, "built under torch.inference_mode"),
     (lambda: problem(names=["one"]), "Expected 2 names"),
     (lambda: problem(names="ab"), "Expected 2 names"),
     # settings

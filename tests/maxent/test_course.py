@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.distributions import ExpTransform
 
-from pyromix import GaussianMixture
+from pyromix import Flow, GaussianMixture
 from pyromix.maxent.course import Course, in_deviations
 from pyromix.maxent.expectations import Expectations
 from pyromix.maxent.result import Round
@@ -19,6 +20,7 @@ def end(entropy, violation, multiplier=0.0, *, feasible=True, scaled=1.0):
         penalty=2.0,
         feasible=feasible,
         scale=torch.ones(1),
+        distance=scaled,
     )
 
 
@@ -93,17 +95,46 @@ def test_half_a_deviation_a_round_is_progress_however_far_the_targets_are():
     assert course(*stuck).is_hopeless()
 
 
-@pytest.mark.parametrize(("loc", "scale"), [(0.0, 30.0), (7.0, 1.0), (100.0, 5.0), (0.0, 1e-2)])
-def test_the_start_follows_moments_that_lie_far_away(loc, scale):
-    targets = torch.tensor([loc, loc**2 + scale**2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(
+    ("loc", "scale"), [(0.0, 30.0), (7.0, 1.0), (100.0, 5.0), (-1e4, 50.0), (0.0, 1e4), (1e4, 1.0)]
+)
+def test_the_start_follows_moments_that_lie_far_away(loc, scale, centred, dtype):
+    if not centred and dtype == torch.float32 and abs(loc) > 1e3 * scale:
+        return  # single precision cannot hold such targets
+    centre = loc if centred else 0.0
+    targets = torch.tensor([loc, (loc - centre) ** 2 + scale**2], dtype=torch.float64).to(dtype)
+    moments = Expectations(
+        lambda x: torch.cat([x, (x - centre).square()], -1), targets, None, None, None, targets
+    )
+    start = gaussian_on(GaussianMixture(1, 2), moments)
+    x = start.sample((20_000,)).double()
+    assert abs(x.mean() - loc) < 0.1 * scale
+    assert 0.9 * scale < x.std() < 1.1 * scale
+
+
+def test_a_standard_normal_is_a_start_near_enough():
+    targets = torch.tensor([0.0, 1e-4])
     moments = Expectations(
         lambda x: torch.cat([x, x.square()], -1), targets, None, None, None, targets
     )
-    start = gaussian_on(GaussianMixture(1, 2), moments)
-    x = start.sample((20_000,))
-    far = abs(loc) > 5 or scale > 5
-    if far:
-        assert abs(x.mean() - loc) < 0.3 * scale
-        assert 0.7 * scale < x.std() < 1.4 * scale
-    else:  # near enough for a standard normal
-        assert 0.97 < x.std() < 1.03
+    assert 0.97 < gaussian_on(GaussianMixture(1, 2), moments).sample((20_000,)).std() < 1.03
+
+
+def test_of_locations_and_scales_that_would_both_do_locations_move():
+    """A mean alone: a law that is much wider would have it, too."""
+    mean = Expectations(lambda x: x, 1e4, None, None, None, torch.zeros(1))
+    x = gaussian_on(Flow(GaussianMixture(1, 2), [ExpTransform()]), mean).sample((20_000,))
+    assert x.mean() == pytest.approx(1e4, rel=0.2)
+    assert 0.5 < x.log().std() < 1.5
+
+
+def test_a_start_where_functions_take_one_dtype_and_bounds_hold():
+    """Of inequalities, those that hold are left alone."""
+    matrix = torch.eye(2, dtype=torch.float32)
+    law = Expectations(
+        lambda x: x @ matrix, [50.0, 3.0], lambda x: x.square().sum(-1), 1e9, None, matrix
+    )
+    x = gaussian_on(GaussianMixture(2, 2).float(), law).sample((20_000,))
+    assert abs(x.mean(0) - torch.tensor([50.0, 3.0])).max() < 0.2

@@ -803,6 +803,7 @@ def test_says_where_one_normal_would_do_better():
     ("make", "data"),
     [
         (lambda: GaussianMixture(2, 1), DATA),
+        (lambda: GaussianMixture(2, 1, scale_floor=0.1), DATA * torch.tensor([1.0, 0.1])),
         (lambda: GaussianMixture(2, 2, "full"), torch.stack([DATA[:, 0], 0 * DATA[:, 0]], -1)),
         (lambda: DRMM(2, 2, 4), DATA),
         (lambda: GaussianMixture(2, 2, missing="marginalize"), DATA.where(DATA > -1, math.nan)),
