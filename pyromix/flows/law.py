@@ -488,12 +488,14 @@ class FlowLaw(dist.TransformedDistribution):
             return self._pull_and_score(value)
         holds = support.check(value)
         per_event = (*holds.shape, *[1] * (value.dim() - holds.dim()))
-        holds = holds.reshape(per_event) | value.isnan()
+        holds = holds.reshape(per_event)
         inner = inner_point(support, value)
         if inner is not None:  # else gradients, and checks of the base, would meet NaN
-            value = torch.where(holds, value, inner)
+            value = torch.where(holds | value.isnan(), value, inner)
         log_prob = self._pull_and_score(value)
         outside = ~holds.expand(value.shape).reshape((*log_prob.shape, -1)).all(-1)
+        # NaN lies nowhere.
+        outside = outside & ~value.isnan().reshape((*log_prob.shape, -1)).any(-1)
         if inner is None:
             outside = outside & log_prob.isnan()
         return torch.where(outside, -torch.inf, log_prob)
