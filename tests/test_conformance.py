@@ -76,6 +76,8 @@ def _drmm(*args, **options):
     with torch.no_grad():
         for parameter in (model.log_weight, model.link_logits, *model.column_logits):
             parameter.normal_()
+        for parameter in model.layers.parameters():
+            parameter.normal_().mul_(0.3)
     return model
 
 
@@ -175,6 +177,16 @@ CASES = {
     "drmm-one-layer": Case(lambda: _drmm(3, 1, 4, scale="scalar")),
     "drmm-beam": Case(lambda: _drmm(2, 2, 4, max_exact=0, beam=4)),  # wide enough for all codes
     "drmm-truncated": Case(lambda: _drmm(2, 3, 3, truncation=0.3)),
+    "drmm-triangular": Case(lambda: _drmm(2, 2, 4, maps="triangular")),
+    "drmm-low-rank-missing": Case(
+        lambda: _drmm(3, 2, 3, maps=("low_rank", "diagonal"), rank=1, missing="marginalize"),
+        rejects_nan=False,
+    ),
+    "drmm-triangular-conditioned": Case(
+        lambda: _drmm(2, 2, 3, maps="triangular").condition(Box(torch.tensor([-1.0, -9.0]), 9.0)),
+        smooth=False,
+        traceable=False,
+    ),
     "drmm-missing": Case(lambda: _drmm(2, 2, 3, missing="marginalize"), rejects_nan=False),
     "drmm-categories": Case(
         lambda: _drmm(2, 2, 3, categories=(3, 2)), smooth=False, continuous=False, nuts=False

@@ -23,7 +23,7 @@ from ..conditioning.union import condition_on
 from ..core.checks import check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
-from ..mixtures.diagonal import MixtureOfNormals
+from ..mixtures.finite import FiniteMixture
 from ..numerics.no_gradient import raise_if_freed
 from .law import ResidualMixture
 from .particles import Codes, enumerate_codes, find_codes, prune
@@ -59,9 +59,9 @@ class ResidualPrior:
     def __init__(self, law: ResidualMixture, settings: Settings, validate_args: bool) -> None:
         self.law, self.settings = law.map_tensors(copy_for_law), settings
         self.validate_args = validate_args
-        self.dim = law.loc.shape[-1]
+        self.dim = law.dim
         self.categories = law.columns.categories
-        self.dtype, self.device = law.loc.dtype, law.loc.device
+        self.dtype, self.device = law.log_weight.dtype, law.log_weight.device
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ResidualPrior":
         """Returns the prior with a function applied to the tensors of its law."""
@@ -154,7 +154,7 @@ class ConditionedDRMM(ConditionedLaw):
             raise ConflictError(
                 f"Expected evidence that can hold, but {int(lost.sum())} of {len(lost)} entries "
                 f"of its batch are so far from all that the model knows that their probability is "
-                f"zero in {law.loc.dtype}."
+                f"zero in {law.log_weight.dtype}."
             )
         log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
         mixture = MixturePrior(
@@ -217,7 +217,7 @@ class ConditionedDRMM(ConditionedLaw):
                 draws.
         """
         columns = [
-            self.probs(self._dim + j).argmax(-1, keepdim=True).to(self._law.loc)
+            self.probs(self._dim + j).argmax(-1, keepdim=True).to(self._law.log_weight)
             for j in range(len(self._law.columns.tables))
         ]
         return torch.cat([self._real.mean, *columns], -1)
@@ -276,7 +276,7 @@ class ConditionedDRMM(ConditionedLaw):
         Minus infinity for points that miss observed values or equations.
         """
         law = self._law
-        value = check_value(self, value, like=law.loc)
+        value = check_value(self, value, like=law.log_weight)
         real = value[..., : self._dim]
         columns = [
             value[..., self._dim + j].reshape(-1).long() for j in range(len(law.columns.tables))
@@ -312,18 +312,16 @@ class ConditionedDRMM(ConditionedLaw):
         """Evidence on a column (*N, n) as (E, 1, n), or (1, 1, n) if all entries share it."""
         if log_q.dim() > 1:
             log_q = log_q.expand(*self.batch_shape, -1)
-        return log_q.reshape(-1, 1, log_q.shape[-1]).to(self._law.loc.dtype)
+        return log_q.reshape(-1, 1, log_q.shape[-1]).to(self._law.log_weight.dtype)
 
-    def _mixture_of(self, codes: Codes, log_joint: Tensor) -> MixtureOfNormals:
+    def _mixture_of(self, codes: Codes, log_joint: Tensor) -> FiniteMixture:
         """The mixture of the normals that codes stand for."""
-        law, shape = self._law, codes.codes.shape[:-1]
-        loc = law.mean_of(codes.codes.flatten(0, 1)).reshape(*shape, -1)
-        scale = law.scale[codes.codes[..., -1]]
-        logits, loc, scale = (
+        law = self._law
+        every, logits = (
             t.reshape(*(self.batch_shape if len(t) > 1 else ()), *t.shape[1:])
-            for t in (log_joint, loc, scale)
+            for t in (codes.codes, log_joint)
         )
-        mixture = MixtureOfNormals(logits, loc, scale, validate_args=False)
+        mixture = law.mixture_of(every, logits)
         mixture._validate_args = self._validate_args
         return mixture
 
@@ -333,8 +331,8 @@ class ConditionedDRMM(ConditionedLaw):
         shape, size = self.batch_shape, self.num_particles
         islands = self._codes.islands
         if islands is None:
-            zero = torch.zeros(shape, dtype=torch.float64, device=self._law.loc.device)
-            return zero, (zero + size).to(self._law.loc.dtype)
+            zero = torch.zeros(shape, dtype=torch.float64, device=self._law.log_weight.device)
+            return zero, (zero + size).to(self._law.log_weight.dtype)
         count = islands.shape[1]
         weight = self._real.logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
         own = islands * weight  # (E, islands, C)
@@ -353,7 +351,7 @@ class ConditionedDRMM(ConditionedLaw):
         ratio = torch.where(known, disagreement / torch.where(known, total, 1.0), 0.0)
         relative = torch.maximum(variance, ratio.sum(-1) / known.sum(-1).clamp(min=1))
         effective = 1.0 / (1.0 / size + relative)
-        return variance.reshape(shape), effective.reshape(shape).to(self._law.loc.dtype)
+        return variance.reshape(shape), effective.reshape(shape).to(self._law.log_weight.dtype)
 
     def _warn(self) -> None:
         share = self.effective_sample_size / self.num_particles

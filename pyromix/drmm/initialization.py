@@ -2,13 +2,15 @@
 
 __all__ = ["initial_parameters"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.constraints import Floored
-from ..mixtures.clusters import MAX_POINTS, find_clusters
+from ..mixtures.clusters import MAX_POINTS, Clusters, find_clusters
+from .map_parameters import MapParameters
 from .rows import Rows
 
 # Pseudo-counts of every category in a cluster, and of every code next to another one. Tables of
@@ -34,7 +36,9 @@ class Shape:
     variance: Floored
 
 
-def initial_parameters(shape: Shape, rows: Rows) -> dict[str, Tensor]:
+def initial_parameters(
+    shape: Shape, rows: Rows, maps: Sequence[MapParameters] = ()
+) -> dict[str, Tensor]:
     """Parameters of a residual quantiser of the data, with the codes' frequencies.
 
     Every layer takes the centres of clusters of what the layers before leave. Of more than 10,000
@@ -43,6 +47,7 @@ def initial_parameters(shape: Shape, rows: Rows) -> dict[str, Tensor]:
     Args:
         shape: What parameters there are.
         rows: N points.
+        maps: Of layers that turn and stretch what they leave, their parameters.
 
     Returns:
         Values by the names of the parameters.
@@ -58,34 +63,29 @@ def initial_parameters(shape: Shape, rows: Rows) -> dict[str, Tensor]:
     k = shape.num_components
     log_weight, loc, inner, links = [], [], [], []
     codes: list[Tensor] = []
+    start: dict[str, Tensor] = {}
+    floor = torch.full_like(residual[0], shape.variance.floor)
     for layer in range(shape.num_layers):
-        clusters = find_clusters(residual, k)
+        clusters = find_clusters(residual, k, covariances=bool(maps) and maps[layer].full_moments)
         code = torch.cdist(residual, clusters.loc).argmin(-1)
-        residual = residual - clusters.loc[code]
+        if maps:
+            raw, mapping = maps[layer].start(*clusters, len(residual), floor)
+            start |= {f"layers.{layer}.{name}": value for name, value in raw.items()}
+            floor = floor / (floor + raw["raw_scale"].exp()).amin(0)
+            residual = mapping.chosen(residual, code)
+        else:
+            residual = residual - clusters.loc[code]
         log_weight.append(clusters.weights.log())
         loc.append(clusters.loc)
         links += [_joint_counts(earlier, code, k).log() for earlier in codes]
         codes.append(code)
         if layer < shape.num_layers - 1:
             inner.append(residual.square().mean(0))
-    # A cluster of few points says little about its variance: add a pseudo-point.
-    within = torch.zeros_like(clusters.loc).index_add_(0, code, residual.square())
-    size = torch.bincount(code, minlength=k).to(within).unsqueeze(-1) + 1
-    variance = (within + residual.square().mean(0)) / size
-    raw_scale = {"diagonal": variance, "spherical": variance.mean(-1, keepdim=True)}.get(
-        shape.scale, residual.square().mean().reshape(1, 1)
-    )
-    start = {
-        "log_weight": torch.stack(log_weight),
-        "loc": torch.stack(loc),
-        "raw_scale": shape.variance.inverse(raw_scale),
-    }
+    start |= {"log_weight": torch.stack(log_weight), "loc": torch.stack(loc)}
     if shape.num_layers > 1:
-        spread = torch.stack(inner)
-        if shape.inner_scale == "scalar":
-            spread = spread.mean(-1, keepdim=True)
-        start["raw_inner_scale"] = shape.variance.inverse(spread)
         start["link_logits"] = torch.stack(links)
+    if not maps:
+        start |= _scales(shape, clusters, code, residual, inner)
     for j, column in enumerate(rows.columns):
         # The first layer says which category is likely, later ones start without a say.
         known = column >= 0
@@ -96,6 +96,35 @@ def initial_parameters(shape: Shape, rows: Rows) -> dict[str, Tensor]:
         table = residual.new_zeros(shape.num_layers, *frequency.shape)
         table[0] = (frequency / frequency.sum(-1, keepdim=True)).log()
         start[f"column_logits.{j}"] = table
+    return start
+
+
+def _scales(
+    shape: Shape, clusters: Clusters, code: Tensor, residual: Tensor, inner: list[Tensor]
+) -> dict[str, Tensor]:
+    """Scales of layers that subtract means, given what is left after the last one.
+
+    Args:
+        shape: What parameters there are.
+        clusters: The last layer's.
+        code: Which of them each point is in, (N,).
+        residual: What is left, (N, D).
+        inner: Mean squares of what each layer before left, (D,).
+    """
+    k = shape.num_components
+    # A cluster of few points says little about its variance: add a pseudo-point.
+    within = torch.zeros_like(clusters.loc).index_add_(0, code, residual.square())
+    size = torch.bincount(code, minlength=k).to(within).unsqueeze(-1) + 1
+    variance = (within + residual.square().mean(0)) / size
+    raw_scale = {"diagonal": variance, "spherical": variance.mean(-1, keepdim=True)}.get(
+        shape.scale, residual.square().mean().reshape(1, 1)
+    )
+    start = {"raw_scale": shape.variance.inverse(raw_scale)}
+    if inner:
+        spread = torch.stack(inner)
+        if shape.inner_scale == "scalar":
+            spread = spread.mean(-1, keepdim=True)
+        start["raw_inner_scale"] = shape.variance.inverse(spread)
     return start
 
 

@@ -1,67 +1,66 @@
 r"""The law of a deep residual mixture, for given tensors.
 
-Layer l has K components with means :math:`\mu_l[k]`, and draws a code from them given those of
-the layers before,
+Layer l has K components, and draws a code from them given those of the layers before,
 
 .. math::
     p(h_l = k \mid h_{<l}) = \operatorname{softmax}_k \Big(\log w_l[k]
         + \sum_{c < l} \log p_{lc}[k, h_c]\Big), \qquad
-    x \mid h \sim N\Big(\sum_l \mu_l[h_l], s_L^2[h_L]\Big),
+    x \mid h \sim N(m(h), \Sigma(h)),
 
 which makes :math:`p(x)` a normalised mixture of :math:`K^L` normals. Its density is summed over
 all codes where they are few, and else over those that a beam search through the layers finds.
 Where entries are missing, what is known may leave far more codes likely than a beam holds. Then
 few of many codes are kept, as often as they are likely, and count for those that were left out.
-Codes are indices: what they select is gathered, and sums of gathered rows are bags of an
-embedding.
+
+What normal a code stands for is up to the layers: `pyromix.drmm.shifts` and
+`pyromix.drmm.affine`.
 """
 
 __all__ = ["ResidualMixture"]
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..core.checks import is_traced
-from ..mixtures.diagonal import MixtureOfNormals
-from ..numerics.diagonal_density import component_log_prob, log_sum_exp
-from .links import select, stacked_rows, sum_rows, sum_rows_of_layers, sum_selected
+from ..evidence.linear import LinearEvidence
+from ..mixtures.finite import FiniteMixture
+from ..numerics.diagonal_density import log_sum_exp
+from .links import select, stacked_rows, sum_rows, sum_rows_of_layers
 from .prefix import Prefix
-from .rows import Columns, Rows, pick_value
+from .rows import Columns, Rows
+from .steering import Steering
 from .thinning import INFLATIONS, thin
 
 # Points are worked on in blocks with no more scores of components than this at once.
 BLOCK_SCORES = 2**22
 
-# Points with gaps are searched with a beam of so many times the width, where the codes that a beam
-# keeps for certain have less than this share of what they have been scored.
-WIDER = 64
+# Points with gaps are searched with a wider beam, where the codes that a beam keeps for certain
+# have less than this share of what they have been scored.
 CERTAIN = 0.99
 
 # Where systematic sampling starts in the first layer, and how far that moves from layer to layer.
 START, GOLDEN = 0.5, 0.6180339887
 
 
-@dataclass
-class ResidualMixture:
-    """Tensors of a deep residual mixture with L layers of K components in D dimensions."""
+@dataclass(kw_only=True)
+class ResidualMixture(ABC):
+    """Tensors of a deep residual mixture with L layers of K components in D dimensions.
+
+    Subclasses say what a layer does to what the ones before leave of a point, and so what normal
+    a code stands for.
+    """
 
     log_weight: Tensor
     """Log w_l[k], shape (L, K)."""
     links: Tensor
     """Log p_lc[k, j], shape (L (L - 1) / 2 K, K): row j, column k of the tables of the pairs
     (1, 0), (2, 0), (2, 1), ... of layers (l, c), one below the other."""
-    loc: Tensor
-    """Means, shape (L, K, D)."""
-    inner_scale: Tensor
-    """Standard deviations of what the first L - 1 layers leave, shape (L - 1, D). They guide the
-    search for codes and the proposals, and are no part of the law."""
-    scale: Tensor
-    """Standard deviations in the last layer, shape (K, D)."""
     columns: Columns
     """Tables of categorical columns."""
     source: tuple[Tensor, float] | None = None
@@ -69,42 +68,137 @@ class ResidualMixture:
     log_truncation: float = -math.inf
     """Codes less likely than the likeliest by more than this, given those before, do not occur."""
 
+    wider: ClassVar[int] = 64
+    """Points with gaps are searched with a beam of up to so many times the width."""
+    search_inflations: ClassVar[tuple[float, ...]] = (1.0,)
+    """Factors of the standard deviations by which prefixes are judged in a search."""
+
     @property
     def num_layers(self) -> int:
         """Number of layers L."""
-        return self.loc.shape[0]
+        return self.log_weight.shape[0]
 
     @property
     def num_components(self) -> int:
         """Number of components K of a layer."""
-        return self.loc.shape[1]
+        return self.log_weight.shape[1]
 
     @property
     def num_codes(self) -> int:
         """Number of combinations of codes, K^L."""
         return int(self.num_components**self.num_layers)
 
+    # ---- what a code stands for ---------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Number of real columns D."""
+
+    @property
+    def correlates(self) -> bool:
+        """Whether real columns depend on each other, given a code."""
+        return False
+
+    @abstractmethod
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ResidualMixture":
         """The law with every tensor passed through a function."""
-        names = ("log_weight", "links", "loc", "inner_scale", "scale")
-        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
-        tables = tuple(function(table) for table in self.columns.tables)
-        return replace(self, **changed, columns=Columns(tables, changed["loc"]), source=None)
 
+    @abstractmethod
     def shallow(self, num_layers: int) -> "ResidualMixture":
         """The law of the first layers, with what they leave as the noise."""
-        if num_layers == self.num_layers:
-            return self
-        return replace(
-            self,
-            log_weight=self.log_weight[:num_layers],
-            links=self.links[: num_layers * (num_layers - 1) // 2 * self.num_components],
-            source=None,
-            loc=self.loc[:num_layers],
-            inner_scale=self.inner_scale[: num_layers - 1],
-            scale=self.inner_scale[num_layers - 1].expand(self.num_components, -1),
-            columns=Columns(tuple(table[:num_layers] for table in self.columns.tables), self.loc),
-        )
+
+    @abstractmethod
+    def mean_of(self, codes: Tensor) -> Tensor:
+        """Means of the normals that codes (n, L) stand for, shape (n, D)."""
+
+    @abstractmethod
+    def mixture_of(self, codes: Tensor, logits: Tensor) -> FiniteMixture:
+        r"""The mixture of the normals that codes (\*E, C, L) stand for, with logits (\*E, C)."""
+
+    @abstractmethod
+    def _draw_real(self, codes: Tensor, rows: Rows | None) -> Tensor:
+        """Draws of the real columns (n, D), given codes (n, L) and what is known of n rows."""
+
+    @abstractmethod
+    def _means_given(self, codes: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:
+        """Means of the real columns (n, D); see `expected`."""
+
+    @abstractmethod
+    def prefix(self, rows: Rows, count: int = 1) -> Prefix:
+        """The prefix before the first layer, so many times for every point."""
+
+    @abstractmethod
+    def normal_fits(self, prefix: Any, rows: Rows, inflations: Sequence[float]) -> Tensor:
+        """Log-densities of the real columns given every component of a layer, (S, N, B, K).
+
+        As if the layer were the last; see `fits_of`.
+        """
+
+    @abstractmethod
+    def joint_of(self, codes: Tensor, rows: Rows) -> Tensor:
+        """Log p(h, x) of codes (N, B, L - 1) of points with all codes of the last layer.
+
+        Returns:
+            Tensor of shape (N, B, K).
+        """
+
+    @abstractmethod
+    def steered_by(
+        self, evidence: LinearEvidence, batch_shape: Size, entries: slice, populations: int
+    ) -> Steering:
+        """Populations of prefixes before the first layer, to be steered by evidence.
+
+        Args:
+            evidence: The evidence.
+            batch_shape: Its shape.
+            entries: Entries of the flattened batch.
+            populations: Their number, all entries together.
+        """
+
+    @abstractmethod
+    def agreement(
+        self, evidence: LinearEvidence, batch_shape: Size, codes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How well codes (E, C, L) of entries agree with linear evidence.
+
+        Returns:
+            Log-densities of what was observed, (E, C), and log-probabilities of every inequality,
+            given that, (E, C, p).
+        """
+
+    def evidence_cost(self, evidence: LinearEvidence) -> int:  # noqa: ARG002
+        """How many numbers are kept for a score of evidence."""
+        return 1
+
+    @abstractmethod
+    def _exact_joints(self, rows: Rows) -> Iterator[Tensor]:
+        """Log p(h, x) of N points and all C codes, block by block of points: (n, C)."""
+
+    def cost(self, rows: Rows) -> int:  # noqa: ARG002
+        """How many numbers are kept for a score of a component at a point."""
+        return 1
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What all laws have in common, with every tensor passed through a function."""
+        weight = function(self.log_weight)
+        tables = tuple(function(table) for table in self.columns.tables)
+        return {
+            "log_weight": weight,
+            "links": function(self.links),
+            "columns": Columns(tables, weight),
+            "source": None,
+        }
+
+    def _first(self, num_layers: int) -> dict[str, Any]:
+        """What all laws have in common, of the first layers."""
+        tables = tuple(table[:num_layers] for table in self.columns.tables)
+        return {
+            "log_weight": self.log_weight[:num_layers],
+            "links": self.links[: num_layers * (num_layers - 1) // 2 * self.num_components],
+            "columns": Columns(tables, self.log_weight),
+            "source": None,
+        }
 
     # ---- codes ----------------------------------------------------------------------------
 
@@ -137,6 +231,13 @@ class ResidualMixture:
         conditionals = torch.stack(self.log_conditionals(codes[:, :-1]), 1)  # (n, L, K)
         return conditionals.gather(-1, codes.unsqueeze(-1)).squeeze(-1).sum(-1)
 
+    def _log_prior_before_last(self, codes: Tensor) -> Tensor:
+        """Log p(h) of codes (n, L - 1) with all codes of the last layer, shape (n, K)."""
+        *conditionals, log_prior = self.log_conditionals(codes)
+        for layer, conditional in enumerate(conditionals):
+            log_prior = log_prior + conditional.gather(-1, codes[:, layer : layer + 1])
+        return log_prior
+
     def _normalize(self, layer: int, link_scores: Tensor) -> Tensor:
         scores = self.log_weight[layer] + link_scores
         if self.log_truncation > -math.inf:
@@ -144,13 +245,9 @@ class ResidualMixture:
             scores = scores.masked_fill(scores.detach() < lowest, -math.inf)
         return scores.log_softmax(-1)
 
-    def mean_of(self, codes: Tensor) -> Tensor:
-        """Sums the means that codes (n, l) select; shape (n, D)."""
-        return sum_selected(self.loc, codes)
-
     def sample_codes(self, count: int) -> Tensor:
         """Draws codes (n, L), layer by layer."""
-        codes = torch.zeros(count, 0, dtype=torch.long, device=self.loc.device)
+        codes = torch.zeros(count, 0, dtype=torch.long, device=self.log_weight.device)
         for layer in range(self.num_layers):
             probs = self.log_conditional(layer, codes).exp()
             codes = torch.cat([codes, torch.multinomial(probs, 1)], -1)
@@ -158,7 +255,7 @@ class ResidualMixture:
 
     def all_codes(self) -> tuple[Tensor, Tensor]:
         """All K^L combinations of codes (C, L), and log p(h), shape (C,)."""
-        device = self.loc.device
+        device = self.log_weight.device
         codes = torch.zeros(1, 0, dtype=torch.long, device=device)
         log_prob = self.log_weight.new_zeros(1)
         each = torch.arange(self.num_components, device=device)
@@ -181,12 +278,16 @@ class ResidualMixture:
         return self.draw_given(self.sample_codes(count))
 
     @torch.no_grad()
-    def draw_given(self, codes: Tensor) -> Tensor:
-        """Draws given codes (n, L): shape (n, D + number of categorical columns)."""
-        loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
-        drawn = [loc + scale * torch.randn_like(loc)]
+    def draw_given(self, codes: Tensor, rows: Rows | None = None) -> Tensor:
+        """Draws given codes: shape (n, D + number of categorical columns).
+
+        Args:
+            codes: Shape (n, L).
+            rows: What is known of the n draws; entries that are known may be drawn all the same.
+        """
+        drawn = [self._draw_real(codes, rows)]
         for logits in self.columns.logits(codes):
-            drawn.append(torch.multinomial(logits.softmax(-1), 1).to(loc))
+            drawn.append(torch.multinomial(logits.softmax(-1), 1).to(drawn[0]))
         return torch.cat(drawn, -1)
 
     # ---- densities ------------------------------------------------------------------------
@@ -196,34 +297,14 @@ class ResidualMixture:
         if self.num_codes <= max_exact:
             return self.exact_log_prob(rows)
         order, parts = [torch.arange(0, device=rows.real.device)], [rows.real.new_zeros(0)]
-        for index, joint, _ in self.joint_blocks(rows, beam, start=START, wider=WIDER):
+        for index, joint, _ in self.joint_blocks(rows, beam, start=START, wider=self.wider):
             order.append(index)
             parts.append(log_sum_exp(joint.flatten(1)))
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def exact_log_prob(self, rows: Rows) -> Tensor:
         """Log-density summed over all codes, shape (N,)."""
-        return torch.cat(
-            [log_sum_exp(joint) for joint in self._exact_joints(rows, *self.all_codes())]
-        )
-
-    def _exact_joints(self, rows: Rows, codes: Tensor, log_prior: Tensor) -> Iterator[Tensor]:
-        """Log p(h, x) of N points and all codes (C, L), block by block of points: (n, C)."""
-        mixture = self.mixture_of(codes, log_prior)
-        columns = [logits.log_softmax(-1) for logits in self.columns.logits(codes)]
-        for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
-            if block.observed is None:
-                joint = mixture._joint_log_prob(block.real)
-            else:
-                joint = mixture._joint_log_prob_observed(block.real, block.observed.bool())
-            for log_prob, value in zip(columns, block.columns, strict=True):
-                joint = joint + pick_value(log_prob.expand(len(value), -1, -1), value)
-            yield joint
-
-    def mixture_of(self, codes: Tensor, logits: Tensor) -> MixtureOfNormals:
-        """The mixture of the normals that codes (C, L) stand for."""
-        loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
-        return MixtureOfNormals(logits, loc, scale, validate_args=False)
+        return torch.cat([log_sum_exp(joint) for joint in self._exact_joints(rows)])
 
     def joint_blocks(
         self, rows: Rows, beam: int, *, start: float | None, wider: int
@@ -274,9 +355,13 @@ class ResidualMixture:
 
     def _split(self, rows: Rows, index: Tensor, width: int) -> Iterator[tuple[Tensor, Rows]]:
         """Blocks of the points at indices, small enough for a beam of some width."""
-        size = max(1, BLOCK_SCORES // (width * self.num_components))
+        size = max(1, BLOCK_SCORES // (width * self.num_components * self.cost(rows)))
+        count = len(rows.real)
         for part in index.split(size) if len(index) else ():
-            yield part, rows if len(part) == len(rows.real) else rows.take(part)
+            whole = len(part) == count and (
+                is_traced() or torch.equal(part, torch.arange(count, device=part.device))
+            )
+            yield part, rows if whole else rows.take(part)
 
     def beam_joint(self, rows: Rows, width: int) -> tuple[Tensor, Tensor]:
         """Log p(h, x) of the codes that a beam search finds, with all codes of the last layer.
@@ -286,25 +371,6 @@ class ResidualMixture:
         """
         codes = self.search(rows, width)
         return self.joint_of(codes, rows), codes
-
-    def joint_of(self, codes: Tensor, rows: Rows) -> Tensor:
-        """Log p(h, x) of codes (N, B, L - 1) of points with all codes of the last layer.
-
-        Returns:
-            Tensor of shape (N, B, K).
-        """
-        n, width = codes.shape[:2]
-        flat = codes.flatten(0, 1)
-        *conditionals, offset = self.log_conditionals(flat)
-        for layer, conditional in enumerate(conditionals):
-            offset = offset + conditional.gather(-1, flat[:, layer : layer + 1])
-        residual = rows.real.repeat_interleave(width, 0) - self.mean_of(flat)
-        observed = _repeat(rows.observed, width)
-        last = self.num_layers - 1
-        joint = component_log_prob(residual, self.loc[last], self.scale, offset, observed)
-        joint = joint.reshape(n, width, self.num_components)
-        logits = tuple(t.reshape(n, width, t.shape[-1]) for t in self.columns.logits(flat))
-        return joint + self.columns.score(last, logits, rows.columns)
 
     def search(self, rows: Rows, width: int) -> Tensor:
         """The best codes of the first L - 1 layers, kept layer by layer; shape (N, B, L - 1).
@@ -318,13 +384,13 @@ class ResidualMixture:
 
     def _search(self, rows: Rows, width: int) -> Tensor:
         n, k = len(rows.real), self.num_components
-        prefix = self.prefix(rows.real.unsqueeze(1))
-        log_prior = self.loc.new_zeros(n, 1)
+        prefix = self.prefix(rows)
+        log_prior = self.log_weight.new_zeros(n, 1)
         for layer in range(self.num_layers - 1):
             count = prefix.codes.shape[1]
             joint = self.log_conditional(layer, prefix.codes.flatten(0, 1)).reshape(n, count, k)
             joint = joint + log_prior.unsqueeze(-1)
-            score = joint + self.fit_of(prefix, rows)
+            score = joint + self.fits_of(prefix, rows, self.search_inflations).logsumexp(0)
             best = score.flatten(1).topk(min(width, count * k), -1, sorted=False).indices
             log_prior = joint.flatten(1).gather(-1, best)
             prefix = prefix.take(best // k).extend(best % k)
@@ -347,15 +413,17 @@ class ResidualMixture:
             where it is least, (N,).
         """
         n, k = len(rows.real), self.num_components
-        prefix = self.prefix(rows.real.unsqueeze(1))
-        log_prior = log_weight = self.loc.new_zeros(n, 1)
-        certain = self.loc.new_ones(n)
+        prefix = self.prefix(rows)
+        log_prior = log_weight = self.log_weight.new_zeros(n, 1)
+        certain = self.log_weight.new_ones(n)
         for layer in range(self.num_layers - 1):
             count = prefix.codes.shape[1]
             joint = self.log_conditional(layer, prefix.codes.flatten(0, 1)).reshape(n, count, k)
             joint = joint + log_prior.unsqueeze(-1)
-            fits = [math.log(share) + self.fit_of(prefix, rows, by) for by, share in INFLATIONS]
-            score = (joint + torch.stack(fits).logsumexp(0) + log_weight.unsqueeze(-1)).flatten(1)
+            factors, shares = zip(*INFLATIONS, strict=True)
+            log_share = joint.new_tensor(shares).log().reshape(-1, 1, 1, 1)
+            fit = (self.fits_of(prefix, rows, factors) + log_share).logsumexp(0)
+            score = (joint + fit + log_weight.unsqueeze(-1)).flatten(1)
             place = None if start is None else (start + layer * GOLDEN) % 1.0
             index, log_inclusion = thin(score, width, place)
             kept = score.gather(1, index).masked_fill(log_inclusion != 0, -math.inf)
@@ -366,33 +434,23 @@ class ResidualMixture:
             prefix = prefix.take(index // k).extend(index % k)
         return prefix.codes, log_weight, certain
 
-    def prefix(self, points: Tensor) -> Prefix:
-        """The prefix before the first layer, for points (N, B, D)."""
-        return Prefix.before_layers(self.loc, self.columns, points)
-
-    def fit_of(self, prefix: Prefix, rows: Rows, inflation: float = 1.0) -> Tensor:
-        """Log-density of points given every component of a layer, (N, B, K), were it the last.
+    def fits_of(self, prefix: Prefix, rows: Rows, inflations: Sequence[float]) -> Tensor:
+        """Log-densities of points given every component of a layer, were it the last.
 
         Args:
             prefix: Codes of the layers before, B for each point.
             rows: The points.
-            inflation: Factor of the standard deviations.
-        """
-        layer, (n, width) = prefix.layer, prefix.codes.shape[:2]
-        score = component_log_prob(
-            prefix.residual.flatten(0, 1),
-            self.loc[layer],
-            inflation * self.scale_of(layer),
-            self.loc.new_zeros(()),
-            _repeat(rows.observed, width),
-        ).reshape(n, width, self.num_components)
-        return score + self.columns.score(layer, prefix.logits, rows.columns)
+            inflations: Factors of the standard deviations, S of them.
 
-    def scale_of(self, layer: int) -> Tensor:
-        """Standard deviations of what a layer leaves, shape (K, D)."""
-        if layer == self.num_layers - 1:
-            return self.scale
-        return self.inner_scale[layer].expand(self.num_components, -1)
+        Returns:
+            Tensor of shape (S, N, B, K).
+        """
+        scores = self.normal_fits(prefix, rows, inflations)
+        return scores + self.columns.score(prefix.layer, prefix.logits, rows.columns)
+
+    def fit_of(self, prefix: Prefix, rows: Rows) -> Tensor:
+        """Log-density of points given every component of a layer, were it the last: (N, B, K)."""
+        return self.fits_of(prefix, rows, (1.0,))[0]
 
     @torch.no_grad()
     def importance_log_prob(self, rows: Rows, count: int) -> Tensor:
@@ -403,18 +461,15 @@ class ResidualMixture:
         keeps weights bounded. All codes of the last layer are summed over.
         """
         n, k = len(rows.real), self.num_components
-        prefix = self.prefix(rows.real.unsqueeze(1).expand(-1, count, -1))
-        log_weight = self.loc.new_zeros(n * count)
+        prefix = self.prefix(rows, count)
+        log_weight = self.log_weight.new_zeros(n * count)
         for layer in range(self.num_layers):
             log_prior = self.log_conditional(layer, prefix.codes.flatten(0, 1))
-            fits = [
-                self.fit_of(prefix, rows, inflation).reshape(-1, k)
-                for inflation in ((1.0,) if layer == self.num_layers - 1 else (1.0, 2.0))
-            ]
             if layer == self.num_layers - 1:
-                log_weight = log_weight + log_sum_exp(log_prior + fits[0])
+                fit = self.fit_of(prefix, rows).reshape(-1, k)
+                log_weight = log_weight + log_sum_exp(log_prior + fit)
                 break
-            fit = torch.logaddexp(*fits)
+            fit = torch.logaddexp(*self.fits_of(prefix, rows, (1.0, 2.0))).reshape(-1, k)
             # A point so far away that all fits underflow is proposed codes of the prior.
             fit = torch.where(fit.amax(-1, keepdim=True) > -math.inf, fit, 0.0)
             proposal = (log_prior + fit).log_softmax(-1)
@@ -434,15 +489,15 @@ class ResidualMixture:
             (n or 1, M, L): all of them, or such as `joint_blocks` finds.
         """
         if self.num_codes <= max_exact:
-            codes, log_prior = self.all_codes()
+            codes, _ = self.all_codes()
             first = 0
-            for joint in self._exact_joints(rows, codes, log_prior):
+            for joint in self._exact_joints(rows):
                 index = torch.arange(first, first + len(joint), device=joint.device)
                 first += len(joint)
                 yield index, joint.softmax(-1), codes.unsqueeze(0)
             return
-        last = torch.arange(self.num_components, device=self.loc.device)
-        for index, joint, prefix in self.joint_blocks(rows, beam, start=START, wider=WIDER):
+        last = torch.arange(self.num_components, device=self.log_weight.device)
+        for index, joint, prefix in self.joint_blocks(rows, beam, start=START, wider=self.wider):
             n, width, k = joint.shape
             codes = torch.cat(
                 [
@@ -453,21 +508,22 @@ class ResidualMixture:
             )
             yield index, joint.flatten(1).softmax(-1), codes.flatten(1, 2)
 
-    def expected(self, weight: Tensor, codes: Tensor) -> Tensor:
+    def expected(self, weight: Tensor, codes: Tensor, rows: Rows | None = None) -> Tensor:
         """Means of real columns and likeliest categories, given weights of codes.
 
         Args:
             weight: Shape (n, M).
             codes: Shape (n or 1, M, L).
+            rows: What is known of the n rows, which have these weights given that; entries that
+                are known may have any value in the result.
 
         Returns:
             Tensor of shape (n, D + number of categorical columns).
         """
-        mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], -1)
-        values = [(weight.unsqueeze(1) @ mean).squeeze(1)]
+        values = [self._means_given(codes, weight, rows)]
         for column in range(len(self.columns.tables)):
             probs = self.category_probs(weight, codes, column)
-            values.append(probs.argmax(-1, keepdim=True).to(mean))
+            values.append(probs.argmax(-1, keepdim=True).to(weight))
         return torch.cat(values, -1)
 
     def category_probs(self, weight: Tensor, codes: Tensor, column: int) -> Tensor:
@@ -485,7 +541,8 @@ class ResidualMixture:
     def encode(self, rows: Rows, width: int) -> Tensor:
         """The likeliest codes that a beam search finds, shape (N, L)."""
         parts = []
-        for block in rows.split(max(1, BLOCK_SCORES // (width * self.num_components))):
+        size = max(1, BLOCK_SCORES // (width * self.num_components * self.cost(rows)))
+        for block in rows.split(size):
             joint, codes = self.beam_joint(block, width)
             best = joint.flatten(1).argmax(-1)
             beam, last = best // self.num_components, best % self.num_components
@@ -497,10 +554,5 @@ class ResidualMixture:
         """Means of real columns and likeliest values of categorical ones: (n, D + columns)."""
         values = [self.mean_of(codes)]
         for logits in self.columns.logits(codes):
-            values.append(logits.argmax(-1, keepdim=True).to(self.loc))
+            values.append(logits.argmax(-1, keepdim=True).to(self.log_weight))
         return torch.cat(values, -1)
-
-
-def _repeat(observed: Tensor | None, count: int) -> Tensor | None:
-    """Repeats every row, for the hypotheses about it."""
-    return None if observed is None else observed.repeat_interleave(count, 0)

@@ -34,12 +34,16 @@ from ..core.conversions import TensorLike, as_integers, as_tensor
 from ..core.draws import without_graph
 from ..core.law_module import LawModule
 from ..core.random import takes_generator
+from ..core.registry import encode
 from ..core.standardize import Mode, Standardize, check_mode
+from .affine import AffineMixture
 from .conditioned import ResidualPrior, Settings
 from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
 from .links import log_normalize
+from .map_parameters import KINDS, MapParameters, make_maps
 from .rows import Columns, Rows
+from .shifts import ShiftMixture
 from .stages import (
     STAGES,
     em_loss,
@@ -72,6 +76,17 @@ def _check_categories(name: str, categories: Any) -> tuple[int, ...]:
     if counts is None:
         raise ValueError(f"Expected {name} such as (3, 10), got {categories!r}.")
     return tuple(check_positive_int(f"every entry of {name}", count) for count in counts)
+
+
+def _check_maps(name: str, maps: Any) -> str | tuple[str, ...]:
+    """The kind of all layers, or one for each."""
+    kinds = [maps] if isinstance(maps, str) else as_items(maps)
+    if not kinds or not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
+        raise ValueError(
+            f"Expected {name} to be one of {', '.join(KINDS)}, or one of them for every layer, "
+            f"got {maps!r}."
+        )
+    return maps if isinstance(maps, str) else tuple(kinds)
 
 
 def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ...]:
@@ -110,15 +125,33 @@ class DRMM(LawModule[ResidualMixture]):
     (``python -m benchmarks.drmm.gaps``). Draws have no pathwise gradient: in a guide, the
     score function is used.
 
+    With `maps` the layers do more than to subtract means: component k turns and stretches what it
+    is given,
+
+    .. math:: r_1 = x, \qquad r_{l+1} = A_l[k] (r_l - \mu_l[k]), \qquad
+              r_{L+1} \mid h \sim N(0, I),
+
+    so that a code stands for a normal with a covariance matrix of its own. One layer of triangular
+    maps is a mixture with full covariances; more layers follow columns that depend on each other
+    smoothly, with far fewer numbers (``python -m benchmarks.drmm.maps``).
+
     Train it with `pyromix.fit` at a learning rate of about 0.02 in standard deviations of the
     columns (0.005 for grey values from 0 to 1, and 0.01 with 10 layers): the means move by so much
-    in a step, and far lower or higher rates cost more than any other choice. With little data,
+    in a step, and far lower or higher rates cost more than any other choice. With triangular or
+    low-rank maps take about 0.002, and a `gradient_clip` of 50. With little data,
     pass `validation`: the best weights are restored.
 
     Args:
         dim: Number of real columns D.
         num_layers: Number of layers L.
         num_components: Components of a layer K.
+        maps: What layers do next to subtracting means, one for all or one for each: ``"shift"``:
+            nothing, the paper's model; ``"diagonal"``: every component stretches columns;
+            ``"triangular"``: it multiplies them by a triangular matrix, D (D + 1) / 2 numbers a
+            component; ``"low_rank"``: by a diagonal that is changed in `rank` directions,
+            D (1 + 2 rank) numbers. A layer of shifts among others has a stretch that all its
+            components share.
+        rank: Number of directions of low-rank maps.
         categories: Numbers of categories of categorical columns. They follow the real ones, as
             codes from zero, with :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l
             t_{lj}[h_l])`.
@@ -137,7 +170,8 @@ class DRMM(LawModule[ResidualMixture]):
             not occur (the paper's appendix C.3). It changes the law.
         missing: Whether NaN is an error, or marks entries that are integrated out.
         max_exact: Largest number of codes :math:`K^L` that densities sum over.
-        beam: Codes that `log_prob` keeps from layer to layer, where there are more.
+        beam: Codes that `log_prob` keeps from layer to layer, where there are more; by default
+            16, or 32 with maps.
         training_beam: The same for the loss.
         curriculum: Names of the stages of training and their shares of the steps, in their order;
             see `pyromix.drmm.stages`. By default it is ``"likelihood"`` alone, whose loss is the
@@ -162,11 +196,17 @@ class DRMM(LawModule[ResidualMixture]):
     """
 
     argument_aliases = ("max_codes",)
-    argument_additions: ClassVar[Mapping[str, Any]] = {"standardize": "auto"}
+    argument_additions: ClassVar[Mapping[str, Any]] = {
+        "standardize": "auto",
+        "maps": "shift",
+        "rank": 4,
+    }
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_positive_int,
         "num_layers": check_positive_int,
         "num_components": check_positive_int,
+        "maps": _check_maps,
+        "rank": check_positive_int,
         "categories": _check_categories,
         "scale": one_of("diagonal", "spherical", "scalar"),
         "inner_scale": one_of("diagonal", "scalar"),
@@ -184,6 +224,8 @@ class DRMM(LawModule[ResidualMixture]):
     dim: int
     num_layers: int
     num_components: int
+    maps: str | tuple[str, ...]
+    rank: int
     categories: tuple[int, ...]
     scale: str
     inner_scale: str
@@ -205,6 +247,8 @@ class DRMM(LawModule[ResidualMixture]):
         num_layers: int,
         num_components: int,
         *,
+        maps: str | Sequence[str] = "shift",
+        rank: int = 4,
         categories: Sequence[int] = (),
         scale: Scale = "diagonal",
         inner_scale: Literal["diagonal", "scalar"] = "diagonal",
@@ -213,7 +257,7 @@ class DRMM(LawModule[ResidualMixture]):
         truncation: float = 0.0,
         missing: Missing = "error",
         max_exact: int = 4096,
-        beam: int = 16,
+        beam: int | None = None,
         training_beam: int = 4,
         standardize: Mode = "auto",
         curriculum: Sequence[tuple[str, float]] = CURRICULUM,
@@ -222,6 +266,7 @@ class DRMM(LawModule[ResidualMixture]):
         validate_args: bool | None = None,
     ) -> None:
         max_exact = max_exact if max_codes is None else max_codes
+        beam = beam if beam is not None else 16 if maps == "shift" else 32
         arguments = check_arguments(DRMM.argument_checks, locals())
         dim, categories = arguments["dim"], arguments["categories"]
         super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
@@ -237,17 +282,38 @@ class DRMM(LawModule[ResidualMixture]):
         self.link_logits = nn.Parameter(torch.zeros(pairs, k, k))
         spread = 0.5 ** torch.arange(num_layers).reshape(-1, 1, 1)
         self.loc = nn.Parameter(spread * torch.randn(num_layers, k, dim))
-        inner = (num_layers - 1, 1 if inner_scale == "scalar" else dim)
-        self.raw_inner_scale = nn.Parameter(
-            (2 * spread[1:, 0].log()).expand(inner).clone()  # logarithms of variances
-        )
-        shape = {"diagonal": (k, dim), "spherical": (k, 1), "scalar": (1, 1)}[scale]
-        self.raw_scale = nn.Parameter(torch.full(shape, -2.0 * math.log(2) * (num_layers - 1)))
+        self.layers = nn.ModuleList()
+        if self.affine:
+            kinds = (maps,) * num_layers if isinstance(maps, str) else tuple(maps)
+            if len(kinds) != num_layers:
+                raise ValueError(
+                    f"Expected maps of {num_layers} layers, or one kind for all, got {maps!r}."
+                )
+            if any(stage != "likelihood" for stage, _ in self.curriculum):
+                raise ValueError(
+                    f"Expected the curriculum (('likelihood', 1.0),): other stages are for "
+                    f"maps='shift', got {self.curriculum!r}."
+                )
+            self.layers.extend(MapParameters(kind, k, dim, self.rank) for kind in kinds)
+        else:
+            inner = (num_layers - 1, 1 if inner_scale == "scalar" else dim)
+            self.raw_inner_scale = nn.Parameter(
+                (2 * spread[1:, 0].log()).expand(inner).clone()  # logarithms of variances
+            )
+            shape = {"diagonal": (k, dim), "spherical": (k, 1), "scalar": (1, 1)}[scale]
+            start = torch.full(shape, -2.0 * math.log(2) * (num_layers - 1))
+            self.raw_scale = nn.Parameter(start)
         self.column_logits = nn.ParameterList(
             [nn.Parameter(torch.zeros(num_layers, k, n)) for n in categories]
         )
 
     # ---- the law --------------------------------------------------------------------------
+
+    @property
+    def affine(self) -> bool:
+        """Whether a layer does more than to subtract means."""
+        kinds = (self.maps,) if isinstance(self.maps, str) else self.maps
+        return any(kind != "shift" for kind in kinds)
 
     @property
     def max_codes(self) -> int:
@@ -266,8 +332,20 @@ class DRMM(LawModule[ResidualMixture]):
     def columns_at_floor(self) -> Tensor:
         """Which real columns have the smallest scale under every code of the last layer, (D,)."""
         with torch.no_grad():
+            if self.affine:
+                return self._last_variance_is_reached()
             reached = self._variance.is_reached(self._variance(self.raw_scale))
             return reached.expand(self.num_components, self.dim).all(0)
+
+    def _last_variance_is_reached(self) -> Tensor:
+        """Which real columns have the last layer's smallest variance in all components, (D,)."""
+        floor = torch.full_like(self.loc[0, 0], self._variance.floor)
+        for layer in self.layers:
+            assert isinstance(layer, MapParameters)
+            variance = layer.variance(floor)
+            reached = variance <= 1.01 * floor
+            floor = floor / variance.amin(0)
+        return reached.all(0)
 
     def column_floors(self) -> Tensor:
         """Smallest standard deviation of each real column, in the user's units, (D,)."""
@@ -275,18 +353,24 @@ class DRMM(LawModule[ResidualMixture]):
 
     def _law_given(self) -> ResidualMixture:
         k, unit = self.num_components, self.units.scale
+        common: dict[str, Any] = {
+            "log_weight": self.log_weight,
+            "links": log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
+            "source": (self.link_logits, self.smoothing),
+            "columns": Columns(tuple(self.column_logits), self.loc),
+            "log_truncation": math.log(self.truncation) if self.truncation else -math.inf,
+        }
+        if self.affine:
+            maps = make_maps(self.layers, self.loc, self._variance.floor)
+            return AffineMixture(maps=maps, origin=self.units.loc, unit=unit, **common)
         # The first layer's means carry the location.
         location = torch.zeros_like(self.loc[:, :1])
         location[0] = self.units.loc
-        return ResidualMixture(
-            log_weight=self.log_weight,
-            links=log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
-            source=(self.link_logits, self.smoothing),
+        return ShiftMixture(
             loc=self.loc * unit + location,
             inner_scale=self._variance(self.raw_inner_scale).sqrt() * unit,
             scale=self._variance(self.raw_scale).sqrt().expand(k, self.dim) * unit,
-            columns=Columns(tuple(self.column_logits), self.loc),
-            log_truncation=math.log(self.truncation) if self.truncation else -math.inf,
+            **common,
         )
 
     @property
@@ -394,6 +478,8 @@ class DRMM(LawModule[ResidualMixture]):
         whole = num_layers == self.num_layers
         if not whole:
             config["scale"] = "diagonal"
+            if isinstance(self.maps, tuple):
+                config["maps"] = encode(self.maps[:num_layers])
         new = type(self).from_config(config).to(self.loc)
         pairs = num_layers * (num_layers - 1) // 2
         with torch.no_grad():
@@ -401,8 +487,13 @@ class DRMM(LawModule[ResidualMixture]):
             new.log_weight.copy_(self.log_weight[:num_layers])
             new.link_logits.copy_(self.link_logits[:pairs])
             new.loc.copy_(self.loc[:num_layers])
-            new.raw_inner_scale.copy_(self.raw_inner_scale[: num_layers - 1])
-            new.raw_scale.copy_(self.raw_scale if whole else self.raw_inner_scale[num_layers - 1])
+            if self.affine:
+                kept = self.layers[:num_layers]
+                new.layers.load_state_dict(kept.state_dict())
+            else:
+                last = self.raw_scale if whole else self.raw_inner_scale[num_layers - 1]
+                new.raw_inner_scale.copy_(self.raw_inner_scale[: num_layers - 1])
+                new.raw_scale.copy_(last)
             for mine, theirs in zip(new.column_logits, self.column_logits, strict=True):
                 mine.copy_(theirs[:num_layers])
         new.initialized.copy_(self.initialized)
@@ -477,12 +568,14 @@ class DRMM(LawModule[ResidualMixture]):
             check_reachable(self, weight.log())
             order.append(own)
             if num_samples is None:
-                drawn.append(law.expected(weight, codes).unsqueeze(0))
+                drawn.append(law.expected(weight, codes, rows.take(own)).unsqueeze(0))
                 continue
             index = torch.multinomial(weight, draws, replacement=True)  # (n, draws)
             every = codes.expand(len(weight), -1, -1)
             chosen = every.gather(1, index.unsqueeze(-1).expand(-1, -1, every.shape[-1]))
-            flat = law.draw_given(chosen.transpose(0, 1).flatten(0, 1))
+            flat = law.draw_given(
+                chosen.transpose(0, 1).flatten(0, 1), rows.take(own.repeat(draws))
+            )
             drawn.append(flat.reshape(draws, len(weight), -1))
         values = torch.cat(drawn, 1)[:, torch.cat(order).argsort()]
         filled = torch.where(value.isnan(), values, value)
@@ -597,13 +690,14 @@ class DRMM(LawModule[ResidualMixture]):
             return -self.log_prob(value).mean()
         rows, law = self._training_rows(value), self.law
         stage, within = self._place(progress)
+        if stage == "likelihood":
+            loss, proposal = likelihood_loss(law, rows, self.training_beam)
+            return loss + proposal - proposal.detach()  # a gradient alone, for other parameters
+        assert isinstance(law, ShiftMixture)  # the constructor checks that
         if stage == "em":
             return em_loss(law, rows, rho(within), self.orphans)
         if stage in ("real", "latents", "joint"):
             return mixture_loss(law, rows, stage)
-        if stage == "likelihood":
-            loss, proposal = likelihood_loss(law, rows, self.training_beam)
-            return loss + proposal - proposal.detach()  # a gradient alone, for other parameters
         with torch.no_grad():
             codes = law.encode(rows, self.training_beam)
         return proposal_loss(law, rows, codes)
@@ -643,7 +737,8 @@ class DRMM(LawModule[ResidualMixture]):
             if self.loc.requires_grad:
                 self.units.adapt(rows.real, rows.observed, mode=self.standardize)
             rows = rows._replace(real=self.units(rows.real))
-            for name, start in initial_parameters(shape, rows).items():
+            maps = [layer for layer in self.layers if isinstance(layer, MapParameters)]
+            for name, start in initial_parameters(shape, rows, maps).items():
                 parameter = self.get_parameter(name)
                 if parameter.requires_grad:
                     parameter.copy_(start)

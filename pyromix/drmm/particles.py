@@ -18,9 +18,7 @@ import torch
 from torch import Size, Tensor
 
 from ..evidence.linear import LinearEvidence
-from .evidence_score import EvidenceScore
 from .law import ResidualMixture
-from .prefix import take_entries
 from .thinning import INFLATIONS, thin
 
 # Populations that are grown independently; their spread is the error of what they estimate.
@@ -77,7 +75,8 @@ def find_codes(
     """
     entries = math.prod(batch_shape)
     size = max(1, num_particles // ISLANDS)
-    block = max(1, MAX_SCORES // (ISLANDS * size * law.num_components))
+    width = ISLANDS * size * law.num_components
+    block = max(1, MAX_SCORES // (width * law.evidence_cost(evidence)))
     searches = [
         _Search(law, evidence, batch_shape, slice(start, min(start + block, entries)))
         for start in range(0, entries, block)
@@ -85,7 +84,8 @@ def find_codes(
     for search in searches:
         for layer in range(law.num_layers):
             last = layer == law.num_layers - 1
-            search.grow(min(size, MAX_COUPLED // ISLANDS) if last and couples(evidence) else size)
+            few = last and couples(law, evidence)
+            search.grow(min(size, MAX_COUPLED // ISLANDS) if few else size)
     codes, log_weight = (
         torch.cat([getattr(search, name) for search in searches])
         for name in ("codes", "log_weight")
@@ -112,9 +112,8 @@ class _Search:
         self._law, self._evidence = law, evidence
         self._batch_shape, self._entries = batch_shape, entries
         populations = (entries.stop - entries.start) * ISLANDS
-        zero = law.loc.new_zeros(populations, 1)
-        # There are no points: the residual of none is minus the mean that the codes stand for.
-        self._prefix = law.prefix(zero.unsqueeze(-1).expand(-1, -1, law.loc.shape[-1]))
+        self._steering = law.steered_by(evidence, batch_shape, entries, populations)
+        zero = law.log_weight.new_zeros(populations, 1)
         self.log_weight = zero
         self._log_prior = zero
         # How well inequalities agree, with each of the scales.
@@ -123,109 +122,65 @@ class _Search:
     @property
     def codes(self) -> Tensor:
         """Prefixes, shape (B, P, l)."""
-        return self._prefix.codes
-
-    @property
-    def _mean(self) -> Tensor:
-        """The means that prefixes stand for, shape (B, P, D)."""
-        return -self._prefix.residual
+        return self._steering.prefix.codes
 
     def grow(self, size: int) -> None:
         """Goes on by a layer, and keeps at most so many codes in every population."""
-        law, layer = self._law, self._prefix.layer
+        law, layer = self._law, self._steering.prefix.layer
         count, k = self.codes.shape[1], law.num_components
-        scores = self._scores(layer)
         conditional = law.log_conditional(layer, self.codes.flatten(0, 1)).reshape(-1, count, k)
         prior = self._log_prior.unsqueeze(-1) + conditional
         base = self.log_weight.unsqueeze(-1) + prior + self._columns_fit(layer)
-        fits = torch.stack(
-            [
-                share + score.observations(self._by_entry(self._mean), law.loc[layer])
-                for share, score in scores
-            ]
-        ).reshape(len(scores), -1, count, k)
+        fits = self._steering.observations()
         if self._evidence.num_rows:
-            index, log_inclusion = self._thin_within_inequalities(scores, base, fits, size)
+            index, log_inclusion = self._thin_within_inequalities(base, fits, size)
         else:
             index, log_inclusion = thin((base + fits.logsumexp(0)).flatten(1), size)
         parent, chosen = index // k, index % k
-        self._prefix = self._prefix.take(parent).extend(chosen)
+        self._steering.advance(parent, chosen)
         self._log_prior = prior.flatten(1).gather(1, index)
         self.log_weight = self.log_weight.gather(1, parent) - log_inclusion
 
     def _thin_within_inequalities(
-        self,
-        scores: "list[tuple[float, EvidenceScore]]",
-        base: Tensor,
-        fits: Tensor,
-        size: int,
+        self, base: Tensor, fits: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
         """Keeps continuations (B, P, K) in two steps, of which the second knows inequalities.
 
         The parent's inequalities stand in for those of its continuations in the first, where
         these are too many to integrate.
         """
-        law, layer = self._law, self._prefix.layer
-        last = layer == law.num_layers - 1
         count, k = base.shape[1:]
         guess = base + (fits + self._log_rows[: len(fits)].unsqueeze(-1)).logsumexp(0)
-        few = guess.numel() * scores[0][1].num_rows <= MAX_INTEGRALS
+        few = guess.numel() * self._evidence.num_rows <= MAX_INTEGRALS
         index, log_inclusion = thin(guess.flatten(1), count * k if few else CANDIDATES * size)
-        mean = take_entries(self._mean, index // k) + law.loc[layer][index % k]
-        mean, own = self._by_entry(mean), self._by_entry(index % k)
-        rows = torch.stack(
-            [
-                score.inequalities_of(mean, own if last else None, rough=not last).sum(-1)
-                for _, score in scores
-            ]
-        ).reshape(len(scores), *index.shape)
+        rows = self._steering.inequalities(index // k, index % k)
         fits = fits.flatten(2).gather(2, index.expand(len(fits), -1, -1))
         score = base.flatten(1).gather(1, index) + (fits + rows).logsumexp(0) - log_inclusion
         second, more = thin(score, size)
         self._log_rows = rows.gather(2, second.expand(len(rows), -1, -1))
         return index.gather(1, second), log_inclusion.gather(1, second) + more
 
-    def _scores(self, layer: int) -> "list[tuple[float, EvidenceScore]]":
-        """How to score a layer's components, at every scale: log-shares and scores."""
-        law = self._law
-        if layer == law.num_layers - 1:
-            scales = [(1.0, law.scale)]
-        else:
-            inner = law.inner_scale[layer : layer + 1]
-            scales = [(share, inflation * inner) for inflation, share in INFLATIONS]
-        return [
-            (
-                math.log(share),
-                EvidenceScore(self._evidence, self._batch_shape, scale, self._entries),
-            )
-            for share, scale in scales
-        ]
-
     def _columns_fit(self, layer: int) -> Tensor:
         """Log-probability of the evidence on categorical columns, (B, P, K)."""
         columns = self._law.columns
         total = columns.zero
         for column, log_q in self._evidence.categorical.items():
-            table, before = columns.tables[column][layer], self._prefix.logits[column]
+            table, before = columns.tables[column][layer], self._steering.prefix.logits[column]
             values = before.unsqueeze(-2) + table  # (B, P, K, n)
             log_q = log_q.expand(*self._batch_shape, -1).reshape(-1, 1, 1, table.shape[-1])
             log_q = log_q[self._entries].repeat_interleave(ISLANDS, 0).to(values.dtype)
             total = total + (values.log_softmax(-1) + log_q).logsumexp(-1)
         return total
 
-    def _by_entry(self, t: Tensor) -> Tensor:
-        """From (B, P, *T) to (entries, islands P, *T)."""
-        return t.reshape(self._entries.stop - self._entries.start, -1, *t.shape[2:])
 
-
-def couples(evidence: LinearEvidence) -> bool:
+def couples(law: ResidualMixture, evidence: LinearEvidence) -> bool:
     """Whether inequalities depend on each other: their probability has no closed form then."""
     if not evidence.num_rows:
         return False
     _, free = evidence.split_columns()
     used = torch.cat(evidence.matrix)[:, free] != 0
     used = used[used.any(-1)].unique(dim=0)
-    if evidence.gaussian:  # observations make coordinates depend on each other
+    if evidence.gaussian or law.correlates:  # then all coordinates depend on each other
         return len(used) > 1
     return int(used.sum(0).max()) > 1 if len(used) else False
 
@@ -250,13 +205,9 @@ def prune(
     Returns:
         What is left, the same number in every entry, and the indices of these codes, (E, C').
     """
-    entries, count = log_joint.shape
-    every = codes.codes.expand(entries, -1, -1)
-    mean = law.mean_of(codes.codes.flatten(0, 1)).reshape(len(codes.codes), count, -1)
-    mean, last = mean.expand(entries, -1, -1), every[..., -1]
-    score = EvidenceScore(evidence, batch_shape, law.scale)
-    seen = log_joint + score.observations_of(mean, last)
-    rows = score.inequalities_of(mean, last)
+    entries = len(log_joint)
+    seen, rows = law.agreement(evidence, batch_shape, codes.codes.expand(entries, -1, -1))
+    seen = log_joint + seen
     # The probability of all inequalities is at most that of the least likely, and near the
     # product.
     bound, guess = (seen + t for t in (rows.amin(-1), rows.sum(-1)))

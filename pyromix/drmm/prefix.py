@@ -1,8 +1,11 @@
 """Codes of the first layers, and what they leave of points."""
 
-__all__ = ["Prefix", "take_entries"]
+__all__ = ["Prefix", "ShiftPrefix", "take_entries"]
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -10,61 +13,79 @@ from torch import Tensor
 from .rows import Columns
 
 
-@dataclass(frozen=True)
-class Prefix:
+@dataclass(frozen=True, kw_only=True)
+class Prefix(ABC):
     """Hypotheses about the codes of the first l layers: B of them for each of N points.
 
     Args:
-        loc: Means of all layers, shape (L, K, D).
         columns: The categorical columns.
         codes: Codes so far, shape (N, B, l).
-        residual: What they leave of the points, shape (N, B, D).
         logits: What they add to categorical columns, (N, B, categories) each.
     """
 
-    loc: Tensor
     columns: Columns
     codes: Tensor
-    residual: Tensor
     logits: tuple[Tensor, ...]
 
-    @classmethod
-    def before_layers(cls, loc: Tensor, columns: Columns, points: Tensor) -> "Prefix":
-        """The one before the first layer, for points (N, B, D)."""
-        n, count = points.shape[:2]
-        codes = torch.zeros(n, count, 0, dtype=torch.long, device=points.device)
-        return cls(loc, columns, codes, points, columns.start(n, count))
+    # Names of the tensors (N, B, *) that say what the codes leave of the points.
+    left: ClassVar[tuple[str, ...]]
+
+    @staticmethod
+    def no_codes(columns: Columns, like: Tensor) -> dict[str, Any]:
+        """The fields above before the first layer, of hypotheses about a tensor (N, B, *)."""
+        n, count = like.shape[:2]
+        codes = torch.zeros(n, count, 0, dtype=torch.long, device=like.device)
+        return {"columns": columns, "codes": codes, "logits": columns.start(n, count)}
+
+    @abstractmethod
+    def _go_on(self, chosen: Tensor) -> dict[str, Tensor]:
+        """What codes (N, B) of the next layer leave, by name."""
 
     @property
     def layer(self) -> int:
         """The layer that comes next, counted from zero."""
         return self.codes.shape[-1]
 
-    def extend(self, chosen: Tensor) -> "Prefix":
+    def extend(self, chosen: Tensor) -> Self:
         """The prefix with codes (N, B) of the next layer."""
+        changed: dict[str, Any] = self._go_on(chosen)
         return replace(
             self,
+            **changed,
             codes=torch.cat([self.codes, chosen.unsqueeze(-1)], -1),
-            residual=self.residual - self.loc[self.layer][chosen],
             logits=self.columns.add(self.layer, self.logits, chosen),
         )
 
-    def take(self, parent: Tensor) -> "Prefix":
+    def take(self, parent: Tensor) -> Self:
         """The hypotheses at indices (N, B')."""
-        return replace(
-            self,
-            codes=take_entries(self.codes, parent),
-            residual=take_entries(self.residual, parent),
-            logits=tuple(take_entries(before, parent) for before in self.logits),
-        )
+        codes = take_entries(self.codes, parent)
+        return replace(self._map(lambda t: take_entries(t, parent)), codes=codes)
 
-    def detach(self) -> "Prefix":
+    def detach(self) -> Self:
         """The prefix without the graph behind it."""
-        return replace(
-            self,
-            residual=self.residual.detach(),
-            logits=tuple(before.detach() for before in self.logits),
-        )
+        return self._map(torch.detach)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in self.left}
+        return replace(self, **changed, logits=tuple(function(before) for before in self.logits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftPrefix(Prefix):
+    """A prefix under layers that subtract means.
+
+    Args:
+        loc: Means of all layers, shape (L, K, D).
+        residual: What the codes leave of the points, shape (N, B, D).
+    """
+
+    loc: Tensor
+    residual: Tensor
+
+    left = ("residual",)
+
+    def _go_on(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {"residual": self.residual - self.loc[self.layer][chosen]}
 
 
 def take_entries(t: Tensor, parent: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ from torch import Tensor
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob, log_sum_exp
 from .law import ResidualMixture
 from .links import sum_rows, sum_rows_of_layers
-from .prefix import Prefix
+from .prefix import ShiftPrefix
 from .rows import Rows, pick_value
+from .shifts import ShiftMixture
 
 STAGES = ("em", "real", "latents", "joint", "likelihood", "proposal")
 
@@ -55,7 +56,7 @@ def learning_rate_factor(progress: float) -> float:
     return min(1.0, (2.0 - 2.0 * progress) ** 2)
 
 
-def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Tensor:
+def em_loss(law: ShiftMixture, rows: Rows, rho: float, orphans: float) -> Tensor:
     """Mean over points of the layers' negative log-likelihoods, codes being assigned.
 
     Args:
@@ -88,7 +89,7 @@ def em_loss(law: ResidualMixture, rows: Rows, rho: float, orphans: float) -> Ten
 
 @torch.no_grad()
 def _assign(
-    law: ResidualMixture, rows: Rows, rho: float
+    law: ShiftMixture, rows: Rows, rho: float
 ) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, ...]]]:
     """The E-step.
 
@@ -96,7 +97,7 @@ def _assign(
         What each layer sees of the points, (N, L, D); their codes, (N, L); the point that is
         nearest to each component, (L, K); logits of categorical columns that each layer sees.
     """
-    prefix = law.prefix(rows.real.unsqueeze(1))
+    prefix = law.prefix(rows)
     residuals, nearest, all_logits = [], [], []
     zero = rows.real.new_zeros(())
     for layer in range(law.num_layers):
@@ -118,7 +119,7 @@ def _assign(
     return torch.stack(residuals, 1), prefix.codes[:, 0], torch.stack(nearest), all_logits
 
 
-def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
+def mixture_loss(law: ShiftMixture, rows: Rows, stage: str) -> Tensor:
     """Mean over points of the negative log-likelihoods of the layers as mixtures.
 
     Args:
@@ -133,7 +134,7 @@ def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
         selected = [law.link_rows(layer, codes) for layer in range(1, law.num_layers)]
         links = [0.0, *sum_rows_of_layers(law.links, selected)]
     total = law.loc.new_zeros(())
-    prefix = law.prefix(rows.real.unsqueeze(1))
+    prefix = law.prefix(rows)
     for layer in range(law.num_layers):
         score = _layer_scores(law, prefix, rows, stage) + links[layer]
         total = total - log_sum_exp(score).mean()
@@ -142,7 +143,7 @@ def mixture_loss(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
     return total
 
 
-def _layer_scores(law: ResidualMixture, prefix: Prefix, rows: Rows, stage: str) -> Tensor:
+def _layer_scores(law: ShiftMixture, prefix: ShiftPrefix, rows: Rows, stage: str) -> Tensor:
     """Log-density of the next layer's components, without the codes before: shape (N, K)."""
     layer = prefix.layer
     if stage == "joint":
@@ -155,9 +156,9 @@ def _layer_scores(law: ResidualMixture, prefix: Prefix, rows: Rows, stage: str) 
     return score + law.columns.score(layer, prefix.logits, rows.columns).squeeze(1)
 
 
-def _draw_codes(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
+def _draw_codes(law: ShiftMixture, rows: Rows, stage: str) -> Tensor:
     """Draws codes (N, L) from the responsibilities, layer by layer."""
-    prefix = law.prefix(rows.real.unsqueeze(1))
+    prefix = law.prefix(rows)
     for layer in range(law.num_layers):
         score = _layer_scores(law, prefix, rows, stage)
         if stage != "real":
@@ -168,7 +169,7 @@ def _draw_codes(law: ResidualMixture, rows: Rows, stage: str) -> Tensor:
     return prefix.codes[:, 0]
 
 
-def _link_log_prob(law: ResidualMixture, codes: Tensor) -> Tensor:
+def _link_log_prob(law: ShiftMixture, codes: Tensor) -> Tensor:
     """Sum of log p_lc[h_l, h_c] over all pairs of layers, shape (N,), given codes (N, L)."""
     layers = range(1, law.num_layers)
     if not layers:
@@ -194,11 +195,13 @@ def likelihood_loss(law: ResidualMixture, rows: Rows, beam: int) -> tuple[Tensor
         Two scalars. The second is the mean negative log-density of what the inner layers leave
         of a point, encoded by its likeliest code, under noise of the inner scales.
     """
-    total, proposal = law.loc.new_zeros(()), law.loc.new_zeros(())
+    total, proposal = law.log_weight.new_zeros(()), law.log_weight.new_zeros(())
     count = len(rows.real)
     for index, joint, codes in law.joint_blocks(rows, beam, start=None, wider=TRAINING_WIDER):
         # In one sum: codes that do not occur make partial sums of nothing, whose gradient is NaN.
         total = total - log_sum_exp(joint.flatten(1)).sum()
+        if not isinstance(law, ShiftMixture):  # no inner scales
+            continue
         best = joint.detach().logsumexp(-1).argmax(-1)
         codes = codes[torch.arange(len(codes), device=codes.device), best]
         own = proposal_loss(law, rows.take(index), codes)
@@ -206,7 +209,7 @@ def likelihood_loss(law: ResidualMixture, rows: Rows, beam: int) -> tuple[Tensor
     return total / count, proposal
 
 
-def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
+def proposal_loss(law: ShiftMixture, rows: Rows, codes: Tensor) -> Tensor:
     """Mean negative log-density of what the inner layers leave, under the inner scales.
 
     Args:
@@ -215,7 +218,7 @@ def proposal_loss(law: ResidualMixture, rows: Rows, codes: Tensor) -> Tensor:
         codes: Their codes, of at least the first L - 1 layers, shape (N, L).
     """
     total = law.inner_scale[:0].sum()  # zero, with a graph also where there is one layer
-    prefix = law.prefix(rows.real.unsqueeze(1))
+    prefix = law.prefix(rows)
     for layer in range(law.num_layers - 1):
         with torch.no_grad():
             prefix = prefix.extend(codes[:, layer : layer + 1])
@@ -232,7 +235,7 @@ def _normal_loss(x: Tensor, loc: Tensor, scale: Tensor, observed: Tensor | None)
 
 
 def _column_log_prob(
-    law: ResidualMixture,
+    law: ShiftMixture,
     layer: int,
     logits: tuple[Tensor, ...],
     chosen: Tensor,

@@ -91,6 +91,9 @@ class LinearEvidence:
 
     def inequalities(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         r"""All rows (p, D), and their bounds expanded to a batch shape, (\*B, p)."""
+        if not self.matrix:
+            none = torch.zeros(*batch_shape, 0, dtype=torch.float64, device=self.device)
+            return none.new_zeros(0, self.dim), none, none
         low, high = (
             torch.cat([bound.expand(*batch_shape, bound.shape[-1]) for bound in bounds], -1)
             for bounds in (self.low, self.high)

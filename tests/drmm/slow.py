@@ -4,7 +4,7 @@ import itertools
 import math
 
 import torch
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from pyromix.drmm import DRMM
 
@@ -15,8 +15,36 @@ def random_model(*args, **options):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
-        model.raw_scale.sub_(1.0)
+        if model.affine:
+            for parameter in model.layers.parameters():
+                parameter.mul_(0.6)
+            model.units.loc.normal_()
+            model.units.scale.uniform_(0.5, 2.0)
+        else:
+            model.raw_scale.sub_(1.0)
     return model
+
+
+def matrices_of(layer, floor):
+    """The matrices A (K, D, D) of a layer's components, written out."""
+    k, d = layer.num_components, layer.dim
+    scale = (floor + layer.raw_scale.detach().exp()).sqrt().expand(k, d)
+    result = []
+    for own in range(k):
+        matrix = torch.eye(d)
+        if layer.kind == "triangular":
+            below = iter(layer.raw_lower[own].tolist())
+            for i in range(d):
+                for j in range(i):
+                    matrix[i, j] = -next(below)
+            matrix = torch.diag(1 / scale[own]) @ matrix
+        elif layer.kind == "low_rank":
+            matrix = matrix + layer.raw_left[own].detach() @ layer.raw_right[own].detach().mT
+            matrix = torch.linalg.inv(matrix) @ torch.diag(1 / scale[own])
+        else:
+            matrix = torch.diag(1 / scale[own])
+        result.append(matrix)
+    return torch.stack(result)
 
 
 def standard_deviation(model, raw):
@@ -31,9 +59,17 @@ class Slow:
         self.truncation = model.truncation
         self.log_weight = model.log_weight.detach()
         self.loc = model.loc.detach()
-        self.scale = standard_deviation(model, model.raw_scale).expand(self.k, self.dim)
-        inner = standard_deviation(model, model.raw_inner_scale)
-        self.inner_scale = inner.expand(self.num_layers - 1, self.dim)
+        if model.affine:
+            self.units = model.units.loc, model.units.scale
+            self.matrices, floor = [], torch.full((self.dim,), model.scale_floor**2)
+            for layer in model.layers:
+                self.matrices.append(matrices_of(layer, floor))
+                floor = floor / (floor + layer.raw_scale.detach().exp()).amin(0)
+        else:
+            self.matrices = None
+            self.scale = standard_deviation(model, model.raw_scale).expand(self.k, self.dim)
+            inner = standard_deviation(model, model.raw_inner_scale)
+            self.inner_scale = inner.expand(self.num_layers - 1, self.dim)
         self.tables = [table.detach() for table in model.column_logits]
         # links[l, c][k, j] = log Pr(h_c = j | h_l = k)
         self.links = {}
@@ -60,7 +96,23 @@ class Slow:
         return sum(self.log_conditional(code[:layer])[k] for layer, k in enumerate(code))
 
     def mean(self, code):
-        return sum(self.loc[layer, k] for layer, k in enumerate(code))
+        return self.normal(code)[0]
+
+    def normal(self, code):
+        """Mean and covariance matrix of the real columns, given a code."""
+        if self.matrices is None:
+            mean = sum(self.loc[layer, k] for layer, k in enumerate(code))
+            return mean, torch.diag(self.scale[code[-1]].square())
+        # What is left is B x + b.
+        origin, unit = self.units
+        factor = torch.diag(1 / unit)
+        shift = -factor @ origin
+        for layer, k in enumerate(code):
+            matrix = self.matrices[layer][k]
+            shift = matrix @ (shift - self.loc[layer, k])
+            factor = matrix @ factor
+        inverse = torch.linalg.inv(factor)
+        return -inverse @ shift, inverse @ inverse.mT
 
     def column_log_probs(self, code):
         return [
@@ -71,10 +123,11 @@ class Slow:
     def joint(self, x, code):
         """Log p(h, x) for one point; NaN is missing."""
         total = self.log_prior(code)
-        mean, scale = self.mean(code), self.scale[code[-1]]
-        for d in range(self.dim):
-            if not x[d].isnan():
-                total = total + Normal(mean[d], scale[d]).log_prob(x[d])
+        mean, covariance = self.normal(code)
+        known = [d for d in range(self.dim) if not x[d].isnan()]
+        if known:
+            normal = MultivariateNormal(mean[known], covariance[known][:, known])
+            total = total + normal.log_prob(x[: self.dim][known])
         for j, log_probs in enumerate(self.column_log_probs(code)):
             value = x[self.dim + j]
             if not value.isnan():
@@ -94,7 +147,8 @@ class Slow:
         """Probability that the first real column is in an interval, and of categories."""
         total = 0.0
         for code in self.codes:
-            normal = Normal(self.mean(code)[0], self.scale[code[-1]][0])
+            mean, covariance = self.normal(code)
+            normal = Normal(mean[0], covariance[0, 0].sqrt())
             probability = self.log_prior(code).exp() * (
                 normal.cdf(torch.tensor(high)) - normal.cdf(torch.tensor(low))
             )

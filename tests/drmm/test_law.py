@@ -27,6 +27,11 @@ MODELS = {
     "not smoothed": lambda **o: random_model(2, 3, 3, smoothing=0.0, **o),
     "truncated": lambda **o: random_model(2, 3, 4, categories=(2,), truncation=0.4, **o),
     "nearly one code": lambda **o: random_model(2, 3, 3, truncation=0.999, **o),
+    "triangular": lambda **o: random_model(2, 3, 3, maps="triangular", **o),
+    "low rank": lambda **o: random_model(3, 2, 3, maps="low_rank", rank=2, categories=(2,), **o),
+    "maps of all kinds": lambda **o: random_model(
+        2, 4, 2, maps=("triangular", "shift", "low_rank", "diagonal"), rank=1, **o
+    ),
 }
 EXACT = {"enumeration": {}, "full beam": {"max_exact": 0, "beam": 64}}
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -134,7 +139,9 @@ def test_blocks(how, monkeypatch):
     assert torch.equal(model.encode(x), codes)
 
 
-@pytest.mark.parametrize("name", ["plain", "one layer", "categories", "truncated"])
+@pytest.mark.parametrize(
+    "name", ["plain", "one layer", "categories", "truncated", "low rank", "maps of all kinds"]
+)
 @exact
 def test_missing_entries(name, how):
     torch.manual_seed(1)
@@ -164,7 +171,9 @@ def test_missing_entries_are_integrals():
     close(model.log_prob(point).exp(), integral.sum(), 1e-8)
 
 
-@pytest.mark.parametrize("name", ["plain", "categories", "truncated"])
+@pytest.mark.parametrize(
+    "name", ["plain", "categories", "truncated", "triangular", "maps of all kinds"]
+)
 def test_the_density_is_normalised(name):
     assert abs(quadrature(MODELS[name]()) - 1) < 1e-3
 
@@ -256,6 +265,8 @@ DIFFERENTIATED = {
     "beam": {"max_exact": 0, "beam": 2},
     "smoothed": {"smoothing": 0.6},
     "scalars": {"scale": "scalar", "inner_scale": "scalar", "max_exact": 0, "beam": 2},
+    "triangular": {"maps": "triangular"},
+    "low rank, beam": {"maps": "low_rank", "rank": 1, "max_exact": 0, "beam": 2},
 }
 
 
@@ -266,7 +277,7 @@ def test_gradients(options):
     x[0, 0] = x[1, 2] = math.nan
     parameters = dict(model.named_parameters())
     # What guides the search is no part of the law.
-    del parameters["raw_inner_scale"]
+    parameters.pop("raw_inner_scale", None)
     assert torch.autograd.gradcheck(lambda *_: model.log_prob(x), tuple(parameters.values()))
 
     columns = x[:, 2:]
@@ -280,9 +291,10 @@ def test_gradients(options):
 
 
 @exact
-def test_gradients_of_gradients_in_the_value_reach_parameters(how):
+@pytest.mark.parametrize("maps", ["shift", "triangular"])
+def test_gradients_of_gradients_in_the_value_reach_parameters(how, maps):
     """As score matching takes them."""
-    model = random_model(2, 2, 3, **how)
+    model = random_model(2, 2, 3, maps=maps, **how)
     x = model.sample((4,)).requires_grad_()
 
     def penalty(*_):

@@ -1,0 +1,195 @@
+r"""Affine maps of a layer: what its components turn and stretch their residuals by.
+
+Component k maps what the layers before leave of a point, r, to
+
+.. math:: r' = A[k] (r - \mu[k]),
+
+and after the last layer :math:`r'` is standard normal. Matrices of all components are applied at
+once where all are wanted, and gathered where each point has a component of its own.
+"""
+
+__all__ = ["DiagonalMap", "LayerMap", "LowRankMap", "TriangularMap"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+
+@dataclass(frozen=True)
+class LayerMap(ABC):
+    """The maps of the K components of a layer, of residuals in D dimensions."""
+
+    loc: Tensor
+    """Means, shape (K, D)."""
+
+    @property
+    @abstractmethod
+    def log_det(self) -> Tensor:
+        """Log |det A| of every component, shape (K,)."""
+
+    @abstractmethod
+    def all(self, residual: Tensor) -> Tensor:
+        """What every component makes of residuals (n, D): shape (n, K, D)."""
+
+    @abstractmethod
+    def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
+        """What components (n,) make of residuals (n, D): shape (n, D)."""
+
+    @abstractmethod
+    def inverse(self, value: Tensor, code: Tensor) -> Tensor:
+        """The residuals (n, D) of which components (n,) make values (n, D)."""
+
+    @abstractmethod
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of every component's matrix: (n, K, q, D)."""
+
+    @abstractmethod
+    def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The maps with every tensor passed through a function."""
+        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class DiagonalMap(LayerMap):
+    """Stretches columns, one by one."""
+
+    diag: Tensor
+    """Factors, positive, shape (K, D)."""
+
+    @property
+    def log_det(self) -> Tensor:
+        """Log |det A| of every component, shape (K,)."""
+        return self.diag.log().sum(-1)
+
+    def all(self, residual: Tensor) -> Tensor:
+        """What every component makes of residuals (n, D): shape (n, K, D)."""
+        return (residual.unsqueeze(1) - self.loc) * self.diag
+
+    def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
+        """What components (n,) make of residuals (n, D): shape (n, D)."""
+        return (residual - embedding(code, self.loc)) * embedding(code, self.diag)
+
+    def inverse(self, value: Tensor, code: Tensor) -> Tensor:
+        """The residuals (n, D) of which components (n,) make values (n, D)."""
+        return value / embedding(code, self.diag) + embedding(code, self.loc)
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of every component's matrix: (n, K, q, D)."""
+        return rows.unsqueeze(1) / self.diag.unsqueeze(1)
+
+    def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
+        return rows / embedding(code, self.diag).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class TriangularMap(LayerMap):
+    """Lower-triangular matrices: of a single layer, full covariances."""
+
+    matrix: Tensor
+    """Matrices A, shape (K, D, D), zero above a positive diagonal."""
+
+    @property
+    def log_det(self) -> Tensor:
+        """Log |det A| of every component, shape (K,)."""
+        return self.matrix.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def all(self, residual: Tensor) -> Tensor:
+        """What every component makes of residuals (n, D): shape (n, K, D)."""
+        # Differences first: far from the origin A r and A mu would cancel.
+        centred = residual - self.loc.unsqueeze(1)  # (K, n, D)
+        return (centred @ self.matrix.mT).transpose(0, 1)
+
+    def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
+        """What components (n,) make of residuals (n, D): shape (n, D)."""
+        centred = (residual - embedding(code, self.loc)).unsqueeze(-1)
+        return (_gather(self.matrix, code) @ centred).squeeze(-1)
+
+    def inverse(self, value: Tensor, code: Tensor) -> Tensor:
+        """The residuals (n, D) of which components (n,) make values (n, D)."""
+        matrix = _gather(self.matrix, code)
+        residual = torch.linalg.solve_triangular(matrix, value.unsqueeze(-1), upper=False)
+        return residual.squeeze(-1) + embedding(code, self.loc)
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of every component's matrix: (n, K, q, D)."""
+        n, q, d = rows.shape
+        every = rows.reshape(n * q, d).expand(len(self.loc), -1, -1)
+        solved = torch.linalg.solve_triangular(self.matrix, every, upper=False, left=False)
+        return solved.reshape(len(self.loc), n, q, d).transpose(0, 1)
+
+    def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
+        matrix = _gather(self.matrix, code)
+        return torch.linalg.solve_triangular(matrix, rows, upper=False, left=False)
+
+
+@dataclass(frozen=True)
+class LowRankMap(LayerMap):
+    r"""A diagonal changed in few directions: :math:`A = \operatorname{diag}(d) + U V^\top`."""
+
+    diag: Tensor
+    """Diagonals d, positive, shape (K, D)."""
+    left: Tensor
+    """U, shape (K, D, r)."""
+    right: Tensor
+    """V, shape (K, D, r)."""
+
+    @property
+    def _capacitance(self) -> Tensor:
+        """I + V^T diag(1/d) U, shape (K, r, r)."""
+        inner = self.right.mT @ (self.left / self.diag.unsqueeze(-1))
+        return inner + torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
+
+    @property
+    def _correction(self) -> Tensor:
+        """C with A^-1 = diag(1/d) (I - U C), shape (K, r, D)."""
+        return torch.linalg.solve(self._capacitance, self.right.mT / self.diag.unsqueeze(-2))
+
+    @property
+    def log_det(self) -> Tensor:
+        """Log |det A| of every component, shape (K,)."""
+        return self.diag.log().sum(-1) + torch.linalg.slogdet(self._capacitance).logabsdet
+
+    def all(self, residual: Tensor) -> Tensor:
+        """What every component makes of residuals (n, D): shape (n, K, D)."""
+        centred = residual - self.loc.unsqueeze(1)  # (K, n, D)
+        turned = (centred @ self.right) @ self.left.mT
+        return (centred * self.diag.unsqueeze(1) + turned).transpose(0, 1)
+
+    def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
+        """What components (n,) make of residuals (n, D): shape (n, D)."""
+        centred = residual - embedding(code, self.loc)
+        projected = _gather(self.right, code).mT @ centred.unsqueeze(-1)
+        turned = (_gather(self.left, code) @ projected).squeeze(-1)
+        return centred * embedding(code, self.diag) + turned
+
+    def inverse(self, value: Tensor, code: Tensor) -> Tensor:
+        """The residuals (n, D) of which components (n,) make values (n, D)."""
+        change = _gather(self.left, code) @ (_gather(self._correction, code) @ value.unsqueeze(-1))
+        residual = (value - change.squeeze(-1)) / embedding(code, self.diag)
+        return residual + embedding(code, self.loc)
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of every component's matrix: (n, K, q, D)."""
+        scaled = rows.unsqueeze(1) / self.diag.unsqueeze(1)  # (n, K, q, D)
+        return scaled - (scaled @ self.left) @ self._correction
+
+    def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
+        """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
+        scaled = rows / embedding(code, self.diag).unsqueeze(1)
+        return scaled - (scaled @ _gather(self.left, code)) @ _gather(self._correction, code)
+
+
+def _gather(table: Tensor, code: Tensor) -> Tensor:
+    """Matrices (n, *T) of components (n,), from (K, *T)."""
+    # An embedding: its backward pass sums the rows of each component in one go.
+    return embedding(code, table.flatten(1)).reshape(len(code), *table.shape[1:])
