@@ -28,8 +28,15 @@ from ..mixtures.diagonal import MixtureOfNormals
 from ..mixtures.finite import FiniteMixture
 from ..mixtures.full import MixtureOfMultivariateNormals
 from ..numerics.diagonal_density import LOG_2PI
-from .known import KnownPrefix, KnownSteering, known_columns, known_rows, log_density
-from .law import BLOCK_SCORES, ResidualMixture
+from .known import (
+    KnownPrefix,
+    KnownSteering,
+    correction,
+    known_columns,
+    known_rows,
+    log_density,
+)
+from .law import BLOCK_SCORES, LinearObservations, ResidualMixture
 from .maps import DiagonalMap, LayerMap, TriangularMap
 from .prefix import Prefix
 from .rows import Rows
@@ -190,7 +197,7 @@ class AffineMixture(ResidualMixture):
 
     def _means_given(self, codes: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:
         if rows is None or rows.observed is None:
-            mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], self.dim)
+            mean = self.means_of(codes)
             return (weight.unsqueeze(1) @ mean).squeeze(1)
         share = weight / weight.amax(1, keepdim=True)
         row, column = (share > NEGLIGIBLE).nonzero(as_tuple=True)
@@ -205,19 +212,42 @@ class AffineMixture(ResidualMixture):
         return total / kept
 
     def _correction(self, codes: Tensor, rows: Rows, x: Tensor) -> Tensor:
-        """What moves draws (n, D) of codes (n, L) to draws given what is known of n rows.
-
-        For a draw x of N(m, C C^T), x + C G^T (G G^T)^-1 (y - M x) with G = M C is one given
-        that M x = y.
-        """
+        """What moves draws (n, D) of codes (n, L) to draws given what is known of n rows."""
         columns, known = known_columns(rows)
-        exact = self.map_tensors(torch.Tensor.double)
-        factor = exact.factor_of(codes)  # (n, D, D)
+        factor = self.map_tensors(torch.Tensor.double).factor_of(codes)  # (n, D, D)
         own = known_rows(factor, columns, known)
-        miss = (rows.real - x).gather(1, columns).double() * known
-        gram = own @ own.mT + torch.diag_embed(1.0 - known.double())
-        weights = torch.cholesky_solve(miss.unsqueeze(-1), torch.linalg.cholesky(gram))
-        return (factor @ (own.mT @ weights)).squeeze(-1).to(x)
+        there, value = (t.gather(1, columns).double() * known for t in (x, rows.real))
+        moved = correction(own, there, value, torch.diag_embed(1.0 - known.double()))
+        return (factor @ moved.unsqueeze(-1)).squeeze(-1).to(x)
+
+    def draw_known(
+        self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> Tensor:
+        """Draws of the real columns (n, D), given codes and what was observed."""
+        exact = self.map_tensors(torch.Tensor.double)
+        matrix, y, noise = noisy
+        identity = torch.eye(self.dim, dtype=torch.float64, device=matrix.device)
+        rows = torch.cat([identity[columns], matrix])
+        y = torch.cat([value, y], -1)
+        noise = torch.block_diag(noise.new_zeros(len(columns), len(columns)), noise)
+        drawn = []
+        size = max(1, BLOCK_SCORES // self.dim**2)
+        for own, wanted in zip(codes.split(size), y.split(size), strict=True):
+            factor = exact.factor_of(own)
+            # In terms of what the codes leave, a standard normal.
+            left = torch.randn(len(own), self.dim, dtype=torch.float64, device=matrix.device)
+            x = exact._undo(own, left)
+            if len(rows):
+                moved = correction(rows @ factor, x @ rows.mT, wanted, noise)
+                x = x + (factor @ moved.unsqueeze(-1)).squeeze(-1)
+            drawn.append(x)
+        return torch.cat(drawn).to(self.origin) if drawn else value.new_zeros(0, self.dim)
+
+    def means_of(self, codes: Tensor) -> Tensor:
+        """Means of the normals that codes (E, C, L) stand for, shape (E, C, D)."""
+        # Entries of a batch hold many of the same codes.
+        every, place = codes.flatten(0, 1).unique(dim=0, return_inverse=True)
+        return self.mean_of(every)[place].reshape(*codes.shape[:2], self.dim)
 
     # ---- densities ----------------------------------------------------------------------------
 
@@ -286,7 +316,7 @@ class AffineMixture(ResidualMixture):
 
     def evidence_cost(self, evidence: LinearEvidence) -> int:
         """How many numbers are kept for a score of evidence."""
-        return self.dim * max(1, len(evidence.observations(evidence.batch_shape)[0]))
+        return max(1, len(evidence.observations(evidence.batch_shape)[0]) // 4)
 
     def steered_by(
         self, evidence: LinearEvidence, batch_shape: Size, entries: slice, populations: int

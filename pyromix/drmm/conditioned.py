@@ -10,6 +10,7 @@ __all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,14 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
-from ..conditioning.mixture import MixturePrior
+from ..conditioning.mixture import ConditionedMixture, MixturePrior
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
 from ..core.checks import check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
 from ..mixtures.finite import FiniteMixture
+from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed
 from .law import ResidualMixture
 from .particles import Codes, enumerate_codes, find_codes, prune
@@ -34,6 +36,9 @@ LOW_SHARE = 0.1
 
 # By so many units in the last place may sums over layers be rounded.
 ROUNDINGS = 16
+
+# Means of codes of so many numbers are compared at once.
+BLOCK_NUMBERS = 2**22
 
 # Standard error of a code's log-probability that is good enough for one of many.
 INTEGRAL_ERROR = 0.1
@@ -149,31 +154,80 @@ class ConditionedDRMM(ConditionedLaw):
             log_joint = log_joint.gather(1, index)
         self._codes = codes
         log_scale = log_joint.double().logsumexp(-1)
-        lost = log_scale.isneginf()  # so far off that nothing is left to compare
+        lost = self._check_possible(log_scale, allow_impossible_entries)
+        self._log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
+        self._allow_impossible_entries = allow_impossible_entries
+        # The mixture's weights were normalised.
+        log_scale = raise_if_freed(log_scale, FREED_GRAPH)
+        self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
+        self._log_known: Tensor | None = None
+        if codes.log_seen is not None and self._is_simple():
+            self._log_known = (log_joint + codes.log_seen).double()
+            self._check_possible(self._log_known.logsumexp(-1), allow_impossible_entries)
+        else:
+            _ = self._real
+        self._variance, self.effective_sample_size = self._spread()
+        self._warn()
+
+    def _check_possible(self, log_scale: Tensor, allow_impossible_entries: bool) -> Tensor:
+        """Which entries are so far off that nothing is left to compare, (E,); not all may be.
+
+        Raises:
+            ConflictError: If all are or, unless that is allowed, if one is.
+        """
+        lost = log_scale.isneginf()
         if bool(lost.all() if allow_impossible_entries else lost.any()):
             raise ConflictError(
                 f"Expected evidence that can hold, but {int(lost.sum())} of {len(lost)} entries "
                 f"of its batch are so far from all that the model knows that their probability is "
-                f"zero in {law.log_weight.dtype}."
+                f"zero in {self._dtype}."
             )
-        log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
+        return lost
+
+    def _is_simple(self) -> bool:
+        """Whether all that is known are values and noisy observations, and no gradient is wanted.
+
+        Then the search has the weights of all codes, and normals are worked out for codes that
+        are drawn, not for all.
+        """
+        evidence = self._evidence
+        if evidence.num_rows or len(evidence.equations(self.batch_shape)[0]):
+            return False
+        _, value, noise = evidence.observations(self.batch_shape)
+        has_graph = [value.requires_grad, noise.requires_grad]
+
+        def look(t: Tensor) -> Tensor:
+            has_graph.append(t.requires_grad)
+            return t
+
+        self._law.map_tensors(look)
+        return not any(has_graph)
+
+    @cached_property
+    def _real(self) -> ConditionedMixture:
+        """The law of the real columns, given what is known of them: a mixture over all codes."""
         mixture = MixturePrior(
-            self._mixture_of(codes, log_joint),
+            self._mixture_of(self._codes, self._log_joint),
             allow_all_observed=True,
             # A population has an error of its own: that of an integral may be larger.
             max_error=0.01 if self.exact else INTEGRAL_ERROR,
         )
-        self._real = mixture.given(evidence, allow_impossible_entries=allow_impossible_entries)
-        # The mixture's weights were normalised.
-        log_scale = raise_if_freed(log_scale, FREED_GRAPH)
-        self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
-        self._variance, self.effective_sample_size = self._spread()
-        self._warn()
+        return mixture.given(
+            self._evidence, allow_impossible_entries=self._allow_impossible_entries
+        )
+
+    @property
+    def _logits(self) -> Tensor:
+        r"""Log-probabilities of codes given all evidence, shape (\*B, C)."""
+        if self._log_known is None:
+            return self._real.logits
+        logits = self._log_known.log_softmax(-1).to(self._dtype)
+        return logits.reshape(*self.batch_shape, logits.shape[-1])
 
     @property
     def route(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """How normals under inequalities are drawn; see `ConditionedMixture`."""
-        return self._real.route
+        return None if self._log_known is not None else self._real.route
 
     @property
     def observed(self) -> Mapping[int, Tensor]:
@@ -181,7 +235,11 @@ class ConditionedDRMM(ConditionedLaw):
 
         Categorical ones are among them if one category was left.
         """
-        observed = dict(self._real.observed)
+        columns = sorted(self._evidence.observed)
+        value = self._evidence.observed_values(self._dtype).to(self._dtype)
+        observed = {
+            d: value[..., place].expand(self.batch_shape) for place, d in enumerate(columns)
+        }
         for column, log_q in sorted(self._evidence.categorical.items()):
             if bool((log_q.isfinite().sum(-1) == 1).all()):
                 code = log_q.argmax(-1).to(self._dtype)
@@ -242,19 +300,26 @@ class ConditionedDRMM(ConditionedLaw):
         """
         column = self._evidence.categorical_column(index)
         log_probs = self._column_log_probs(column).softmax(-1)  # (E or 1, C, n)
-        weights = self._real.logits.exp().unsqueeze(-1)  # (*B, C, 1)
+        weights = self._logits.exp().unsqueeze(-1)  # (*B, C, 1)
         log_probs = log_probs.expand(max(1, self.batch_shape.numel()), -1, -1)
         return (weights * log_probs.reshape(*self.batch_shape, *log_probs.shape[1:])).sum(-2)
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error in float64, whatever the dtype of the law."""
+        if self._log_known is not None:
+            log_normalizer = self._log_known.logsumexp(-1).reshape(self.batch_shape)
+            return log_normalizer, self._variance.sqrt()
         log_normalizer, error = self._real.log_normalizer()
         return log_normalizer + self._log_scale, (error.square() + self._variance).sqrt()
 
     @torch.no_grad()
     def draw(self, entry: Tensor) -> Tensor:
         """Draws of the laws at entries (n,) of the flattened batch; see `sample`."""
-        x, component = self._real.draw_with_component(entry)
+        if self._log_known is not None:
+            component = choose(self._log_known, entry)
+            x = self._draw_known(entry, component)
+        else:
+            x, component = self._real.draw_with_component(entry)
         drawn = [x]
         for column in range(len(self._law.columns.tables)):
             log_probs = self._column_log_probs(column)
@@ -266,8 +331,28 @@ class ConditionedDRMM(ConditionedLaw):
                 drawn.append(x.new_zeros(0, 1))
         return torch.cat(drawn, -1)
 
+    def _draw_known(self, entry: Tensor, component: Tensor) -> Tensor:
+        """Draws of the real columns at entries (n,), given indices of their codes (n,)."""
+        evidence, shape = self._evidence, self.batch_shape
+        columns = sorted(evidence.observed)
+        value = evidence.observed_values(self._dtype).expand(*shape, len(columns))
+        value = value.reshape(shape.numel(), len(columns))[entry]
+        noisy = evidence.noisy
+        matrix = torch.cat([a for a, _, _ in noisy]) if noisy else value.new_zeros(0, self._dim)
+        y = [y.expand(*shape, y.shape[-1]).reshape(shape.numel(), -1) for _, y, _ in noisy]
+        wanted = torch.cat(y, -1)[entry] if noisy else value[:, :0]
+        noise = torch.block_diag(*(r for *_, r in noisy)) if noisy else value.new_zeros(0, 0)
+        codes = self._codes.codes
+        own = codes[entry if len(codes) > 1 else torch.zeros_like(entry), component]
+        x = self._law.draw_known(own, columns, value, (matrix, wanted, noise))
+        x[:, columns] = value.to(x)
+        return x
+
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points meet every inequality, shape (\*S, \*B)."""
+        if self._log_known is not None:
+            leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            return torch.ones(leading, dtype=torch.bool, device=value.device)
         return self._real.holds(value[..., : self._dim])
 
     def log_joint(self, value: Tensor) -> Tensor:
@@ -328,19 +413,32 @@ class ConditionedDRMM(ConditionedLaw):
     @torch.no_grad()
     def _spread(self) -> tuple[Tensor, Tensor]:
         """Variance of log Z between islands, and the effective sample size; shape (*B,)."""
-        shape, size = self.batch_shape, self.num_particles
+        shape = self.batch_shape
         islands = self._codes.islands
         if islands is None:
             zero = torch.zeros(shape, dtype=torch.float64, device=self._law.log_weight.device)
-            return zero, (zero + size).to(self._law.log_weight.dtype)
-        count = islands.shape[1]
-        weight = self._real.logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
+            return zero, (zero + self.num_particles).to(self._law.log_weight.dtype)
+        weight = self._logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
+        size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * self._dim))
+        blocks = (t.split(size) for t in (islands, weight, self._codes.codes))
+        parts = [self._spread_of(*part) for part in zip(*blocks, strict=True)]
+        variance, effective = (torch.cat(part) for part in zip(*parts, strict=True))
+        return variance.reshape(shape), effective.reshape(shape).to(self._law.log_weight.dtype)
+
+    def _spread_of(self, islands: Tensor, weight: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance of log Z between islands, and the effective sample size, of some entries (e,).
+
+        Args:
+            islands: Relative weights, shape (e, islands, C).
+            weight: Probabilities of codes, shape (e, 1, C).
+            codes: The codes, shape (e, C, L).
+        """
+        size, count = self.num_particles, islands.shape[1]
         own = islands * weight  # (E, islands, C)
         share = own.sum(-1)  # of Z: mean one
         variance = share.var(-1) / count
         # How far islands disagree about the means, in units of their spread.
-        loc = self._law.mean_of(self._codes.codes.flatten(0, 1)).double()
-        loc = loc.reshape(len(islands), -1, self._dim)
+        loc = self._law.means_of(codes).double()
         centre = weight @ loc  # (E, 1, D)
         total = (weight @ (loc - centre).square()).squeeze(1)
         means = (own / share.clamp(min=1e-300).unsqueeze(-1)) @ (loc - centre)
@@ -350,8 +448,7 @@ class ConditionedDRMM(ConditionedLaw):
         known = total > rounding.square().clamp(min=1e-300)
         ratio = torch.where(known, disagreement / torch.where(known, total, 1.0), 0.0)
         relative = torch.maximum(variance, ratio.sum(-1) / known.sum(-1).clamp(min=1))
-        effective = 1.0 / (1.0 / size + relative)
-        return variance.reshape(shape), effective.reshape(shape).to(self._law.log_weight.dtype)
+        return variance, 1.0 / (1.0 / size + relative)
 
     def _warn(self) -> None:
         share = self.effective_sample_size / self.num_particles

@@ -10,11 +10,19 @@ left is standard normal, M x is normal with mean M m and covariance :math:`G G^\
 is in float64, as covariances of statements may be nearly singular.
 """
 
-__all__ = ["KnownPrefix", "KnownSteering", "known_columns", "known_rows", "log_density"]
+__all__ = [
+    "KnownPrefix",
+    "KnownSteering",
+    "correction",
+    "known_columns",
+    "known_rows",
+    "log_density",
+]
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
@@ -23,13 +31,29 @@ from ..conditioning.truncated.interval import log_interval_probability
 from ..core.checks import is_traced
 from ..evidence.linear import LinearEvidence
 from ..numerics.diagonal_density import LOG_2PI
+from ..numerics.triangular import inverse_tril
 from .maps import LayerMap
 from .prefix import Prefix
 from .rows import Columns, Rows
 from .steering import Steering
 
+# Matrices of different prefixes are worked out for so many numbers at once, and inequalities for
+# so many pairs of an entry and a prefix.
+BLOCK_NUMBERS = 2**23
+BLOCK_PAIRS = 2**16
+
 # Added to the variances of observations, relative to each: rows may be dependent.
 JITTER = 1e-13
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodePrefix(Prefix):
+    """Codes alone."""
+
+    left = ()
+
+    def _go_on(self, chosen: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +82,16 @@ class KnownPrefix(Prefix):
             "factor": here.chosen_rows(flat, code).reshape(shape),
             "residual": self.residual - moved.reshape(shape[:-1]),
         }
+
+    def at(self, index: Tensor) -> "KnownPrefix":
+        """The points at indices (n,)."""
+        return replace(
+            self,
+            codes=self.codes[index],
+            logits=tuple(before[index] for before in self.logits),
+            factor=self.factor[index],
+            residual=self.residual[index],
+        )
 
     def all(self) -> tuple[Tensor, Tensor]:
         """The two with all components of the next layer: (N, B, K, q, D) and (N, B, K, q)."""
@@ -154,8 +188,70 @@ def log_density(
     return seen, torch.stack(inside)
 
 
+def correction(
+    factor: Tensor, there: Tensor, wanted: Tensor, noise: Tensor, scale: Tensor | None = None
+) -> Tensor:
+    """What moves draws to draws given what was observed of them.
+
+    For a draw z of N(0, I) and an observation y = G z + m + noise of covariance R,
+    z + G^T (G G^T + R)^-1 (y - (G z + m + e)), with e a draw of the noise, is a draw given y.
+
+    Args:
+        factor: G, shape (n, q, D).
+        there: G z + m, shape (n, q).
+        wanted: y, shape (n, q).
+        noise: R, shape (q, q) or (n, q, q), positive semi-definite.
+        scale: What to multiply z by, shape (n, D); by default one.
+
+    Returns:
+        What to add to z times the scale, shape (n, D).
+    """
+    gram = factor @ factor.mT + noise
+    gram = gram + torch.diag_embed(JITTER * gram.diagonal(dim1=-2, dim2=-1))
+    miss = wanted - there
+    if noise.dim() == 2 and bool((noise != 0).any()):
+        values, vectors = torch.linalg.eigh(noise)
+        root = vectors * values.clamp(min=0).sqrt()
+        miss = miss - torch.randn_like(miss) @ root.mT
+    weights = torch.cholesky_solve(miss.unsqueeze(-1), torch.linalg.cholesky(gram))
+    moved = (factor.mT @ weights).squeeze(-1)
+    return moved if scale is None else scale * moved
+
+
+class Statements(NamedTuple):
+    """What evidence says of normals: for each its statements' means and covariances, prepared."""
+
+    whiten: Tensor
+    """Inverse Cholesky factors of the covariances of observations, shape (V, q, q)."""
+    half_log_det: Tensor
+    """Half of the logarithms of their determinants, shape (V,)."""
+    centre: Tensor
+    """Means of all statements, shape (V, q + p)."""
+    gain: Tensor
+    """What whitened observations say of inequalities, shape (V, p, q)."""
+    deviation: Tensor
+    """Standard deviations of inequalities that are left then, shape (V, p)."""
+
+    @classmethod
+    def of(cls, factor: Tensor, centre: Tensor, noise: Tensor) -> "Statements":
+        """From factors (V, q + p, D), means (V, q + p) and the observations' noise (q, q)."""
+        q = len(noise)
+        covariance = factor @ factor.mT
+        first = covariance[..., :q, :q] + noise
+        first = first + torch.diag_embed(JITTER * first.diagonal(dim1=-2, dim2=-1))
+        whiten = inverse_tril(torch.linalg.cholesky(first)) if q else first
+        gain = (whiten @ covariance[..., :q, q:]).mT
+        own = covariance.diagonal(dim1=-2, dim2=-1)[..., q:]
+        left = (own - gain.square().sum(-1)).clamp(min=JITTER * own)
+        half = -whiten.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return cls(whiten, half, centre, gain, left.sqrt())
+
+
 class KnownSteering(Steering):
     """Of affine layers.
+
+    Populations hold many of the same prefixes: the matrices of each are worked out once, for all
+    populations and entries.
 
     Args:
         columns: The categorical columns.
@@ -165,7 +261,7 @@ class KnownSteering(Steering):
         dtype: The dtype of results.
     """
 
-    prefix: KnownPrefix
+    prefix: CodePrefix
 
     def __init__(
         self,
@@ -183,45 +279,121 @@ class KnownSteering(Steering):
         matrix, value, noise = evidence.observations(batch_shape)
         rows, low, high = evidence.inequalities(batch_shape)
         every = torch.cat([matrix, rows])
-        self._count, self._noise, self._dtype = len(matrix), noise, dtype
+        self._noise, self._dtype = noise, dtype
         self._value, self._low, self._high = (
-            t.reshape(batch_shape.numel(), 1, t.shape[-1])[entries] for t in (value, low, high)
+            t.reshape(batch_shape.numel(), t.shape[-1])[entries] for t in (value, low, high)
         )
         origin, unit = units
-        start = KnownPrefix.no_codes(columns, origin.expand(populations, 1, -1))
-        self.prefix = KnownPrefix(
-            **start,
+        start = origin.expand(populations, 1, -1)
+        self.prefix = CodePrefix(**CodePrefix.no_codes(columns, start))
+        # Different prefixes (U, 1), and which of them each prefix (B, P) is.
+        self._table = KnownPrefix(
+            **KnownPrefix.no_codes(Columns((), origin), start[:1]),
             maps=maps,
-            factor=(every * unit).expand(populations, 1, -1, -1),
-            residual=-(every @ origin).expand(populations, 1, -1),
-            unknown=torch.zeros(populations, len(every), dtype=torch.bool, device=origin.device),
+            factor=(every * unit).reshape(1, 1, *every.shape),
+            residual=-(every @ origin).reshape(1, 1, len(every)),
+            unknown=torch.zeros(1, len(every), dtype=torch.bool, device=origin.device),
+        )
+        self._place = torch.zeros(populations, 1, dtype=torch.long, device=origin.device)
+        each = populations // max(1, self.num_entries)
+        self._entry = torch.arange(populations, device=origin.device).div(
+            max(1, each), rounding_mode="floor"
         )
 
     def observations(self) -> Tensor:
         """Log-densities of what was observed, under all that may follow: (S, B, P, K)."""
-        q, prefix = self._count, self.prefix
-        factor, residual = replace(
-            prefix, factor=prefix.factor[:, :, :q], residual=prefix.residual[..., :q]
-        ).all()
-        # Populations of an entry are neighbours: (entries, populations P, K, q).
-        factor, residual = self.by_entry(factor), self.by_entry(residual)
-        miss = self._value.unsqueeze(1) + residual
-        nothing = miss[..., :0]
+        q, count = len(self._noise), len(self._table.codes)
+        pair = self._entry.unsqueeze(-1) * count + self._place
+        pair, back = pair.unique(return_inverse=True)
+        entry, prefix = pair.div(count, rounding_mode="floor"), pair % count
+        order = prefix.argsort(stable=True)
+        entry, prefix = entry[order], prefix[order]
+        k = len(self._table.maps[0].loc)
         factors, shares = zip(*self.inflations, strict=True)
-        fits, _ = log_density(factor, miss, self._noise, nothing, nothing, factors)
-        fits = fits.reshape(len(fits), *prefix.codes.shape[:2], factor.shape[2])
-        log_share = fits.new_tensor(shares).log().reshape(-1, 1, 1, 1)
-        return (fits + log_share).to(self._dtype)
+        constant = [
+            math.log(share) - q * (0.5 * LOG_2PI + math.log(by))
+            for by, share in zip(factors, shares, strict=True)
+        ]
+        scores = torch.empty(len(factors), len(pair), k, dtype=self._dtype, device=pair.device)
+        first = 0
+        size = max(1, BLOCK_NUMBERS // (k * max(1, q) * self._table.factor.shape[-1]))
+        counts = torch.bincount(prefix, minlength=count).split(size)
+        for start, part in zip(range(0, count, size), counts, strict=True):
+            factor, residual = self._take(slice(start, start + size), q).all()
+            told = Statements.of(factor[:, 0], -residual[:, 0], self._noise)  # (u, K, ...)
+            last = first + int(part.sum())
+            square = self._squares(told, entry[first:last], part)
+            for i, by in enumerate(factors):
+                half_log_det = told.half_log_det.repeat_interleave(part, 0)
+                fit = constant[i] - half_log_det - 0.5 / by**2 * square
+                scores[i, first:last] = fit.to(self._dtype)
+            first = last
+        place = order.argsort()[back]
+        return scores[:, place]
+
+    def _squares(self, told: Statements, entry: Tensor, counts: Tensor) -> Tensor:
+        """Squared lengths of whitened observations (n, K).
+
+        Args:
+            told: Of prefixes (u, K).
+            entry: Entries of pairs of a prefix and an entry, sorted by prefix, (n,).
+            counts: How many pairs each prefix has, (u,).
+        """
+        u, k, q = told.centre.shape
+        if not q:
+            return told.centre.new_zeros(len(entry), k)
+        if len(self._value) == 1:
+            miss = (self._value[0] - told.centre).unsqueeze(-1)
+            square = (told.whiten @ miss).square().sum((-2, -1))
+            return square.repeat_interleave(counts, 0)
+        shift = (told.whiten @ told.centre.unsqueeze(-1)).squeeze(-1).flatten(1)  # (u, K q)
+        every = told.whiten.reshape(u, k * q, q)
+        parts = []
+        for matrix, centre, own in zip(every, shift, entry.split(counts.tolist()), strict=True):
+            white = self._value[own] @ matrix.mT - centre
+            parts.append(white.reshape(-1, k, q).square().sum(-1))
+        return torch.cat(parts)
 
     def inequalities(self, parent: Tensor, chosen: Tensor) -> Tensor:
         """Log-probabilities of all inequalities, given what was observed: (S, B, C)."""
-        q, prefix = self._count, self.prefix.take(parent).extend(chosen)
-        factor, residual = self.by_entry(prefix.factor), self.by_entry(prefix.residual)
-        miss, low, high = (
-            self._value + residual[..., :q],
-            self._low + residual[..., q:],
-            self._high + residual[..., q:],
+        q, k = len(self._noise), len(self._table.maps[0].loc)
+        follower = self._place.gather(1, parent) * k + chosen
+        count = len(self._table.codes) * k
+        pair, back = (self._entry.unsqueeze(-1) * count + follower).unique(return_inverse=True)
+        entry, which = pair.div(count, rounding_mode="floor"), pair % count
+        different, place = which.unique(return_inverse=True)
+        table = self._table.at(different.div(k, rounding_mode="floor"))
+        table = table.extend((different % k).unsqueeze(-1))
+        told = Statements.of(table.factor[:, 0], -table.residual[:, 0], self._noise)
+        inside = []
+        for own, at in zip(entry.split(BLOCK_PAIRS), place.split(BLOCK_PAIRS), strict=True):
+            centre = told.centre[at]
+            miss = (self._value[own] - centre[:, :q]).unsqueeze(-1)
+            shift = (told.gain[at] @ (told.whiten[at] @ miss)).squeeze(-1) + centre[:, q:]
+            low, high = self._low[own] - shift, self._high[own] - shift
+            deviation = [by * told.deviation[at] for by, _ in self.inflations]
+            inside.append(
+                torch.stack([log_interval_probability(low / s, high / s) for s in deviation])
+            )
+        total = torch.cat(inside, 1).sum(-1).to(self._dtype)
+        return total[:, back]
+
+    def advance(self, parent: Tensor, chosen: Tensor) -> None:
+        """Goes on to prefixes (B, P') with codes (B, P') of the next layer."""
+        k = len(self._table.maps[0].loc)
+        follower = self._place.gather(1, parent) * k + chosen
+        different, self._place = follower.unique(return_inverse=True)
+        super().advance(parent, chosen)
+        if self.prefix.layer < self.num_layers:
+            table = self._table.at(different.div(k, rounding_mode="floor"))
+            self._table = table.extend((different % k).unsqueeze(-1))
+
+    def _take(self, part: slice, count: int) -> KnownPrefix:
+        """Some of the different prefixes, with so many of their first statements."""
+        table = self._table
+        return replace(
+            table,
+            codes=table.codes[part],
+            factor=table.factor[part, :, :count],
+            residual=table.residual[part, :, :count],
         )
-        factors = [by for by, _ in self.inflations]
-        _, inside = log_density(factor, miss, self._noise, low, high, factors)
-        return inside.sum(-1).reshape(len(inside), *parent.shape).to(self._dtype)

@@ -16,7 +16,7 @@ What normal a code stands for is up to the layers: `pyromix.drmm.shifts` and
 `pyromix.drmm.affine`.
 """
 
-__all__ = ["ResidualMixture"]
+__all__ = ["LinearObservations", "ResidualMixture"]
 
 import math
 from abc import ABC, abstractmethod
@@ -36,6 +36,8 @@ from .prefix import Prefix
 from .rows import Columns, Rows
 from .steering import Steering
 from .thinning import INFLATIONS, thin
+
+LinearObservations = tuple[Tensor, Tensor, Tensor]
 
 # Points are worked on in blocks with no more scores of components than this at once.
 BLOCK_SCORES = 2**22
@@ -119,6 +121,23 @@ class ResidualMixture(ABC):
     @abstractmethod
     def _draw_real(self, codes: Tensor, rows: Rows | None) -> Tensor:
         """Draws of the real columns (n, D), given codes (n, L) and what is known of n rows."""
+
+    @abstractmethod
+    def draw_known(
+        self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> Tensor:
+        """Draws of the real columns (n, D), given codes and what was observed.
+
+        Args:
+            codes: Shape (n, L).
+            columns: Columns that were observed.
+            value: Their values, shape (n, columns).
+            noisy: Observations with noise: A (q, D), y (n, q) and the noise's covariance (q, q).
+        """
+
+    def means_of(self, codes: Tensor) -> Tensor:
+        """Means of the normals that codes (E, C, L) stand for, shape (E, C, D)."""
+        return self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], self.dim)
 
     @abstractmethod
     def _means_given(self, codes: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:

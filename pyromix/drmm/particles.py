@@ -52,6 +52,8 @@ class Codes(NamedTuple):
     code was left out."""
     size: int
     """Number of codes that were held."""
+    log_seen: Tensor | None = None
+    """Log-densities of what was observed under each, (E, C), if a search has found them."""
 
 
 def enumerate_codes(law: ResidualMixture) -> Codes:
@@ -86,11 +88,11 @@ def find_codes(
             last = layer == law.num_layers - 1
             few = last and couples(law, evidence)
             search.grow(min(size, MAX_COUPLED // ISLANDS) if few else size)
-    codes, log_weight = (
+    codes, log_weight, log_seen = (
         torch.cat([getattr(search, name) for search in searches])
-        for name in ("codes", "log_weight")
+        for name in ("codes", "log_weight", "log_seen")
     )
-    return _merge(codes, log_weight, entries)
+    return _merge(codes, log_weight, log_seen, entries)
 
 
 class _Search:
@@ -104,6 +106,8 @@ class _Search:
 
     Attributes:
         log_weight: Logarithm of how many prefixes each stands for, shape (B, P).
+        log_seen: Log-densities of what was observed under each, were the last layer of each the
+            last of all, shape (B, P).
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class _Search:
         populations = (entries.stop - entries.start) * ISLANDS
         self._steering = law.steered_by(evidence, batch_shape, entries, populations)
         zero = law.log_weight.new_zeros(populations, 1)
-        self.log_weight = zero
+        self.log_weight = self.log_seen = zero
         self._log_prior = zero
         # How well inequalities agree, with each of the scales.
         self._log_rows = zero.expand(len(INFLATIONS), -1, -1)
@@ -139,6 +143,7 @@ class _Search:
         parent, chosen = index // k, index % k
         self._steering.advance(parent, chosen)
         self._log_prior = prior.flatten(1).gather(1, index)
+        self.log_seen = fits.logsumexp(0).flatten(1).gather(1, index)
         self.log_weight = self.log_weight.gather(1, parent) - log_inclusion
 
     def _thin_within_inequalities(
@@ -233,7 +238,7 @@ def _select(codes: Codes, index: Tensor) -> Codes:
     )
 
 
-def _merge(codes: Tensor, log_weight: Tensor, entries: int) -> Codes:
+def _merge(codes: Tensor, log_weight: Tensor, log_seen: Tensor, entries: int) -> Codes:
     """Puts islands together, every code once."""
     _, size, layers = codes.shape
     codes = codes.reshape(entries, ISLANDS * size, layers)
@@ -251,10 +256,13 @@ def _merge(codes: Tensor, log_weight: Tensor, entries: int) -> Codes:
     merged = codes.new_zeros(*shape, layers)
     ordered = codes.gather(1, order.unsqueeze(-1).expand_as(codes))
     merged.scatter_(1, group.unsqueeze(-1).expand_as(ordered), ordered)
+    seen = log_seen.reshape(entries, ISLANDS * size).gather(1, order)
+    log_seen = torch.full_like(seen[:, :count], -math.inf).scatter_(1, group, seen)
     island = order // size
     weights = torch.zeros(entries, ISLANDS * count, dtype=torch.float64, device=codes.device)
     weights.scatter_add_(1, island * count + group, weight.double().exp().gather(1, order))
     weights = weights.reshape(entries, ISLANDS, count)
     mean = weights.mean(1)
     relative = weights / torch.where(mean > 0, mean, 1.0).unsqueeze(1)
-    return Codes(merged, mean.log().to(log_weight.dtype), relative, ISLANDS * size)
+    log_weight = mean.log().to(log_weight.dtype)
+    return Codes(merged, log_weight, relative, ISLANDS * size, log_seen)

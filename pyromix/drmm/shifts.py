@@ -19,7 +19,8 @@ from ..evidence.linear import LinearEvidence
 from ..mixtures.diagonal import MixtureOfNormals
 from ..numerics.diagonal_density import component_log_prob
 from .evidence_score import EvidenceScore
-from .law import BLOCK_SCORES, ResidualMixture
+from .known import correction
+from .law import BLOCK_SCORES, LinearObservations, ResidualMixture
 from .links import sum_selected
 from .prefix import ShiftPrefix
 from .rows import Rows, pick_value
@@ -70,8 +71,21 @@ class ShiftMixture(ResidualMixture):
         loc, scale = self.mean_of(codes), self.scale[codes[:, -1]]
         return loc + scale * torch.randn_like(loc)
 
+    def draw_known(
+        self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> Tensor:
+        """Draws of the real columns (n, D), given codes and what was observed."""
+        loc, scale = self.mean_of(codes).double(), self.scale[codes[:, -1]].double()
+        # Given a code, columns are independent: known ones say nothing about the others.
+        loc[:, columns], scale[:, columns] = value, 0.0
+        x = loc + scale * torch.randn_like(loc)
+        matrix, y, noise = noisy
+        if len(matrix):
+            x = x + correction(matrix * scale.unsqueeze(1), x @ matrix.mT, y, noise, scale)
+        return x.to(self.loc)
+
     def _means_given(self, codes: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:  # noqa: ARG002
-        mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], -1)
+        mean = self.means_of(codes)
         return (weight.unsqueeze(1) @ mean).squeeze(1)
 
     def mixture_of(self, codes: Tensor, logits: Tensor) -> MixtureOfNormals:
