@@ -26,6 +26,7 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "Nonlinear",
     "Observed",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
@@ -75,6 +76,7 @@ from .evidence.pieces import (
     LinearEquality,
     LinearGaussian,
     LinearInequality,
+    Nonlinear,
     Observed,
 )
 from .flows.flow import Flow

@@ -323,6 +323,34 @@ class ConditionedMixture(ConditionedLaw):
         return self.draw_with_component(entry)[0]
 
     @torch.no_grad()
+    def normals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (K,), means (K, D) and factors (K, D, r) without inequalities, in float64.
+
+        Of a law without a batch; covariances are F F^T, and zero in observed columns.
+        """
+        components = self._components
+        k, free = self._joint.shape[-1], components.free
+        loc = components.loc.expand(k, len(free)).double()
+        if components.scale is not None:
+            own = torch.diag_embed(components.scale.double().expand(k, len(free)))
+        else:
+            own = components.factor.double()
+            own = own.expand(k, *own.shape[-2:])
+        mean = loc.new_zeros(k, self.event_shape[0])
+        mean[:, free] = loc
+        mean[:, components.given] = components.value.double().reshape(len(components.given))
+        factor = loc.new_zeros(*mean.shape, own.shape[-1])
+        factor[:, free] = own
+        return components.log_joint.reshape(k).double(), mean, factor
+
+    def complete(self, real: Tensor, component: Tensor) -> Tensor:  # noqa: ARG002
+        """Points with all columns, given the real ones (n, D) and their components (n,)."""
+        components = self._components
+        if components.given:
+            real[:, components.given] = components.value.to(real).reshape(len(components.given))
+        return real
+
+    @torch.no_grad()
     def draw_with_component(self, entry: Tensor) -> tuple[Tensor, Tensor]:
         """Draws (n, D) at entries (n,) of the flattened batch, and their components (n,)."""
         k = self._joint.shape[-1]

@@ -12,10 +12,11 @@ from torch.distributions import constraints
 
 from ..evidence.collect import collect_alternatives
 from ..evidence.linear import LinearEvidence
-from ..evidence.pieces import AnyOf
+from ..evidence.pieces import AnyOf, Nonlinear
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
 from .law import FREED_GRAPH, UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
+from .nonlinear import NonlinearLaw
 from .polytope import Polytope
 from .truncated import ConflictError
 
@@ -249,6 +250,12 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     Raises:
         ConflictError: If no alternative can hold, in all the batch or at an entry of it.
     """
+    nonlinear = [piece for piece in evidence if isinstance(piece, Nonlinear)]
+    if nonlinear:
+        rest = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
+        law: ConditionedLaw = NonlinearLaw(condition_on(prior, rest), nonlinear)
+        law._statements = tuple(evidence)
+        return law
     unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
     alternatives = collect_alternatives(
         evidence, prior.dim, prior.device, prior.categories, prior.dtype

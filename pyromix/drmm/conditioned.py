@@ -320,6 +320,20 @@ class ConditionedDRMM(ConditionedLaw):
             x = self._draw_known(entry, component)
         else:
             x, component = self._real.draw_with_component(entry)
+        return self._with_columns(x, entry, component)
+
+    def normals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (C,), means (C, D) and factors (C, D, r) of codes; see `NonlinearLaw`."""
+        log_weight, loc, factor = self._real.normals()
+        return log_weight + self._log_scale.detach(), loc, factor
+
+    def complete(self, real: Tensor, component: Tensor) -> Tensor:
+        """Points with all columns, given the real ones (n, D) and their codes' indices (n,)."""
+        real = self._real.complete(real, component)
+        return self._with_columns(real, torch.zeros_like(component), component)
+
+    def _with_columns(self, x: Tensor, entry: Tensor, component: Tensor) -> Tensor:
+        """Real columns (n, D), with draws of the categorical ones."""
         drawn = [x]
         for column in range(len(self._law.columns.tables)):
             log_probs = self._column_log_probs(column)

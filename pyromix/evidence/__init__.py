@@ -17,6 +17,7 @@ __all__ = [
     "LinearEvidence",
     "LinearGaussian",
     "LinearInequality",
+    "Nonlinear",
     "Observed",
     "collect",
     "collect_alternatives",
@@ -35,6 +36,7 @@ from .pieces import (
     LinearEquality,
     LinearGaussian,
     LinearInequality,
+    Nonlinear,
     Observed,
 )
 

@@ -9,18 +9,19 @@ __all__ = [
     "LinearEquality",
     "LinearGaussian",
     "LinearInequality",
+    "Nonlinear",
     "Observed",
 ]
 
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..core.checks import as_int
+from ..core.checks import as_int, check_positive_int
 from .linear import LinearEvidence, power_of_two
 
 Number = float | Tensor
@@ -88,6 +89,52 @@ class Observed(Evidence):
             )
         chosen = torch.arange(count, device=known.device) == code.unsqueeze(-1)
         known.weigh(column, torch.where(chosen, 0.0, -math.inf).double())
+
+
+class Nonlinear(Evidence):
+    r"""An observation of a function of the real columns, y = f(x) + noise.
+
+    Under each code, or component, f is followed along the normal that it stands for: draws meet y
+    as closely as the noise says, however small that is, and are weighted for what the function
+    does to volumes. Where f takes the value several times under one normal, draws are of the
+    branch that Newton's method finds from its likeliest point, and log Z lacks the others. Not
+    within `AnyOf`, and for one law at a time, not for a batch.
+
+    Args:
+        function: f: takes points (n, D) and returns (n, m), row by row, differentiable.
+        value: y, shape (m,), or a number.
+        noise: Standard deviations, shape (m,), or a number, positive.
+        num_draws: How many weighted draws stand for the law.
+
+    Example:
+        >>> from pyromix import GaussianMixture
+        >>> model = GaussianMixture(2, 3).requires_grad_(False)
+        >>> law = model.condition(Nonlinear(lambda x: x.square().sum(-1, keepdim=True), 4.0, 0.01))
+        >>> bool((law.sample((50,)).norm(dim=-1) - 2.0).abs().max() < 0.05)
+        True
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        value: Number,
+        noise: Number,
+        num_draws: int = 2048,
+    ) -> None:
+        if not callable(function):
+            raise ValueError(f"Expected a function of points (n, D), got {function!r}.")
+        self.function = function
+        self.value = _vector("the value", value)
+        self.noise = _vector("noise", noise).expand(self.value.shape)
+        if not bool((self.noise > 0).all()):
+            raise ValueError(
+                f"Expected noise as positive standard deviations, got {self.noise.tolist()}."
+            )
+        self.num_draws = check_positive_int("num_draws", num_draws)
+
+    def add_to(self, known: LinearEvidence) -> None:  # noqa: ARG002
+        """Not linear: see `pyromix.conditioning.nonlinear`."""
+        raise ValueError("Expected linear statements, got a Nonlinear one: it does not go here.")
 
 
 class CategoricalPrior(Evidence):
@@ -380,3 +427,15 @@ def _check_finite(what: str, numbers: Tensor) -> None:
             f"Expected finite {what}, got {infinite} infinite among {numbers.numel()} numbers. "
             f"What says nothing is left out."
         )
+
+
+def _vector(name: str, value: Number) -> Tensor:
+    """A finite float64 vector, of one entry for a number."""
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
+    if tensor.dim() != 1 or not bool(tensor.isfinite().all()):
+        raise ValueError(
+            f"Expected {name} to be a number or finite numbers of shape (m,), got shape "
+            f"{tuple(tensor.shape)}."
+        )
+    return tensor
