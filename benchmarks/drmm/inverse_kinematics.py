@@ -11,10 +11,12 @@ held-out pose, so that they can be met. What is measured, of 64 draws:
 - how far the six positions that are drawn with the angles are from where the angles put them;
 - the time from the question to the draws, and the effective sample size.
 
-The opponent is a full-covariance mixture of normals, conditioned on the same evidence: it is
-linear around each of its components, and has them in memory one by one.
+A model with triangular maps, of a hundredth of the numbers, is asked the same ("maps"); and,
+"exact", with forward kinematics of the angles as evidence of its own (`Nonlinear`, to 2 mm), next
+to all else. The opponent is a full-covariance mixture of normals, conditioned on the same
+evidence: it is linear around each of its components, and has them in memory one by one.
 
-Writes the model and a figure, out/drmm/inverse_kinematics_<size>.safetensors and .png.
+Writes models and a figure, out/drmm/inverse_kinematics_<size>.safetensors, _maps and .png.
 
     python -m benchmarks.drmm.inverse_kinematics [--quick | --paper] [--reuse]
 """
@@ -33,12 +35,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.common import cli, figures
-from benchmarks.common.store import OUT
-from pyromix import DRMM, Box, GaussianMixture, LinearInequality, Observed, fit, fit_em, load, save
+from benchmarks.common.store import OUT, beside
+from pyromix import (
+    DRMM,
+    Box,
+    GaussianMixture,
+    LinearInequality,
+    Nonlinear,
+    Observed,
+    fit,
+    fit_em,
+    load,
+    save,
+)
 from pyromix.datasets import PlanarHumanoid
 
 BODY = PlanarHumanoid()
 NUM_DRAWS = 64
+PRECISION = 0.002  # metres, of forward kinematics as evidence
 
 # Steps, components of the opponent, points that it is fitted to, held-out poses per question.
 SETTINGS = {
@@ -118,8 +132,22 @@ def broken(x: Tensor, pieces: list) -> Tensor:
     return result
 
 
-def ask(model: DRMM | GaussianMixture, pieces: list) -> dict[str, float | Tensor]:
+def kinematics(pieces: list) -> Nonlinear:
+    """Goals as what the angles have to bring about."""
+    known = {d: v for p in pieces if isinstance(p, Observed) for d, v in p.values.items()}
+    columns = sorted(known)
+
+    def positions(x: Tensor) -> Tensor:
+        return BODY.features(x[:, :18])[:, columns]
+
+    return Nonlinear(positions, torch.tensor([known[d] for d in columns]), PRECISION)
+
+
+def ask(
+    model: DRMM | GaussianMixture, pieces: list, *, exact: bool = False
+) -> dict[str, float | Tensor]:
     start = time.perf_counter()
+    pieces = [*pieces, kinematics(pieces)] if exact else pieces
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         law = model.condition(*pieces)
@@ -153,7 +181,8 @@ def compare(models: dict, poses: Tensor) -> None:
     )
     for name, question in QUESTIONS.items():
         for label, model in models.items():
-            answers = [ask(model, question(pose)) for pose in poses]
+            exact = label.endswith("exact")
+            answers = [ask(model, question(pose), exact=exact) for pose in poses]
             mean = {
                 key: statistics.fmean(answer[key] for answer in answers)
                 for key in answers[0]
@@ -173,7 +202,7 @@ def draw(model: DRMM, pose: Tensor, path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(12, 8.5), layout="constrained")
     for ax, (name, question) in zip(axes.flat, QUESTIONS.items(), strict=True):
         pieces = question(pose)
-        x = ask(model, pieces)["draws"]
+        x = ask(model, pieces, exact=True)["draws"]
         points = named_points(pieces)
         moved = BODY.features(x[:, :18])
         error = sum(
@@ -215,13 +244,20 @@ def main() -> None:
     torch.manual_seed(0)
     held_out = BODY.features(BODY.sample_poses(2000))
     if arguments.reuse and path.exists():
-        model = load(path)
+        model, maps = load(path), load(beside(path, "maps"))
     else:
         model = DRMM(dim=30, num_layers=10, num_components=256)
         loader = DataLoader(RandomPoses(), batch_size=None)
-        history = fit(model, loader, steps=steps, lr=0.01, seed=0, progress_bar=False)
-        print(history)
+        print(fit(model, loader, steps=steps, lr=0.01, seed=0, progress_bar=False))
+        maps = DRMM(dim=30, num_layers=8, num_components=8, maps="triangular")
+        clip = 50.0
+        print(
+            fit(
+                maps, loader, steps=steps, lr=0.002, gradient_clip=clip, seed=0, progress_bar=False
+            )
+        )
         save(model, path)
+        save(maps, beside(path, "maps"))
     opponent = GaussianMixture(30, components, "full", variance_floor=1e-6)
     start = time.perf_counter()
     fit_em(opponent, BODY.features(BODY.sample_poses(points)), seed=0, progress_bar=False)
@@ -231,12 +267,15 @@ def main() -> None:
             f"held-out nats: residual mixture {model.log_prob(held_out).mean():.2f} "
             f"({model.num_parameters:,} numbers), by depth "
             f"{[round(v, 1) for v in model.layer_log_prob(held_out[:500]).mean(0).tolist()]}; "
+            f"with maps {maps.log_prob(held_out).mean():.2f} ({maps.num_parameters:,}); "
             f"full-covariance mixture {opponent.log_prob(held_out).mean():.2f} "
             f"({opponent.num_free_parameters:,})"
         )
-    model.requires_grad_(False)
-    compare({"DRMM": model, "full mixture": opponent.requires_grad_(False)}, held_out[:questions])
-    draw(model, held_out[3], path.with_suffix(".png"))
+    for trained in (model, maps, opponent):
+        trained.requires_grad_(False)
+    models = {"DRMM": model, "maps": maps, "maps, exact": maps, "full mixture": opponent}
+    compare(models, held_out[:questions])
+    draw(maps, held_out[3], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

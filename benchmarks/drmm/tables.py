@@ -92,6 +92,8 @@ class Setting(NamedTuple):
     num_components: int
     scale: str
     scale_floor: float
+    maps: str = "shift"
+    rank: int = 4
 
 
 def tables() -> dict[str, Table]:
@@ -119,6 +121,17 @@ SHAPES = {
     "paper": [(1, 4), (2, 8), (4, 8), (3, 16)],
 }
 KINDS = [("spherical", 0.1), ("diagonal", 0.1), ("diagonal", 0.3)]
+# Of layers with maps, which have matrices of their own: shapes, and kinds with floors and ranks.
+MAP_SHAPES = {
+    "quick": [(1, 1), (1, 2)],
+    "default": [(1, 1), (1, 2), (2, 2), (1, 4)],
+    "paper": [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4)],
+}
+MAP_KINDS = [
+    ("diagonal", 0.1, "triangular", 1),
+    ("diagonal", 0.1, "low_rank", 2),
+    ("diagonal", 0.1, "low_rank", 6),
+]
 STEPS = {"quick": 200, "default": 400, "paper": 20_000}
 
 
@@ -144,12 +157,17 @@ def train(table: Table, setting: Setting, gaps: Tensor, validation: Tensor, step
     return model
 
 
+def settings(size: str) -> list[Setting]:
+    plain = [Setting(*shape, *kind) for shape in SHAPES[size] for kind in KINDS]
+    return plain + [Setting(*shape, *kind) for shape in MAP_SHAPES[size] for kind in MAP_KINDS]
+
+
 def choose(table: Table, gaps: Tensor, size: str) -> tuple[DRMM, Setting]:
     """The model of the highest density of held-out training rows."""
     count = round(0.8 * len(gaps))
     models = {
         setting: train(table, setting, gaps[:count], gaps[count:], STEPS[size])
-        for setting in [Setting(*shape, *kind) for shape in SHAPES[size] for kind in KINDS]
+        for setting in settings(size)
     }
     with torch.no_grad():
         density = {s: float(model.log_prob(gaps[count:]).mean()) for s, model in models.items()}
@@ -316,8 +334,8 @@ def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) 
         cells = [plus_minus(values[:, i, j]) for j in range(len(MEASURES))]
         print(f"{method:>20}" + "".join(f"{cell:>17}" for cell in cells))
     print(
-        "  chosen (L, K, scale, floor): "
-        + "; ".join(f"{s[0]}, {s[1]}, {s[2]}, {s[3]:g}" for s in chosen),
+        "  chosen (L, K, scale, floor, maps): "
+        + "; ".join(f"{s[0]}, {s[1]}, {s[2]}, {s[3]:g}, {s[4]} {s[5]}" for s in chosen),
         flush=True,
     )
 
