@@ -88,10 +88,16 @@ def _mixture(covariance, **options):
     return build
 
 
-def _drmm(draw, **options):
+def _drmm(draw, maps=("shift",), **options):
+    dim, num_layers, num_components = (draw(st.integers(1, top)) for top in (4, 3, 3))
     scale = draw(st.sampled_from(["diagonal", "spherical", "scalar"]))
+    kinds = tuple(draw(st.sampled_from(maps)) for _ in range(num_layers))
     return DRMM(
-        *(draw(st.integers(1, top)) for top in (4, 3, 3)),
+        dim,
+        num_layers,
+        num_components,
+        maps=kinds,
+        rank=draw(st.integers(1, 2)),
         scale=scale,
         inner_scale=draw(st.sampled_from(["diagonal", "scalar"])),
         truncation=draw(st.sampled_from([0.0, 0.1])),
@@ -171,6 +177,11 @@ MODULES = {
     "DRMM": modules(_drmm),
     "DRMM-gaps": modules(lambda draw: _drmm(draw, missing="marginalize")),
     "DRMM-categories": modules(lambda draw: _drmm(draw, missing="marginalize", categories=(3, 2))),
+    "DRMM-maps": modules(
+        lambda draw: _drmm(
+            draw, ("shift", "diagonal", "triangular", "low_rank"), missing="marginalize"
+        ),
+    ),
     "DCGMM": modules(_dcgmm, extreme=False),
     "RAD": modules(
         lambda draw: RAD(draw(st.integers(2, 4)), draw(st.integers(1, 3)), (4,)), extreme=False
@@ -194,6 +205,7 @@ TAKES_EVIDENCE = {
         "GaussianMixture-low_rank_precision": None,
         "DRMM": None,
         "DRMM-categories": None,
+        "DRMM-maps": None,
     }.items()
 }
 
