@@ -49,10 +49,17 @@ class EvidenceScore:
         scale: Tensor,
         entries: slice = slice(None),
     ) -> None:
-        self._dtype = scale.dtype
+        self._dtype, self._scale = scale.dtype, scale
         variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
         matrix, y, noise = evidence.observations(batch_shape)
         y = y.reshape(batch_shape.numel(), len(matrix))
+        # Columns are independent: those with values, which come first, count by themselves, and
+        # other statements are about the others.
+        given = len(evidence.observed)
+        self._given, self._value = list(evidence.observed), y[entries, :given]
+        matrix, y, noise = matrix[given:], y[:, given:], noise[given:, given:]
+        matrix, shift = self._without_given(matrix)
+        y = y[entries] - shift
         self._count = len(matrix)
         spread = matrix * variance  # (K, q, D)
         covariance = spread @ matrix.mT + noise
@@ -62,17 +69,30 @@ class EvidenceScore:
             self._inverse = inverse_tril(torch.linalg.cholesky(covariance + jitter))
         log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
         self._constant = -log_det - 0.5 * LOG_2PI * self._count
-        self._matrix, self._y = matrix, y[entries]
+        self._matrix, self._y = matrix, y
         self.num_rows = evidence.num_rows
         if self.num_rows:
             rows, low, high = evidence.inequalities(batch_shape)
+            rows, shift = self._without_given(rows)
             self._rows = rows
-            self._low, self._high = (t.reshape(-1, 1, len(rows))[entries] for t in (low, high))
+            self._low, self._high = (
+                (t.reshape(batch_shape.numel(), len(rows))[entries] - shift).unsqueeze(1)
+                for t in (low, high)
+            )
             whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
             self._gain = whitened.mT @ self._inverse  # (K, p, q)
             own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
             left = own - whitened.square().sum(-2)
             self._deviation = torch.maximum(left, LEAST_LEFT * own).sqrt()
+
+    def _without_given(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (q, D) without columns that have values, and what those add, (E, q)."""
+        if not self._given:
+            return matrix, matrix.new_zeros(1, len(matrix))
+        shift = self._value @ matrix[:, self._given].mT
+        matrix = matrix.clone()
+        matrix[:, self._given] = 0.0
+        return matrix, shift
 
     def observations(self, mean: Tensor, loc: Tensor) -> Tensor:
         """Log-density of what was observed, for sums of means: shape (E, P, K).
@@ -81,6 +101,17 @@ class EvidenceScore:
             mean: Shape (E, P, D).
             loc: Means of components, which add to every one of those, shape (K, D).
         """
+        if not self._given:
+            return self._statements(mean, loc)
+        points = (self._value.unsqueeze(1) - mean[..., self._given].double()).to(self._dtype)
+        scale = self._scale[:, self._given].expand(len(loc), -1)
+        zero = loc.new_zeros(())
+        fit = component_log_prob(points.flatten(0, 1), loc[:, self._given], scale, zero)
+        fit = fit.reshape(*mean.shape[:2], len(loc))
+        return fit + self._statements(mean, loc) if self._count else fit
+
+    def _statements(self, mean: Tensor, loc: Tensor) -> Tensor:
+        """Log-density of all but values; see `observations`."""
         shape = (*mean.shape[:2], len(loc))
         if not self._count:
             return mean.new_zeros(1, 1, 1).expand(shape)
@@ -110,12 +141,17 @@ class EvidenceScore:
             mean: Means of the normals, shape (E, P, D).
             index: Which scale each has, shape (E, P).
         """
-        if not self._count:
-            return mean.new_zeros(mean.shape[:-1])
-        residual = self._residual(mean).unsqueeze(-1)
-        z = self._of(self._inverse, index) @ residual
-        constant = self._of(self._constant, index)
-        return (constant - 0.5 * z.square().sum((-2, -1))).to(self._dtype)
+        total = mean.new_zeros(mean.shape[:-1])
+        if self._given:
+            scale = self._of(self._scale[:, self._given], index).double()
+            z = (self._value.unsqueeze(1) - mean[..., self._given].double()) / scale
+            total = total - (0.5 * z.square() + scale.log() + 0.5 * LOG_2PI).sum(-1)
+        if self._count:
+            residual = self._residual(mean).unsqueeze(-1)
+            z = self._of(self._inverse, index) @ residual
+            constant = self._of(self._constant, index)
+            total = total + constant - 0.5 * z.square().sum((-2, -1))
+        return total.to(self._dtype)
 
     def inequalities_of(
         self, mean: Tensor, index: Tensor | None, *, rough: bool = False
