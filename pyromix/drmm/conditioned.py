@@ -193,8 +193,8 @@ class ConditionedDRMM(ConditionedLaw):
         evidence = self._evidence
         if evidence.num_rows or len(evidence.equations(self.batch_shape)[0]):
             return False
-        _, value, noise = evidence.observations(self.batch_shape)
-        has_graph = [value.requires_grad, noise.requires_grad]
+        _, y, noise = evidence.combinations(self.batch_shape)
+        has_graph = [t.requires_grad for t in (y, noise, *evidence.observed.values())]
 
         def look(t: Tensor) -> Tensor:
             has_graph.append(t.requires_grad)

@@ -17,6 +17,7 @@ from torch import Size, Tensor
 
 from ..conditioning.truncated.interval import log_interval_probability
 from ..evidence.linear import LinearEvidence
+from ..numerics.batches import stack_observed
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from ..numerics.triangular import inverse_tril
 
@@ -51,15 +52,16 @@ class EvidenceScore:
     ) -> None:
         self._dtype, self._scale = scale.dtype, scale
         variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
-        matrix, y, noise = evidence.observations(batch_shape)
-        y = y.reshape(batch_shape.numel(), len(matrix))
-        # Columns are independent: those with values, which come first, count by themselves, and
-        # other statements are about the others.
-        given = len(evidence.observed)
-        self._given, self._value = list(evidence.observed), y[entries, :given]
-        matrix, y, noise = matrix[given:], y[:, given:], noise[given:, given:]
+        # Columns are independent: those with values count by themselves, and other statements are
+        # about the others.
+        self._given = list(evidence.observed)
+        if self._given:
+            value = stack_observed(list(evidence.observed.values()))
+            value = value.expand(*batch_shape, -1).reshape(batch_shape.numel(), -1)
+            self._value = value[entries]
+        matrix, y, noise = evidence.combinations(batch_shape)
         matrix, shift = self._without_given(matrix)
-        y = y[entries] - shift
+        y = y.reshape(batch_shape.numel(), len(matrix))[entries] - shift
         self._count = len(matrix)
         spread = matrix * variance  # (K, q, D)
         covariance = spread @ matrix.mT + noise

@@ -125,17 +125,24 @@ class LinearEvidence:
             A of shape (q, D), y of shape (\*B, q), and the covariance of the noise (q, q), which
             is zero for what was observed exactly.
         """
-        identity = torch.eye(self.dim, dtype=torch.float64, device=self.device)
-        parts = [
-            (identity[d : d + 1], value.unsqueeze(-1), identity.new_zeros(1, 1))
-            for d, value in self.observed.items()
-        ]
-        parts += self.gaussian
-        if not parts:
-            return identity[:0], identity.new_zeros(*batch_shape, 0), identity[:0, :0]
-        y = torch.cat([y.expand(*batch_shape, -1) for _, y, _ in parts], -1)
-        matrix = torch.cat([matrix for matrix, _, _ in parts])
-        return matrix, y, torch.block_diag(*(noise for *_, noise in parts))
+        matrix, y, noise = self.combinations(batch_shape)
+        if not self.observed:
+            return matrix, y, noise
+        columns = list(self.observed)
+        value = stack_observed(list(self.observed.values())).expand(*batch_shape, -1)
+        rows = matrix.new_zeros(len(columns), self.dim)
+        rows[range(len(columns)), columns] = 1.0
+        whole = torch.block_diag(noise.new_zeros(len(columns), len(columns)), noise)
+        return torch.cat([rows, matrix]), torch.cat([value, y], -1), whole
+
+    def combinations(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Observations of linear combinations alone, without values: see `observations`."""
+        if not self.gaussian:
+            nothing = torch.zeros(0, 0, dtype=torch.float64, device=self.device)
+            return nothing.new_zeros(0, self.dim), nothing.new_zeros(*batch_shape, 0), nothing
+        y = torch.cat([y.expand(*batch_shape, -1) for _, y, _ in self.gaussian], -1)
+        matrix = torch.cat([matrix for matrix, _, _ in self.gaussian])
+        return matrix, y, torch.block_diag(*(noise for *_, noise in self.gaussian))
 
     def observes_what(self, other: "LinearEvidence") -> bool:
         """Whether another one has the very same values and observations, as alternatives do."""

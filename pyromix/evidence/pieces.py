@@ -125,11 +125,13 @@ class Nonlinear(Evidence):
             raise ValueError(f"Expected a function of points (n, D), got {function!r}.")
         self.function = function
         self.value = _vector("the value", value)
-        self.noise = _vector("noise", noise).expand(self.value.shape)
-        if not bool((self.noise > 0).all()):
+        self.noise = _vector("noise", noise)
+        if len(self.noise) not in (1, len(self.value)) or not bool((self.noise > 0).all()):
             raise ValueError(
-                f"Expected noise as positive standard deviations, got {self.noise.tolist()}."
+                f"Expected noise as positive standard deviations, one for each of "
+                f"{len(self.value)} values or for all, got {self.noise.tolist()}."
             )
+        self.noise = self.noise.expand(len(self.value))
         self.num_draws = check_positive_int("num_draws", num_draws)
 
     def add_to(self, known: LinearEvidence) -> None:  # noqa: ARG002
@@ -431,11 +433,15 @@ def _check_finite(what: str, numbers: Tensor) -> None:
 
 def _vector(name: str, value: Number) -> Tensor:
     """A finite float64 vector, of one entry for a number."""
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
-    if tensor.dim() != 1 or not bool(tensor.isfinite().all()):
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        tensor = torch.empty(0, 0)
+    real = not tensor.is_complex() and tensor.dtype != torch.bool
+    tensor = tensor.double().flatten() if real and tensor.dim() < 2 else torch.empty(0)
+    if not tensor.numel() or not bool(tensor.isfinite().all()):
+        shown = type(value).__name__ if isinstance(value, Tensor) else repr(value)
         raise ValueError(
-            f"Expected {name} to be a number or finite numbers of shape (m,), got shape "
-            f"{tuple(tensor.shape)}."
+            f"Expected {name} to be a finite number or a vector of them, got {shown}."
         )
     return tensor

@@ -168,7 +168,7 @@ BAD = {
     "gradient": (lambda m: m.condition(Nonlinear(rounded, 0, 1)), "differentiable"),
     "shape": (lambda m: m.condition(Nonlinear(lambda x: x, 0, 1)), "to return a tensor of shape"),
     "noise": (lambda _: Nonlinear(banana, 0, 0.0), "positive standard deviations"),
-    "value": (lambda _: Nonlinear(banana, math.nan, 1), "the value to be a number"),
+    "value": (lambda _: Nonlinear(banana, math.nan, 1), "the value to be a finite number"),
     "function": (lambda _: Nonlinear(3, 0, 1), "Expected a function"),
     "draws": (lambda _: Nonlinear(banana, 0, 1, num_draws=0), "num_draws"),
     "out of reach": (
