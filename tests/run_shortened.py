@@ -54,6 +54,7 @@ def shorten(replace):
 
 if __name__ == "__main__":
     shorten(setattr)
+    warnings.filterwarnings("ignore", message="Training made the model worse")
     warnings.filterwarnings("error", category=UserWarning, module=r"pyromix\b")
     script = sys.argv[1]
     sys.argv = [script]

@@ -154,7 +154,7 @@ class Spline(NamedTuple):
 SMALL: dict[str, Deep | Full | Spline] = {
     "shift, 4 x 62": Deep(4, 62, "shift", 0.02),
     "diagonal, 4 x 57": Deep(4, 57, "diagonal", 0.01),
-    "low rank 2, 4 x 36": Deep(4, 36, "low_rank", 0.002, 2),
+    "low rank 4, 4 x 36": Deep(4, 36, "low_rank", 0.002, 4),
     "triangular, 4 x 4": Deep(4, 4, "triangular", 0.002),
     "triangular, 2 x 32": Deep(2, 32, "triangular", 0.002),
     "triangular, 4 x 16": Deep(4, 16, "triangular", 0.002),

@@ -343,6 +343,11 @@ class ConditionedMixture(ConditionedLaw):
         factor[:, free] = own
         return components.log_joint.reshape(k).double(), mean, factor
 
+    @property
+    def relative_weights(self) -> Tensor | None:
+        """None: weights of components are exact; see `NonlinearLaw`."""
+        return None
+
     def complete(self, real: Tensor, component: Tensor) -> Tensor:  # noqa: ARG002
         """Points with all columns, given the real ones (n, D) and their components (n,)."""
         components = self._components

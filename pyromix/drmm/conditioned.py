@@ -327,6 +327,11 @@ class ConditionedDRMM(ConditionedLaw):
         log_weight, loc, factor = self._real.normals()
         return log_weight + self._log_scale.detach(), loc, factor
 
+    @property
+    def relative_weights(self) -> Tensor | None:
+        """Weights of codes in every island, relative to their mean, (islands, C)."""
+        return None if self._codes.islands is None else self._codes.islands[0]
+
     def complete(self, real: Tensor, component: Tensor) -> Tensor:
         """Points with all columns, given the real ones (n, D) and their codes' indices (n,)."""
         real = self._real.complete(real, component)

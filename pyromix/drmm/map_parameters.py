@@ -34,8 +34,9 @@ class MapParameters(nn.Module):
     shift        A = S, the same for all components: means alone differ
     diagonal     A = S
     triangular   A = S (I - W), W strictly lower-triangular: regressions on earlier columns
-    low_rank     :math:`A = (I + P Q^\top)^{-1} S`, P and Q with r columns: the covariance of a
-                 single layer is that of r factors, next to noise of each column's own
+    low_rank     :math:`A = (I + Q Q^\top)^{-1} S`, Q with r columns: the covariance of a single
+                 layer is that of r factors, next to noise of each column's own. It makes nothing
+                 narrower than S does
     ============ ==============================================================================
 
     Args:
@@ -46,14 +47,14 @@ class MapParameters(nn.Module):
     """
 
     raw_scale: Tensor
-    raw_left: Tensor
+    raw_factor: Tensor
 
     def __init__(self, kind: str, num_components: int, dim: int, rank: int) -> None:
         super().__init__()
         self.kind, self.num_components, self.dim, self.rank = kind, num_components, dim, rank
         for name, shape in self.shapes.items():
-            # P Q^T starts at zero, but not at a stationary point.
-            start = torch.randn(shape) / dim if name == "raw_right" else torch.zeros(shape)
+            # Q Q^T starts near zero, but not at a stationary point.
+            start = torch.randn(shape) / dim if name == "raw_factor" else torch.zeros(shape)
             self.register_parameter(name, nn.Parameter(start))
 
     @property
@@ -64,7 +65,7 @@ class MapParameters(nn.Module):
         if self.kind == "triangular":
             shapes["raw_lower"] = Size((k, d * (d - 1) // 2))
         elif self.kind == "low_rank":
-            shapes["raw_left"] = shapes["raw_right"] = Size((k, d, self.rank))
+            shapes["raw_factor"] = Size((k, d, self.rank))
         return shapes
 
     @property
@@ -89,10 +90,10 @@ class MapParameters(nn.Module):
             unit[:, i, j] = -raw["raw_lower"]
             return TriangularMap(loc, diag.unsqueeze(-1) * unit)
         if self.kind == "low_rank":
-            left, right = raw["raw_left"], raw["raw_right"]
-            inner = right.mT @ left + torch.eye(self.rank, dtype=loc.dtype, device=loc.device)
-            left = -torch.linalg.solve(inner, left, left=False)
-            return LowRankMap(loc, diag, left, diag.unsqueeze(-1) * right)
+            factor = raw["raw_factor"]
+            inner = factor.mT @ factor + torch.eye(self.rank, dtype=loc.dtype, device=loc.device)
+            left = -torch.linalg.solve(inner, factor, left=False)
+            return LowRankMap(loc, diag, left, diag.unsqueeze(-1) * factor)
         return DiagonalMap(loc, diag)
 
     def start(
@@ -154,12 +155,9 @@ class MapParameters(nn.Module):
             common = unique * (vectors.square() @ (values - 1.0).unsqueeze(-1)).squeeze(-1)
             unique = torch.maximum(total - common, LEAST_UNIQUE * total)
         raw = self._raw_scale(unique, floor)
-        left, right = (
-            torch.zeros(self.raw_left.shape, dtype=unique.dtype, device=unique.device)
-            for _ in range(2)
-        )
-        left[..., :rank], right[..., :rank] = vectors * (values.sqrt() - 1).unsqueeze(-2), vectors
-        raw["raw_left"], raw["raw_right"] = left, right
+        factor = torch.zeros(self.raw_factor.shape, dtype=unique.dtype, device=unique.device)
+        factor[..., :rank] = vectors * (values.sqrt() - 1).sqrt().unsqueeze(-2)
+        raw["raw_factor"] = factor
         return {name: value.to(self.raw_scale.dtype) for name, value in raw.items()}
 
     def extra_repr(self) -> str:

@@ -149,7 +149,7 @@ class DRMM(LawModule[ResidualMixture]):
             nothing, the paper's model; ``"diagonal"``: every component stretches columns;
             ``"triangular"``: it multiplies them by a triangular matrix, D (D + 1) / 2 numbers a
             component; ``"low_rank"``: by a diagonal that is changed in `rank` directions,
-            D (1 + 2 rank) numbers. A layer of shifts among others has a stretch that all its
+            D (1 + rank) numbers. A layer of shifts among others has a stretch that all its
             components share.
         rank: Number of directions of low-rank maps.
         categories: Numbers of categories of categorical columns. They follow the real ones, as

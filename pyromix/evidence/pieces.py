@@ -94,14 +94,16 @@ class Observed(Evidence):
 class Nonlinear(Evidence):
     r"""An observation of a function of the real columns, y = f(x) + noise.
 
-    Under each code, or component, f is followed along the normal that it stands for: draws meet y
-    as closely as the noise says, however small that is, and are weighted for what the function
-    does to volumes. Where f takes the value several times under one normal, draws are of the
-    branch that Newton's method finds from its likeliest point, and log Z lacks the others. Not
-    within `AnyOf`, and for one law at a time, not for a batch.
+    Where many plain draws meet y, those are weighted. Elsewhere f is followed along the normal of
+    each code, or component: draws meet y as closely as the noise says, however small that is, and
+    are weighted for what the function does to volumes. Places with the value are sought from
+    several starts; what is not found is missing from log Z, and a warning says so if plain draws
+    find more. Not within `AnyOf`, and for one law at a time, not for a batch. log Z has no
+    gradients.
 
     Args:
-        function: f: takes points (n, D) and returns (n, m), row by row, differentiable.
+        function: f: takes points (n, D) and returns (n, m), row by row, differentiable. Where it
+            is NaN nothing is possible.
         value: y, shape (m,), or a number.
         noise: Standard deviations, shape (m,), or a number, positive.
         num_draws: How many weighted draws stand for the law.

@@ -39,7 +39,7 @@ def matrices_of(layer, floor):
                     matrix[i, j] = -next(below)
             matrix = torch.diag(1 / scale[own]) @ matrix
         elif layer.kind == "low_rank":
-            matrix = matrix + layer.raw_left[own].detach() @ layer.raw_right[own].detach().mT
+            matrix = matrix + layer.raw_factor[own].detach() @ layer.raw_factor[own].detach().mT
             matrix = torch.linalg.inv(matrix) @ torch.diag(1 / scale[own])
         else:
             matrix = torch.diag(1 / scale[own])
