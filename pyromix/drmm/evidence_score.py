@@ -85,7 +85,10 @@ class EvidenceScore:
             self._gain = whitened.mT @ self._inverse  # (K, p, q)
             own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
             left = own - whitened.square().sum(-2)
-            self._deviation = torch.maximum(left, LEAST_LEFT * own).sqrt()
+            # Rows that values fix are met, or the evidence contradicts itself: seen elsewhere.
+            self._is_free = own > 0
+            left = torch.maximum(left, LEAST_LEFT * own)
+            self._deviation = torch.where(self._is_free, left, 1.0).sqrt()
 
     def _without_given(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (q, D) without columns that have values, and what those add, (E, q)."""
@@ -175,8 +178,10 @@ class EvidenceScore:
         low, high = ((bound - centre) / deviation for bound in (self._low, self._high))
         if rough:
             low, high = low.to(self._dtype), high.to(self._dtype)
-            return torch.special.log_ndtr(-low) + torch.special.log_ndtr(high)
-        return log_interval_probability(low, high).to(self._dtype)
+            told = torch.special.log_ndtr(-low) + torch.special.log_ndtr(high)
+        else:
+            told = log_interval_probability(low, high).to(self._dtype)
+        return torch.where(self._of(self._is_free, index), told, 0.0)
 
     def _residual(self, mean: Tensor) -> Tensor:
         """What the means leave of the observations, shape (E, P, q)."""

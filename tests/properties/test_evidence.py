@@ -36,7 +36,9 @@ def test_draws_given_evidence_meet_it(kind, count):
         assert not scores.isnan().any()
         assert not (scores == math.inf).any()
         for piece in pieces:
-            assert holds(piece, value).all(), f"{type(piece).__name__} does not hold"
+            assert holds(piece, value, getattr(law, "dim", None)).all(), (
+                f"{type(piece).__name__} does not hold"
+            )
 
     for_examples(count, check)
 
@@ -66,8 +68,11 @@ def test_a_density_is_that_of_some_columns_times_that_of_the_others_given_them(k
     for_examples(count, check)
 
 
-def holds(piece, value):
-    """Whether points meet a piece of evidence, but for rounding; shape (*S, *B)."""
+def holds(piece, value, dim=None):
+    """Whether points meet a piece of evidence, but for rounding; shape (*S, *B).
+
+    The first `dim` columns are real; by default all are.
+    """
     value = value.double()
     if isinstance(piece, Observed):
         return torch.stack(
@@ -80,13 +85,13 @@ def holds(piece, value):
     if isinstance(piece, AnyOf):
         return torch.stack(
             [
-                torch.stack([holds(part, value) for part in parts]).all(0)
+                torch.stack([holds(part, value, dim) for part in parts]).all(0)
                 for parts in piece.alternatives
             ]
         ).any(0)
     if isinstance(piece, Box):
         low, high = torch.as_tensor(piece.low).double(), torch.as_tensor(piece.high).double()
-        real = value[..., : low.shape[-1]] if low.dim() else value
+        real = value[..., : low.shape[-1] if low.dim() else dim]
         slack = 1e-5 * (1 + real.abs())
         return ((real >= low - slack) & (real <= high + slack)).all(-1)
     if isinstance(piece, LinearInequality | LinearEquality):
