@@ -91,11 +91,8 @@ class AffinePrefix(Prefix):
     def everything(self) -> "AffinePrefix":
         """The prefix with all codes of the next layer, (N, B K, ...)."""
         residual, log_det = self.all()
-        k = log_det.shape[-1]
-        every = torch.arange(k, device=log_det.device).expand(log_det.shape).flatten(1)
-        parent = torch.arange(every.shape[1], device=every.device).div(k, rounding_mode="floor")
-        wide = self.take(parent.expand_as(every)).extend(every)
-        return replace(wide, residual=residual.flatten(1, 2), log_det=log_det.flatten(1))
+        left = {"residual": residual.flatten(1, 2), "log_det": log_det.flatten(1)}
+        return self._with_all(log_det.shape[-1], **left)
 
 
 @dataclass(kw_only=True)

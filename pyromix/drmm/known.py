@@ -115,11 +115,8 @@ class KnownPrefix(Prefix):
     def everything(self) -> "KnownPrefix":
         """The prefix with all codes of the next layer, (N, B K, ...)."""
         factor, residual = self.all()
-        k = factor.shape[2]
-        every = torch.arange(k, device=factor.device).expand(factor.shape[:3]).flatten(1)
-        parent = torch.arange(every.shape[1], device=every.device).div(k, rounding_mode="floor")
-        wide = self.take(parent.expand_as(every)).extend(every)
-        return replace(wide, factor=factor.flatten(1, 2), residual=residual.flatten(1, 2))
+        left = {"factor": factor.flatten(1, 2), "residual": residual.flatten(1, 2)}
+        return self._with_all(factor.shape[2], **left)
 
 
 def known_columns(rows: Rows) -> tuple[Tensor, Tensor]:

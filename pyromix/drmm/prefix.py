@@ -56,6 +56,22 @@ class Prefix(ABC):
             logits=self.columns.add(self.layer, self.logits, chosen),
         )
 
+    def _with_all(self, num_components: int, **left: Tensor) -> Self:
+        """The prefix with all K codes of the next layer, (N, B K, ...), given what they leave."""
+        n, count = self.codes.shape[:2]
+        code = torch.arange(num_components, device=self.codes.device)
+        every = code.expand(n, count, -1).flatten(1)
+        parent = torch.arange(count, device=code.device).repeat_interleave(num_components)
+        parent = parent.expand(n, -1)
+        changed: dict[str, Any] = dict(left)
+        logits = tuple(take_entries(before, parent) for before in self.logits)
+        return replace(
+            self,
+            **changed,
+            codes=torch.cat([take_entries(self.codes, parent), every.unsqueeze(-1)], -1),
+            logits=self.columns.add(self.layer, logits, every),
+        )
+
     def take(self, parent: Tensor) -> Self:
         """The hypotheses at indices (N, B')."""
         codes = take_entries(self.codes, parent)
