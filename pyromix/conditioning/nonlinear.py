@@ -23,7 +23,7 @@ __all__ = ["NonlinearLaw"]
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Size, Tensor
@@ -76,6 +76,7 @@ FAR_OFF = 30.0
 BLOCK_NUMBERS = 2**24
 
 
+@runtime_checkable
 class HasNormals(Protocol):
     """A law given linear evidence that is made of normals."""
 
@@ -116,7 +117,7 @@ class NonlinearLaw(ConditionedLaw):
     """
 
     def __init__(self, law: ConditionedLaw, pieces: Sequence[Nonlinear]) -> None:
-        if law.batch_shape or not hasattr(law, "normals"):
+        if law.batch_shape or not isinstance(law, HasNormals):
             raise ValueError(
                 f"Expected one law of normals for Nonlinear evidence, without alternatives and "
                 f"without a batch, got {type(law).__name__} of batch shape "
@@ -124,6 +125,7 @@ class NonlinearLaw(ConditionedLaw):
             )
         prior: Prior = law._prior
         super().__init__(prior, Size(), law.event_shape)
+        self._normals: HasNormals = law
         self._law, self._pieces, self._dim = law, tuple(pieces), prior.dim
         self._value = torch.cat([piece.value for piece in pieces]).to(prior.device)
         self._noise = torch.cat([piece.noise for piece in pieces]).to(prior.device)
@@ -227,7 +229,7 @@ class NonlinearLaw(ConditionedLaw):
 
     def _populate(self, count: int) -> None:
         """Draws weighted points, and sums their weights up."""
-        law: Any = self._law
+        law = self._normals
         log_weight, loc, factor = law.normals()
         index = (log_weight > -math.inf).nonzero().squeeze(-1)
         log_weight, loc, factor = log_weight[index], loc[index], factor[index]
@@ -240,7 +242,7 @@ class NonlinearLaw(ConditionedLaw):
             """Points (n, D) of codes, with their ratio to a proposal that chose codes so often."""
             draws = law.complete(x.to(self._dtype), index[code])
             log_ratio = log_ratio + log_weight[code] - log_chosen
-            log_ratio = torch.where(law.holds(draws), log_ratio, -math.inf)
+            log_ratio = torch.where(self._law.holds(draws), log_ratio, -math.inf)
             if cut:  # where a function folds, volumes have no bound
                 most = log_ratio.logsumexp(0) - 0.5 * math.log(count)
                 log_ratio = log_ratio.clamp(max=float(most))

@@ -134,6 +134,11 @@ class AffineMixture(ResidualMixture):
             **self._mapped(function),
         )
 
+    @property
+    def _exact_maps(self) -> tuple[LayerMap, ...]:
+        """The maps in float64, for statements."""
+        return tuple(layer.map_tensors(torch.Tensor.double) for layer in self.maps)
+
     def shallow(self, num_layers: int) -> "AffineMixture":
         """The law of the first layers, which leave standard normals."""
         if num_layers == self.num_layers:
@@ -274,7 +279,7 @@ class AffineMixture(ResidualMixture):
             value = (rows.real - self.origin).gather(1, columns).double() * known
             return KnownPrefix(
                 **start,
-                maps=tuple(layer.map_tensors(torch.Tensor.double) for layer in self.maps),
+                maps=self._exact_maps,
                 factor=factor.expand(-1, count, -1, -1),
                 residual=value.unsqueeze(1).expand(-1, count, -1),
                 unknown=~known,
@@ -313,7 +318,8 @@ class AffineMixture(ResidualMixture):
 
     def evidence_cost(self, evidence: LinearEvidence) -> int:
         """How many numbers are kept for a score of evidence."""
-        return max(1, len(evidence.observations(evidence.batch_shape)[0]) // 4)
+        count = len(evidence.observed) + sum(len(matrix) for matrix, _, _ in evidence.gaussian)
+        return max(1, count // 4)
 
     def steered_by(
         self, evidence: LinearEvidence, batch_shape: Size, entries: slice, populations: int
@@ -324,7 +330,7 @@ class AffineMixture(ResidualMixture):
             batch_shape,
             entries,
             columns=self.columns,
-            maps=tuple(layer.map_tensors(torch.Tensor.double) for layer in self.maps),
+            maps=self._exact_maps,
             units=(self.origin.double(), self.unit.double()),
             populations=populations,
             dtype=self.log_weight.dtype,

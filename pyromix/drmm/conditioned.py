@@ -356,11 +356,8 @@ class ConditionedDRMM(ConditionedLaw):
         columns = sorted(evidence.observed)
         value = evidence.observed_values(self._dtype).expand(*shape, len(columns))
         value = value.reshape(shape.numel(), len(columns))[entry]
-        noisy = evidence.noisy
-        matrix = torch.cat([a for a, _, _ in noisy]) if noisy else value.new_zeros(0, self._dim)
-        y = [y.expand(*shape, y.shape[-1]).reshape(shape.numel(), -1) for _, y, _ in noisy]
-        wanted = torch.cat(y, -1)[entry] if noisy else value[:, :0]
-        noise = torch.block_diag(*(r for *_, r in noisy)) if noisy else value.new_zeros(0, 0)
+        matrix, y, noise = evidence.combinations(shape)  # all of them noisy
+        wanted = y.reshape(shape.numel(), len(matrix))[entry]
         codes = self._codes.codes
         own = codes[entry if len(codes) > 1 else torch.zeros_like(entry), component]
         x = self._law.draw_known(own, columns, value, (matrix, wanted, noise))

@@ -135,6 +135,12 @@ def known_rows(factor: Tensor, columns: Tensor, known: Tensor) -> Tensor:
     return factor.gather(1, index) * known.unsqueeze(-1)
 
 
+def _factorise(covariance: Tensor) -> Tensor:
+    """Cholesky factors of covariances of observations, which may depend on each other."""
+    own = covariance.diagonal(dim1=-2, dim2=-1)
+    return torch.linalg.cholesky(covariance + torch.diag_embed(JITTER * own))
+
+
 def log_density(
     factor: Tensor,
     miss: Tensor,
@@ -159,9 +165,7 @@ def log_density(
     """
     q = miss.shape[-1]
     covariance = factor @ factor.mT
-    first = covariance[..., :q, :q] + noise
-    first = first + torch.diag_embed(JITTER * first.diagonal(dim1=-2, dim2=-1))
-    tril = torch.linalg.cholesky(first)
+    tril = _factorise(covariance[..., :q, :q] + noise)
     white = torch.linalg.solve_triangular(tril, miss.unsqueeze(-1), upper=False)
     half_log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     square = white.square().sum((-2, -1))
@@ -203,14 +207,12 @@ def correction(
     Returns:
         What to add to z times the scale, shape (n, D).
     """
-    gram = factor @ factor.mT + noise
-    gram = gram + torch.diag_embed(JITTER * gram.diagonal(dim1=-2, dim2=-1))
     miss = wanted - there
     if noise.dim() == 2 and bool((noise != 0).any()):
         values, vectors = torch.linalg.eigh(noise)
         root = vectors * values.clamp(min=0).sqrt()
         miss = miss - torch.randn_like(miss) @ root.mT
-    weights = torch.cholesky_solve(miss.unsqueeze(-1), torch.linalg.cholesky(gram))
+    weights = torch.cholesky_solve(miss.unsqueeze(-1), _factorise(factor @ factor.mT + noise))
     moved = (factor.mT @ weights).squeeze(-1)
     return moved if scale is None else scale * moved
 
@@ -235,8 +237,7 @@ class Statements(NamedTuple):
         q = len(noise)
         covariance = factor @ factor.mT
         first = covariance[..., :q, :q] + noise
-        first = first + torch.diag_embed(JITTER * first.diagonal(dim1=-2, dim2=-1))
-        whiten = inverse_tril(torch.linalg.cholesky(first)) if q else first
+        whiten = inverse_tril(_factorise(first)) if q else first
         gain = (whiten @ covariance[..., :q, q:]).mT
         own = covariance.diagonal(dim1=-2, dim2=-1)[..., q:]
         left = (own - gain.square().sum(-1)).clamp(min=JITTER * own)

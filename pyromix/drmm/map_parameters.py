@@ -1,8 +1,8 @@
 """Trainable maps of a layer, and their starting values."""
 
-__all__ = ["KINDS", "MapParameters", "make_maps"]
+__all__ = ["KINDS", "MapParameters", "layer_floors", "make_maps"]
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Size, Tensor, nn
@@ -177,10 +177,13 @@ def make_maps(layers: nn.ModuleList, loc: Tensor, floor: float) -> tuple[LayerMa
         loc: Means, shape (L, K, D).
         floor: Floor of variances, in units of the points.
     """
-    maps = []
-    left = torch.full_like(loc[0, 0], floor)
-    for own, layer in zip(loc, layers, strict=True):
+    floors = layer_floors(layers, torch.full_like(loc[0, 0], floor))
+    return tuple(layer.map_of(own, left) for own, (layer, left) in zip(loc, floors, strict=True))
+
+
+def layer_floors(layers: nn.ModuleList, floor: Tensor) -> Iterator[tuple[MapParameters, Tensor]]:
+    """Layers with floors of their variances, (D,), for the floor of the law: see `make_maps`."""
+    for layer in layers:
         assert isinstance(layer, MapParameters)
-        maps.append(layer.map_of(own, left))
-        left = left / layer.variance(left).amin(0)
-    return tuple(maps)
+        yield layer, floor
+        floor = floor / layer.variance(floor).amin(0)

@@ -41,7 +41,7 @@ from .conditioned import ResidualPrior, Settings
 from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
 from .links import log_normalize
-from .map_parameters import KINDS, MapParameters, make_maps
+from .map_parameters import KINDS, MapParameters, layer_floors, make_maps
 from .rows import Columns, Rows
 from .shifts import ShiftMixture
 from .stages import (
@@ -339,13 +339,9 @@ class DRMM(LawModule[ResidualMixture]):
 
     def _last_variance_is_reached(self) -> Tensor:
         """Which real columns have the last layer's smallest variance in all components, (D,)."""
-        floor = torch.full_like(self.loc[0, 0], self._variance.floor)
-        for layer in self.layers:
-            assert isinstance(layer, MapParameters)
-            variance = layer.variance(floor)
-            reached = variance <= 1.01 * floor
-            floor = floor / variance.amin(0)
-        return reached.all(0)
+        whole = torch.full_like(self.loc[0, 0], self._variance.floor)
+        *_, (last, floor) = layer_floors(self.layers, whole)
+        return (last.variance(floor) <= 1.01 * floor).all(0)
 
     def column_floors(self) -> Tensor:
         """Smallest standard deviation of each real column, in the user's units, (D,)."""
