@@ -244,7 +244,7 @@ def main() -> None:
     torch.manual_seed(0)
     held_out = BODY.features(BODY.sample_poses(2000))
     if arguments.reuse and path.exists():
-        model, maps = load(path), load(beside(path, "maps"))
+        model, maps = load(path), load(beside(path.with_suffix(""), "maps.safetensors"))
     else:
         model = DRMM(dim=30, num_layers=10, num_components=256)
         loader = DataLoader(RandomPoses(), batch_size=None)
@@ -257,7 +257,7 @@ def main() -> None:
             )
         )
         save(model, path)
-        save(maps, beside(path, "maps"))
+        save(maps, beside(path.with_suffix(""), "maps.safetensors"))
     opponent = GaussianMixture(30, components, "full", variance_floor=1e-6)
     start = time.perf_counter()
     fit_em(opponent, BODY.features(BODY.sample_poses(points)), seed=0, progress_bar=False)
