@@ -1,7 +1,8 @@
 """Laws given evidence: one base, one for mixtures of normals, one for alternatives."""
 
-__all__ = ["ConditionedLaw", "ConditionedMixture", "UnionOfConditioned"]
+__all__ = ["ConditionedLaw", "ConditionedMixture", "LawWithinUnions", "UnionOfConditioned"]
 
 from .law import ConditionedLaw
 from .mixture import ConditionedMixture
+from .rejection import LawWithinUnions
 from .union import UnionOfConditioned

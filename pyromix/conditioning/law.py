@@ -6,6 +6,7 @@ __all__ = [
     "ConditionedLaw",
     "FreeLaw",
     "Prior",
+    "WithinRegions",
     "copy_for_law",
 ]
 
@@ -67,6 +68,8 @@ class Prior(Protocol):
     device: torch.device
     validate_args: bool
     """Whether laws given evidence check what they score."""
+    is_sampled: bool
+    """Whether laws stand for a sample, so that log Z has an error whatever the evidence."""
 
     def given(
         self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
@@ -248,6 +251,43 @@ class ConditionedLaw(Expandable):
         shapes = {"batch_shape": tuple(self.batch_shape), "event_shape": tuple(self.event_shape)}
         shown = ", ".join(f"{name}={value!r}" for name, value in (self._shown() | shapes).items())
         return f"{type(self).__name__}({shown})"
+
+
+class WithinRegions(ConditionedLaw):
+    """A law within a union of regions, or several: no closed form but that of the density."""
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive.
+
+        Raises:
+            NotImplementedError: Always: no bijection onto a union is known.
+        """
+        raise NotImplementedError(
+            "No bijection onto a union of regions is known. Draw with sample()."
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean.
+
+        Raises:
+            NotImplementedError: Always: it has no closed form.
+        """
+        raise NotImplementedError(
+            "Within a union the mean has no closed form. Use sample((n,)).mean(0)."
+        )
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every coordinate.
+
+        Raises:
+            NotImplementedError: Always: it has no closed form.
+        """
+        raise NotImplementedError(
+            "Within a union the variance has no closed form. Use sample((n,)).var(0)."
+        )
 
 
 class FreeLaw(Expandable):

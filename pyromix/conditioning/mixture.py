@@ -54,6 +54,7 @@ class MixturePrior:
     """
 
     categories: tuple[int, ...] = ()
+    is_sampled = False
 
     def __init__(
         self,

@@ -119,9 +119,9 @@ class NonlinearLaw(ConditionedLaw):
     def __init__(self, law: ConditionedLaw, pieces: Sequence[Nonlinear]) -> None:
         if law.batch_shape or not isinstance(law, HasNormals):
             raise ValueError(
-                f"Expected one law of normals for Nonlinear evidence, without alternatives and "
-                f"without a batch, got {type(law).__name__} of batch shape "
-                f"{tuple(law.batch_shape)}. Condition entry by entry, or on each alternative."
+                f"Expected one law of normals for Nonlinear evidence, without a batch, got "
+                f"{type(law).__name__} of batch shape {tuple(law.batch_shape)}. Condition entry "
+                f"by entry."
             )
         prior: Prior = law._prior
         super().__init__(prior, Size(), law.event_shape)

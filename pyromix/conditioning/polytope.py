@@ -32,8 +32,13 @@ class Polytope(NamedTuple):
         cls, evidence: LinearEvidence, batch_shape: Sequence[int], dtype: torch.dtype
     ) -> "Polytope | None":
         """The region of some evidence over a flattened batch; None if nothing is bounded."""
-        if not evidence.num_rows:
-            return None
+        return cls.about(evidence, batch_shape, dtype) if evidence.num_rows else None
+
+    @classmethod
+    def about(
+        cls, evidence: LinearEvidence, batch_shape: Sequence[int], dtype: torch.dtype
+    ) -> "Polytope":
+        """The region of evidence that holds inequalities."""
         matrix, low, high = evidence.inequalities(batch_shape)
         rows = evidence.fixed_rows(batch_shape, dtype)
         clamped = rows.by_equations & is_unit_axis(matrix)

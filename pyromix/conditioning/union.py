@@ -4,21 +4,39 @@ __all__ = ["UnionOfConditioned", "condition_on"]
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
-from ..evidence.collect import collect_alternatives
+from ..evidence.collect import (
+    MAX_ALTERNATIVES,
+    SMALLER,
+    collect_unions,
+    combine,
+    describe_counts,
+    possible,
+)
 from ..evidence.linear import LinearEvidence
-from ..evidence.pieces import AnyOf, Nonlinear
+from ..evidence.pieces import Nonlinear
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
-from .law import FREED_GRAPH, UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, Prior, Statement
+from .law import (
+    FREED_GRAPH,
+    UNKNOWN_EVIDENCE_GRADIENT,
+    ConditionedLaw,
+    Prior,
+    Statement,
+    WithinRegions,
+)
 from .nonlinear import NonlinearLaw
 from .polytope import Polytope
+from .rejection import LawWithinUnions
 from .truncated import ConflictError
+
+# Draws of the other evidence are taken if at least this share of them lies in the unions.
+ENOUGH = 0.02
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
 MAX_INTERSECTIONS = 64
@@ -31,7 +49,7 @@ MAX_NUMBERS = 2**25
 CHUNK_NUMBERS = 2**22
 
 
-class UnionOfConditioned(ConditionedLaw):
+class UnionOfConditioned(WithinRegions):
     r"""A law within a union of regions, :math:`p(x) q(x) \, 1[x \in A_1 \cup \dots \cup A_m] / Z`.
 
     A draw comes from an alternative, with probability proportional to its evidence, and is
@@ -64,7 +82,9 @@ class UnionOfConditioned(ConditionedLaw):
         self.alternatives = tuple(laws)
         self.branches = self.alternatives
         super().__init__(prior, laws[0].batch_shape, laws[0].event_shape)
-        self._regions = [self._region(linear) for linear in evidence]
+        self._regions = [
+            Polytope.about(linear, self.batch_shape, self._dtype) for linear in evidence
+        ]
         normalizers = [law.log_normalizer() for law in laws]
         self._log_weight = torch.stack([z for z, _ in normalizers], -1)  # (*B, alternatives)
         self._weight_error = torch.stack([error for _, error in normalizers], -1)
@@ -76,39 +96,6 @@ class UnionOfConditioned(ConditionedLaw):
             )
         log_total, self._error = self._normalize(evidence)
         self._log_total = raise_if_freed(log_total, FREED_GRAPH)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Where the density is positive.
-
-        Raises:
-            NotImplementedError: Always: no bijection onto a union is known.
-        """
-        raise NotImplementedError(
-            "No bijection onto a union of regions is known. Draw with sample()."
-        )
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean.
-
-        Raises:
-            NotImplementedError: Always: it has no closed form.
-        """
-        raise NotImplementedError(
-            "Within a union the mean has no closed form. Use sample((n,)).mean(0)."
-        )
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of every coordinate.
-
-        Raises:
-            NotImplementedError: Always: it has no closed form.
-        """
-        raise NotImplementedError(
-            "Within a union the variance has no closed form. Use sample((n,)).var(0)."
-        )
 
     @property
     def route(self) -> tuple[Any, ...]:  # type: ignore[override]
@@ -158,12 +145,6 @@ class UnionOfConditioned(ConditionedLaw):
         return self.alternatives[0].log_joint(value)
 
     # ---- building -----------------------------------------------------------------------------
-
-    def _region(self, evidence: LinearEvidence) -> Polytope:
-        region = Polytope.of(evidence, self.batch_shape, self._dtype)
-        if region is None:  # no alternative is without inequalities
-            raise AssertionError
-        return region
 
     def _count(self, x: Tensor, entry: Tensor) -> Tensor:
         """In how many of the alternatives points (n, D) lie."""
@@ -245,28 +226,76 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     """The law given pieces of evidence.
 
     Returns:
-        The law given all of them; with several alternatives that can hold a `UnionOfConditioned`.
+        The law given all of them. With several alternatives that can hold a `UnionOfConditioned`,
+        or, where there are too many combinations of them or log Z is estimated anyway, a
+        `LawWithinUnions`.
 
     Raises:
         ConflictError: If no alternative can hold, in all the batch or at an entry of it.
+        ValueError: If there are too many combinations of alternatives, and draws of the other
+            evidence hardly ever meet them.
     """
     nonlinear = [piece for piece in evidence if isinstance(piece, Nonlinear)]
-    if nonlinear:
-        rest = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
-        law: ConditionedLaw = NonlinearLaw(condition_on(prior, rest), nonlinear)
-        law._statements = tuple(evidence)
-        return law
-    unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
-    alternatives = collect_alternatives(
-        evidence, prior.dim, prior.device, prior.categories, prior.dtype
-    )
-    if unions:
-        count = math.prod(len(union.alternatives) for union in unions)
-        law = _law_given_any(prior, alternatives, count)
+    rest = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
+    known, unions = collect_unions(rest, prior.dim, prior.device, prior.categories)
+    law: ConditionedLaw
+    if not unions:
+        law = prior.given(known)
+    elif nonlinear:
+        law = _law_within(prior, known, unions)
     else:
-        law = prior.given(alternatives[0])
+        law = _law_given_unions(prior, known, unions)
+    if nonlinear:
+        law = NonlinearLaw(law, nonlinear)
     law._statements = tuple(evidence)
     return law
+
+
+def _law_given_unions(
+    prior: Prior, known: LinearEvidence, unions: Sequence[Sequence[LinearEvidence]]
+) -> ConditionedLaw:
+    """The law given all that is known, within unions, by the better of two ways."""
+    counts = [len(union) for union in unions]
+    many = math.prod(counts) > MAX_ALTERNATIVES
+    least = 0.0
+    if prior.is_sampled or many:
+        try:
+            law = _law_within(prior, known, unions)
+        except ConflictError:
+            if many:
+                raise
+        else:
+            least = float(law.acceptance.min()) if isinstance(law, LawWithinUnions) else 1.0
+            if least >= ENOUGH:
+                return law
+    if many:
+        raise ValueError(
+            f"Expected at most {MAX_ALTERNATIVES} combinations of alternatives, got "
+            f"{describe_counts(counts)}, or such as {ENOUGH:.0%} of the draws given all other "
+            f"evidence meet: {least:.1%} do. {SMALLER}"
+        )
+    return _law_given_any(prior, combine(known, unions, prior.dtype), math.prod(counts))
+
+
+def _law_within(
+    prior: Prior, known: LinearEvidence, unions: Sequence[Sequence[LinearEvidence]]
+) -> ConditionedLaw:
+    """The law given all that is known, within unions, by rejection.
+
+    Unions of which one alternative can hold are known, too.
+    """
+    parts = [possible(known, [(part,) for part in union], prior.dtype) for union in unions]
+    known = known.join(*(part[0][0] for part in parts if len(part) == 1))
+    left = [[region for (region,) in part] for part in parts if len(part) > 1]
+    law = prior.given(replace(known, unions=left))
+    if not left:
+        return law
+    bare = replace(known, matrix=[], low=[], high=[])
+    regions = [
+        [Polytope.about(bare.join(region), law.batch_shape, prior.dtype) for region in union]
+        for union in left
+    ]
+    return LawWithinUnions(law, regions)
 
 
 def _law_given_any(

@@ -66,6 +66,7 @@ class ResidualPrior:
         self.validate_args = validate_args
         self.dim = law.dim
         self.categories = law.columns.categories
+        self.is_sampled = law.num_codes > settings.max_exact
         self.dtype, self.device = law.log_weight.dtype, law.log_weight.device
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ResidualPrior":
@@ -139,7 +140,7 @@ class ConditionedDRMM(ConditionedLaw):
         batch_shape = evidence.batch_shape
         super().__init__(prior, batch_shape, Size((prior.dim + len(prior.categories),)))
         self._law, self._evidence, self._dim = law, evidence, prior.dim
-        self.exact = law.num_codes <= settings.max_exact
+        self.exact = not prior.is_sampled
         codes = (
             enumerate_codes(law)
             if self.exact
@@ -434,12 +435,24 @@ class ConditionedDRMM(ConditionedLaw):
         if islands is None:
             zero = torch.zeros(shape, dtype=torch.float64, device=self._law.log_weight.device)
             return zero, (zero + self.num_particles).to(self._law.log_weight.dtype)
-        weight = self._logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
+        weight = (self._logits.double() + self._log_unions()).exp()
+        weight = weight / weight.sum(-1, keepdim=True)
+        weight = weight.reshape(len(islands), 1, -1)  # (E, 1, C)
         size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * self._dim))
         blocks = (t.split(size) for t in (islands, weight, self._codes.codes))
         parts = [self._spread_of(*part) for part in zip(*blocks, strict=True)]
         variance, effective = (torch.cat(part) for part in zip(*parts, strict=True))
         return variance.reshape(shape), effective.reshape(shape).to(self._law.log_weight.dtype)
+
+    def _log_unions(self) -> Tensor | float:
+        r"""Roughly the log-probability of unions that draws will be kept of, (\*B, C)."""
+        if not self._evidence.unions:
+            return 0.0
+        guide = self._evidence.with_rows_of_unions()
+        codes = self._codes.codes.expand(self.batch_shape.numel(), -1, -1)
+        _, rows = self._law.agreement(guide, self.batch_shape, codes)
+        own = rows[..., self._evidence.num_rows :]  # the law's own rows count already
+        return self._evidence.log_all(own).double().reshape(*self.batch_shape, -1)
 
     def _spread_of(self, islands: Tensor, weight: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Variance of log Z between islands, and the effective sample size, of some entries (e,).

@@ -373,7 +373,7 @@ class KnownSteering(Steering):
             inside.append(
                 torch.stack([log_interval_probability(low / s, high / s) for s in deviation])
             )
-        total = torch.cat(inside, 1).sum(-1).to(self._dtype)
+        total = self.evidence.log_all(torch.cat(inside, 1)).to(self._dtype)
         return total[:, back]
 
     def advance(self, parent: Tensor, chosen: Tensor) -> None:

@@ -646,7 +646,8 @@ class DRMM(LawModule[ResidualMixture]):
             generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
-            A `ConditionedDRMM` of batch shape B; with alternatives, a `UnionOfConditioned`.
+            A `ConditionedDRMM` of batch shape B; with alternatives, a
+            `LawWithinUnions` or a `UnionOfConditioned`.
 
         Raises:
             ValueError: If the evidence does not fit the model, or cannot hold.

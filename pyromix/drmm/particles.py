@@ -79,8 +79,9 @@ def find_codes(
     size = max(1, num_particles // ISLANDS)
     width = ISLANDS * size * law.num_components
     block = max(1, MAX_SCORES // (width * law.evidence_cost(evidence)))
+    guide = evidence.with_rows_of_unions()
     searches = [
-        _Search(law, evidence, batch_shape, slice(start, min(start + block, entries)))
+        _Search(law, guide, batch_shape, slice(start, min(start + block, entries)))
         for start in range(0, entries, block)
     ]
     for search in searches:

@@ -116,7 +116,9 @@ class ShiftSteering(Steering):
         mean = take_entries(-self.prefix.residual, parent) + self.prefix.loc[layer][chosen]
         mean, own = self.by_entry(mean), self.by_entry(chosen)
         rows = [
-            score.inequalities_of(mean, own if last else None, rough=not last).sum(-1)
+            self.evidence.log_all(
+                score.inequalities_of(mean, own if last else None, rough=not last)
+            )
             for score in self._scores
         ]
         return torch.stack(rows).reshape(len(rows), *parent.shape)

@@ -62,6 +62,11 @@ class LinearEvidence:
     """Number of a categorical column, from zero -> log-weights of shape (*N, categories)."""
     coarsest: torch.dtype = torch.float64
     """Of the floating-point tensors that the statements were made of."""
+    unions: Sequence[Sequence["LinearEvidence"]] = ()
+    """Alternatives, inequalities alone, of which draws will be kept that meet one of each union.
+
+    They are no part of the law. A law that is a sample is to represent what will be kept.
+    """
 
     @property
     def batch_shape(self) -> Size:
@@ -74,6 +79,7 @@ class LinearEvidence:
         shapes += [y.shape[:-1] for _, y, _ in self.gaussian]
         shapes += [bound.shape[:-1] for bound in (*self.low, *self.high)]
         shapes += [weights.shape[:-1] for weights in self.categorical.values()]
+        shapes += [part.batch_shape for union in self.unions for part in union]
         if not any(shapes):  # PyTorch's function takes as long as all else here together
             return Size()
         try:
@@ -99,6 +105,32 @@ class LinearEvidence:
             for bounds in (self.low, self.high)
         )
         return torch.cat(self.matrix), low, high
+
+    def with_rows_of_unions(self) -> "LinearEvidence":
+        """The evidence with the rows of all alternatives after its own; see `log_all`."""
+        return self.join(*(part for union in self.unions for part in union))
+
+    def log_all(self, log_each: Tensor) -> Tensor:
+        r"""Log-probability that all inequalities and unions hold, roughly, from that of each row.
+
+        As if rows were independent, and alternatives exclude each other.
+
+        Args:
+            log_each: Log-probabilities of the rows of `with_rows_of_unions`, shape (\*S, p).
+
+        Returns:
+            Tensor of shape (\*S,).
+        """
+        counts = [[part.num_rows for part in union] for union in self.unions]
+        certain = log_each.shape[-1] - sum(map(sum, counts))
+        total = log_each[..., :certain].sum(-1)
+        first = certain
+        for sizes in counts:
+            parts = log_each[..., first : first + sum(sizes)].split(sizes, -1)
+            each = torch.stack([part.sum(-1) for part in parts], -1)
+            total = total + each.logsumexp(-1).clamp(max=0.0)
+            first += sum(sizes)
+        return total
 
     def split_columns(self) -> tuple[list[int], list[int]]:
         """The real columns that were observed, and those that were not, in ascending order."""

@@ -316,7 +316,8 @@ class AnyOf(Evidence):
     .. math:: q(x) = 1[x \in A_1 \cup A_2 \cup \dots]
 
     Several of them may be given together, and with any other evidence. A law is conditioned on
-    every combination of their alternatives.
+    every combination of their alternatives, or, where those are many, on the other evidence alone:
+    draws that meet the unions are kept.
 
     Args:
         alternatives: Each a `Box` or a `LinearInequality`, or a sequence of such that hold

@@ -213,10 +213,6 @@ BAD = {
         lambda m: m.condition(Observed({0: torch.zeros(2)}), Nonlinear(banana, 0, 1)),
         "one",
     ),
-    "alternatives": (
-        lambda m: m.condition(AnyOf(Box(0.0, 1.0), Box(2.0, 3.0)), Nonlinear(banana, 0, 1)),
-        "without alternatives",
-    ),
     "within alternatives": (
         lambda m: m.condition(AnyOf(Nonlinear(banana, 0, 1), BOX)),
         "alternatives made of",
