@@ -24,7 +24,7 @@ __all__ = ["component_log_prob", "log_sum_exp", "unit_roundoff"]
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,16 +91,20 @@ def component_log_prob(
             for part, *rest in zip(points, offsets, seen, strict=True)
         ]
         return torch.cat(parts, -2)
-    operands: Any = (x, loc, scale, offset, observed)
+    given: Any = (x, loc, scale, offset, observed)
     tolerance = TOLERANCE[x.dtype]
-    scores, magnitude = _products(*operands)
-    trouble = _trouble(scores, magnitude, tolerance)
+    operands = _Operands.of(x, loc, scale, observed)
+    scores = _products(operands, offset)
+    trouble = _trouble(scores, operands, tolerance)
     if trouble is not None and x.dtype != torch.float64:
-        operands = tuple(None if t is None else t.double() for t in operands)
-        scores, magnitude = _products(*operands)
-        trouble = _trouble(scores, magnitude, tolerance)
+        x64, loc64, scale64, offset64, observed64 = given = tuple(
+            None if t is None else t.double() for t in given
+        )
+        operands = _Operands.of(x64, loc64, scale64, observed64)
+        scores = _products(operands, offset64)
+        trouble = _trouble(scores, operands, tolerance)
     if trouble is not None:
-        scores = _refine(scores, trouble, *operands)
+        scores = _refine(scores, trouble, *given)
     return scores.to(x.dtype)
 
 
@@ -145,36 +149,78 @@ def _total(per_dim: Tensor, observed: Tensor | None) -> Tensor:
     return per_dim.sum(-1).unsqueeze(-2) if observed is None else observed @ per_dim.mT
 
 
-def _products(
-    x: Tensor, loc: Tensor, scale: Tensor, offset: Tensor, observed: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Scores by two matrix products, and a bound of the rounding error of each."""
-    centre = loc.detach().mean(-2, keepdim=True)
-    x, loc = x - centre, loc - centre
-    if observed is not None:
-        x = x * observed
-    precision = scale.square().reciprocal()
-    weighted = loc * precision
-    x_norm = x.square() @ precision.mT  # (*L, N, K)
-    loc_norm = _total(loc * weighted, observed)
-    constant = _log_normalizer(scale, observed) - 0.5 * loc_norm
-    scores = constant + offset + x @ weighted.mT - 0.5 * x_norm
-    with torch.no_grad():
-        # |x m / s^2| <= (x^2 + m^2) / 2 s^2 bounds the cross term by the other two. The errors of
-        # the D additions are taken as independent.
-        growth = 2.0 + math.sqrt(x.shape[-1])
-        magnitude = x_norm + loc_norm + scale.log().abs().sum(-1).unsqueeze(-2)
-        error = magnitude * (growth * unit_roundoff(x))
-    return scores, error
+class _Operands(NamedTuple):
+    """What the products are made of: points and means less a common centre."""
+
+    x: Tensor
+    """Shape (*L, N, D), zero where not observed."""
+    square: Tensor
+    """Squares of these."""
+    loc: Tensor
+    """Shape (*L, K, D)."""
+    precision: Tensor
+    """1 / s^2, shape (*L, K, D)."""
+    loc_norm: Tensor
+    """Squared means in units of s, shape (*L, 1 or N, K)."""
+    log_normalizer: Tensor
+    """The part of the scores that no difference enters, shape (*L, 1 or N, K)."""
+    log_scale: Tensor
+    """Sum of |log s|, shape (*L, 1, K)."""
+
+    @classmethod
+    def of(cls, x: Tensor, loc: Tensor, scale: Tensor, observed: Tensor | None) -> "_Operands":
+        """From points, means and standard deviations as `component_log_prob` takes them."""
+        centre = loc.detach().mean(-2, keepdim=True)
+        x, loc = x - centre, loc - centre
+        if observed is not None:
+            x = x * observed
+        precision = scale.square().reciprocal()
+        loc_norm = _total(loc.square() * precision, observed)
+        log_scale = scale.detach().log().abs().sum(-1).unsqueeze(-2)
+        constant = _log_normalizer(scale, observed)
+        return cls(x, x.square(), loc, precision, loc_norm, constant, log_scale)
+
+
+def _products(operands: _Operands, offset: Tensor) -> Tensor:
+    """Scores by two matrix products, shape (*L, N, K)."""
+    x, square, loc, precision, loc_norm, log_normalizer, _ = operands
+    constant, weighted = log_normalizer - 0.5 * loc_norm + offset, loc * precision
+    if x.dim() == 2:  # sums within the products: they take as long where D is small
+        scores = torch.addmm(constant, x, weighted.mT)
+        return torch.addmm(scores, square, precision.mT, alpha=-0.5)
+    return constant + x @ weighted.mT - 0.5 * (square @ precision.mT)
 
 
 @torch.no_grad()
-def _trouble(scores: Tensor, error: Tensor, tolerance: float) -> Tensor | None:
+def _rounding_error(operands: _Operands, *, of_rows: bool = False) -> Tensor:
+    """A bound of the error of `_products`, shape (*L, N, K).
+
+    Args:
+        operands: What they are made of.
+        of_rows: Whether to bound the errors at a point by one number, shape (*L, N, 1).
+    """
+    x, square, _, precision, loc_norm, _, log_scale = operands
+    if of_rows:
+        precision = precision.amax(-2, keepdim=True)
+        loc_norm = loc_norm.amax(-1, keepdim=True)
+        log_scale = log_scale.amax(-1, keepdim=True)
+    # |x m / s^2| <= (x^2 + m^2) / 2 s^2 bounds the cross term by the other two. The errors of
+    # the D additions are taken as independent.
+    magnitude = square @ precision.mT + loc_norm + log_scale
+    return magnitude * ((2.0 + math.sqrt(x.shape[-1])) * unit_roundoff(x))
+
+
+@torch.no_grad()
+def _trouble(scores: Tensor, operands: _Operands, tolerance: float) -> Tensor | None:
     """Pairs whose rounding error may spoil the mixture's log-density, or None."""
-    # Nearly always all pairs are good enough, which this sees in a fraction of what follows. Where
+    # Nearly always all pairs are good enough, which these see in a fraction of what follows. Where
     # the products overflowed, comparisons are false.
-    bound = tolerance * scores.amax(-1).abs().clamp(min=1.0)
-    if bool((error.amax(-1) <= bound).all()) and bool(bound.amax().isfinite()):
+    bound = tolerance * scores.amax(-1, keepdim=True).abs().clamp(min=1.0)
+    finite = bool(bound.amax().isfinite())
+    if finite and bool((_rounding_error(operands, of_rows=True) <= bound).all()):
+        return None
+    error = _rounding_error(operands)
+    if finite and bool((error <= bound).all()):
         return None
     # Where the products overflowed, nothing is known.
     error = error.nan_to_num(math.inf, math.inf)

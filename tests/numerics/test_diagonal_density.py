@@ -178,7 +178,7 @@ def test_no_more_precision_than_needed(regime, products, refinements, monkeypatc
     loc, scale = (t.float() for t in REGIMES[regime](32, 64))
     mixture = MixtureOfNormals(torch.zeros(32).float(), loc, scale)
     mixture.log_prob(mixture.sample((200,)))
-    assert [args[0].dtype for args in fast] == products
+    assert [args[0].x.dtype for args in fast] == products
     assert len(slow) == refinements
 
 
@@ -189,13 +189,16 @@ def test_error_bound_holds(regime, dtype):
     loc, scale = (t.to(dtype) for t in REGIMES[regime](20, 100))
     x = MixtureOfNormals(torch.zeros(20, dtype=dtype), loc, scale).sample((200,))
     offset = torch.zeros(20, dtype=dtype)
-    scores, error = density._products(x, loc, scale, offset)
+    operands = density._Operands.of(x, loc, scale, None)
+    scores, error = density._products(operands, offset), density._rounding_error(operands)
     z = (x.double().unsqueeze(-2) - loc.double()) / scale.double()
     exact = -0.5 * (z.square() + LOG_2PI).sum(-1) - scale.double().log().sum(-1)
     # Not the reference but the products' own rounding is what is bounded: in float64 the direct
     # differences are exact to a few units in the last place.
     slack = 1e-14 * exact.abs()
     assert ((scores.double() - exact).abs() <= error.double() + slack).all()
+    of_rows = density._rounding_error(operands, of_rows=True)
+    assert (of_rows * (1 + 1e-5) >= error).all()
 
 
 def test_refinement_in_chunks(monkeypatch):
