@@ -5,14 +5,14 @@ observations are absorbed in closed form; what remains is a normal restricted to
 Bayes' rule then weighs the components by how well each predicted the evidence.
 """
 
-__all__ = ["ConditionedMixture", "MixturePrior"]
+__all__ = ["ConditionedMixture", "MixturePrior", "log_factor"]
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..core.checks import as_int, check_value
@@ -40,6 +40,36 @@ EQUATION_TOLERANCE = 1e-5
 LEAST = 1e-9
 
 MAX_REDRAWS = 100
+
+
+def log_factor(
+    evidence: LinearEvidence, batch_shape: Size, value: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    r"""Log q(x) of noisy observations, in float64, and whether points have the observed values.
+
+    Nothing is changed in place, and no branch depends on values: `vmap` over points.
+
+    Args:
+        evidence: The evidence.
+        batch_shape: A shape B that the evidence's expands to.
+        value: Points, shape (\*S, \*B, D).
+        dtype: In which observed values are compared.
+
+    Returns:
+        Two tensors of shape (\*S, \*B).
+    """
+    leading = torch.broadcast_shapes(value.shape[:-1], batch_shape)
+    x = value.double()
+    log_prob = x.new_zeros(()).expand(leading)
+    fits = torch.ones_like(log_prob, dtype=torch.bool)
+    for d, expected in evidence.observed.items():
+        fits = fits & (value[..., d] == expected.to(dtype))
+    for matrix, y, noise in evidence.noisy:
+        tril = torch.linalg.cholesky(noise)
+        residual = (y - x @ matrix.mT).unsqueeze(-1)
+        z = torch.linalg.solve_triangular(tril, residual, upper=False)
+        log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - log_scale(tril)
+    return log_prob, fits
 
 
 class MixturePrior:
@@ -171,7 +201,6 @@ class ConditionedMixture(ConditionedLaw):
         self._fixed_box = None if self._polytope is None else self._polytope.fixed_box()
         equations = evidence.equations(self.batch_shape)
         self._equations = equations if len(equations[0]) else None
-        self._noisy = evidence.noisy
         self._joint = self._components.log_joint
         self._error = torch.zeros_like(self._joint)
         self._truncated: TruncatedNormals | None = None
@@ -413,25 +442,16 @@ class ConditionedMixture(ConditionedLaw):
 
         With equations, relative to the measure on the plane that they leave.
         """
-        linear, components, x = self._evidence, self._components, value.double()
-        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        log_prob = (-components.log_plane).expand(leading)
-        # Nothing is changed in place, and no branch depends on values: `vmap` over points.
-        fits = torch.ones_like(log_prob, dtype=torch.bool)
-        for d, expected in linear.observed.items():
-            fits = fits & (value[..., d] == expected.to(self._dtype))
+        components = self._components
+        log_prob, fits = log_factor(self._evidence, self.batch_shape, value, self._dtype)
         if self._equations is not None:
             matrix, y = self._equations
+            x = value.double()
             terms = x.abs() if components.reach is None else x.abs() + LEAST * components.reach
             size = terms @ matrix.abs().mT + y.abs()
             close = (y - x @ matrix.mT).abs() <= EQUATION_TOLERANCE * size
             fits = fits & close.all(-1)
-        for matrix, y, noise in self._noisy:
-            tril = torch.linalg.cholesky(noise)
-            residual = (y - x @ matrix.mT).unsqueeze(-1)
-            z = torch.linalg.solve_triangular(tril, residual, upper=False)
-            log_prob = log_prob - 0.5 * z.square().sum((-2, -1)) - log_scale(tril)
-        return torch.where(fits, log_prob, -math.inf)
+        return torch.where(fits, log_prob - components.log_plane, -math.inf)
 
     # ---- building -----------------------------------------------------------------------------
 

@@ -120,6 +120,11 @@ class AffineMixture(ResidualMixture):
         return len(self.origin)
 
     @property
+    def units(self) -> Tensor:
+        """About how far points lie from what codes stand for, column by column, shape (D,)."""
+        return self.unit
+
+    @property
     def correlates(self) -> bool:
         """Whether real columns depend on each other, given a code."""
         return not all(isinstance(layer, DiagonalMap) for layer in self.maps)

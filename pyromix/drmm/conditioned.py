@@ -5,8 +5,9 @@ categorical columns are independent. What is left is a law over codes: all of th
 few, and else a weighted population that the evidence has steered through the layers.
 """
 
-__all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
+__all__ = ["ConditionedDRMM", "Memory", "ResidualPrior", "Settings"]
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
-from ..conditioning.mixture import ConditionedMixture, MixturePrior
+from ..conditioning.mixture import ConditionedMixture, MixturePrior, log_factor
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
 from ..core.checks import check_value
@@ -37,6 +38,9 @@ LOW_SHARE = 0.1
 # By so many units in the last place may sums over layers be rounded.
 ROUNDINGS = 16
 
+# Equations are left to the search if none is so near to a combination of others.
+LEAST_SINGULAR = 1e-2
+
 # Means of codes of so many numbers are compared at once.
 BLOCK_NUMBERS = 2**22
 
@@ -47,9 +51,32 @@ INTEGRAL_ERROR = 0.1
 class Settings(NamedTuple):
     """How a law is conditioned, and its density computed."""
 
-    num_particles: int
+    num_particles: int | None
     max_exact: int
     beam: int
+
+
+class Memory:
+    """Codes that counted in the last answer, to be examined in the next.
+
+    Args:
+        size: How many.
+
+    Attributes:
+        codes: Shape (E, M, L), or None before the first answer.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.codes: Tensor | None = None
+
+    def of(self, entries: int) -> Tensor | None:
+        """The codes, if they are about as many entries of a batch."""
+        return self.codes if self.codes is not None and len(self.codes) == entries else None
+
+    def keep(self, law: "ConditionedDRMM") -> None:
+        """Remembers the codes with the largest weights."""
+        self.codes = law.likeliest_codes(self.size)
 
 
 class ResidualPrior:
@@ -59,9 +86,13 @@ class ResidualPrior:
         law: The law. Its tensors are copied: log Z is that of their present values.
         settings: How it is conditioned.
         validate_args: Whether laws given evidence check what they score.
+
+    Attributes:
+        memory: What is remembered from one answer to the next; None if nothing is.
     """
 
     def __init__(self, law: ResidualMixture, settings: Settings, validate_args: bool) -> None:
+        self.memory: Memory | None = None
         self.law, self.settings = law.map_tensors(copy_for_law), settings
         self.validate_args = validate_args
         self.dim = law.dim
@@ -73,10 +104,11 @@ class ResidualPrior:
         """Returns the prior with a function applied to the tensors of its law."""
         return ResidualPrior(self.law.map_tensors(function), self.settings, self.validate_args)
 
-    def with_options(self, num_particles: int) -> "ResidualPrior":
+    def with_options(self, num_particles: int | None) -> "ResidualPrior":
         """The prior with another number of particles."""
-        settings = self.settings._replace(num_particles=num_particles)
-        return ResidualPrior(self.law, settings, self.validate_args)
+        prior = copy.copy(self)
+        prior.settings = self.settings._replace(num_particles=num_particles)
+        return prior
 
     def given(
         self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
@@ -88,7 +120,10 @@ class ResidualPrior:
                     f"Expected evidence that can hold, but nothing is left of column "
                     f"{evidence.dim + column}: its pieces contradict each other."
                 )
-        return ConditionedDRMM(self, evidence, allow_impossible_entries=allow_impossible_entries)
+        law = ConditionedDRMM(self, evidence, allow_impossible_entries=allow_impossible_entries)
+        if self.memory is not None and not law.exact:
+            self.memory.keep(law)
+        return law
 
     def condition_on(self, evidence: Sequence[Statement]) -> ConditionedLaw:
         """The law given pieces of evidence, whose batch shapes broadcast."""
@@ -141,31 +176,29 @@ class ConditionedDRMM(ConditionedLaw):
         super().__init__(prior, batch_shape, Size((prior.dim + len(prior.categories),)))
         self._law, self._evidence, self._dim = law, evidence, prior.dim
         self.exact = not prior.is_sampled
-        codes = (
-            enumerate_codes(law)
-            if self.exact
-            else find_codes(law, evidence, batch_shape, settings.num_particles)
-        )
+        if self.exact:
+            codes = enumerate_codes(law)
+        else:
+            memory = None if prior.memory is None else prior.memory.of(math.prod(batch_shape))
+            codes = find_codes(law, evidence, batch_shape, settings.num_particles, memory)
         self.num_particles = codes.size
-        log_joint = self._log_joint_of(codes)
-        if evidence.num_rows:
-            entries = math.prod(batch_shape)
-            log_joint = log_joint.expand(entries, -1)
-            codes, index = prune(law, evidence, batch_shape, codes, log_joint)
-            log_joint = log_joint.gather(1, index)
-        self._codes = codes
-        log_scale = log_joint.double().logsumexp(-1)
-        lost = self._check_possible(log_scale, allow_impossible_entries)
-        self._log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
         self._allow_impossible_entries = allow_impossible_entries
-        # The mixture's weights were normalised.
-        log_scale = raise_if_freed(log_scale, FREED_GRAPH)
-        self._log_scale = log_scale.expand(math.prod(batch_shape)).reshape(batch_shape)
+        self._with_graph = torch.is_grad_enabled() and self._has_graph()
         self._log_known: Tensor | None = None
-        if codes.log_seen is not None and self._is_simple():
-            self._log_known = (log_joint + codes.log_seen).double()
+        if codes.log_seen is not None and codes.log_prior is not None and self._is_simple():
+            self._codes = codes
+            with torch.no_grad():
+                log_joint = self._log_joint_of(codes, codes.log_prior)
+            self._check_possible(log_joint.logsumexp(-1), allow_impossible_entries)
+            self._log_known = (log_joint + codes.log_seen).double() - evidence.log_units
             self._check_possible(self._log_known.logsumexp(-1), allow_impossible_entries)
         else:
+            if evidence.num_rows:
+                entries = math.prod(batch_shape)
+                with torch.no_grad():
+                    log_joint = self._log_joint_of(codes, codes.log_prior).expand(entries, -1)
+                codes = prune(law, evidence, batch_shape, codes, log_joint)
+            self._codes = codes
             _ = self._real
         self._variance, self.effective_sample_size = self._spread()
         self._warn()
@@ -186,41 +219,76 @@ class ConditionedDRMM(ConditionedLaw):
         return lost
 
     def _is_simple(self) -> bool:
-        """Whether all that is known are values and noisy observations, and no gradient is wanted.
+        """Whether all that is known are values, observations and equations far from dependent.
 
         Then the search has the weights of all codes, and normals are worked out for codes that
         are drawn, not for all.
         """
-        evidence = self._evidence
-        if evidence.num_rows or len(evidence.equations(self.batch_shape)[0]):
+        if self._evidence.num_rows:
             return False
-        _, y, noise = evidence.combinations(self.batch_shape)
-        has_graph = [t.requires_grad for t in (y, noise, *evidence.observed.values())]
+        matrix, _ = self._evidence.equations(self.batch_shape)
+        if not len(matrix):
+            return True
+        # In units of columns, and of rows, that a prefix is uncertain about.
+        _, free = self._evidence.split_columns()
+        rows = matrix[:, free] * self._law.units[free].double()
+        size = torch.linalg.svdvals(rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-300))
+        return len(rows) <= len(free) and bool(size[-1] > LEAST_SINGULAR * size[0])
+
+    def _has_graph(self) -> bool:
+        """Whether a tensor of the law or of the evidence has a graph."""
+        _, y, noise = self._evidence.combinations(self.batch_shape)
+        has_graph = [t.requires_grad for t in (y, noise, *self._evidence.observed.values())]
+        has_graph += [t.requires_grad for t in self._evidence.categorical.values()]
 
         def look(t: Tensor) -> Tensor:
             has_graph.append(t.requires_grad)
             return t
 
         self._law.map_tensors(look)
-        return not any(has_graph)
+        return any(has_graph)
+
+    @cached_property
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """Log-weights of codes without linear evidence, (E or 1, C), and log of their sum (*B,).
+
+        With the graph that they would have had at construction.
+        """
+        with torch.set_grad_enabled(self._with_graph):
+            known = None if self._with_graph else self._codes.log_prior
+            log_joint = self._log_joint_of(self._codes, known)
+            log_scale = log_joint.double().logsumexp(-1)
+            lost = self._check_possible(log_scale, self._allow_impossible_entries)
+            log_joint = torch.where(lost.unsqueeze(-1), 0.0, log_joint)
+            log_scale = raise_if_freed(log_scale, FREED_GRAPH)
+        entries = math.prod(self.batch_shape)
+        return log_joint, log_scale.expand(entries).reshape(self.batch_shape)
 
     @cached_property
     def _real(self) -> ConditionedMixture:
         """The law of the real columns, given what is known of them: a mixture over all codes."""
-        mixture = MixturePrior(
-            self._mixture_of(self._codes, self._log_joint),
-            allow_all_observed=True,
-            # A population has an error of its own: that of an integral may be larger.
-            max_error=0.01 if self.exact else INTEGRAL_ERROR,
-        )
-        return mixture.given(
-            self._evidence, allow_impossible_entries=self._allow_impossible_entries
-        )
+        with torch.set_grad_enabled(self._with_graph):
+            mixture = MixturePrior(
+                self._mixture_of(self._codes, self._weights[0]),
+                allow_all_observed=True,
+                # A population has an error of its own: that of an integral may be larger.
+                max_error=0.01 if self.exact else INTEGRAL_ERROR,
+            )
+            return mixture.given(
+                self._evidence, allow_impossible_entries=self._allow_impossible_entries
+            )
+
+    def likeliest_codes(self, count: int) -> Tensor:
+        """The codes with the largest weights at every entry, shape (E, up to count, L)."""
+        weight = self._logits.reshape(-1, self._codes.codes.shape[1])
+        index = weight.topk(min(count, weight.shape[1]), -1).indices
+        codes = self._codes.codes.expand(len(index), -1, -1)
+        return codes.gather(1, index.unsqueeze(-1).expand(-1, -1, codes.shape[-1]))
 
     @property
     def _logits(self) -> Tensor:
         r"""Log-probabilities of codes given all evidence, shape (\*B, C)."""
-        if self._log_known is None:
+        if self._log_known is None or self._with_graph:
             return self._real.logits
         logits = self._log_known.log_softmax(-1).to(self._dtype)
         return logits.reshape(*self.batch_shape, logits.shape[-1])
@@ -307,11 +375,11 @@ class ConditionedDRMM(ConditionedLaw):
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error in float64, whatever the dtype of the law."""
-        if self._log_known is not None:
+        if self._log_known is not None and not self._with_graph:
             log_normalizer = self._log_known.logsumexp(-1).reshape(self.batch_shape)
             return log_normalizer, self._variance.sqrt()
         log_normalizer, error = self._real.log_normalizer()
-        return log_normalizer + self._log_scale, (error.square() + self._variance).sqrt()
+        return log_normalizer + self._weights[1], (error.square() + self._variance).sqrt()
 
     @torch.no_grad()
     def draw(self, entry: Tensor) -> Tensor:
@@ -326,7 +394,7 @@ class ConditionedDRMM(ConditionedLaw):
     def normals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights (C,), means (C, D) and factors (C, D, r) of codes; see `NonlinearLaw`."""
         log_weight, loc, factor = self._real.normals()
-        return log_weight + self._log_scale.detach(), loc, factor
+        return log_weight + self._weights[1].detach(), loc, factor
 
     @property
     def relative_weights(self) -> Tensor | None:
@@ -357,7 +425,7 @@ class ConditionedDRMM(ConditionedLaw):
         columns = sorted(evidence.observed)
         value = evidence.observed_values(self._dtype).expand(*shape, len(columns))
         value = value.reshape(shape.numel(), len(columns))[entry]
-        matrix, y, noise = evidence.combinations(shape)  # all of them noisy
+        matrix, y, noise = evidence.combinations(shape)
         wanted = y.reshape(shape.numel(), len(matrix))[entry]
         codes = self._codes.codes
         own = codes[entry if len(codes) > 1 else torch.zeros_like(entry), component]
@@ -386,19 +454,33 @@ class ConditionedDRMM(ConditionedLaw):
         rows = Rows(real.reshape(-1, self._dim), None, tuple(columns))
         settings = self._prior.settings
         log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
-        log_joint = log_prob.double().reshape(value.shape[:-1]) + self._real.log_factor(real)
+        log_joint = log_prob.double().reshape(value.shape[:-1]) + self._log_factor(real)
         for column, log_q in self._evidence.categorical.items():
             code = columns[column].reshape(value.shape[:-1]).expand(log_joint.shape)
             log_q = log_q.expand(*log_joint.shape, -1)
             log_joint = log_joint + log_q.gather(-1, code.unsqueeze(-1)).squeeze(-1)
         return log_joint
 
+    def _log_factor(self, real: Tensor) -> Tensor:
+        r"""Log q(x) of real columns (\*S, \*B, D), as if there were no inequalities."""
+        if self._log_known is None or len(self._evidence.equations(())[0]):
+            return self._real.log_factor(real)
+        told, fits = log_factor(self._evidence, self.batch_shape, real, self._dtype)
+        return torch.where(fits, told, -math.inf)
+
     # ---- building -----------------------------------------------------------------------------
 
-    def _log_joint_of(self, codes: Codes) -> Tensor:
-        """Log-weight of codes, with all but the linear evidence: shape (E or 1, C)."""
-        law, flat = self._law, codes.codes.flatten(0, 1)
-        log_joint = law.log_prior(flat).reshape(codes.codes.shape[:-1]) + codes.log_weight
+    def _log_joint_of(self, codes: Codes, log_prior: Tensor | None = None) -> Tensor:
+        """Log-weight of codes, with all but the linear evidence: shape (E or 1, C).
+
+        Args:
+            codes: The codes.
+            log_prior: Log p(h) of each, if that is known, and no graph is wanted.
+        """
+        if log_prior is None:
+            flat = codes.codes.flatten(0, 1)
+            log_prior = self._law.log_prior(flat).reshape(codes.codes.shape[:-1])
+        log_joint = log_prior + codes.log_weight
         for column, log_q in self._evidence.categorical.items():
             log_probs = self._law.columns.log_probs(column, codes.codes)
             log_joint = log_joint + (log_probs + self._log_q(log_q)).logsumexp(-1)
@@ -435,9 +517,9 @@ class ConditionedDRMM(ConditionedLaw):
         if islands is None:
             zero = torch.zeros(shape, dtype=torch.float64, device=self._law.log_weight.device)
             return zero, (zero + self.num_particles).to(self._law.log_weight.dtype)
-        weight = (self._logits.double() + self._log_unions()).exp()
-        weight = weight / weight.sum(-1, keepdim=True)
-        weight = weight.reshape(len(islands), 1, -1)  # (E, 1, C)
+        logits = self._logits if self._log_known is None else self._log_known.log_softmax(-1)
+        logits = logits.double().reshape(len(islands), -1) + self._log_unions()
+        weight = logits.softmax(-1).unsqueeze(1)  # (E, 1, C)
         size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * self._dim))
         blocks = (t.split(size) for t in (islands, weight, self._codes.codes))
         parts = [self._spread_of(*part) for part in zip(*blocks, strict=True)]
@@ -445,14 +527,14 @@ class ConditionedDRMM(ConditionedLaw):
         return variance.reshape(shape), effective.reshape(shape).to(self._law.log_weight.dtype)
 
     def _log_unions(self) -> Tensor | float:
-        r"""Roughly the log-probability of unions that draws will be kept of, (\*B, C)."""
+        r"""Roughly the log-probability of unions that draws will be kept of, (E, C)."""
         if not self._evidence.unions:
             return 0.0
         guide = self._evidence.with_rows_of_unions()
         codes = self._codes.codes.expand(self.batch_shape.numel(), -1, -1)
         _, rows = self._law.agreement(guide, self.batch_shape, codes)
         own = rows[..., self._evidence.num_rows :]  # the law's own rows count already
-        return self._evidence.log_all(own).double().reshape(*self.batch_shape, -1)
+        return self._evidence.log_all(own).double()
 
     def _spread_of(self, islands: Tensor, weight: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Variance of log Z between islands, and the effective sample size, of some entries (e,).

@@ -9,8 +9,10 @@ probability of each alone, given the rest, as if they were independent: exact fo
 independent coordinates. It steers a search; weights are computed exactly afterwards.
 """
 
-__all__ = ["EvidenceScore"]
+__all__ = ["EvidenceParts", "EvidenceScore"]
 
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
@@ -19,10 +21,14 @@ from ..conditioning.truncated.interval import log_interval_probability
 from ..evidence.linear import LinearEvidence
 from ..numerics.batches import stack_observed
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
-from ..numerics.triangular import inverse_tril
+from ..numerics.triangular import inverse_cholesky
 
 # Added to the variance of every observation, as a share of it: rows may be dependent.
 JITTER = 1e-9
+# Intervals that are less likely than this are not computed by the error function.
+LEAST_BY_ERF = 1e-3
+SQRT_HALF = math.sqrt(0.5)
+
 # What observations leave of the variance of an inequality's row is at least this share.
 LEAST_LEFT = 1e-12
 
@@ -30,74 +36,130 @@ LEAST_LEFT = 1e-12
 CHUNK_NUMBERS = 2**23
 
 
+class EvidenceParts(NamedTuple):
+    """Linear evidence on independent columns, apart: single columns, combinations, inequalities.
+
+    Columns with values count by themselves, and so do columns with a reading of their own, such as
+    a `GaussianPrior`, if nothing else is said of them. Other statements are about other columns.
+    """
+
+    columns: list[int]
+    """Columns with values or readings."""
+    value: Tensor
+    """Their values, shape (E, columns)."""
+    variance: Tensor
+    """Of the readings' noise, shape (columns,), zero for values."""
+    matrix: Tensor
+    """Combinations of the other columns, shape (q, D)."""
+    y: Tensor
+    """What they are, shape (E, q)."""
+    noise: Tensor
+    """Covariance of their noise, shape (q, q)."""
+    rows: Tensor
+    """Inequalities on the other columns, shape (p, D)."""
+    low: Tensor
+    """Lower bounds, shape (E, 1, p)."""
+    high: Tensor
+    """Upper bounds, shape (E, 1, p)."""
+
+    @classmethod
+    def of(
+        cls, evidence: LinearEvidence, batch_shape: Size, entries: slice = slice(None)
+    ) -> "EvidenceParts":
+        """Of evidence, for some of the entries that a batch shape has.
+
+        Args:
+            evidence: The evidence on D columns.
+            batch_shape: A shape that the evidence's expands to, of E entries.
+            entries: Which of the entries; all by default.
+        """
+        count = batch_shape.numel()
+        matrix, y, noise = evidence.combinations(batch_shape)
+        rows, low, high = evidence.inequalities(batch_shape)
+        y, low, high = (t.reshape(count, t.shape[-1])[entries] for t in (y, low, high))
+        columns = list(evidence.observed)
+        value, variance = y.new_zeros(len(y), 0), y.new_zeros(len(columns))
+        if columns:
+            value = stack_observed(list(evidence.observed.values()))
+            value = value.expand(*batch_shape, -1).reshape(count, -1)[entries]
+        matrix, shift = _without(matrix, columns, value)
+        y = y - shift
+        rows, shift = _without(rows, columns, value)
+        low, high = ((bound - shift).unsqueeze(1) for bound in (low, high))
+        own = _readings(matrix, noise, rows)
+        if bool(own.any()):
+            columns = columns + matrix[own].argmax(-1).tolist()
+            value = torch.cat([value, y[:, own]], -1)
+            variance = torch.cat([variance, noise.diagonal()[own]])
+            matrix, y, noise = matrix[~own], y[:, ~own], noise[~own][:, ~own]
+        return cls(columns, value, variance, matrix, y, noise, rows, low, high)
+
+
+def _without(matrix: Tensor, columns: list[int], value: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (q, D) without columns that have values (E, c), and what those add, (E, q)."""
+    if not columns:
+        return matrix, matrix.new_zeros(1, len(matrix))
+    shift = value @ matrix[:, columns].mT
+    matrix = matrix.clone()
+    matrix[:, columns] = 0.0
+    return matrix, shift
+
+
+def _readings(matrix: Tensor, noise: Tensor, rows: Tensor) -> Tensor:
+    """Which rows (q, D) are of columns, with noise of their own, of which nothing else is said."""
+    used = matrix != 0
+    other = used.sum(0) + (rows != 0).sum(0)
+    single = (used.sum(-1) == 1) & (matrix.sum(-1) == 1) & ((used & (other == 1)).any(-1))
+    apart = ((noise != 0).sum(-1) == 1) & (noise.diagonal() > 0)
+    return single & apart
+
+
 class EvidenceScore:
     r"""Linear evidence under normals with given standard deviations and any means.
 
     Args:
-        evidence: The evidence on D columns.
-        batch_shape: A shape that the evidence's expands to, of E entries.
+        parts: The evidence.
         scale: Standard deviations, shape (K, D), or (1, D) if all normals share them.
-        entries: Which of the entries to score; all by default.
 
     Attributes:
         num_rows: Number of inequalities.
     """
 
-    def __init__(
-        self,
-        evidence: LinearEvidence,
-        batch_shape: Size,
-        scale: Tensor,
-        entries: slice = slice(None),
-    ) -> None:
-        self._dtype, self._scale = scale.dtype, scale
+    def __init__(self, parts: EvidenceParts, scale: Tensor) -> None:
+        self._dtype, self._parts = scale.dtype, parts
+        columns, matrix, rows = parts.columns, parts.matrix, parts.rows
+        self._spread = scale[:, columns]
+        if bool((parts.variance != 0).any()):
+            self._spread = (self._spread.double().square() + parts.variance).sqrt().to(scale)
         variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
-        # Columns are independent: those with values count by themselves, and other statements are
-        # about the others.
-        self._given = list(evidence.observed)
-        if self._given:
-            value = stack_observed(list(evidence.observed.values()))
-            value = value.expand(*batch_shape, -1).reshape(batch_shape.numel(), -1)
-            self._value = value[entries]
-        matrix, y, noise = evidence.combinations(batch_shape)
-        matrix, shift = self._without_given(matrix)
-        y = y.reshape(batch_shape.numel(), len(matrix))[entries] - shift
-        self._count = len(matrix)
-        spread = matrix * variance  # (K, q, D)
-        covariance = spread @ matrix.mT + noise
-        self._inverse = covariance
+        self._count, self.num_rows = len(matrix), len(rows)
         if self._count:
-            jitter = JITTER * torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-            self._inverse = inverse_tril(torch.linalg.cholesky(covariance + jitter))
-        log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
-        self._constant = -log_det - 0.5 * LOG_2PI * self._count
-        self._matrix, self._y = matrix, y
-        self.num_rows = evidence.num_rows
+            spread = matrix * variance  # (K, q, D)
+            self._inverse = inverse_cholesky(spread @ matrix.mT + parts.noise, JITTER)
+            log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
+            self._constant = -log_det - 0.5 * LOG_2PI * self._count
         if self.num_rows:
-            rows, low, high = evidence.inequalities(batch_shape)
-            rows, shift = self._without_given(rows)
-            self._rows = rows
-            self._low, self._high = (
-                (t.reshape(batch_shape.numel(), len(rows))[entries] - shift).unsqueeze(1)
-                for t in (low, high)
-            )
-            whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
-            self._gain = whitened.mT @ self._inverse  # (K, p, q)
-            own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
-            left = own - whitened.square().sum(-2)
+            single = bool(((rows != 0).sum(-1) <= 1).all())
+            self._axes = rows.abs().argmax(-1) if single else None
+            left = own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
+            if self._count:
+                whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
+                self._gain = whitened.mT @ self._inverse  # (K, p, q)
+                left = own - whitened.square().sum(-2)
             # Rows that values fix are met, or the evidence contradicts itself: seen elsewhere.
             self._is_free = own > 0
             left = torch.maximum(left, LEAST_LEFT * own)
             self._deviation = torch.where(self._is_free, left, 1.0).sqrt()
 
-    def _without_given(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (q, D) without columns that have values, and what those add, (E, q)."""
-        if not self._given:
-            return matrix, matrix.new_zeros(1, len(matrix))
-        shift = self._value @ matrix[:, self._given].mT
-        matrix = matrix.clone()
-        matrix[:, self._given] = 0.0
-        return matrix, shift
+    @property
+    def observes_values_alone(self) -> bool:
+        """Whether nothing but values was observed."""
+        return not self._count and not bool((self._parts.variance != 0).any())
+
+    @property
+    def constant(self) -> Tensor:
+        """Log-density of values at the means, (K,) or (1,)."""
+        return -(self._spread.log() + 0.5 * LOG_2PI).sum(-1)
 
     def observations(self, mean: Tensor, loc: Tensor) -> Tensor:
         """Log-density of what was observed, for sums of means: shape (E, P, K).
@@ -106,12 +168,12 @@ class EvidenceScore:
             mean: Shape (E, P, D).
             loc: Means of components, which add to every one of those, shape (K, D).
         """
-        if not self._given:
+        columns = self._parts.columns
+        if not columns:
             return self._statements(mean, loc)
-        points = (self._value.unsqueeze(1) - mean[..., self._given].double()).to(self._dtype)
-        scale = self._scale[:, self._given].expand(len(loc), -1)
-        zero = loc.new_zeros(())
-        fit = component_log_prob(points.flatten(0, 1), loc[:, self._given], scale, zero)
+        points = (self._parts.value.unsqueeze(1) - mean[..., columns].double()).to(self._dtype)
+        scale, zero = self._spread.expand(len(loc), -1), loc.new_zeros(())
+        fit = component_log_prob(points.flatten(0, 1), loc[:, columns], scale, zero)
         fit = fit.reshape(*mean.shape[:2], len(loc))
         return fit + self._statements(mean, loc) if self._count else fit
 
@@ -121,7 +183,7 @@ class EvidenceScore:
         if not self._count:
             return mean.new_zeros(1, 1, 1).expand(shape)
         residual = self._residual(mean).flatten(0, 1)  # (n, q)
-        seen = loc.double() @ self._matrix.mT  # (K, q)
+        seen = loc.double() @ self._parts.matrix.mT  # (K, q)
         if len(self._inverse) == 1:
             inverse = self._inverse[0].mT
             points, centres = (
@@ -147,9 +209,10 @@ class EvidenceScore:
             index: Which scale each has, shape (E, P).
         """
         total = mean.new_zeros(mean.shape[:-1])
-        if self._given:
-            scale = self._of(self._scale[:, self._given], index).double()
-            z = (self._value.unsqueeze(1) - mean[..., self._given].double()) / scale
+        columns = self._parts.columns
+        if columns:
+            scale = self._of(self._spread, index).double()
+            z = (self._parts.value.unsqueeze(1) - mean[..., columns].double()) / scale
             total = total - (0.5 * z.square() + scale.log() + 0.5 * LOG_2PI).sum(-1)
         if self._count:
             residual = self._residual(mean).unsqueeze(-1)
@@ -166,27 +229,48 @@ class EvidenceScore:
         Args:
             mean: Means of normals, shape (E, P, D).
             index: Which scale each has, shape (E, P); None for the first.
-            rough: Whether to treat the two sides of an interval as independent. That is several
-                times faster, right for intervals that are wide, and never far off.
+            rough: Whether to treat the two sides of an interval as independent where it is
+                unlikely. That is many times faster, and never far off.
         """
+        if not self.num_rows:
+            return mean.new_zeros(*mean.shape[:-1], 0)
         index = mean.new_zeros(mean.shape[:-1], dtype=torch.long) if index is None else index
-        centre = mean.double() @ self._rows.mT
+        dtype = self._dtype if rough else torch.float64
+        rows = self._parts.rows.to(dtype)
+        if self._axes is None:
+            centre = mean.to(dtype) @ rows.mT
+        else:  # a product with a matrix of mostly zeros takes hundreds of times longer
+            centre = mean[..., self._axes].to(dtype) * rows.sum(-1)
         if self._count:
             change = self._of(self._gain, index) @ self._residual(mean).unsqueeze(-1)
-            centre = centre + change.squeeze(-1)
-        deviation = self._of(self._deviation, index)
-        low, high = ((bound - centre) / deviation for bound in (self._low, self._high))
+            centre = centre + change.squeeze(-1).to(dtype)
+        unit = self._of(self._deviation.to(dtype).reciprocal(), index)
+        low, high = ((bound.to(dtype) - centre).mul_(unit) for bound in self._parts[-2:])
         if rough:
-            low, high = low.to(self._dtype), high.to(self._dtype)
-            told = torch.special.log_ndtr(-low) + torch.special.log_ndtr(high)
+            told = _rough_log_probability(low, high)
         else:
             told = log_interval_probability(low, high).to(self._dtype)
         return torch.where(self._of(self._is_free, index), told, 0.0)
 
     def _residual(self, mean: Tensor) -> Tensor:
         """What the means leave of the observations, shape (E, P, q)."""
-        return self._y.unsqueeze(1) - mean.double() @ self._matrix.mT
+        return self._parts.y.unsqueeze(1) - mean.double() @ self._parts.matrix.mT
 
     def _of(self, t: Tensor, index: Tensor) -> Tensor:
         """Entries (E, P, *T) of t (K, *T), or of t (1, *T) that all share."""
         return t[0].expand(*index.shape, *t.shape[1:]) if len(t) == 1 else t[index]
+
+
+def _rough_log_probability(low: Tensor, high: Tensor) -> Tensor:
+    """Log-probability of intervals of a standard normal, roughly.
+
+    The error function has a fast routine, and no digits left where intervals are unlikely: there
+    the two sides are taken as independent.
+    """
+    told = 0.5 * (torch.erf(high * SQRT_HALF) - torch.erf(low * SQRT_HALF))
+    unlikely = told < LEAST_BY_ERF
+    told = told.clamp(min=LEAST_BY_ERF).log()
+    if bool(unlikely.any()):
+        below, above = low[unlikely], high[unlikely]
+        told[unlikely] = torch.special.log_ndtr(-below) + torch.special.log_ndtr(above)
+    return told

@@ -31,7 +31,7 @@ from ..conditioning.truncated.interval import log_interval_probability
 from ..core.checks import is_traced
 from ..evidence.linear import LinearEvidence
 from ..numerics.diagonal_density import LOG_2PI
-from ..numerics.triangular import inverse_tril
+from ..numerics.triangular import MOST_ROWS, half_log_det, inverse_cholesky
 from .maps import LayerMap
 from .prefix import Prefix
 from .rows import Columns, Rows
@@ -97,8 +97,17 @@ class KnownPrefix(Prefix):
         """The two with all components of the next layer: (N, B, K, q, D) and (N, B, K, q)."""
         here, (n, count) = self.maps[self.layer], self.codes.shape[:2]
         factor = here.all_rows(self.factor.flatten(0, 1))
-        residual = self.residual.unsqueeze(2) - (self.factor @ here.loc.mT).mT
-        return factor.reshape(n, count, *factor.shape[1:]), residual
+        return factor.reshape(n, count, *factor.shape[1:]), self._residuals()
+
+    def statements(self) -> tuple[Tensor, Tensor]:
+        """Covariances (N, K, q, q) and means (N, K, q) of what is known, of one prefix each."""
+        here, factor = self.maps[self.layer], self.factor[:, 0]
+        return here.covariances(factor), -self._residuals()[:, 0]
+
+    def _residuals(self) -> Tensor:
+        """What all components of the next layer leave of known entries: (N, B, K, q)."""
+        moved = (self.factor @ self.maps[self.layer].loc.mT).mT
+        return self.residual.unsqueeze(2) - moved
 
     def fits(self, inflations: Sequence[float]) -> Tensor:
         """Log-densities of what is known, under all components of the next layer: (S, N, B, K)."""
@@ -212,9 +221,28 @@ def correction(
         values, vectors = torch.linalg.eigh(noise)
         root = vectors * values.clamp(min=0).sqrt()
         miss = miss - torch.randn_like(miss) @ root.mT
-    weights = torch.cholesky_solve(miss.unsqueeze(-1), _factorise(factor @ factor.mT + noise))
+    covariance, miss = factor @ factor.mT + noise, miss.unsqueeze(-1)
+    tril = _factorise(covariance)
+    weights = torch.cholesky_solve(miss, tril)
+    # Without the share that was added to factorise, as equations are to be met to all digits.
+    weights = weights + torch.cholesky_solve(miss - covariance @ weights, tril)
     moved = (factor.mT @ weights).squeeze(-1)
     return moved if scale is None else scale * moved
+
+
+def _agreement(covariance: Tensor, miss: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared lengths of whitened misses (*S, q), and half of the log-determinants: (*S)."""
+    q = miss.shape[-1]
+    if not q:
+        return miss.sum(-1), miss.sum(-1)
+    if q <= MOST_ROWS:
+        whiten = inverse_cholesky(covariance, JITTER)
+        white = whiten @ miss.unsqueeze(-1)
+        return white.square().sum((-2, -1)), -half_log_det(whiten)
+    # One solution takes less than an inverse.
+    tril = _factorise(covariance)
+    white = torch.linalg.solve_triangular(tril, miss.unsqueeze(-1), upper=False)
+    return white.square().sum((-2, -1)), half_log_det(tril)
 
 
 class Statements(NamedTuple):
@@ -232,12 +260,11 @@ class Statements(NamedTuple):
     """Standard deviations of inequalities that are left then, shape (V, p)."""
 
     @classmethod
-    def of(cls, factor: Tensor, centre: Tensor, noise: Tensor) -> "Statements":
-        """From factors (V, q + p, D), means (V, q + p) and the observations' noise (q, q)."""
+    def of(cls, covariance: Tensor, centre: Tensor, noise: Tensor) -> "Statements":
+        """From covariances (V, q + p, q + p), means (V, q + p) and observations' noise (q, q)."""
         q = len(noise)
-        covariance = factor @ factor.mT
         first = covariance[..., :q, :q] + noise
-        whiten = inverse_tril(_factorise(first)) if q else first
+        whiten = inverse_cholesky(first, JITTER) if q else first
         gain = (whiten @ covariance[..., :q, q:]).mT
         own = covariance.diagonal(dim1=-2, dim2=-1)[..., q:]
         left = (own - gain.square().sum(-1)).clamp(min=JITTER * own)
@@ -317,13 +344,17 @@ class KnownSteering(Steering):
         size = max(1, BLOCK_NUMBERS // (k * max(1, q) * self._table.factor.shape[-1]))
         counts = torch.bincount(prefix, minlength=count).split(size)
         for start, part in zip(range(0, count, size), counts, strict=True):
-            factor, residual = self._take(slice(start, start + size), q).all()
-            told = Statements.of(factor[:, 0], -residual[:, 0], self._noise)  # (u, K, ...)
+            covariance, centre = self._take(slice(start, start + size), q).statements()
             last = first + int(part.sum())
-            square = self._squares(told, entry[first:last], part)
+            if len(self._value) == 1:
+                told_once = _agreement(covariance + self._noise, self._value[0] - centre)
+                square, log_det = (t.repeat_interleave(part, 0) for t in told_once)
+            else:
+                told = Statements.of(covariance, centre, self._noise)  # (u, K, ...)
+                square = self._squares(told, entry[first:last], part)
+                log_det = told.half_log_det.repeat_interleave(part, 0)
             for i, by in enumerate(factors):
-                half_log_det = told.half_log_det.repeat_interleave(part, 0)
-                fit = constant[i] - half_log_det - 0.5 / by**2 * square
+                fit = constant[i] - log_det - 0.5 / by**2 * square
                 scores[i, first:last] = fit.to(self._dtype)
             first = last
         place = order.argsort()[back]
@@ -340,17 +371,21 @@ class KnownSteering(Steering):
         u, k, q = told.centre.shape
         if not q:
             return told.centre.new_zeros(len(entry), k)
-        if len(self._value) == 1:
-            miss = (self._value[0] - told.centre).unsqueeze(-1)
-            square = (told.whiten @ miss).square().sum((-2, -1))
-            return square.repeat_interleave(counts, 0)
         shift = (told.whiten @ told.centre.unsqueeze(-1)).squeeze(-1).flatten(1)  # (u, K q)
         every = told.whiten.reshape(u, k * q, q)
-        parts = []
-        for matrix, centre, own in zip(every, shift, entry.split(counts.tolist()), strict=True):
-            white = self._value[own] @ matrix.mT - centre
-            parts.append(white.reshape(-1, k, q).square().sum(-1))
-        return torch.cat(parts)
+        first, last = counts.cumsum(0) - counts, counts.cumsum(0) - 1
+        square = told.centre.new_empty(len(entry), k)
+        # Prefixes of about as many entries together.
+        widths = 2 ** (counts - 1).clamp(min=0).float().log2().floor().long().add(1)
+        widths = torch.where(counts == 1, 1, widths)
+        for width in widths.unique().tolist():
+            own = ((widths == width) & (counts > 0)).nonzero().squeeze(-1)
+            for index in own.split(max(1, BLOCK_NUMBERS // (width * k * q))):
+                row = first[index].unsqueeze(-1) + torch.arange(width, device=index.device)
+                row = torch.minimum(row, last[index].unsqueeze(-1))  # the last fills up
+                white = self._value[entry[row]] @ every[index].mT - shift[index].unsqueeze(1)
+                square[row] = white.reshape(*row.shape, k, q).square().sum(-1)
+        return square
 
     def inequalities(self, parent: Tensor, chosen: Tensor) -> Tensor:
         """Log-probabilities of all inequalities, given what was observed: (S, B, C)."""
@@ -362,7 +397,8 @@ class KnownSteering(Steering):
         different, place = which.unique(return_inverse=True)
         table = self._table.at(different.div(k, rounding_mode="floor"))
         table = table.extend((different % k).unsqueeze(-1))
-        told = Statements.of(table.factor[:, 0], -table.residual[:, 0], self._noise)
+        factor = table.factor[:, 0]
+        told = Statements.of(factor @ factor.mT, -table.residual[:, 0], self._noise)
         inside = []
         for own, at in zip(entry.split(BLOCK_PAIRS), place.split(BLOCK_PAIRS), strict=True):
             centre = told.centre[at]

@@ -86,6 +86,11 @@ class ResidualMixture(ABC):
         return self.log_weight.shape[1]
 
     @property
+    @abstractmethod
+    def units(self) -> Tensor:
+        """About how far points lie from what codes stand for, column by column, shape (D,)."""
+
+    @property
     def num_codes(self) -> int:
         """Number of combinations of codes, K^L."""
         return int(self.num_components**self.num_layers)

@@ -19,6 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from ..core.checks import is_traced
+
+# With so many rows of each component, on average, matrices are applied component by component.
+EACH = 16
+
 
 @dataclass(frozen=True)
 class LayerMap(ABC):
@@ -51,6 +56,11 @@ class LayerMap(ABC):
     @abstractmethod
     def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
         """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
+
+    def covariances(self, rows: Tensor) -> Tensor:
+        """Of rows (n, q, D) of what every component leaves standard normal: (n, K, q, q)."""
+        factor = self.all_rows(rows)
+        return factor @ factor.mT
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The maps with every tensor passed through a function."""
@@ -110,14 +120,22 @@ class TriangularMap(LayerMap):
 
     def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
         """What components (n,) make of residuals (n, D): shape (n, D)."""
-        centred = (residual - embedding(code, self.loc)).unsqueeze(-1)
-        return (_gather(self.matrix, code) @ centred).squeeze(-1)
+        centred = residual - embedding(code, self.loc)
+        return _of_components(
+            lambda matrix, part: part @ matrix.mT, (self.matrix,), centred.unsqueeze(1), code
+        ).squeeze(1)
 
     def inverse(self, value: Tensor, code: Tensor) -> Tensor:
         """The residuals (n, D) of which components (n,) make values (n, D)."""
-        matrix = _gather(self.matrix, code)
-        residual = torch.linalg.solve_triangular(matrix, value.unsqueeze(-1), upper=False)
-        return residual.squeeze(-1) + embedding(code, self.loc)
+        residual = _of_components(
+            lambda matrix, part: torch.linalg.solve_triangular(
+                matrix.mT, part, upper=True, left=False
+            ),
+            (self.matrix,),
+            value.unsqueeze(1),
+            code,
+        )
+        return residual.squeeze(1) + embedding(code, self.loc)
 
     def all_rows(self, rows: Tensor) -> Tensor:
         """Rows (n, q, D) times the inverse of every component's matrix: (n, K, q, D)."""
@@ -126,10 +144,26 @@ class TriangularMap(LayerMap):
         solved = torch.linalg.solve_triangular(self.matrix, every, upper=False, left=False)
         return solved.reshape(len(self.loc), n, q, d).transpose(0, 1)
 
+    def covariances(self, rows: Tensor) -> Tensor:
+        """Of rows (n, q, D) of what every component leaves standard normal: (n, K, q, q)."""
+        (n, q, d), k = rows.shape, len(self.loc)
+        identity = torch.eye(d, dtype=rows.dtype, device=rows.device)
+        inverse = torch.linalg.solve_triangular(self.matrix, identity, upper=False)
+        every = (inverse @ inverse.mT).transpose(0, 1).reshape(d, k * d)
+        # One product for each of n, with all components in it: there may be many small ones.
+        spread = (rows.reshape(n * q, d) @ every).reshape(n, q * k, d) @ rows.mT
+        return spread.reshape(n, q, k, q).transpose(1, 2)
+
     def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
         """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
-        matrix = _gather(self.matrix, code)
-        return torch.linalg.solve_triangular(matrix, rows, upper=False, left=False)
+        return _of_components(
+            lambda matrix, part: torch.linalg.solve_triangular(
+                matrix, part, upper=False, left=False
+            ),
+            (self.matrix,),
+            rows,
+            code,
+        )
 
 
 @dataclass(frozen=True)
@@ -168,14 +202,23 @@ class LowRankMap(LayerMap):
     def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
         """What components (n,) make of residuals (n, D): shape (n, D)."""
         centred = residual - embedding(code, self.loc)
-        projected = _gather(self.right, code).mT @ centred.unsqueeze(-1)
-        turned = (_gather(self.left, code) @ projected).squeeze(-1)
-        return centred * embedding(code, self.diag) + turned
+        turned = _of_components(
+            lambda left, right, part: (part @ right) @ left.mT,
+            (self.left, self.right),
+            centred.unsqueeze(1),
+            code,
+        )
+        return centred * embedding(code, self.diag) + turned.squeeze(1)
 
     def inverse(self, value: Tensor, code: Tensor) -> Tensor:
         """The residuals (n, D) of which components (n,) make values (n, D)."""
-        change = _gather(self.left, code) @ (_gather(self._correction, code) @ value.unsqueeze(-1))
-        residual = (value - change.squeeze(-1)) / embedding(code, self.diag)
+        change = _of_components(
+            lambda left, correction, part: (part @ correction.mT) @ left.mT,
+            (self.left, self._correction),
+            value.unsqueeze(1),
+            code,
+        )
+        residual = (value - change.squeeze(1)) / embedding(code, self.diag)
         return residual + embedding(code, self.loc)
 
     def all_rows(self, rows: Tensor) -> Tensor:
@@ -186,7 +229,39 @@ class LowRankMap(LayerMap):
     def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
         """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
         scaled = rows / embedding(code, self.diag).unsqueeze(1)
-        return scaled - (scaled @ _gather(self.left, code)) @ _gather(self._correction, code)
+        return scaled - _of_components(
+            lambda left, correction, part: (part @ left) @ correction,
+            (self.left, self._correction),
+            scaled,
+            code,
+        )
+
+
+def _of_components(
+    function: Callable[..., Tensor], tables: tuple[Tensor, ...], rows: Tensor, code: Tensor
+) -> Tensor:
+    """A function of components' matrices and of rows: (n, q, D).
+
+    Args:
+        function: Of matrices (*T) each, and rows (m, D); or of batches (n, *T) and (n, q, D).
+        tables: Matrices of all components, (K, *T) each.
+        rows: Shape (n, q, D).
+        code: The component of each, shape (n,).
+    """
+    n, q, dim = rows.shape
+    count = len(tables[0])
+    with_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *tables))
+    if is_traced() or with_graph or n < EACH * count:
+        return function(*(_gather(table, code) for table in tables), rows)
+    # Component by component: a matrix for each of many rows takes longer to copy than to use.
+    order = code.argsort(stable=True)
+    sizes = torch.bincount(code, minlength=count).tolist()
+    result = torch.empty_like(rows)
+    for k, own in enumerate(order.split(sizes)):
+        if len(own):
+            part = function(*(table[k] for table in tables), rows[own].reshape(-1, dim))
+            result[own] = part.reshape(len(own), q, dim)
+    return result
 
 
 def _gather(table: Tensor, code: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
 from .links import log_normalize
 from .map_parameters import KINDS, MapParameters, layer_floors, make_maps
+from .query import Query
 from .rows import Columns, Rows
 from .shifts import ShiftMixture
 from .stages import (
@@ -624,7 +625,7 @@ class DRMM(LawModule[ResidualMixture]):
     def condition(
         self,
         *evidence: Statement,
-        num_particles: int = 1024,
+        num_particles: int | None = None,
         max_exact: int | None = None,
         max_codes: int | None = None,
         differentiable: bool = False,
@@ -637,8 +638,9 @@ class DRMM(LawModule[ResidualMixture]):
                 `LinearInequality`, `LinearEquality`, `LinearGaussian` and `AnyOf`, any number in
                 any combination, all of batch shapes that broadcast to B. Or a mapping from
                 columns to values, short for `Observed`.
-            num_particles: Number of codes that stand for all, where there are more than
-                `max_exact`.
+            num_particles: Number of codes that stand for all at an entry of B, where there are
+                more than `max_exact`. By default 1,024, and fewer, down to 128, in batches of
+                more than 128 entries.
             max_exact: Largest number of codes to sum over; the model's by default.
             max_codes: Another name of `max_exact`.
             differentiable: Whether `log_prob` and `log_evidence` have gradients in the model's
@@ -661,12 +663,46 @@ class DRMM(LawModule[ResidualMixture]):
             >>> bool((x[:, 0] == 0.5).all()), bool((x.sum(-1) > 0).all())
             (True, True)
         """
-        num_particles = check_positive_int("num_particles", num_particles)
+        if num_particles is not None:
+            num_particles = check_positive_int("num_particles", num_particles)
         given = max_codes if max_exact is None else max_exact
-        most = self.max_exact if given is None else check_count("max_codes", given)
+        prior = self._prior(num_particles, given, differentiable=differentiable)
+        return prior.condition_on(evidence)
+
+    def _prior(
+        self, num_particles: int | None, max_exact: int | None, *, differentiable: bool = False
+    ) -> ResidualPrior:
+        """The model with its present parameters, to be conditioned."""
+        most = self.max_exact if max_exact is None else check_count("max_exact", max_exact)
         settings = Settings(num_particles, most, self.beam)
-        law = self.law if differentiable else self.law.map_tensors(torch.detach)
-        return ResidualPrior(law, settings, self._validate_args).condition_on(evidence)
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            return ResidualPrior(self.law, settings, self._validate_args)
+
+    def query(
+        self,
+        *evidence: Statement,
+        num_particles: int = 256,
+        memory: int = 256,
+        max_exact: int | None = None,
+        generator: Generator | None = None,
+    ) -> Query:
+        """Prepares the model for questions that follow each other, as in a control loop.
+
+        What is returned is called with evidence, and answers as `condition` does. The model is
+        read once: its parameters may change later without a change of the answers.
+
+        Args:
+            evidence: What holds in all questions.
+            num_particles: Number of codes that are searched for in each of them.
+            memory: Number of codes that are remembered from one answer to the next, where they
+                are examined for certain; zero for none.
+            max_exact: Largest number of codes to sum over; the model's by default.
+            generator: Where random numbers of searches come from; by default PyTorch's global
+                generator.
+        """
+        num_particles = check_positive_int("num_particles", num_particles)
+        prior = self._prior(num_particles, max_exact)
+        return Query(prior, evidence, check_count("memory", memory), generator)
 
     # ---- training -------------------------------------------------------------------------
 

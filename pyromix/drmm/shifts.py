@@ -18,7 +18,7 @@ from torch import Size, Tensor
 from ..evidence.linear import LinearEvidence
 from ..mixtures.diagonal import MixtureOfNormals
 from ..numerics.diagonal_density import component_log_prob
-from .evidence_score import EvidenceScore
+from .evidence_score import EvidenceParts, EvidenceScore
 from .known import correction
 from .law import BLOCK_SCORES, LinearObservations, ResidualMixture
 from .links import sum_selected
@@ -43,6 +43,11 @@ class ShiftMixture(ResidualMixture):
     def dim(self) -> int:
         """Number of real columns D."""
         return self.loc.shape[-1]
+
+    @property
+    def units(self) -> Tensor:
+        """About how far points lie from what codes stand for, column by column, shape (D,)."""
+        return self.scale.mean(0)
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ShiftMixture":
         """The law with every tensor passed through a function."""
@@ -137,7 +142,7 @@ class ShiftMixture(ResidualMixture):
     ) -> tuple[Tensor, Tensor]:
         """How well codes (E, C, L) of entries agree with linear evidence."""
         mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], -1)
-        score = EvidenceScore(evidence, batch_shape, self.scale)
+        score = EvidenceScore(EvidenceParts.of(evidence, batch_shape), self.scale)
         last = codes[..., -1]
         return score.observations_of(mean, last), score.inequalities_of(mean, last)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from ..evidence.linear import LinearEvidence
-from .evidence_score import EvidenceScore
+from .evidence_score import EvidenceParts, EvidenceScore
 from .prefix import Prefix, ShiftPrefix, take_entries
 from .thinning import INFLATIONS
 
@@ -90,24 +90,29 @@ class ShiftSteering(Steering):
     ) -> None:
         super().__init__(evidence, batch_shape, entries, len(scales))
         self.prefix, self._scales = prefix, scales
+        self._parts = EvidenceParts.of(evidence, batch_shape, entries)
         self._prepare()
 
     def _prepare(self) -> None:
         self._scores = [
-            EvidenceScore(
-                self.evidence, self.batch_shape, by * self._scales[self.prefix.layer], self.entries
-            )
+            EvidenceScore(self._parts, by * self._scales[self.prefix.layer])
             for by, _ in self.inflations
         ]
 
     def observations(self) -> Tensor:
         """Log-densities of what was observed, under all that may follow: (S, B, P, K)."""
         loc, mean = self.prefix.loc[self.prefix.layer], -self.prefix.residual
-        fits = [
-            math.log(share) + score.observations(self.by_entry(mean), loc)
-            for score, (_, share) in zip(self._scores, self.inflations, strict=True)
-        ]
-        return torch.stack(fits).reshape(len(fits), *mean.shape[:2], len(loc))
+        own = self.by_entry(mean)
+        fits = torch.empty(len(self._scores), len(own), own.shape[1], len(loc)).to(mean)
+        first = self._scores[0]
+        for i, (score, (by, share)) in enumerate(zip(self._scores, self.inflations, strict=True)):
+            if i and score.observes_values_alone:
+                # The same distances, in larger units.
+                torch.sub(fits[0], first.constant - math.log(self.inflations[0][1]), out=fits[i])
+                fits[i].mul_(1 / by**2).add_(score.constant + math.log(share))
+            else:
+                torch.add(score.observations(own, loc), math.log(share), out=fits[i])
+        return fits.reshape(len(fits), *mean.shape[:2], len(loc))
 
     def inequalities(self, parent: Tensor, chosen: Tensor) -> Tensor:
         """Log-probabilities of all inequalities, given what was observed: (S, B, C)."""

@@ -662,3 +662,35 @@ def test_gaps_are_filled_in_row_by_row(route):
         for d in range(3):
             pvalue = scipy.stats.ks_2samp(draws[:, d], law.sample((4000,))[:, d]).pvalue
             assert pvalue > 1e-4
+
+
+@pytest.mark.parametrize("maps", ["shift", "triangular"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_equations_are_met_and_weighed_as_normals_are(maps, dtype):
+    """The search's own weights, of codes under equations, are those of their normals."""
+    model = DRMM(12, 3, 5, maps=maps, max_exact=0).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.4)
+    model = model.to(dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-6
+    a = torch.randn(5, 12).to(dtype)
+    evidence = [
+        LinearEquality(a, -0.3),
+        Observed({3: 0.4}),
+        LinearGaussian(a[:1] + 1, a[0, :1], 0.5),
+    ]
+    law = model.condition(*evidence, num_particles=200)
+    assert law.route is None
+    real, own = law._real.log_normalizer()[0], law._weights[1]
+    got = law.log_evidence()[0].double()
+    torch.testing.assert_close(got, real + own, rtol=0, atol=tolerance)
+    x = law.sample((2000,))
+    size = (a.abs() @ x.abs().mT).amax()
+    assert (a @ x.mT - 0.3).abs().amax() < 100 * torch.finfo(dtype).eps * size
+    assert bool((x[:, 3] == torch.tensor(0.4, dtype=dtype)).all())
+    mean, spread = law.mean, law.variance
+    error = (spread / 2000).sqrt() + 1e-6
+    assert bool(((x.mean(0) - mean).abs() < 4.5 * error).all())
+    assert law.log_prob(x).isfinite().all()
+    with pytest.raises(ValueError, match="independent"):
+        model.condition(LinearEquality(torch.cat([a, a[:1]])))

@@ -15,7 +15,7 @@ from pyromix import (
     LinearInequality,
     Observed,
 )
-from pyromix.drmm.evidence_score import EvidenceScore
+from pyromix.drmm.evidence_score import EvidenceParts, EvidenceScore
 from pyromix.evidence.collect import collect
 
 SIZES = {"alike": (1.0, 1.0, 1.0), "apart": (1.0, 1e-6, 1e6), "far apart": (1e-12, 1.0, 1e12)}
@@ -39,7 +39,7 @@ def test_scores_are_those_of_normals_written_out(name):
     scale = unit * torch.tensor([[0.8, 1.5, 0.6], [2.0, 0.3, 1.0]])
     mean = unit * torch.randn(1, 4, 3)
     index = torch.tensor([[0, 1, 1, 0]])
-    score = EvidenceScore(evidence, torch.Size(), scale)
+    score = EvidenceScore(EvidenceParts.of(evidence, torch.Size()), scale)
     matrix, y, noise = evidence.observations(())
     rows, low, _ = evidence.inequalities(())
     seen, within = [], []
@@ -81,7 +81,7 @@ def test_an_effective_sample_size_does_not_depend_on_units():
 def test_an_equation_counts_among_values_of_a_small_column():
     unit = torch.tensor([1.0, 1e-6])
     evidence = collect([LinearEquality(1 / unit, 0.0)], 2, unit.device)
-    score = EvidenceScore(evidence, torch.Size(), unit.unsqueeze(0))
+    score = EvidenceScore(EvidenceParts.of(evidence, torch.Size()), unit.unsqueeze(0))
     ((row,), ((y,),), _) = evidence.observations((1,))
     expected = Normal(0.0, (row * unit).norm()).log_prob(y)
     got = score.observations_of(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.long))

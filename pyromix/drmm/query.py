@@ -1,0 +1,72 @@
+"""Many questions of the same model, one after the other: `DRMM.query`."""
+
+__all__ = ["Query"]
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Generator
+
+from ..conditioning.law import ConditionedLaw, Statement
+from ..core.random import draws_from
+from .conditioned import Memory, ResidualPrior
+
+
+class Query:
+    r"""A model prepared for questions that follow each other, as in a control loop.
+
+    Calling it with evidence is `DRMM.condition`, but the model is read once, when this is made:
+    later changes of its parameters do not reach it. The codes that counted in one answer are
+    examined in the next one, for certain and next to those of a search of its own. So where
+    questions change little from one to the next a small population does; and where they change
+    much the answer is that of the search. Either way Z is unbiased.
+
+    Made by `DRMM.query`.
+
+    Args:
+        prior: The model.
+        known: Evidence that holds in all questions.
+        memory: How many codes of an answer are remembered.
+        generator: Where random numbers of searches come from; by default PyTorch's global one.
+
+    Example:
+        >>> import torch
+        >>> from pyromix import DRMM, GaussianPrior, Observed
+        >>> query = DRMM(dim=3, num_layers=4, num_components=8).query(num_particles=64)
+        >>> x = torch.zeros(3)
+        >>> for step in range(3):
+        ...     x = query(Observed({0: 0.1 * step}), GaussianPrior(x, 0.5)).sample()
+        >>> round(float(x[0]), 3)
+        0.2
+    """
+
+    def __init__(
+        self,
+        prior: ResidualPrior,
+        known: Sequence[Statement] = (),
+        memory: int = 0,
+        generator: Generator | None = None,
+    ) -> None:
+        self._prior, self._known = prior, tuple(known)
+        self._prior.memory = Memory(memory) if memory else None
+        self._generator = generator
+
+    def __call__(self, *evidence: Statement, **options: Any) -> ConditionedLaw:
+        """The law given what is known; see `DRMM.condition`.
+
+        Args:
+            evidence: Pieces, or mappings from columns to values, short for `Observed`.
+            options: ``num_particles``, of this question alone.
+        """
+        with draws_from(self._generator) if self._generator else nullcontext():
+            prior = self._prior.with_options(**options) if options else self._prior
+            return prior.condition_on((*self._known, *evidence))
+
+    def forget(self) -> None:
+        """Starts anew: the next question searches without remembered codes."""
+        if self._prior.memory is not None:
+            self._prior.memory.codes = None
+
+    def __repr__(self) -> str:
+        return f"Query(dim={self._prior.dim}, known={len(self._known)})"
