@@ -21,8 +21,9 @@ from torch.nn.functional import embedding
 
 from ..core.checks import is_traced
 
-# With so many rows of each component, on average, matrices are applied component by component.
-EACH = 16
+# Matrices are applied component by component where copies of them for each row would have so many
+# numbers, for every component.
+COPIED_NUMBERS = 2**16
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,8 @@ def _of_components(
     n, q, dim = rows.shape
     count = len(tables[0])
     with_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *tables))
-    if is_traced() or with_graph or n < EACH * count:
+    copied = n * sum(table[0].numel() for table in tables)
+    if is_traced() or with_graph or copied < COPIED_NUMBERS * count:
         return function(*(_gather(table, code) for table in tables), rows)
     # Component by component: a matrix for each of many rows takes longer to copy than to use.
     order = code.argsort(stable=True)
