@@ -24,7 +24,7 @@ from ..core.constraints import fixed_columns
 from ..core.copies import without_graphs
 from ..core.draws import without_graph
 from ..core.expanded import Expandable
-from ..core.random import takes_generator
+from ..core.random import draws_from, takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
 from ..numerics.batches import flat_index
@@ -185,6 +185,59 @@ class ConditionedLaw(Expandable):
             f"evidence. Keep columns of draws instead: sample((n,))[..., dims]."
         )
 
+    def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
+        r"""Quantiles of a real column, where its law has a closed form.
+
+        Args:
+            column: The column.
+            probs: Probabilities from 0 to 1, of any shape P.
+
+        Returns:
+            Tensor of shape (\*P, \*B), without a graph.
+
+        Raises:
+            NotImplementedError: If it has none: take quantiles of draws.
+            ValueError: If there is no such real column, or for other probabilities.
+        """
+        raise NotImplementedError(self._no_quantile(column))
+
+    def _no_quantile(self, column: int) -> str:
+        return (
+            f"Not available: under this evidence the law of column {column} of "
+            f"{type(self).__name__} has no closed form. Take quantiles of draws: "
+            f"sample((n,))[..., {column}].quantile(probs, 0)."
+        )
+
+    @property
+    def mode(self) -> Tensor:
+        r"""The point of greatest density that a search finds, shape (\*B, D), without a graph.
+
+        Observed columns have their values, categorical ones the categories that are densest
+        together with the others. It lies within inequalities. The search starts from many places,
+        and is the same every time; there may be a denser point that none of them leads to.
+
+        Raises:
+            NotImplementedError: If no search is known for this law: take the densest of many
+                draws.
+        """
+        entry = torch.arange(self.batch_shape.numel(), device=self._prior.device)
+        with torch.no_grad(), draws_from(torch.Generator(entry.device).manual_seed(0)):
+            return self.mode_at(entry).reshape(*self.batch_shape, *self.event_shape)
+
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
+        raise NotImplementedError(
+            f"Not available: no search for the mode of {type(self).__name__} is known. Take the "
+            f"densest of many draws: x = law.sample((n,)), x[law.log_prob(x).argmax(0)]."
+        )
+
+    def log_joint_at(self, value: Tensor, entry: Tensor) -> Tensor:
+        """Log p(x) q(x) of points (S, n, D) about entries (n,), each named once: (S, n)."""
+        shape = (len(value), *self.batch_shape, *self.event_shape)
+        every = value.new_zeros(len(value), self.batch_shape.numel(), *self.event_shape)
+        every[:, entry] = value
+        return self.log_joint(every.reshape(shape)).reshape(*every.shape[:2])[:, entry]
+
     def log_evidence(self) -> tuple[Tensor, Tensor]:
         r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
 
@@ -298,6 +351,11 @@ class FreeLaw(Expandable):
     def variance(self) -> Tensor:
         r"""Variance of every column, shape (\*B, columns)."""
         return self._law.variance[..., self._free]
+
+    @property
+    def mode(self) -> Tensor:
+        r"""Columns of the point of greatest density, as the law of all columns finds it."""
+        return self._law.mode[..., self._free]
 
     @takes_generator
     def sample(

@@ -147,6 +147,21 @@ class UnionOfConditioned(ConditionedLaw):
             pending = pending[~accepted]
         return x
 
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,): the densest of those of the alternatives."""
+        log_weight = self._log_weight.reshape(-1, len(self.alternatives))[entry]
+        x = torch.empty(len(entry), *self.event_shape, dtype=self._dtype, device=entry.device)
+        density = torch.full_like(log_weight[:, 0], -math.inf)
+        for number, law in enumerate(self.alternatives):
+            rows = (log_weight[:, number] > -math.inf).nonzero().squeeze(-1)
+            if not len(rows):
+                continue
+            found = law.mode_at(entry[rows])
+            reached = law.log_joint_at(found.unsqueeze(0), entry[rows])[0]
+            better = reached > density[rows]
+            x[rows[better]], density[rows[better]] = found[better], reached[better]
+        return x
+
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points (\*S, \*B, D) lie in one of the regions; shape (\*S, \*B)."""
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)

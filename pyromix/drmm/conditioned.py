@@ -9,21 +9,22 @@ __all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
-from ..conditioning.mixture import ConditionedMixture, MixturePrior
+from ..conditioning.mixture import MODE_DRAWS, ConditionedMixture, MixturePrior
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
-from ..core.checks import check_value
+from ..core.checks import check_dims, check_index, check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
+from ..evidence.pieces import Number
 from ..mixtures.finite import FiniteMixture
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed
@@ -303,6 +304,76 @@ class ConditionedDRMM(ConditionedLaw):
         weights = self._logits.exp().unsqueeze(-1)  # (*B, C, 1)
         log_probs = log_probs.expand(max(1, self.batch_shape.numel()), -1, -1)
         return (weights * log_probs.reshape(*self.batch_shape, *log_probs.shape[1:])).sum(-2)
+
+    def marginal(self, dims: int | Iterable[object]) -> Distribution:
+        """The law of some of the real columns, a mixture over all codes.
+
+        Args:
+            dims: The columns to keep, in the order of the result, none of them observed.
+
+        Raises:
+            NotImplementedError: For categorical columns, whose law `probs` returns; under
+                inequalities, and where equations leave these columns no density.
+            ValueError: If a column is out of range, named twice, or was observed.
+        """
+        kept = check_dims(dims, self.event_shape[0])
+        categorical = [d for d in kept if d >= self._dim]
+        if categorical:
+            raise NotImplementedError(
+                f"Not available: marginals are of real columns, got the categorical "
+                f"{categorical}. Their probabilities are probs(index); of several columns keep "
+                f"those of draws: sample((n,))[..., dims]."
+            )
+        return self._real.marginal(kept)
+
+    def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
+        r"""Quantiles of a real column; see `ConditionedMixture.quantile`.
+
+        Args:
+            column: The column.
+            probs: Probabilities from 0 to 1, of any shape P.
+
+        Returns:
+            Tensor of shape (\*P, \*B), without a graph: exact where all codes are summed over,
+            else those of the population that draws come from.
+
+        Raises:
+            NotImplementedError: Under inequalities that shape the column's law in other ways than
+                by bounds: take quantiles of draws.
+            ValueError: If there is no such real column, or for other probabilities.
+        """
+        d = check_index("column", column, self.event_shape[0])
+        if d >= self._dim:
+            raise ValueError(
+                f"Expected a real column, below {self._dim}, got the categorical {column!r}, "
+                f"whose probabilities are probs({column!r})."
+            )
+        return self._real.quantile(d, probs)
+
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
+        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(0, (-1, MODE_DRAWS))
+        columns = range(len(self._law.columns.tables))
+        # Codes count once each, not for those that were left out.
+        log_weight, *tables = (
+            t.double() if len(t) == 1 else t[entry].double()
+            for t in (
+                self._codes.log_weight,
+                *(self._column_log_probs(column).log_softmax(-1) for column in columns),
+            )
+        )
+        real, codes = self._real.modes_from(
+            entry,
+            draws[..., : self._dim],
+            draws[..., self._dim :].long(),
+            tables,
+            -log_weight.nan_to_num(neginf=0.0),
+        )
+        x = torch.cat([real, codes.to(real)], -1)  # (n, S, D)
+        if self.exact:
+            return x[:, 0]
+        best = self.log_joint_at(x.transpose(0, 1), entry).argmax(0)
+        return x[torch.arange(len(x), device=x.device), best]
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error in float64, whatever the dtype of the law."""

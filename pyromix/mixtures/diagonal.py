@@ -24,6 +24,7 @@ from ..numerics.batches import (
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from ..numerics.implicit_diagonal import reparameterize
 from .finite import FiniteMixture
+from .full import MixtureOfMultivariateNormals
 
 
 class MixtureOfNormals(FiniteMixture):
@@ -160,6 +161,10 @@ class MixtureOfNormals(FiniteMixture):
     @property
     def _independent_scale(self) -> Tensor:
         return self._scale
+
+    def with_covariances(self, logits: Tensor, loc: Tensor, scale_tril: Tensor) -> FiniteMixture:
+        """The mixture of other normals, correlated ones."""
+        return MixtureOfMultivariateNormals(logits, loc, scale_tril, validate_args=False)
 
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
