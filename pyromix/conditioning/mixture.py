@@ -388,7 +388,9 @@ class ConditionedMixture(ConditionedLaw):
 
     def mode_at(self, entry: Tensor) -> Tensor:
         """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
-        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(0, (-1, MODE_DRAWS))
+        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(
+            0, (len(entry), MODE_DRAWS)
+        )
         x, _ = self.modes_from(entry, draws, torch.zeros(*draws.shape[:2], 0).to(entry))
         return x[:, 0]
 
@@ -414,8 +416,9 @@ class ConditionedMixture(ConditionedLaw):
             Points (n, S, D), the densest first, and their categories (n, S, columns).
         """
         components, k = self._components, self._joint.shape[-1]
-        log_weight = components.log_joint.reshape(-1, k)[entry]
-        loc = components.loc.reshape(-1, *components.loc.shape[-2:])[entry]
+        entries = self.batch_shape.numel()
+        log_weight = components.log_joint.reshape(entries, k)[entry]
+        loc = components.loc.reshape(entries, *components.loc.shape[-2:])[entry]
         origin, basis = loc[:, :1], self._directions()
         scale = tril = None
         if components.scale is not None:
@@ -425,8 +428,9 @@ class ConditionedMixture(ConditionedLaw):
         else:
             scale = loc[..., :0]
         rows, low, high, _ = self._evidence.inequalities_on_free(self.batch_shape, self._dtype)
-        ends = self.batch_shape.numel(), len(rows)
-        low, high = (t.to(self._dtype).double().reshape(ends)[entry] for t in (low, high))
+        low, high = (
+            t.to(self._dtype).double().reshape(entries, len(rows))[entry] for t in (low, high)
+        )
         shift = origin[:, 0] @ rows.mT
         search = ModeSearch(
             log_weight if log_factor is None else log_weight + log_factor,
@@ -441,10 +445,10 @@ class ConditionedMixture(ConditionedLaw):
         start = (draws[..., components.free].double() - origin) @ basis
         x, codes = search.run(start, codes)
         count = x.shape[1]
-        entries = entry.repeat_interleave(count)
-        x = components.fill((origin + x @ basis.mT).flatten(0, 1), entries)
-        x = self._pulled_inside(x, draws[:, :1].expand(-1, count, -1).flatten(0, 1), entries)
-        return x.unflatten(0, (-1, count)), codes
+        each = entry.repeat_interleave(count)
+        x = components.fill((origin + x @ basis.mT).flatten(0, 1), each)
+        x = self._pulled_inside(x, draws[:, :1].expand(-1, count, -1).flatten(0, 1), each)
+        return x.unflatten(0, (len(entry), count)), codes
 
     def _directions(self) -> Tensor:
         """Directions (free, q) of the free columns that equations leave, orthonormal."""

@@ -352,7 +352,9 @@ class ConditionedDRMM(ConditionedLaw):
 
     def mode_at(self, entry: Tensor) -> Tensor:
         """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
-        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(0, (-1, MODE_DRAWS))
+        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(
+            0, (len(entry), MODE_DRAWS)
+        )
         columns = range(len(self._law.columns.tables))
         # Codes count once each, not for those that were left out.
         log_weight, *tables = (
@@ -453,7 +455,8 @@ class ConditionedDRMM(ConditionedLaw):
         columns = [
             value[..., self._dim + j].reshape(-1).long() for j in range(len(law.columns.tables))
         ]
-        rows = Rows(real.reshape(-1, self._dim), None, tuple(columns))
+        flat = real.reshape(math.prod(value.shape[:-1]), self._dim)
+        rows = Rows(flat, None, tuple(columns))
         settings = self._prior.settings
         log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
         log_joint = log_prob.double().reshape(value.shape[:-1]) + self._real.log_factor(real)
@@ -506,7 +509,7 @@ class ConditionedDRMM(ConditionedLaw):
             zero = torch.zeros(shape, dtype=torch.float64, device=self._law.log_weight.device)
             return zero, (zero + self.num_particles).to(self._law.log_weight.dtype)
         weight = self._logits.double().exp().reshape(len(islands), 1, -1)  # (E, 1, C)
-        size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * self._dim))
+        size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * max(1, self._dim)))
         blocks = (t.split(size) for t in (islands, weight, self._codes.codes))
         parts = [self._spread_of(*part) for part in zip(*blocks, strict=True)]
         variance, effective = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -89,6 +89,19 @@ def _check_maps(name: str, maps: Any) -> str | tuple[str, ...]:
     return maps if isinstance(maps, str) else tuple(kinds)
 
 
+def _check_columns(dim: int, categories: tuple[int, ...], maps: str | tuple[str, ...]) -> None:
+    """Checks that there are columns, and real ones for maps."""
+    if dim == 0 and not categories:
+        raise ValueError(
+            "Expected dim to be positive, or categories of categorical columns, got neither."
+        )
+    if dim == 0 and any(kind != "shift" for kind in ((maps,) if isinstance(maps, str) else maps)):
+        raise ValueError(
+            f"Expected maps='shift' without real columns, which other maps turn and stretch, got "
+            f"{maps!r}."
+        )
+
+
 def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ...]:
     try:
         stages = tuple((str(name), float(share)) for name, share in curriculum)
@@ -142,7 +155,7 @@ class DRMM(LawModule[ResidualMixture]):
     pass `validation`: the best weights are restored.
 
     Args:
-        dim: Number of real columns D.
+        dim: Number of real columns D. Zero with categorical columns alone.
         num_layers: Number of layers L.
         num_components: Components of a layer K.
         maps: What layers do next to subtracting means, one for all or one for each: ``"shift"``:
@@ -202,7 +215,7 @@ class DRMM(LawModule[ResidualMixture]):
         "rank": 4,
     }
     argument_checks: ClassVar[Mapping[str, Check]] = {
-        "dim": check_positive_int,
+        "dim": check_count,
         "num_layers": check_positive_int,
         "num_components": check_positive_int,
         "maps": _check_maps,
@@ -269,6 +282,7 @@ class DRMM(LawModule[ResidualMixture]):
         beam = beam if beam is not None else 16 if maps == "shift" else 32
         arguments = check_arguments(DRMM.argument_checks, locals())
         dim, categories = arguments["dim"], arguments["categories"]
+        _check_columns(dim, arguments["categories"], arguments["maps"])
         super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
         self.keep_arguments(arguments)
         num_layers, num_components = self.num_layers, self.num_components
