@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from ..numerics.diagonal_density import LOG_2PI
@@ -309,6 +308,8 @@ def _project(root: Tensor, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
     Returns:
         The step, shape (q,).
     """
+    from scipy.optimize import nnls  # here: it takes long to import
+
     both = torch.cat([rows, -rows])
     least = torch.cat([low, -high])
     kept = least.isfinite()

@@ -1,6 +1,6 @@
 """Laws given that at least one of several constraints holds."""
 
-__all__ = ["UnionOfConditioned", "condition_on"]
+__all__ = ["UnionOfConditioned", "condition_on", "law_given_any"]
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -277,14 +277,14 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     )
     if unions:
         count = math.prod(len(union.alternatives) for union in unions)
-        law = _law_given_any(prior, alternatives, count)
+        law = law_given_any(prior, alternatives, count)
     else:
         law = prior.given(alternatives[0])
     law._statements = tuple(evidence)
     return law
 
 
-def _law_given_any(
+def law_given_any(
     prior: Prior, alternatives: Sequence[LinearEvidence], count: int
 ) -> ConditionedLaw:
     """The law given alternatives of which at least one holds; each is built once.

@@ -674,12 +674,23 @@ class DRMM(LawModule[ResidualMixture]):
             >>> bool((x[:, 0] == 0.5).all()), bool((x.sum(-1) > 0).all())
             (True, True)
         """
+        prior = self.evidence_prior(num_particles, max_exact, max_codes, differentiable)
+        return prior.condition_on(evidence)
+
+    def evidence_prior(
+        self,
+        num_particles: int = 1024,
+        max_exact: int | None = None,
+        max_codes: int | None = None,
+        differentiable: bool = False,
+    ) -> ResidualPrior:
+        """The model as what evidence is added to; arguments are those of `condition`."""
         num_particles = check_positive_int("num_particles", num_particles)
         given = max_codes if max_exact is None else max_exact
         most = self.max_exact if given is None else check_count("max_codes", given)
         settings = Settings(num_particles, most, self.beam)
         law = self.law if differentiable else self.law.map_tensors(torch.detach)
-        return ResidualPrior(law, settings, self._validate_args).condition_on(evidence)
+        return ResidualPrior(law, settings, self._validate_args)
 
     # ---- training -------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class FiniteMixture(TensorLaw):
     @property
     def mode(self) -> Tensor:
         r"""The densest point that a search finds, shape (\*B, D); see `ConditionedLaw.mode`."""
-        return MixturePrior(self).condition_on(()).mode
+        return self.evidence_prior().condition_on(()).mode
 
     def quantile(self, column: int, probs: float | Sequence[float] | Tensor) -> Tensor:
         r"""Quantiles of a coordinate, shape (\*P, \*B), without a graph.
@@ -167,7 +167,7 @@ class FiniteMixture(TensorLaw):
         Raises:
             ValueError: If there is no such coordinate, or for other probabilities.
         """
-        return MixturePrior(self).condition_on(()).quantile(column, probs)
+        return self.evidence_prior().condition_on(()).quantile(column, probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of the mixture.
@@ -343,7 +343,11 @@ class FiniteMixture(TensorLaw):
         """
         if len(given) == 1 and not isinstance(given[0], Evidence):
             return self._given_mapping(given[0], missing=False)
-        return MixturePrior(self).condition_on(given)
+        return self.evidence_prior().condition_on(given)
+
+    def evidence_prior(self) -> MixturePrior:
+        """The mixture as what evidence is added to."""
+        return MixturePrior(self)
 
     def _given_mapping(self, values: Any, *, missing: bool) -> "FiniteMixture":
         """The law of the other coordinates, with a warning that this is to change."""
