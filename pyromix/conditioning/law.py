@@ -6,6 +6,8 @@ __all__ = [
     "ConditionedLaw",
     "FreeLaw",
     "Prior",
+    "Start",
+    "condition_from",
     "copy_for_law",
 ]
 
@@ -29,9 +31,12 @@ from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
 from ..numerics.batches import flat_index
 from ..numerics.no_gradient import raise_if_freed
+from .parts import as_plain
 from .truncated import ConflictError
 
 Statement = Evidence | Mapping[int, Number]
+# Names of devices, and states of their generators.
+Start = tuple[tuple[str, Tensor], ...]
 
 UNKNOWN_EVIDENCE_GRADIENT = (
     "The evidence log Z under these inequalities has no closed form, and no gradient in the "
@@ -105,6 +110,7 @@ class ConditionedLaw(Expandable):
     route: tuple[Any, ...] | None = None
     """How draws under inequalities are made; None without inequalities."""
     _statements: tuple[Statement, ...] = ()
+    _start: Start = ()  # generators' states when it was made
 
     def __init__(self, prior: Prior, batch_shape: Size, event_shape: Size) -> None:
         self._prior, self._dtype = prior, prior.dtype
@@ -157,9 +163,61 @@ class ConditionedLaw(Expandable):
         Raises:
             ValueError: If the evidence does not fit, or contradicts itself.
         """
+        self.check_whole()
         prior: Any = self._prior
         prior = prior.with_options(**options) if options else prior
         return prior.condition_on((*self._statements, *evidence))
+
+    @torch.no_grad()
+    def to(self, *args: Any, **kwargs: Any) -> "ConditionedLaw":
+        """The law on another device, or of another dtype, without a graph.
+
+        It is made anew from the same random numbers: a population of codes is the same up to what
+        rounding decides.
+
+        Args:
+            args: A device, a dtype, or both, as of `torch.Tensor.to`.
+            kwargs: The same by name.
+
+        Raises:
+            NotImplementedError: If the law without evidence cannot be moved by itself.
+        """
+        self.check_whole()
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        prior: Any = self._prior
+        if not hasattr(prior, "map_tensors"):
+            raise NotImplementedError(
+                f"Not available: a {type(self).__name__} stays where it is. Move the model that "
+                f"it was made from, and condition that again."
+            )
+        moved = prior.map_tensors(lambda tensor: tensor.detach().to(device, dtype))
+        return condition_from(moved, self._statements, self._start)
+
+    def check_whole(self) -> None:
+        """Checks that the law knows what evidence it was made from.
+
+        Raises:
+            ValueError: If it does not, being a part of another law.
+        """
+        if not self._start:
+            raise ValueError(
+                f"Expected a law that a model's condition returned, got a "
+                f"{type(self).__name__} that is a part of another one, such as an alternative. "
+                f"Condition the model on the evidence of that part."
+            )
+
+    def as_tree(self) -> dict[str, Any]:
+        """What `save` writes: nested tensors, numbers, strings and collections.
+
+        Raises:
+            ValueError: If it holds a part that is no plain data, such as a function.
+        """
+        self.check_whole()
+        return {
+            "prior": as_plain(self._prior),
+            "evidence": [as_plain(piece) for piece in self._statements],
+            "start": [[device, state] for device, state in self._start],
+        }
 
     def free(self) -> Distribution:
         r"""The law of the columns that were not observed, of event shape (number of those,).
@@ -301,6 +359,18 @@ class ConditionedLaw(Expandable):
         shapes = {"batch_shape": tuple(self.batch_shape), "event_shape": tuple(self.event_shape)}
         shown = ", ".join(f"{name}={value!r}" for name, value in (self._shown() | shapes).items())
         return f"{type(self).__name__}({shown})"
+
+
+def condition_from(prior: Prior, evidence: Sequence[Statement], start: Start) -> ConditionedLaw:
+    """The law given evidence, made from the random numbers that follow states of generators."""
+    generators = []
+    for name, state in start:
+        device = torch.device(name)
+        if device.type in ("cpu", prior.device.type):
+            generators.append(Generator(device))
+            generators[-1].set_state(state)
+    with draws_from(*(generators or [Generator()])):
+        return prior.condition_on(evidence)
 
 
 class FreeLaw(Expandable):

@@ -31,6 +31,7 @@ from .law import (
     copy_for_law,
 )
 from .modes import ModeSearch
+from .parts import register_part
 from .polytope import Polytope
 from .quantiles import check_probs, mixture_quantile
 from .truncated import ConflictError, TruncatedNormals
@@ -666,3 +667,24 @@ class ConditionedMixture(ConditionedLaw):
 
     def _shown(self) -> dict[str, Any]:
         return {"num_components": self._joint.shape[-1]}
+
+
+def _mixture_prior(
+    mixture: Any, batch_shape: tuple[int, ...], validate_args: bool, **options: Any
+) -> MixturePrior:
+    prior = MixturePrior(mixture, **options)
+    prior.batch_shape, prior.validate_args = torch.Size(batch_shape), validate_args
+    return prior
+
+
+register_part(
+    MixturePrior,
+    lambda prior: {
+        "mixture": prior.mixture,
+        "batch_shape": tuple(prior.batch_shape),
+        "validate_args": prior.validate_args,
+        "allow_all_observed": prior.allow_all_observed,
+        "max_error": prior.max_error,
+    },
+    _mixture_prior,
+)

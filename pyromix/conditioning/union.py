@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..core.random import generator_states
 from ..evidence.collect import collect_alternatives
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import AnyOf, Nonlinear
@@ -265,11 +266,12 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     Raises:
         ConflictError: If no alternative can hold, in all the batch or at an entry of it.
     """
+    start = generator_states(prior.device)
     nonlinear = [piece for piece in evidence if isinstance(piece, Nonlinear)]
     if nonlinear:
         rest = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
         law: ConditionedLaw = NonlinearLaw(condition_on(prior, rest), nonlinear)
-        law._statements = tuple(evidence)
+        law._statements, law._start = tuple(evidence), start
         return law
     unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
     alternatives = collect_alternatives(
@@ -280,7 +282,7 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
         law = law_given_any(prior, alternatives, count)
     else:
         law = prior.given(alternatives[0])
-    law._statements = tuple(evidence)
+    law._statements, law._start = tuple(evidence), start
     return law
 
 

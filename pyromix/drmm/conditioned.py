@@ -10,6 +10,7 @@ __all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.distributions import Distribution, constraints
 
 from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
 from ..conditioning.mixture import MODE_DRAWS, ConditionedMixture, MixturePrior
+from ..conditioning.parts import register_part
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
 from ..core.checks import check_dims, check_index, check_value
@@ -28,9 +30,12 @@ from ..evidence.pieces import Number
 from ..mixtures.finite import FiniteMixture
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed
+from .affine import AffineMixture
 from .law import ResidualMixture
+from .maps import DiagonalMap, LowRankMap, TriangularMap
 from .particles import Codes, enumerate_codes, find_codes, prune
-from .rows import Rows
+from .rows import Columns, Rows
+from .shifts import ShiftMixture
 
 # Below this share of the particles, the effective sample size is worth a warning.
 LOW_SHARE = 0.1
@@ -554,3 +559,22 @@ class ConditionedDRMM(ConditionedLaw):
 
     def _shown(self) -> dict[str, Any]:
         return {"exact": self.exact, "num_particles": self.num_particles}
+
+
+def _fields(obj: Any) -> dict[str, Any]:
+    """What a dataclass is made of, for files; gradients' short cuts are no part of it."""
+    return {f.name: getattr(obj, f.name) for f in fields(obj) if f.name != "source"}
+
+
+for _cls in (ShiftMixture, AffineMixture, DiagonalMap, TriangularMap, LowRankMap):
+    register_part(_cls, _fields)
+register_part(Columns, lambda columns: {"tables": columns.tables, "like": columns.zero})
+register_part(Settings, Settings._asdict)
+register_part(
+    ResidualPrior,
+    lambda prior: {
+        "law": prior.law,
+        "settings": prior.settings,
+        "validate_args": prior.validate_args,
+    },
+)

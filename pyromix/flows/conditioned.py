@@ -15,6 +15,7 @@ from ..conditioning.polytope import Polytope
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import law_given_any
 from ..core.checks import check_index, check_value
+from ..core.random import generator_states
 from ..evidence.collect import collect_alternatives
 from ..evidence.linear import LinearEvidence, tightest_bounds
 from ..evidence.pieces import AnyOf, Nonlinear, Number
@@ -80,6 +81,7 @@ class FlowPrior:
 
     def condition_on(self, evidence: Sequence[Statement]) -> ConditionedLaw:
         """The law given pieces of evidence, whose batch shapes broadcast."""
+        start = generator_states(self.device)
         functions = [piece for piece in evidence if isinstance(piece, Nonlinear)]
         linear = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
         alternatives = collect_alternatives(
@@ -103,7 +105,7 @@ class FlowPrior:
         if functions:
             law = NonlinearLaw(law, [self._through(piece) for piece in functions])
         conditioned = ConditionedFlow(self, kept, law)
-        conditioned._statements = tuple(evidence)
+        conditioned._statements, conditioned._start = tuple(evidence), start
         return conditioned
 
     def _through(self, piece: Nonlinear) -> Nonlinear:

@@ -141,7 +141,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
             >>> from torch.distributions import ExpTransform
             >>> from pyromix import Box, GaussianMixture, Observed
             >>> flow = Flow(GaussianMixture(3, 2), [ExpTransform()])
-            >>> law = flow.condition(Observed({0: 2.0}), Box(high=1.5 * torch.ones(3).cumsum(0)))
+            >>> law = flow.condition(Observed({0: 2.0}), Box(high=3.0))
             >>> x = law.sample((100,))
             >>> bool((x[:, 0] == 2.0).all()), bool((x[:, 1] <= 3.0).all())
             (True, True)

@@ -16,6 +16,7 @@ from torch.types import _size
 from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
+from ..conditioning.parts import register_part
 from ..core.checks import (
     check_count,
     check_dims,
@@ -54,6 +55,10 @@ class FiniteMixture(TensorLaw):
     _tensors: ClassVar[dict[str, int]]
     _logits: Tensor
     _loc: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_part(cls, _tensors_of, partial(_made_of, cls))
 
     # ---- what a component is --------------------------------------------------------------
 
@@ -552,3 +557,18 @@ class FiniteMixture(TensorLaw):
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
+
+
+def _tensors_of(mixture: FiniteMixture) -> dict[str, Any]:
+    """What a mixture is made of, for files."""
+    names = ("_logits", *mixture._tensors)
+    return {
+        "tensors": [getattr(mixture, name) for name in names],
+        "validate_args": bool(mixture._validate_args),
+    }
+
+
+def _made_of(cls: Any, tensors: list[Tensor], validate_args: bool) -> Any:
+    mixture = cls(*tensors, validate_args=False)
+    mixture._validate_args = validate_args
+    return mixture
