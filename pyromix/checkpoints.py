@@ -68,8 +68,9 @@ def save(model: DistributionModule | Tree, path: PathLike) -> None:
         True
     """
     if not isinstance(model, DistributionModule):
-        if isinstance(model, Tree):
-            write_tree(model.as_tree(), path, "law")
+        law: Any = model
+        if isinstance(law, Tree):
+            write_tree(law.as_tree(), path, "law")
             return
         raise ValueError(
             f"Expected a DistributionModule, got {type(model).__name__}. Save the model that it "

@@ -469,7 +469,8 @@ class ConditionedMixture(ConditionedLaw):
         moved = x
         for share in (0.0, *(2.0**power for power in range(-50, 0, 2)), 1.0):
             step = inside if share == 1.0 else x + share * (inside - x)
-            moved = torch.where(self._polytope.contains(moved, entry).unsqueeze(-1), moved, step)
+            inside_now = self._polytope.contains(moved, entry, safely=True)
+            moved = torch.where(inside_now.unsqueeze(-1), moved, step)
         return moved
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ __all__ = ["ModeSearch"]
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..numerics.diagonal_density import LOG_2PI
 
 # Searches start from so many places of an entry.
 STARTS = 12
+FIRST_STEPS, FINALISTS = 6, 3
 # They end if no step gains more than this, in nats, or after so many.
 LEAST_GAIN = 1e-13
 MAX_STEPS = 1000
@@ -97,8 +99,14 @@ class ModeSearch:
         density = self.log_density(x, self._weights(codes))
         best = density.topk(min(STARTS, x.shape[1]), 1).indices
         x, codes = _take(x, best), _take(codes, best)
+        # All climb a little; those that are highest then go on to the end.
+        x = self._climb(x, self._weights(codes), FIRST_STEPS)
+        codes = self._choose(x, codes)
+        density = self.log_density(x, self._weights(codes))
+        best = density.topk(min(FINALISTS, x.shape[1]), 1).indices
+        x, codes = _take(x, best), _take(codes, best)
         for _ in range(MAX_ROUNDS):
-            x = self._climb(x, self._weights(codes))
+            x = self._climb(x, self._weights(codes), MAX_STEPS)
             changed = self._choose(x, codes)
             if torch.equal(changed, codes):
                 break
@@ -177,28 +185,31 @@ class ModeSearch:
         """
         if self.scale is not None:
             return share @ self.scale.square().reciprocal(), None
-        assert self.tril is not None
-        q = self.tril.shape[-1]
-        precision = torch.cholesky_inverse(self.tril).flatten(-2)  # (E or 1, K, q q)
-        total = (share @ precision).reshape(*share.shape[:2], q, q)
+        total = (share @ self._precisions).unflatten(-1, 2 * (self.loc.shape[-1],))
         return total, torch.linalg.cholesky(total)
 
-    def _climb(self, x: Tensor, log_weight: Tensor) -> Tensor:
-        """Points (E, S, q) at least as dense, at the ends of climbs."""
+    @cached_property
+    def _precisions(self) -> Tensor:
+        """Inverse covariances of the components, shape (E or 1, K, q q)."""
+        assert self.tril is not None
+        return torch.cholesky_inverse(self.tril).flatten(-2)
+
+    def _climb(self, x: Tensor, log_weight: Tensor, steps: int) -> Tensor:
+        """Points (E, S, q) at least as dense, at the ends of climbs of at most so many steps."""
         joint = self._joint(x, log_weight)
         density = joint.logsumexp(-1)
         active = torch.ones_like(density, dtype=torch.bool)
-        for _ in range(MAX_STEPS):
+        for _ in range(steps):
             tried = self._steps(x, joint.softmax(-1), active)
-            densities = torch.stack([self.log_density(t, log_weight) for t in tried])
+            joints = torch.stack([self._joint(t, log_weight) for t in tried])
+            densities = joints.logsumexp(-1)
             best, which = densities.max(0)
             gain = best - density
             active = active & (gain > LEAST_GAIN)
             if not bool(active.any()):
                 break
-            chosen = torch.stack(tried).gather(0, which[None, ..., None].expand(1, *x.shape))[0]
-            x = torch.where(active.unsqueeze(-1), chosen, x)
-            joint = self._joint(x, log_weight)
+            x = torch.where(active.unsqueeze(-1), _best(torch.stack(tried), which), x)
+            joint = torch.where(active.unsqueeze(-1), _best(joints, which), joint)
             density = torch.where(active, best, density)
         return x
 
@@ -292,6 +303,11 @@ class ModeSearch:
 def _take(t: Tensor, index: Tensor) -> Tensor:
     """Entries (E, S, *T) of a tensor (E, C, *T) at indices (E, S)."""
     return t.gather(1, index.unsqueeze(-1).expand(*index.shape, t.shape[-1]))
+
+
+def _best(t: Tensor, which: Tensor) -> Tensor:
+    """Entries (E, S, *T) of a tensor (tries, E, S, T) at numbers of tries (E, S)."""
+    return t.gather(0, which[None, ..., None].expand(1, *t.shape[1:])).squeeze(0)
 
 
 def _project(root: Tensor, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -269,3 +269,13 @@ def test_a_mode_of_draws_of_functions_is_left_to_the_user():
     law = mixture().condition(Nonlinear(lambda x: x.sum(-1, keepdim=True), 0.5, 0.1))
     with pytest.raises(NotImplementedError, match="densest of many draws"):
         _ = law.mode
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_modes_at_inequalities_of_many_terms_hold_in_any_order_of_them(dtype):
+    torch.manual_seed(5)
+    model = GaussianMixture(20, 3, "full").to(dtype).requires_grad_(False)
+    law = model.condition(LinearInequality(torch.randn(4, 20), -3.0))
+    mode = law.mode
+    for count in (1, 3, 100):  # products of other sizes add up in another order
+        assert bool(law.log_prob(mode.expand(count, -1)).isfinite().all())
