@@ -35,6 +35,7 @@ __all__ = [
     "fit",
     "fit_em",
     "load",
+    "load_law",
     "near_identity",
     "quantize",
     "register",
@@ -62,6 +63,7 @@ from . import (  # noqa: F401
 )
 from .checkpoints import load, save
 from .class_conditional import ClassConditional, class_conditional
+from .conditioning.files import load_law
 from .core.module import DistributionModule
 from .core.registry import register
 from .core.renamed import install as _install_old_names

@@ -4,14 +4,14 @@ Nothing is pickled: reading a file runs no code that the file brings along. A mo
 the constructor that is registered under the name in the file.
 """
 
-__all__ = ["load", "read_tree", "save", "write_tree"]
+__all__ = ["Tree", "check_device", "load", "read_tree", "save", "write_tree"]
 
 import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,22 +27,34 @@ from .core.version import __version__
 
 FORMAT = 1
 _KEY = "pyromix"
-Kind = Literal["model", "training"]
+Kind = Literal["law", "model", "training"]
 PathLike = str | os.PathLike[str]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save(model: DistributionModule, path: PathLike) -> None:
+@runtime_checkable
+class Tree(Protocol):
+    """A law given evidence, which knows how it is written to a file."""
+
+    def as_tree(self) -> Mapping[str, Any]:
+        """Nested dicts, lists and tuples of tensors, numbers and strings."""
+
+
+def save(model: DistributionModule | Tree, path: PathLike) -> None:
     """Saves a model: its parameters and buffers, its class and its constructor's arguments.
 
     A model that holds a user's own network can be saved, too; `load` then needs ``into=``.
 
+    A law given evidence, as a model's ``condition`` returns it, is saved as the law without
+    evidence, the evidence, and the random numbers that it was made from: see `load_law`.
+
     Args:
-        model: The model.
+        model: The model, or the law.
         path: File to write, by convention ``*.safetensors``. It is replaced only when complete.
 
     Raises:
-        ValueError: If `model` is not a `DistributionModule`.
+        ValueError: If `model` is neither, or is a law of a `Flow`, or one given `Nonlinear`
+            evidence, which holds a function.
         FileNotFoundError: If the folder does not exist.
 
     Example:
@@ -56,6 +68,10 @@ def save(model: DistributionModule, path: PathLike) -> None:
         True
     """
     if not isinstance(model, DistributionModule):
+        law: Any = model
+        if isinstance(law, Tree):
+            write_tree(law.as_tree(), path, "law")
+            return
         raise ValueError(
             f"Expected a DistributionModule, got {type(model).__name__}. Save the model that it "
             f"came from; or, for other modules, use safetensors.torch.save_model."
@@ -91,9 +107,7 @@ def load(
             class, or does not fit the model.
         FileNotFoundError: If there is no such file.
     """
-    target = torch.device("cpu" if into is not None else device)
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"Expected a device of this machine, got {target}: it has no CUDA.")
+    target = check_device("cpu" if into is not None else device)
     description, tensors = _read(path, "model", target)
     model: nn.Module
     try:
@@ -114,23 +128,44 @@ def load(
     return model.eval()
 
 
-def write_tree(tree: Mapping[str, Any], path: PathLike) -> None:
+def check_device(device: str | torch.device) -> torch.device:
+    """Checks that this machine has a device.
+
+    Raises:
+        ValueError: If it has no CUDA.
+    """
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Expected a device of this machine, got {target}: it has no CUDA.")
+    return target
+
+
+def write_tree(tree: Mapping[str, Any], path: PathLike, kind: Kind = "training") -> None:
     """Writes nested dicts, lists and tuples of tensors, numbers and strings.
+
+    Args:
+        tree: The tree.
+        path: File to write. It is replaced only when complete.
+        kind: What it describes.
 
     Raises:
         TypeError: If the tree holds anything else, naming where.
     """
     tensors: dict[str, Tensor] = {}
-    _write(path, "training", _flatten(tree, "", tensors), tensors)
+    _write(path, kind, _flatten(tree, "", tensors), tensors)
 
 
-def read_tree(path: PathLike) -> dict[str, Any]:
+def read_tree(path: PathLike, kind: Kind = "training") -> dict[str, Any]:
     """Reads what `write_tree` wrote.
+
+    Args:
+        path: The file.
+        kind: What it describes.
 
     Raises:
         ValueError: If the file is not one that `write_tree` wrote.
     """
-    plain, tensors = _read(path, "training", "cpu")
+    plain, tensors = _read(path, kind, "cpu")
     try:
         tree = _unflatten(plain, tensors)
     except (KeyError, TypeError, ValueError) as error:
@@ -182,6 +217,7 @@ def _read(
     if found != kind:
         remedy = {
             "model": "Load it with pyromix.load.",
+            "law": "Load it with pyromix.load_law.",
             "training": "Pass it to fit(..., checkpoint=...) to resume training.",
         }.get(str(found), "")
         raise ValueError(f"Expected a {kind} file, {path} holds a {found!r}. {remedy}")

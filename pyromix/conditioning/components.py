@@ -1,6 +1,6 @@
 """The components of a mixture of normals, given values and observations."""
 
-__all__ = ["Components", "NormalMixture", "Normals"]
+__all__ = ["Components", "NormalMixture", "Normals", "tril_of"]
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
@@ -15,6 +15,8 @@ from .truncated.interval import log_interval_probability
 
 # A row has no spread if it has less than this share of what its terms have without cancellation.
 ZERO = 1e-12
+# Columns have a density next to equations if these leave them this share of what they were.
+NO_DENSITY = 1e-9
 
 
 class Normals(NamedTuple):
@@ -63,6 +65,9 @@ class NormalMixture(Protocol):
 
     def marginal(self, dims: list[int]) -> "NormalMixture":
         """The mixture of some of the columns."""
+
+    def with_covariances(self, logits: Tensor, loc: Tensor, scale_tril: Tensor) -> "NormalMixture":
+        r"""The mixture of other normals: (\*B, K), (\*B, K, D) and factors (\*B, K, D, D)."""
 
 
 class Components:
@@ -173,6 +178,31 @@ class Components:
         r"""Variances of the free columns in every component, shape (\*own, K, free)."""
         return self.factor.square().sum(-1) if self.scale is None else self.scale.square()
 
+    def marginal_tril(self, kept: list[int]) -> Tensor | None:
+        r"""Cholesky factors of covariances of some of the free columns, (\*own, K, kept, kept).
+
+        None if equations leave these columns no density.
+        """
+        rows = self.factor[..., kept, :]
+        if len(kept) > rows.shape[-1]:
+            return None
+        tril = tril_of(rows)
+        if self.reach is not None:
+            least = NO_DENSITY * self.reach[[self.free[place] for place in kept]]
+            if bool((tril.diagonal(dim1=-2, dim2=-1) <= least).any()):
+                return None
+        return tril
+
+    def of_entries(self, spread: Tensor, tail: int, entry: Tensor) -> Tensor:
+        """Scales or factors (*own, K, *T) of entries (n,) of the batch: (n or 1, K, *T)."""
+        own = spread.shape[: spread.dim() - tail - 1]
+        flat = spread.reshape(own.numel(), *spread.shape[len(own) :])
+        return (
+            flat
+            if len(flat) == 1
+            else flat[flat_index(own, self.batch_shape, entry.device)[entry]]
+        )
+
     def draw(self, index: Tensor, entry: Tensor) -> Tensor:
         """Draws of the free columns, without inequalities, shape (n, free).
 
@@ -251,3 +281,9 @@ class Components:
         own = spread.shape[: spread.dim() - tail - 1]
         row = flat_index(own, self.batch_shape, entry.device)[entry]
         return spread.flatten(0, len(own))[row * self.log_joint.shape[-1] + k]
+
+
+def tril_of(factor: Tensor) -> Tensor:
+    """Cholesky factors (*S, q, q) of covariances F F^T, of F of shape (*S, q, sources)."""
+    tril = torch.linalg.qr(factor.mT, mode="r").R.mT
+    return tril * torch.where(tril.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)

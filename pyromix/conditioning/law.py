@@ -6,7 +6,9 @@ __all__ = [
     "ConditionedLaw",
     "FreeLaw",
     "Prior",
+    "Start",
     "WithinRegions",
+    "condition_from",
     "copy_for_law",
 ]
 
@@ -25,14 +27,17 @@ from ..core.constraints import fixed_columns
 from ..core.copies import without_graphs
 from ..core.draws import without_graph
 from ..core.expanded import Expandable
-from ..core.random import takes_generator
+from ..core.random import draws_from, takes_generator
 from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Evidence, Number
 from ..numerics.batches import flat_index
 from ..numerics.no_gradient import raise_if_freed
+from .parts import as_plain
 from .truncated import ConflictError
 
 Statement = Evidence | Mapping[int, Number]
+# Names of devices, and states of their generators.
+Start = tuple[tuple[str, Tensor], ...]
 
 UNKNOWN_EVIDENCE_GRADIENT = (
     "The evidence log Z under these inequalities has no closed form, and no gradient in the "
@@ -108,6 +113,7 @@ class ConditionedLaw(Expandable):
     route: tuple[Any, ...] | None = None
     """How draws under inequalities are made; None without inequalities."""
     _statements: tuple[Statement, ...] = ()
+    _start: Start = ()  # generators' states when it was made
 
     def __init__(self, prior: Prior, batch_shape: Size, event_shape: Size) -> None:
         self._prior, self._dtype = prior, prior.dtype
@@ -160,9 +166,61 @@ class ConditionedLaw(Expandable):
         Raises:
             ValueError: If the evidence does not fit, or contradicts itself.
         """
+        self.check_whole()
         prior: Any = self._prior
         prior = prior.with_options(**options) if options else prior
         return prior.condition_on((*self._statements, *evidence))
+
+    @torch.no_grad()
+    def to(self, *args: Any, **kwargs: Any) -> "ConditionedLaw":
+        """The law on another device, or of another dtype, without a graph.
+
+        It is made anew from the same random numbers: a population of codes is the same up to what
+        rounding decides.
+
+        Args:
+            args: A device, a dtype, or both, as of `torch.Tensor.to`.
+            kwargs: The same by name.
+
+        Raises:
+            NotImplementedError: If the law without evidence cannot be moved by itself.
+        """
+        self.check_whole()
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        prior: Any = self._prior
+        if not hasattr(prior, "map_tensors"):
+            raise NotImplementedError(
+                f"Not available: a {type(self).__name__} stays where it is. Move the model that "
+                f"it was made from, and condition that again."
+            )
+        moved = prior.map_tensors(lambda tensor: tensor.detach().to(device, dtype))
+        return condition_from(moved, self._statements, self._start)
+
+    def check_whole(self) -> None:
+        """Checks that the law knows what evidence it was made from.
+
+        Raises:
+            ValueError: If it does not, being a part of another law.
+        """
+        if not self._start:
+            raise ValueError(
+                f"Expected a law that a model's condition returned, got a "
+                f"{type(self).__name__} that is a part of another one, such as an alternative. "
+                f"Condition the model on the evidence of that part."
+            )
+
+    def as_tree(self) -> dict[str, Any]:
+        """What `save` writes: nested tensors, numbers, strings and collections.
+
+        Raises:
+            ValueError: If it holds a part that is no plain data, such as a function.
+        """
+        self.check_whole()
+        return {
+            "prior": as_plain(self._prior),
+            "evidence": [as_plain(piece) for piece in self._statements],
+            "start": [[device, state] for device, state in self._start],
+        }
 
     def free(self) -> Distribution:
         r"""The law of the columns that were not observed, of event shape (number of those,).
@@ -187,6 +245,59 @@ class ConditionedLaw(Expandable):
             f"Not available: marginals of {type(self).__name__} have no closed form under this "
             f"evidence. Keep columns of draws instead: sample((n,))[..., dims]."
         )
+
+    def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
+        r"""Quantiles of a real column, where its law has a closed form.
+
+        Args:
+            column: The column.
+            probs: Probabilities from 0 to 1, of any shape P.
+
+        Returns:
+            Tensor of shape (\*P, \*B), without a graph.
+
+        Raises:
+            NotImplementedError: If it has none: take quantiles of draws.
+            ValueError: If there is no such real column, or for other probabilities.
+        """
+        raise NotImplementedError(self._no_quantile(column))
+
+    def _no_quantile(self, column: int) -> str:
+        return (
+            f"Not available: under this evidence the law of column {column} of "
+            f"{type(self).__name__} has no closed form. Take quantiles of draws: "
+            f"sample((n,))[..., {column}].quantile(probs, 0)."
+        )
+
+    @property
+    def mode(self) -> Tensor:
+        r"""The point of greatest density that a search finds, shape (\*B, D), without a graph.
+
+        Observed columns have their values, categorical ones the categories that are densest
+        together with the others. It lies within inequalities. The search starts from many places,
+        and is the same every time; there may be a denser point that none of them leads to.
+
+        Raises:
+            NotImplementedError: If no search is known for this law: take the densest of many
+                draws.
+        """
+        entry = torch.arange(self.batch_shape.numel(), device=self._prior.device)
+        with torch.no_grad(), draws_from(torch.Generator(entry.device).manual_seed(0)):
+            return self.mode_at(entry).reshape(*self.batch_shape, *self.event_shape)
+
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
+        raise NotImplementedError(
+            f"Not available: no search for the mode of {type(self).__name__} is known. Take the "
+            f"densest of many draws: x = law.sample((n,)), x[law.log_prob(x).argmax(0)]."
+        )
+
+    def log_joint_at(self, value: Tensor, entry: Tensor) -> Tensor:
+        """Log p(x) q(x) of points (S, n, D) about entries (n,), each named once: (S, n)."""
+        shape = (len(value), *self.batch_shape, *self.event_shape)
+        every = value.new_zeros(len(value), self.batch_shape.numel(), *self.event_shape)
+        every[:, entry] = value
+        return self.log_joint(every.reshape(shape)).reshape(*every.shape[:2])[:, entry]
 
     def log_evidence(self) -> tuple[Tensor, Tensor]:
         r"""Log of :math:`Z = \int p(x) q(x) dx`, and its standard error.
@@ -290,6 +401,18 @@ class WithinRegions(ConditionedLaw):
         )
 
 
+def condition_from(prior: Prior, evidence: Sequence[Statement], start: Start) -> ConditionedLaw:
+    """The law given evidence, made from the random numbers that follow states of generators."""
+    generators = []
+    for name, state in start:
+        device = torch.device(name)
+        if device.type in ("cpu", prior.device.type):
+            generators.append(Generator(device))
+            generators[-1].set_state(state)
+    with draws_from(*(generators or [Generator()])):
+        return prior.condition_on(evidence)
+
+
 class FreeLaw(Expandable):
     """The law of the columns that were not observed, of a law given evidence.
 
@@ -338,6 +461,11 @@ class FreeLaw(Expandable):
     def variance(self) -> Tensor:
         r"""Variance of every column, shape (\*B, columns)."""
         return self._law.variance[..., self._free]
+
+    @property
+    def mode(self) -> Tensor:
+        r"""Columns of the point of greatest density, as the law of all columns finds it."""
+        return self._law.mode[..., self._free]
 
     @takes_generator
     def sample(

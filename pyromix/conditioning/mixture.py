@@ -5,7 +5,7 @@ observations are absorbed in closed form; what remains is a normal restricted to
 Bayes' rule then weighs the components by how well each predicted the evidence.
 """
 
-__all__ = ["ConditionedMixture", "MixturePrior", "log_factor"]
+__all__ = ["MODE_DRAWS", "ConditionedMixture", "MixturePrior", "log_factor"]
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,13 +15,14 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..core.checks import as_int, check_value
+from ..core.checks import as_int, check_dims, check_index, check_value
 from ..core.constraints import box, fixed_columns, half_space
 from ..evidence.linear import LinearEvidence, tightest_bounds
+from ..evidence.pieces import Number
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
 from ..numerics.triangular import log_scale
-from .components import Components, NormalMixture
+from .components import Components, NormalMixture, tril_of
 from .law import (
     FREED_GRAPH,
     UNKNOWN_EVIDENCE_GRADIENT,
@@ -29,7 +30,10 @@ from .law import (
     Statement,
     copy_for_law,
 )
+from .modes import ModeSearch
+from .parts import register_part
 from .polytope import Polytope
+from .quantiles import check_probs, mixture_quantile
 from .truncated import ConflictError, TruncatedNormals
 from .union import condition_on
 
@@ -41,17 +45,25 @@ LEAST = 1e-9
 
 MAX_REDRAWS = 100
 
+# Draws that searches for a mode may start from.
+MODE_DRAWS = 64
+
 
 def log_factor(
-    evidence: LinearEvidence, batch_shape: Size, value: Tensor, dtype: torch.dtype
+    observed: Mapping[int, Tensor],
+    noisy: Sequence[tuple[Tensor, Tensor, Tensor]],
+    batch_shape: Size,
+    value: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     r"""Log q(x) of noisy observations, in float64, and whether points have the observed values.
 
     Nothing is changed in place, and no branch depends on values: `vmap` over points.
 
     Args:
-        evidence: The evidence.
-        batch_shape: A shape B that the evidence's expands to.
+        observed: Columns -> values; see `LinearEvidence`.
+        noisy: Observations with noise.
+        batch_shape: A shape B that theirs expand to.
         value: Points, shape (\*S, \*B, D).
         dtype: In which observed values are compared.
 
@@ -62,9 +74,9 @@ def log_factor(
     x = value.double()
     log_prob = x.new_zeros(()).expand(leading)
     fits = torch.ones_like(log_prob, dtype=torch.bool)
-    for d, expected in evidence.observed.items():
+    for d, expected in observed.items():
         fits = fits & (value[..., d] == expected.to(dtype))
-    for matrix, y, noise in evidence.noisy:
+    for matrix, y, noise in noisy:
         tril = torch.linalg.cholesky(noise)
         residual = (y - x @ matrix.mT).unsqueeze(-1)
         z = torch.linalg.solve_triangular(tril, residual, upper=False)
@@ -201,6 +213,7 @@ class ConditionedMixture(ConditionedLaw):
         self._fixed_box = None if self._polytope is None else self._polytope.fixed_box()
         equations = evidence.equations(self.batch_shape)
         self._equations = equations if len(equations[0]) else None
+        self._noisy = evidence.noisy
         self._joint = self._components.log_joint
         self._error = torch.zeros_like(self._joint)
         self._truncated: TruncatedNormals | None = None
@@ -315,16 +328,19 @@ class ConditionedMixture(ConditionedLaw):
         return law.expand(self.batch_shape)
 
     def marginal(self, dims: int | Iterable[object]) -> Distribution:
-        """The law of some of the coordinates, a mixture of the kind of this one.
+        """The law of some of the coordinates, a mixture.
+
+        Of the kind of this one if nothing but values is known, else with full covariances.
 
         Args:
             dims: The coordinates to keep, in the order of the result, none of them observed.
 
         Raises:
-            NotImplementedError: If more than values is known: draw with `sample` instead.
+            NotImplementedError: Under inequalities, and where equations leave these coordinates
+                no density: draw with `sample` instead.
             ValueError: If a coordinate is out of range, named twice, or was observed.
         """
-        if self._evidence.gaussian or self._evidence.num_rows:
+        if self._evidence.num_rows:
             return super().marginal(dims)
         single = as_int(dims)
         wanted = list(dims) if isinstance(dims, Iterable) and single is None else [dims]
@@ -338,8 +354,160 @@ class ConditionedMixture(ConditionedLaw):
                     f"has no density."
                 )
             places.append(free.index(d % size) if d is not None and -size <= d < size else dim)
-        law: Any = self.free()
-        return law.marginal(places)
+        if not self._evidence.gaussian:
+            law: Any = self.free()
+            return law.marginal(places)
+        kept = check_dims(places, len(free))
+        tril = self._components.marginal_tril(kept)
+        if tril is None:
+            raise NotImplementedError(
+                f"Not available: equations leave coordinates {wanted} no density of their own. "
+                f"Ask for fewer, or keep columns of draws: sample((n,))[..., dims]."
+            )
+        loc = self._components.loc[..., kept]
+        parts = (t.to(self._dtype) for t in (self.logits, loc, tril))
+        law = self._mixture.with_covariances(*parts)
+        law._validate_args = self._validate_args
+        return law.expand(self.batch_shape)
+
+    def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
+        r"""Quantiles of a coordinate, by a search for the roots of its distribution function.
+
+        Under inequalities where, within components, those on this coordinate are on it alone and
+        others leave its law as it is. An observed coordinate has its value for all quantiles.
+
+        Args:
+            column: The coordinate.
+            probs: Probabilities from 0 to 1, of any shape P.
+
+        Returns:
+            Tensor of shape (\*P, \*B), without a graph.
+
+        Raises:
+            NotImplementedError: Under other inequalities: take quantiles of draws.
+            ValueError: If there is no such coordinate, or for other probabilities.
+        """
+        d = check_index("column", column, self.event_shape[0])
+        levels = check_probs(probs, self._joint.device)
+        shape = (*levels.shape, *self.batch_shape)
+        if d in self.observed:
+            return self.observed[d].detach().expand(shape).clone()
+        components, k = self._components, self._joint.shape[-1]
+        place = components.free.index(d)
+        bounds = self._bounds_of(place)
+        if bounds is None:
+            raise NotImplementedError(self._no_quantile(column))
+        low, high = (bound.unsqueeze(-1).expand(self._joint.shape) for bound in bounds)
+        scale = components.variance[..., place].sqrt().expand(self._joint.shape)
+        normals = (self._joint, components.loc[..., place], scale, low, high)
+        found = mixture_quantile(levels.flatten(), *(t.detach().reshape(-1, k) for t in normals))
+        return found.reshape(shape).to(self._dtype)
+
+    def _bounds_of(self, place: int) -> tuple[Tensor, Tensor] | None:
+        r"""Bounds (\*B,) of a free coordinate; None if more shapes its law within components."""
+        shape = self.batch_shape
+        unbounded = torch.full(shape, math.inf, dtype=torch.float64, device=self._joint.device)
+        if self._truncated is None:
+            return -unbounded, unbounded
+        rows, low, high, _ = self._evidence.inequalities_on_free(shape, self._dtype)
+        about = rows[:, place] != 0
+        alone = (rows != 0).sum(-1) == 1
+        if bool((about & ~alone).any()):
+            return None
+        if self._components.scale is None and not bool(about.all()):
+            return None
+        if not bool(about.any()):
+            return -unbounded, unbounded
+        entry = rows[about, place]
+        low, high = (t[..., about].to(self._dtype).double() / entry for t in (low, high))
+        low, high = torch.where(entry < 0, high, low), torch.where(entry < 0, low, high)
+        return low.amax(-1), high.amin(-1)
+
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
+        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(
+            0, (len(entry), MODE_DRAWS)
+        )
+        x, _ = self.modes_from(entry, draws, torch.zeros(*draws.shape[:2], 0).to(entry))
+        return x[:, 0]
+
+    @torch.no_grad()
+    def modes_from(
+        self,
+        entry: Tensor,
+        draws: Tensor,
+        codes: Tensor,
+        tables: Sequence[Tensor] = (),
+        log_factor: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Points of high density that climbs from draws lead to.
+
+        Args:
+            entry: Entries (n,) of the flattened batch, each named once.
+            draws: Draws of theirs, shape (n, C, D).
+            codes: The draws' categories in further columns, shape (n, C, columns).
+            tables: Log-weights of these under the components, each (n or 1, K, categories).
+            log_factor: What log-weights of components are changed by, shape (n or 1, K).
+
+        Returns:
+            Points (n, S, D), the densest first, and their categories (n, S, columns).
+        """
+        components, k = self._components, self._joint.shape[-1]
+        entries = self.batch_shape.numel()
+        log_weight = components.log_joint.reshape(entries, k)[entry]
+        loc = components.loc.reshape(entries, *components.loc.shape[-2:])[entry]
+        origin, basis = loc[:, :1], self._directions()
+        scale = tril = None
+        if components.scale is not None:
+            scale = components.of_entries(components.scale, 1, entry)
+        elif basis.shape[-1]:
+            tril = components.of_entries(tril_of(basis.mT @ components.factor), 2, entry)
+        else:
+            scale = loc[..., :0]
+        rows, low, high, _ = self._evidence.inequalities_on_free(self.batch_shape, self._dtype)
+        low, high = (
+            t.to(self._dtype).double().reshape(entries, len(rows))[entry] for t in (low, high)
+        )
+        shift = origin[:, 0] @ rows.mT
+        search = ModeSearch(
+            log_weight if log_factor is None else log_weight + log_factor,
+            (loc - origin) @ basis,
+            scale,
+            tril,
+            tuple(tables),
+            rows @ basis,
+            low - shift,
+            high - shift,
+        )
+        start = (draws[..., components.free].double() - origin) @ basis
+        x, codes = search.run(start, codes)
+        count = x.shape[1]
+        each = entry.repeat_interleave(count)
+        x = components.fill((origin + x @ basis.mT).flatten(0, 1), each)
+        x = self._pulled_inside(x, draws[:, :1].expand(-1, count, -1).flatten(0, 1), each)
+        return x.unflatten(0, (len(entry), count)), codes
+
+    def _directions(self) -> Tensor:
+        """Directions (free, q) of the free columns that equations leave, orthonormal."""
+        free = self._components.free
+        if self._equations is None:
+            return torch.eye(len(free), dtype=torch.float64, device=self._joint.device)
+        matrix = self._equations[0][:, free]
+        return torch.linalg.qr(matrix.mT, mode="complete").Q[:, len(matrix) :]
+
+    def _pulled_inside(self, x: Tensor, inside: Tensor, entry: Tensor) -> Tensor:
+        """Points (n, D), those that rounding put outside moved a little towards draws."""
+        if self._fixed_box is not None:
+            low, high = self._fixed_box
+            x = torch.minimum(torch.maximum(x, low[entry]), high[entry])
+        if self._polytope is None:
+            return x
+        moved = x
+        for share in (0.0, *(2.0**power for power in range(-50, 0, 2)), 1.0):
+            step = inside if share == 1.0 else x + share * (inside - x)
+            inside_now = self._polytope.contains(moved, entry, safely=True)
+            moved = torch.where(inside_now.unsqueeze(-1), moved, step)
+        return moved
 
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error in float64, whatever the dtype of the mixture."""
@@ -443,7 +611,9 @@ class ConditionedMixture(ConditionedLaw):
         With equations, relative to the measure on the plane that they leave.
         """
         components = self._components
-        log_prob, fits = log_factor(self._evidence, self.batch_shape, value, self._dtype)
+        log_prob, fits = log_factor(
+            self._evidence.observed, self._noisy, self.batch_shape, value, self._dtype
+        )
         if self._equations is not None:
             matrix, y = self._equations
             x = value.double()
@@ -527,3 +697,24 @@ class ConditionedMixture(ConditionedLaw):
 
     def _shown(self) -> dict[str, Any]:
         return {"num_components": self._joint.shape[-1]}
+
+
+def _mixture_prior(
+    mixture: Any, batch_shape: tuple[int, ...], validate_args: bool, **options: Any
+) -> MixturePrior:
+    prior = MixturePrior(mixture, **options)
+    prior.batch_shape, prior.validate_args = torch.Size(batch_shape), validate_args
+    return prior
+
+
+register_part(
+    MixturePrior,
+    lambda prior: {
+        "mixture": prior.mixture,
+        "batch_shape": tuple(prior.batch_shape),
+        "validate_args": prior.validate_args,
+        "allow_all_observed": prior.allow_all_observed,
+        "max_error": prior.max_error,
+    },
+    _mixture_prior,
+)

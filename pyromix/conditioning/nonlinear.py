@@ -113,6 +113,7 @@ class NonlinearLaw(ConditionedLaw):
             another shape or has no gradient, or if no draw meets the evidence.
 
     Attributes:
+        law: The law given all other evidence.
         effective_sample_size: How many independent draws the population is worth.
     """
 
@@ -126,7 +127,7 @@ class NonlinearLaw(ConditionedLaw):
         prior: Prior = law._prior
         super().__init__(prior, Size(), law.event_shape)
         self._normals: HasNormals = law
-        self._law, self._pieces, self._dim = law, tuple(pieces), prior.dim
+        self.law, self._pieces, self._dim = law, tuple(pieces), prior.dim
         self._value = torch.cat([piece.value for piece in pieces]).to(prior.device)
         self._noise = torch.cat([piece.noise for piece in pieces]).to(prior.device)
         least = 4 * torch.finfo(prior.dtype).eps * self._value.abs()
@@ -143,7 +144,7 @@ class NonlinearLaw(ConditionedLaw):
     @property
     def observed(self) -> Mapping[int, Tensor]:
         """Columns that were observed -> their values."""
-        return self._law.observed
+        return self.law.observed
 
     @property
     def mean(self) -> Tensor:
@@ -165,7 +166,7 @@ class NonlinearLaw(ConditionedLaw):
         value = check_value(self, value)
         real = value[..., : self._dim].reshape(-1, self._dim)
         told = self._log_likelihood(self._function(real)).reshape(value.shape[:-1])
-        return self._law.log_joint(value) + told
+        return self.law.log_joint(value) + told
 
     @property
     def support(self) -> constraints.Constraint:
@@ -180,7 +181,7 @@ class NonlinearLaw(ConditionedLaw):
 
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points (\*S, D) meet the inequalities."""
-        return self._law.holds(value)
+        return self.law.holds(value)
 
     def draw(self, entry: Tensor) -> Tensor:
         """Draws (n, D) for n entries, all of them zero: of the population, by weight."""
@@ -242,7 +243,7 @@ class NonlinearLaw(ConditionedLaw):
             """Points (n, D) of codes, with their ratio to a proposal that chose codes so often."""
             draws = law.complete(x.to(self._dtype), index[code])
             log_ratio = log_ratio + log_weight[code] - log_chosen
-            log_ratio = torch.where(self._law.holds(draws), log_ratio, -math.inf)
+            log_ratio = torch.where(self.law.holds(draws), log_ratio, -math.inf)
             if cut:  # where a function folds, volumes have no bound
                 most = log_ratio.logsumexp(0) - 0.5 * math.log(count)
                 log_ratio = log_ratio.clamp(max=float(most))

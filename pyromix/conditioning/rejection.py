@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.random import draws_from, seeded
 from ..numerics.no_gradient import raise_on_gradient
 from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, WithinRegions
 from .nonlinear import HasNormals
@@ -36,8 +37,8 @@ class LawWithinUnions(WithinRegions):
     r"""A law within an intersection of unions of regions, by rejection.
 
     Draws are exact where those of the other evidence are. The share of them that lies in the
-    unions is estimated when it is first needed, with PyTorch's global random state: log Z has that
-    error, and no gradient. `log_prob` is deterministic from then on.
+    unions is estimated, to more digits once log Z is asked for: it has that error, and no
+    gradient. Seeds are drawn when the law is made: then `log_prob` is deterministic.
 
     Args:
         law: The law given all other evidence.
@@ -53,6 +54,7 @@ class LawWithinUnions(WithinRegions):
         entries, device = law.batch_shape.numel(), law._prior.device
         self._drawn = torch.zeros(entries, dtype=torch.long, device=device)
         self._accepted = torch.zeros_like(self._drawn)
+        self._seed = int(torch.randint(2**31, ()))
         self._draw_more(FIRST_DRAWS)
 
     @property
@@ -79,7 +81,8 @@ class LawWithinUnions(WithinRegions):
         if bool((share < wanted).any()):
             least = float(share.amin().clamp(min=1e-6))
             most = (1.0 / least - 1.0) / WANTED_ERROR**2
-            self._draw_more(max(0, min(MAX_DRAWS, int(most)) - FIRST_DRAWS))
+            with draws_from(*seeded(self._seed, self._drawn.device)):
+                self._draw_more(max(0, min(MAX_DRAWS, int(most)) - FIRST_DRAWS))
             share = self._accepted.double() / self._drawn
         # As if half of one more draw were in: none outside does not mean that all are in.
         spread = (self._accepted + 0.5).double() / (self._drawn + 1)

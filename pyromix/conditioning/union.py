@@ -1,6 +1,6 @@
 """Laws given that at least one of several constraints holds."""
 
-__all__ = ["UnionOfConditioned", "condition_on"]
+__all__ = ["UnionOfConditioned", "condition_on", "law_given_any"]
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.random import generator_states
 from ..evidence.collect import (
     MAX_ALTERNATIVES,
     SMALLER,
@@ -134,6 +135,21 @@ class UnionOfConditioned(WithinRegions):
             pending = pending[~accepted]
         return x
 
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,): the densest of those of the alternatives."""
+        log_weight = self._log_weight.reshape(-1, len(self.alternatives))[entry]
+        x = torch.empty(len(entry), *self.event_shape, dtype=self._dtype, device=entry.device)
+        density = torch.full_like(log_weight[:, 0], -math.inf)
+        for number, law in enumerate(self.alternatives):
+            rows = (log_weight[:, number] > -math.inf).nonzero().squeeze(-1)
+            if not len(rows):
+                continue
+            found = law.mode_at(entry[rows])
+            reached = law.log_joint_at(found.unsqueeze(0), entry[rows])[0]
+            better = reached > density[rows]
+            x[rows[better]], density[rows[better]] = found[better], reached[better]
+        return x
+
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points (\*S, \*B, D) lie in one of the regions; shape (\*S, \*B)."""
         leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
@@ -235,6 +251,7 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
         ValueError: If there are too many combinations of alternatives, and draws of the other
             evidence hardly ever meet them.
     """
+    start = generator_states(prior.device)
     nonlinear = [piece for piece in evidence if isinstance(piece, Nonlinear)]
     rest = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
     known, unions = collect_unions(rest, prior.dim, prior.device, prior.categories)
@@ -247,7 +264,7 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
         law = _law_given_unions(prior, known, unions)
     if nonlinear:
         law = NonlinearLaw(law, nonlinear)
-    law._statements = tuple(evidence)
+    law._statements, law._start = tuple(evidence), start
     return law
 
 
@@ -274,7 +291,7 @@ def _law_given_unions(
             f"{describe_counts(counts)}, or such as {ENOUGH:.0%} of the draws given all other "
             f"evidence meet: {least:.1%} do. {SMALLER}"
         )
-    return _law_given_any(prior, combine(known, unions, prior.dtype), math.prod(counts))
+    return law_given_any(prior, combine(known, unions, prior.dtype), math.prod(counts))
 
 
 def _law_within(
@@ -298,7 +315,7 @@ def _law_within(
     return LawWithinUnions(law, regions)
 
 
-def _law_given_any(
+def law_given_any(
     prior: Prior, alternatives: Sequence[LinearEvidence], count: int
 ) -> ConditionedLaw:
     """The law given alternatives of which at least one holds; each is built once.

@@ -9,6 +9,7 @@ __all__ = [
     "check_arguments",
     "check_choice",
     "check_count",
+    "check_dims",
     "check_expandable",
     "check_floor",
     "check_index",
@@ -270,6 +271,24 @@ def check_index(name: str, value: object, size: int) -> int:
             f"Expected {name} to be an integer from {-size} to {size - 1}, got {value!r}."
         )
     return index % size
+
+
+def check_dims(dims: object, size: int) -> list[int]:
+    """Checks that an argument names coordinates of `size`, each once, and returns them from zero.
+
+    Args:
+        dims: A coordinate, or several; negative ones count from the end.
+        size: How many there are.
+
+    Raises:
+        ValueError: If one is no integer, out of range, or named twice.
+    """
+    single = as_int(dims)
+    named = list(dims) if isinstance(dims, Iterable) and single is None else [dims]
+    positive = [check_index("every coordinate", d, size) for d in named]
+    if len(set(positive)) < len(positive):
+        raise ValueError(f"Expected each coordinate once, got {named}.")
+    return positive
 
 
 def check_integers(

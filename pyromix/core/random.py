@@ -11,7 +11,7 @@ than before. All functions that draw end in these operations: dropout within an 
 scripted functions, and backward passes that compute parts of the forward pass again.
 """
 
-__all__ = ["draws_from", "seeded", "takes_generator"]
+__all__ = ["draws_from", "generator_states", "seeded", "takes_generator"]
 
 import threading
 from collections.abc import Callable, Iterator
@@ -161,6 +161,23 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> list[Generator]:
     """
     devices = dict.fromkeys((torch.device("cpu"), torch.device(device)))
     return [Generator(each).manual_seed(seed) for each in devices]
+
+
+def generator_states(device: torch.device) -> tuple[tuple[str, Tensor], ...]:
+    """Names of devices and states of the generators that the next draws come from.
+
+    Args:
+        device: Where to draw, beside the CPU.
+    """
+    context: _Context | None = getattr(_local, "context", None)
+    if context is not None:
+        own = context.generators.items()
+        return tuple((str(each), generator.get_state()) for each, generator in own)
+    states = [("cpu", torch.default_generator.get_state())]
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        states.append((str(device), module.get_rng_state(device)))
+    return tuple(states)
 
 
 class _Context(AbstractContextManager[None]):

@@ -72,7 +72,7 @@ class Standardize(nn.Module):
                 not between 0.1 and 10, which learning rates are meant for.
             common: Whether all columns are to have the same scale.
         """
-        if mode is False:
+        if mode is False or not rows.shape[-1]:
             return
         seen = torch.ones_like(rows) if observed is None else observed
         count = seen.sum(0).clamp(min=1)

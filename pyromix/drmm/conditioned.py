@@ -5,32 +5,38 @@ categorical columns are independent. What is left is a law over codes: all of th
 few, and else a weighted population that the evidence has steered through the layers.
 """
 
-__all__ = ["ConditionedDRMM", "Memory", "ResidualPrior", "Settings"]
+__all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from ..conditioning.law import FREED_GRAPH, ConditionedLaw, Statement, copy_for_law
-from ..conditioning.mixture import ConditionedMixture, MixturePrior, log_factor
+from ..conditioning.mixture import MODE_DRAWS, ConditionedMixture, MixturePrior, log_factor
+from ..conditioning.parts import register_part
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
-from ..core.checks import check_value
+from ..core.checks import check_dims, check_index, check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
+from ..evidence.pieces import Number
 from ..mixtures.finite import FiniteMixture
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed
+from .affine import AffineMixture
 from .law import ResidualMixture
+from .maps import DiagonalMap, LowRankMap, TriangularMap
 from .particles import Codes, enumerate_codes, find_codes, prune
-from .rows import Rows
+from .rows import Columns, Rows
+from .shifts import ShiftMixture
 
 # Below this share of the particles, the effective sample size is worth a warning.
 LOW_SHARE = 0.1
@@ -56,29 +62,6 @@ class Settings(NamedTuple):
     beam: int
 
 
-class Memory:
-    """Codes that counted in the last answer, to be examined in the next.
-
-    Args:
-        size: How many.
-
-    Attributes:
-        codes: Shape (E, M, L), or None before the first answer.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.codes: Tensor | None = None
-
-    def of(self, entries: int) -> Tensor | None:
-        """The codes, if they are about as many entries of a batch."""
-        return self.codes if self.codes is not None and len(self.codes) == entries else None
-
-    def keep(self, law: "ConditionedDRMM") -> None:
-        """Remembers the codes with the largest weights."""
-        self.codes = law.likeliest_codes(self.size)
-
-
 class ResidualPrior:
     """A deep residual mixture that is conditioned; see `pyromix.conditioning.law.Prior`.
 
@@ -86,13 +69,18 @@ class ResidualPrior:
         law: The law. Its tensors are copied: log Z is that of their present values.
         settings: How it is conditioned.
         validate_args: Whether laws given evidence check what they score.
-
-    Attributes:
-        memory: What is remembered from one answer to the next; None if nothing is.
+        kept: Codes that are examined for certain, shape (E, M, L), where evidence has as many
+            entries; None for none.
     """
 
-    def __init__(self, law: ResidualMixture, settings: Settings, validate_args: bool) -> None:
-        self.memory: Memory | None = None
+    def __init__(
+        self,
+        law: ResidualMixture,
+        settings: Settings,
+        validate_args: bool,
+        kept: Tensor | None = None,
+    ) -> None:
+        self.kept = kept
         self.law, self.settings = law.map_tensors(copy_for_law), settings
         self.validate_args = validate_args
         self.dim = law.dim
@@ -120,10 +108,7 @@ class ResidualPrior:
                     f"Expected evidence that can hold, but nothing is left of column "
                     f"{evidence.dim + column}: its pieces contradict each other."
                 )
-        law = ConditionedDRMM(self, evidence, allow_impossible_entries=allow_impossible_entries)
-        if self.memory is not None and not law.exact:
-            self.memory.keep(law)
-        return law
+        return ConditionedDRMM(self, evidence, allow_impossible_entries=allow_impossible_entries)
 
     def condition_on(self, evidence: Sequence[Statement]) -> ConditionedLaw:
         """The law given pieces of evidence, whose batch shapes broadcast."""
@@ -179,12 +164,16 @@ class ConditionedDRMM(ConditionedLaw):
         if self.exact:
             codes = enumerate_codes(law)
         else:
-            memory = None if prior.memory is None else prior.memory.of(math.prod(batch_shape))
-            codes = find_codes(law, evidence, batch_shape, settings.num_particles, memory)
+            kept = prior.kept
+            if kept is not None and len(kept) != math.prod(batch_shape):
+                kept = None
+            codes = find_codes(law, evidence, batch_shape, settings.num_particles, kept)
         self.num_particles = codes.size
         self._allow_impossible_entries = allow_impossible_entries
         self._with_graph = torch.is_grad_enabled() and self._has_graph()
         self._log_known: Tensor | None = None
+        self._noisy = evidence.noisy
+        self._has_equations = len(self._noisy) < len(evidence.gaussian)
         if codes.log_seen is not None and codes.log_prior is not None and self._is_simple():
             self._codes = codes
             with torch.no_grad():
@@ -373,6 +362,78 @@ class ConditionedDRMM(ConditionedLaw):
         log_probs = log_probs.expand(max(1, self.batch_shape.numel()), -1, -1)
         return (weights * log_probs.reshape(*self.batch_shape, *log_probs.shape[1:])).sum(-2)
 
+    def marginal(self, dims: int | Iterable[object]) -> Distribution:
+        """The law of some of the real columns, a mixture over all codes.
+
+        Args:
+            dims: The columns to keep, in the order of the result, none of them observed.
+
+        Raises:
+            NotImplementedError: For categorical columns, whose law `probs` returns; under
+                inequalities, and where equations leave these columns no density.
+            ValueError: If a column is out of range, named twice, or was observed.
+        """
+        kept = check_dims(dims, self.event_shape[0])
+        categorical = [d for d in kept if d >= self._dim]
+        if categorical:
+            raise NotImplementedError(
+                f"Not available: marginals are of real columns, got the categorical "
+                f"{categorical}. Their probabilities are probs(index); of several columns keep "
+                f"those of draws: sample((n,))[..., dims]."
+            )
+        return self._real.marginal(kept)
+
+    def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
+        r"""Quantiles of a real column; see `ConditionedMixture.quantile`.
+
+        Args:
+            column: The column.
+            probs: Probabilities from 0 to 1, of any shape P.
+
+        Returns:
+            Tensor of shape (\*P, \*B), without a graph: exact where all codes are summed over,
+            else those of the population that draws come from.
+
+        Raises:
+            NotImplementedError: Under inequalities that shape the column's law in other ways than
+                by bounds: take quantiles of draws.
+            ValueError: If there is no such real column, or for other probabilities.
+        """
+        d = check_index("column", column, self.event_shape[0])
+        if d >= self._dim:
+            raise ValueError(
+                f"Expected a real column, below {self._dim}, got the categorical {column!r}, "
+                f"whose probabilities are probs({column!r})."
+            )
+        return self._real.quantile(d, probs)
+
+    def mode_at(self, entry: Tensor) -> Tensor:
+        """Modes (n, D) of the laws at entries (n,) of the flattened batch, each named once."""
+        draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(
+            0, (len(entry), MODE_DRAWS)
+        )
+        columns = range(len(self._law.columns.tables))
+        # Codes count once each, not for those that were left out.
+        log_weight, *tables = (
+            t.double() if len(t) == 1 else t[entry].double()
+            for t in (
+                self._codes.log_weight,
+                *(self._column_log_probs(column).log_softmax(-1) for column in columns),
+            )
+        )
+        real, codes = self._real.modes_from(
+            entry,
+            draws[..., : self._dim],
+            draws[..., self._dim :].long(),
+            tables,
+            -log_weight.nan_to_num(neginf=0.0),
+        )
+        x = torch.cat([real, codes.to(real)], -1)  # (n, S, D)
+        if self.exact:
+            return x[:, 0]
+        best = self.log_joint_at(x.transpose(0, 1), entry).argmax(0)
+        return x[torch.arange(len(x), device=x.device), best]
+
     def log_normalizer(self) -> tuple[Tensor, Tensor]:
         """Log Z and its standard error in float64, whatever the dtype of the law."""
         if self._log_known is not None and not self._with_graph:
@@ -451,7 +512,8 @@ class ConditionedDRMM(ConditionedLaw):
         columns = [
             value[..., self._dim + j].reshape(-1).long() for j in range(len(law.columns.tables))
         ]
-        rows = Rows(real.reshape(-1, self._dim), None, tuple(columns))
+        flat = real.reshape(math.prod(value.shape[:-1]), self._dim)
+        rows = Rows(flat, None, tuple(columns))
         settings = self._prior.settings
         log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
         log_joint = log_prob.double().reshape(value.shape[:-1]) + self._log_factor(real)
@@ -463,9 +525,10 @@ class ConditionedDRMM(ConditionedLaw):
 
     def _log_factor(self, real: Tensor) -> Tensor:
         r"""Log q(x) of real columns (\*S, \*B, D), as if there were no inequalities."""
-        if self._log_known is None or len(self._evidence.equations(())[0]):
+        if self._log_known is None or self._has_equations:
             return self._real.log_factor(real)
-        told, fits = log_factor(self._evidence, self.batch_shape, real, self._dtype)
+        known = self._evidence.observed, self._noisy
+        told, fits = log_factor(*known, self.batch_shape, real, self._dtype)
         return torch.where(fits, told, -math.inf)
 
     # ---- building -----------------------------------------------------------------------------
@@ -520,7 +583,7 @@ class ConditionedDRMM(ConditionedLaw):
         logits = self._logits if self._log_known is None else self._log_known.log_softmax(-1)
         logits = logits.double().reshape(len(islands), -1) + self._log_unions()
         weight = logits.softmax(-1).unsqueeze(1)  # (E, 1, C)
-        size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * self._dim))
+        size = max(1, BLOCK_NUMBERS // (islands.shape[-1] * max(1, self._dim)))
         blocks = (t.split(size) for t in (islands, weight, self._codes.codes))
         parts = [self._spread_of(*part) for part in zip(*blocks, strict=True)]
         variance, effective = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -575,3 +638,23 @@ class ConditionedDRMM(ConditionedLaw):
 
     def _shown(self) -> dict[str, Any]:
         return {"exact": self.exact, "num_particles": self.num_particles}
+
+
+def _fields(obj: Any) -> dict[str, Any]:
+    """What a dataclass is made of, for files; gradients' short cuts are no part of it."""
+    return {f.name: getattr(obj, f.name) for f in fields(obj) if f.name != "source"}
+
+
+for _cls in (ShiftMixture, AffineMixture, DiagonalMap, TriangularMap, LowRankMap):
+    register_part(_cls, _fields)
+register_part(Columns, lambda columns: {"tables": columns.tables, "like": columns.zero})
+register_part(Settings, Settings._asdict)
+register_part(
+    ResidualPrior,
+    lambda prior: {
+        "law": prior.law,
+        "settings": prior.settings,
+        "validate_args": prior.validate_args,
+        "kept": prior.kept,
+    },
+)

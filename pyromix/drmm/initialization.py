@@ -59,8 +59,9 @@ def initial_parameters(
             None if rows.observed is None else rows.observed[chosen],
             tuple(column[chosen] for column in rows.columns),
         )
-    residual = _filled(rows)
-    k = shape.num_components
+    k, dim = shape.num_components, rows.real.shape[-1]
+    # Without real columns, points are near that have the same categories.
+    residual = _filled(rows) if dim else _indicators(rows, shape.categories)
     log_weight, loc, inner, links = [], [], [], []
     codes: list[Tensor] = []
     start: dict[str, Tensor] = {}
@@ -76,7 +77,7 @@ def initial_parameters(
         else:
             residual = residual - clusters.loc[code]
         log_weight.append(clusters.weights.log())
-        loc.append(clusters.loc)
+        loc.append(clusters.loc[:, :dim])
         links += [_joint_counts(earlier, code, k).log() for earlier in codes]
         codes.append(code)
         if layer < shape.num_layers - 1:
@@ -84,7 +85,7 @@ def initial_parameters(
     start |= {"log_weight": torch.stack(log_weight), "loc": torch.stack(loc)}
     if shape.num_layers > 1:
         start["link_logits"] = torch.stack(links)
-    if not maps:
+    if dim and not maps:
         start |= _scales(shape, clusters, code, residual, inner)
     for j, column in enumerate(rows.columns):
         # The first layer says which category is likely, later ones start without a say.
@@ -135,6 +136,15 @@ def _filled(rows: Rows) -> Tensor:
     seen = rows.observed
     mean = (rows.real * seen).sum(0) / seen.sum(0).clamp(min=1)
     return torch.where(seen > 0, rows.real, mean)
+
+
+def _indicators(rows: Rows, categories: tuple[int, ...]) -> Tensor:
+    """One for the category of every column and zero for others; zero where it is missing."""
+    whole = [
+        (column.unsqueeze(-1) == torch.arange(count, device=column.device)).to(rows.real)
+        for column, count in zip(rows.columns, categories, strict=True)
+    ]
+    return torch.cat(whole, -1)
 
 
 def _joint_counts(earlier: Tensor, code: Tensor, k: int) -> Tensor:

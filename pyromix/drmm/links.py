@@ -118,4 +118,4 @@ def stacked_rows(codes: Tensor, num_components: int) -> Tensor:
 
 def sum_selected(table: Tensor, codes: Tensor) -> Tensor:
     """Sums over layers what codes (n, l) select of a table (L, K, *): shape (n, *)."""
-    return sum_rows(table.reshape(-1, table.shape[-1]), stacked_rows(codes, table.shape[1]))
+    return sum_rows(table.flatten(0, 1), stacked_rows(codes, table.shape[1]))

@@ -90,6 +90,19 @@ def _check_maps(name: str, maps: Any) -> str | tuple[str, ...]:
     return maps if isinstance(maps, str) else tuple(kinds)
 
 
+def _check_columns(dim: int, categories: tuple[int, ...], maps: str | tuple[str, ...]) -> None:
+    """Checks that there are columns, and real ones for maps."""
+    if dim == 0 and not categories:
+        raise ValueError(
+            "Expected dim to be positive, or categories of categorical columns, got neither."
+        )
+    if dim == 0 and any(kind != "shift" for kind in ((maps,) if isinstance(maps, str) else maps)):
+        raise ValueError(
+            f"Expected maps='shift' without real columns, which other maps turn and stretch, got "
+            f"{maps!r}."
+        )
+
+
 def _check_curriculum(name: str, curriculum: Any) -> tuple[tuple[str, float], ...]:
     try:
         stages = tuple((str(name), float(share)) for name, share in curriculum)
@@ -143,7 +156,7 @@ class DRMM(LawModule[ResidualMixture]):
     pass `validation`: the best weights are restored.
 
     Args:
-        dim: Number of real columns D.
+        dim: Number of real columns D. Zero with categorical columns alone.
         num_layers: Number of layers L.
         num_components: Components of a layer K.
         maps: What layers do next to subtracting means, one for all or one for each: ``"shift"``:
@@ -203,7 +216,7 @@ class DRMM(LawModule[ResidualMixture]):
         "rank": 4,
     }
     argument_checks: ClassVar[Mapping[str, Check]] = {
-        "dim": check_positive_int,
+        "dim": check_count,
         "num_layers": check_positive_int,
         "num_components": check_positive_int,
         "maps": _check_maps,
@@ -270,6 +283,7 @@ class DRMM(LawModule[ResidualMixture]):
         beam = beam if beam is not None else 16 if maps == "shift" else 32
         arguments = check_arguments(DRMM.argument_checks, locals())
         dim, categories = arguments["dim"], arguments["categories"]
+        _check_columns(dim, arguments["categories"], arguments["maps"])
         super().__init__(event_shape=(dim + len(categories),), validate_args=validate_args)
         self.keep_arguments(arguments)
         num_layers, num_components = self.num_layers, self.num_components
@@ -663,17 +677,21 @@ class DRMM(LawModule[ResidualMixture]):
             >>> bool((x[:, 0] == 0.5).all()), bool((x.sum(-1) > 0).all())
             (True, True)
         """
+        prior = self.evidence_prior(num_particles, max_exact, max_codes, differentiable)
+        return prior.condition_on(evidence)
+
+    def evidence_prior(
+        self,
+        num_particles: int | None = None,
+        max_exact: int | None = None,
+        max_codes: int | None = None,
+        differentiable: bool = False,
+    ) -> ResidualPrior:
+        """The model as what evidence is added to; arguments are those of `condition`."""
         if num_particles is not None:
             num_particles = check_positive_int("num_particles", num_particles)
         given = max_codes if max_exact is None else max_exact
-        prior = self._prior(num_particles, given, differentiable=differentiable)
-        return prior.condition_on(evidence)
-
-    def _prior(
-        self, num_particles: int | None, max_exact: int | None, *, differentiable: bool = False
-    ) -> ResidualPrior:
-        """The model with its present parameters, to be conditioned."""
-        most = self.max_exact if max_exact is None else check_count("max_exact", max_exact)
+        most = self.max_exact if given is None else check_count("max_codes", given)
         settings = Settings(num_particles, most, self.beam)
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             return ResidualPrior(self.law, settings, self._validate_args)
@@ -701,7 +719,7 @@ class DRMM(LawModule[ResidualMixture]):
                 generator.
         """
         num_particles = check_positive_int("num_particles", num_particles)
-        prior = self._prior(num_particles, max_exact)
+        prior = self.evidence_prior(num_particles, max_exact)
         return Query(prior, evidence, check_count("memory", memory), generator)
 
     # ---- training -------------------------------------------------------------------------

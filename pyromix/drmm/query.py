@@ -2,15 +2,18 @@
 
 __all__ = ["Query"]
 
+import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from ..conditioning.law import ConditionedLaw, Statement
+from ..conditioning.nonlinear import NonlinearLaw
+from ..conditioning.rejection import LawWithinUnions
+from ..conditioning.union import UnionOfConditioned
 from ..core.random import draws_from
-from .conditioned import Memory, ResidualPrior
+from .conditioned import ConditionedDRMM, ResidualPrior
 
 
 class Query:
@@ -49,8 +52,8 @@ class Query:
         generator: Generator | None = None,
     ) -> None:
         self._prior, self._known = prior, tuple(known)
-        self._prior.memory = Memory(memory) if memory else None
-        self._generator = generator
+        self._memory, self._generator = memory, generator
+        self._kept: Tensor | None = None
 
     def __call__(self, *evidence: Statement, **options: Any) -> ConditionedLaw:
         """The law given what is known; see `DRMM.condition`.
@@ -59,14 +62,29 @@ class Query:
             evidence: Pieces, or mappings from columns to values, short for `Observed`.
             options: ``num_particles``, of this question alone.
         """
-        with draws_from(self._generator) if self._generator else nullcontext():
-            prior = self._prior.with_options(**options) if options else self._prior
-            return prior.condition_on((*self._known, *evidence))
+        prior = copy.copy(self._prior.with_options(**options) if options else self._prior)
+        prior.kept = self._kept
+        with draws_from(self._generator):
+            law = prior.condition_on((*self._known, *evidence))
+        if self._memory:
+            self._kept = _codes_of(law, self._memory)
+        return law
 
     def forget(self) -> None:
         """Starts anew: the next question searches without remembered codes."""
-        if self._prior.memory is not None:
-            self._prior.memory.codes = None
+        self._kept = None
 
     def __repr__(self) -> str:
         return f"Query(dim={self._prior.dim}, known={len(self._known)})"
+
+
+def _codes_of(law: ConditionedLaw, count: int) -> Tensor | None:
+    """The codes with the largest weights in an answer, (E, up to count, L); None if all are."""
+    while not isinstance(law, ConditionedDRMM):
+        if isinstance(law, UnionOfConditioned):
+            law = law.alternatives[0]
+        elif isinstance(law, LawWithinUnions | NonlinearLaw):
+            law = law.law
+        else:
+            return None
+    return None if law.exact else law.likeliest_codes(count)

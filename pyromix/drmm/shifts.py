@@ -27,6 +27,12 @@ from .rows import Rows, pick_value
 from .steering import ShiftSteering
 
 
+class NormalsOfCodes(MixtureOfNormals):
+    """The normals that codes stand for; there may be no real columns."""
+
+    _least_dim = 0
+
+
 @dataclass(kw_only=True)
 class ShiftMixture(ResidualMixture):
     """Tensors of a deep residual mixture with L layers of K components in D dimensions."""
@@ -95,9 +101,9 @@ class ShiftMixture(ResidualMixture):
 
     def mixture_of(self, codes: Tensor, logits: Tensor) -> MixtureOfNormals:
         r"""The mixture of the normals that codes (\*E, C, L) stand for, with logits (\*E, C)."""
-        loc = self.mean_of(codes.flatten(0, -2)).reshape(*codes.shape[:-1], -1)
+        loc = self.mean_of(codes.flatten(0, -2)).reshape(*codes.shape[:-1], self.dim)
         scale = self.scale[codes[..., -1]]
-        return MixtureOfNormals(logits, loc, scale, validate_args=False)
+        return NormalsOfCodes(logits, loc, scale, validate_args=False)
 
     def _exact_joints(self, rows: Rows) -> Iterator[Tensor]:
         codes, log_prior = self.all_codes()
@@ -141,7 +147,7 @@ class ShiftMixture(ResidualMixture):
         self, evidence: LinearEvidence, batch_shape: Size, codes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """How well codes (E, C, L) of entries agree with linear evidence."""
-        mean = self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], -1)
+        mean = self.means_of(codes)
         score = EvidenceScore(EvidenceParts.of(evidence, batch_shape), self.scale)
         last = codes[..., -1]
         return score.observations_of(mean, last), score.inequalities_of(mean, last)

@@ -425,7 +425,7 @@ def power_of_two(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_unit_axis(matrix: Tensor) -> Tensor:
     """Which rows (p, D) are one coordinate, or its negative, so that no rounding enters them."""
-    return ((matrix != 0).sum(-1) == 1) & (matrix.abs().amax(-1) == 1)
+    return ((matrix != 0).sum(-1) == 1) & (matrix.abs().sum(-1) == 1)
 
 
 def tightest_bounds(low: Tensor, high: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -219,7 +219,8 @@ class Box(Evidence):
         low, high = torch.broadcast_tensors(low, high)
         if not bool((low < high).all()):
             raise ValueError("Expected low < high in every coordinate. For equality use Observed.")
-        kept = (low.isfinite() | high.isfinite()).reshape(-1, known.dim).any(0)
+        bounded = low.isfinite() | high.isfinite()
+        kept = bounded.reshape(math.prod(low.shape[:-1]), known.dim).any(0)
         matrix = torch.eye(known.dim, dtype=torch.float64, device=known.device)[kept]
         known.matrix.append(matrix)
         known.low.append(low[..., kept])

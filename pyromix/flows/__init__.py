@@ -1,7 +1,8 @@
 """Flows: a base law and transforms of its draws."""
 
-__all__ = ["Flow", "FlowLaw", "near_identity"]
+__all__ = ["ConditionedFlow", "Flow", "FlowLaw", "near_identity"]
 
+from .conditioned import ConditionedFlow
 from .flow import Flow
 from .law import FlowLaw
 from .near_identity import near_identity

@@ -2,24 +2,29 @@
 
 __all__ = ["Flow"]
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
 from pyro.distributions.conditional import ConditionalTransform
-from torch import Size, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 from torch.types import _size
 
+from ..conditioning.law import Statement
 from ..core.batch import Batch, split_batch
 from ..core.checks import check_value
 from ..core.conversions import TensorLike, as_context
 from ..core.expanded import expand_kept
 from ..core.law_module import LawModule
 from ..core.module import DistributionModule
+from ..core.random import takes_generator
+from ..evidence.pieces import Evidence
 from .chain import given_context, needs_context, pull_back
+from .conditioned import ConditionedFlow, FlowPrior, TakesEvidence
+from .coordinatewise import CoordinateChain
 from .law import FlowLaw
-from .wrapping import as_distribution_module, as_transform_modules
+from .wrapping import as_distribution_module, as_transform_modules, unwrap
 
 
 class Flow(LawModule[FlowLaw], FlowLaw):
@@ -103,24 +108,66 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         """The base, its batch dimensions made event dimensions where the transforms ask for it."""
         return self.base if self._base_view is None else self._base_view
 
-    def condition(self, context: TensorLike) -> FlowLaw:
-        """The law given a context.
+    @overload
+    def condition(self, *evidence: Statement, **options: Any) -> ConditionedFlow: ...
+    @overload
+    def condition(self, context: TensorLike, /) -> FlowLaw: ...
+    @takes_generator
+    def condition(self, *given: Any, generator: Generator | None = None, **options: Any) -> Any:
+        """The law given a context, or given evidence about columns.
 
         Args:
-            context: Shape ``(*batch, context_dim)``, for all conditional transforms; and for the
-                base, if that is a conditional model. For one that takes more than one vector,
-                such as a sequence of them, it has the base's shape.
+            given: A context of shape ``(*batch, context_dim)``, for all conditional transforms;
+                and for the base, if that is a conditional model. For one that takes more than one
+                vector, such as a sequence of them, it has the base's shape. Or, if nothing is
+                conditional, pieces of evidence about the flow's columns, such as `Observed` and
+                `Box`: where the base takes evidence and the transforms act on every coordinate
+                alone. `GaussianPrior`, and what is about several columns, goes through affine
+                transforms only.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+            options: Of the base's own ``condition``, such as ``num_particles``, with evidence.
 
         Returns:
-            A distribution over values that shares the parameters. Its batch shape is that of the
-            context, expanded by that of the flow.
+            Given a context, a distribution over values that shares the parameters. Its batch
+            shape is that of the context, expanded by that of the flow. Given evidence, a
+            `ConditionedFlow`.
 
         Raises:
-            NotImplementedError: If neither the base nor a transform is conditional.
-            ValueError: If the context does not fit.
+            NotImplementedError: If neither the base nor a transform is conditional, or if evidence
+                cannot go through.
+            ValueError: If the context or the evidence does not fit.
+
+        Example:
+            >>> from torch.distributions import ExpTransform
+            >>> from pyromix import Box, GaussianMixture, Observed
+            >>> flow = Flow(GaussianMixture(3, 2), [ExpTransform()])
+            >>> law = flow.condition(Observed({0: 2.0}), Box(high=3.0))
+            >>> x = law.sample((100,))
+            >>> bool((x[:, 0] == 2.0).all()), bool((x[:, 1] <= 3.0).all())
+            (True, True)
         """
-        if not self.conditional:
-            return super().condition(context)  # type: ignore[return-value]  # raises an error
+        about_columns = all(isinstance(piece, Evidence | Mapping) for piece in given)
+        if self.conditional:
+            if len(given) != 1 or about_columns:
+                raise ValueError(
+                    "This flow needs a context: condition(context). Evidence about columns goes "
+                    "to flows that are not conditional."
+                )
+            return self._given_context(given[0])
+        if not about_columns:
+            return super().condition(*given)
+        base = unwrap(self.base_dist)
+        if not isinstance(base, TakesEvidence) or len(self.event_shape) != 1:
+            raise NotImplementedError(
+                f"Not available: a flow takes evidence about columns where its base does, such as "
+                f"a GaussianMixture or a DRMM, got {type(base).__name__}."
+            )
+        prior = base.evidence_prior(**options)
+        chain = CoordinateChain.of(self.transforms, self.event_shape[0], prior.device)
+        return FlowPrior(prior, chain, self).condition_on(given)
+
+    def _given_context(self, context: TensorLike) -> FlowLaw:
+        """The law given a context."""
         like = self._like()
         context = as_context("context", context, like=torch.empty(0) if like is None else like)
         base = self.base.condition(context) if self._has_conditional_base else self.base_dist
@@ -137,7 +184,7 @@ class Flow(LawModule[FlowLaw], FlowLaw):
         return self._with(base, given_context(self.transforms, vectors))
 
     def _law_given(self, context: Any = None) -> FlowLaw:
-        return self if context is None else self.condition(context)
+        return self if context is None else self._given_context(context)
 
     @property
     def scheduled(self) -> bool:

@@ -29,7 +29,7 @@ from pyro.distributions.conditional import (
 from pyro.distributions.torch_transform import TransformModule
 from torch import Size, Tensor, nn
 from torch.distributions import ComposeTransform, Distribution, Transform, constraints
-from torch.distributions.transforms import _InverseTransform
+from torch.distributions.transforms import CatTransform, StackTransform, _InverseTransform
 from torch.overrides import TorchFunctionMode
 
 from ..core.arguments import UnknownArgumentsError, constructor_arguments
@@ -131,9 +131,18 @@ def _flatten(transforms: Any) -> list[Any]:
                 flat += _flatten(transform.transforms)
             case ConstantConditionalTransform():
                 flat += _flatten([transform.transform])
+            case StackTransform() if transform.dim == -1 and _are_scalar(transform.transforms):
+                # PyTorch's own counts its Jacobians as if they had been summed.
+                ones = [1] * len(transform.transforms)
+                flat.append(CatTransform(transform.transforms, dim=-1, lengths=ones))
             case _:
                 flat.append(transform)
     return flat
+
+
+def _are_scalar(transforms: Sequence[Transform]) -> bool:
+    """Whether transforms are all of numbers, not of vectors."""
+    return all(t.domain.event_dim == t.codomain.event_dim == 0 for t in transforms)
 
 
 class _Arguments(nn.Module):

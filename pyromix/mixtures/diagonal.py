@@ -24,6 +24,7 @@ from ..numerics.batches import (
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from ..numerics.implicit_diagonal import reparameterize
 from .finite import FiniteMixture
+from .full import MixtureOfMultivariateNormals
 
 
 class MixtureOfNormals(FiniteMixture):
@@ -70,12 +71,13 @@ class MixtureOfNormals(FiniteMixture):
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
     }
+    _least_dim: ClassVar[int] = 1
     _tensors: ClassVar[dict[str, int]] = {"_loc": 2, "_scale": 2}
 
     def __init__(
         self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None
     ) -> None:
-        batch_shape = _check_shapes(logits, loc, scale)
+        batch_shape = _check_shapes(logits, loc, scale, self._least_dim)
         super().__init__(batch_shape, loc.shape[-1], validate_args)
         if self._checks_values:
             _check_values(logits, loc, scale)
@@ -161,10 +163,14 @@ class MixtureOfNormals(FiniteMixture):
     def _independent_scale(self) -> Tensor:
         return self._scale
 
+    def with_covariances(self, logits: Tensor, loc: Tensor, scale_tril: Tensor) -> FiniteMixture:
+        """The mixture of other normals, correlated ones."""
+        return MixtureOfMultivariateNormals(logits, loc, scale_tril, validate_args=False)
+
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
         if not self.batch_shape:  # nearly always, and worth a short cut
-            points = value.reshape(-1, value.shape[-1])
+            points = value.reshape(math.prod(value.shape[:-1]), value.shape[-1])
             seen = None if observed is None else observed.reshape(points.shape)
             scores = component_log_prob(points, self._loc, self._scale, log_weights, seen)
             return scores.reshape(*value.shape[:-1], self.num_components)
@@ -206,9 +212,9 @@ class MixtureOfNormals(FiniteMixture):
 register(MixtureOfNormals)
 
 
-def _check_shapes(logits: Tensor, loc: Tensor, scale: Tensor) -> Size:
+def _check_shapes(logits: Tensor, loc: Tensor, scale: Tensor, least_dim: int) -> Size:
     """Checks everything about the parameters but their values; returns the batch shape."""
-    got = f"{check_weights_and_means(logits, loc)}, "
+    got = f"{check_weights_and_means(logits, loc, least_dim=least_dim)}, "
     check_tensor("scale", scale, like=loc)
     got += f"scale {tuple(scale.shape)}"
     if scale.dim() < 2 or loc.shape[-2:] != scale.shape[-2:]:

@@ -16,10 +16,10 @@ from torch.types import _size
 from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
+from ..conditioning.parts import register_part
 from ..core.checks import (
-    as_int,
     check_count,
-    check_index,
+    check_dims,
     check_positive_int,
     check_reachable,
     check_value,
@@ -55,6 +55,10 @@ class FiniteMixture(TensorLaw):
     _tensors: ClassVar[dict[str, int]]
     _logits: Tensor
     _loc: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_part(cls, _tensors_of, partial(_made_of, cls))
 
     # ---- what a component is --------------------------------------------------------------
 
@@ -114,6 +118,10 @@ class FiniteMixture(TensorLaw):
     def _in_units(self, loc: Tensor, scale: Tensor) -> "FiniteMixture":
         """The law of loc + scale * x, with loc and scale of shape (D,), scale positive."""
 
+    @abstractmethod
+    def with_covariances(self, logits: Tensor, loc: Tensor, scale_tril: Tensor) -> "FiniteMixture":
+        """The mixture of other normals, correlated ones; see `MixtureOfMultivariateNormals`."""
+
     @property
     def _independent_scale(self) -> Tensor | None:
         """Standard deviations (*, K, D), if coordinates are independent within components."""
@@ -148,6 +156,23 @@ class FiniteMixture(TensorLaw):
         deviation = self.loc - self.mean.unsqueeze(-2)
         spread = self.component_variance + deviation.square()
         return (self.logits.exp().unsqueeze(-1) * spread).sum(-2)
+
+    @property
+    def mode(self) -> Tensor:
+        r"""The densest point that a search finds, shape (\*B, D); see `ConditionedLaw.mode`."""
+        return self.evidence_prior().condition_on(()).mode
+
+    def quantile(self, column: int, probs: float | Sequence[float] | Tensor) -> Tensor:
+        r"""Quantiles of a coordinate, shape (\*P, \*B), without a graph.
+
+        Args:
+            column: The coordinate.
+            probs: Probabilities from 0 to 1, of any shape P.
+
+        Raises:
+            ValueError: If there is no such coordinate, or for other probabilities.
+        """
+        return self.evidence_prior().condition_on(()).quantile(column, probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of the mixture.
@@ -292,8 +317,7 @@ class FiniteMixture(TensorLaw):
         Raises:
             ValueError: If a coordinate is out of range, named twice, or none is given.
         """
-        single = as_int(dims)
-        kept = self._check_dims(dims if isinstance(dims, Iterable) and single is None else [dims])
+        kept = check_dims(dims, self.event_shape[0])
         if not kept:
             raise ValueError("Expected at least one coordinate to keep, got none.")
         return self._inherit(self._marginal(kept)).expand(self.batch_shape)
@@ -324,7 +348,11 @@ class FiniteMixture(TensorLaw):
         """
         if len(given) == 1 and not isinstance(given[0], Evidence):
             return self._given_mapping(given[0], missing=False)
-        return MixturePrior(self).condition_on(given)
+        return self.evidence_prior().condition_on(given)
+
+    def evidence_prior(self) -> MixturePrior:
+        """The mixture as what evidence is added to."""
+        return MixturePrior(self)
 
     def _given_mapping(self, values: Any, *, missing: bool) -> "FiniteMixture":
         """The law of the other coordinates, with a warning that this is to change."""
@@ -440,7 +468,7 @@ class FiniteMixture(TensorLaw):
                 f"{type(observed).__name__}. (In training, a batch that is a pair is read as "
                 f"values and context. A mixture takes no context: leave labels out.)"
             )
-        given = self._check_dims(list(observed))
+        given = check_dims(list(observed), self.event_shape[0])
         free = [d for d in range(self.event_shape[0]) if d not in given]
         if not given or not free:
             raise ValueError(
@@ -524,16 +552,23 @@ class FiniteMixture(TensorLaw):
         law: FiniteMixture = make(*tensors, validate_args=False)
         return law
 
-    def _check_dims(self, dims: Iterable[object]) -> list[int]:
-        """Normalises negative coordinates, and rejects those out of range or named twice."""
-        size, dims = self.event_shape[0], list(dims)
-        positive = [check_index("every coordinate", d, size) for d in dims]
-        if len(set(positive)) < len(positive):
-            raise ValueError(f"Expected each coordinate once, got {dims}.")
-        return positive
-
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(num_components={self.num_components}, "
             f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
         )
+
+
+def _tensors_of(mixture: FiniteMixture) -> dict[str, Any]:
+    """What a mixture is made of, for files."""
+    names = ("_logits", *mixture._tensors)
+    return {
+        "tensors": [getattr(mixture, name) for name in names],
+        "validate_args": bool(mixture._validate_args),
+    }
+
+
+def _made_of(cls: Any, tensors: list[Tensor], validate_args: bool) -> Any:
+    mixture = cls(*tensors, validate_args=False)
+    mixture._validate_args = validate_args
+    return mixture

@@ -133,6 +133,10 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
         return self._tril.square().sum(-1).expand(self.loc.shape)
 
+    def with_covariances(self, logits: Tensor, loc: Tensor, scale_tril: Tensor) -> FiniteMixture:
+        """The mixture of other normals, correlated ones."""
+        return MixtureOfMultivariateNormals(logits, loc, scale_tril, validate_args=False)
+
     def _joint_log_prob(self, value: Tensor) -> Tensor:
         log_weights = self._logits.log_softmax(-1)
         offset = log_weights - half_log_det(self._scale_tril)

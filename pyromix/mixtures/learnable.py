@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 
 from ..conditioning.law import ConditionedLaw, Statement
+from ..conditioning.mixture import MixturePrior
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
@@ -228,6 +229,10 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         if len(given) == 1 and not isinstance(given[0], Evidence):
             return self.law._given_mapping(given[0], missing=self.missing == "marginalize")
         return self.law.condition(*given)
+
+    def evidence_prior(self) -> MixturePrior:
+        """The mixture, without a context, as what evidence is added to."""
+        return self.law.evidence_prior()
 
     @takes_generator
     def impute(

@@ -52,6 +52,7 @@ from ..numerics.low_rank import (
 )
 from ..numerics.triangular import half_log_det
 from .finite import FiniteMixture
+from .full import MixtureOfMultivariateNormals
 from .tensor_law import TensorLaw
 
 
@@ -158,6 +159,10 @@ class MixtureOfLowRankPrecisionNormals(LowRankPrecisions, FiniteMixture):
     def component_covariance(self) -> Tensor:
         r"""Covariances with no more batch dimensions than the precisions have: (\*, K, D, D)."""
         return covariance(self._diag, self._factor)
+
+    def with_covariances(self, logits: Tensor, loc: Tensor, scale_tril: Tensor) -> FiniteMixture:
+        """The mixture of other normals, correlated ones."""
+        return MixtureOfMultivariateNormals(logits, loc, scale_tril, validate_args=False)
 
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         own = common_batch_shape(

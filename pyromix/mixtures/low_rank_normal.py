@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from ..conditioning.law import ConditionedLaw, Statement
+from ..conditioning.mixture import MixturePrior
 from ..core.checks import check_tensor, check_value
 from ..core.random import takes_generator
 from ..core.registry import register
@@ -150,6 +151,10 @@ class LowRankPrecisionNormal(LowRankPrecisions):
         if len(given) == 1 and not isinstance(given[0], Evidence):
             return self._component(mixture._given_mapping(given[0], missing=False))
         return mixture.condition(*given)
+
+    def evidence_prior(self) -> MixturePrior:
+        """The normal as what evidence is added to."""
+        return self._as_mixture().evidence_prior()
 
     def _as_mixture(self) -> MixtureOfLowRankPrecisionNormals:
         """The mixture whose one component this is."""

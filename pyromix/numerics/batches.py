@@ -153,12 +153,13 @@ def by_pattern(observed: Tensor) -> Iterator[tuple[list[int], list[int], Tensor]
         yield pattern.nonzero().flatten().tolist(), (~pattern).nonzero().flatten().tolist(), rows
 
 
-def check_weights_and_means(logits: object, loc: object) -> str:
+def check_weights_and_means(logits: object, loc: object, *, least_dim: int = 1) -> str:
     """Checks types and shapes of what every mixture has.
 
     Args:
         logits: Log-weights, of shape (*B, K) if they are right.
         loc: Means, of shape (*B, K, D) if they are right.
+        least_dim: The smallest D.
 
     Returns:
         Both shapes as text, for errors about other parameters.
@@ -176,7 +177,7 @@ def check_weights_and_means(logits: object, loc: object) -> str:
         )
     if logits.shape[-1] != loc.shape[-2]:
         raise ValueError(f"Expected logits (*B, K) and loc (*B, K, D) with the same K, got {got}.")
-    if logits.shape[-1] == 0 or loc.shape[-1] == 0:
+    if logits.shape[-1] == 0 or loc.shape[-1] < least_dim:
         raise ValueError(
             f"Expected at least one component and one dimension, got {got}. "
             f"An empty mixture has no density."

@@ -111,7 +111,7 @@ class Verdict:
     def _swallowed(self, rows: Tensor) -> str:
         """What to say if columns vary, and have the smallest scale everywhere in the law."""
         floored = self.model.columns_at_floor()
-        if floored is None:
+        if floored is None or not len(floored):
             return ""
         spread = rows[:, : len(floored)].double().std(0, correction=0)
         floors, floor = torch.as_tensor(self.model.column_floors()), self.model.scale_floor

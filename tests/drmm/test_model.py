@@ -229,7 +229,7 @@ def test_other_precision():
 # ---- bad input --------------------------------------------------------------------------------
 
 BAD_ARGUMENTS = [
-    ({"dim": 0}, "dim to be an integer of at least 1"),
+    ({"dim": 0}, "dim to be positive, or categories"),
     ({"num_layers": 0}, "num_layers"),
     ({"num_layers": 1.5}, "num_layers"),
     ({"num_components": True}, "num_components"),

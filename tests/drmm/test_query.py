@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from pyromix import AnyOf, Box, CategoricalPrior, GaussianPrior, Nonlinear, Observed
+from pyromix import (
+    AnyOf,
+    Box,
+    CategoricalPrior,
+    GaussianPrior,
+    Nonlinear,
+    Observed,
+    load_law,
+    save,
+)
 from pyromix.drmm import Query
 
 from .test_conditioned import _limited, _model, _vector
@@ -73,6 +82,18 @@ def test_the_first_answer_is_that_of_the_model():
     torch.testing.assert_close(
         query(Observed({0: 0.3})).log_evidence()[0], before, rtol=0, atol=0.05
     )
+
+
+def test_answers_are_saved_with_what_was_remembered(tmp_path):
+    query = _limited(_model()).query(num_particles=16, memory=24)
+    query(*questions(0))
+    law = query(*questions(1))
+    query(*questions(2))  # remembers other codes since
+    save(law, tmp_path / "law.safetensors")
+    loaded = load_law(tmp_path / "law.safetensors")
+    assert torch.equal(loaded.log_evidence()[0], law.log_evidence()[0])
+    x = law.sample((5,))
+    assert torch.equal(loaded.log_prob(x), law.log_prob(x))
 
 
 def test_questions_of_all_kinds_may_follow_each_other():
