@@ -35,6 +35,7 @@ from .known import (
     known_columns,
     known_rows,
     log_density,
+    posterior_moments,
 )
 from .law import BLOCK_SCORES, LinearObservations, ResidualMixture
 from .maps import DiagonalMap, LayerMap, TriangularMap
@@ -232,23 +233,52 @@ class AffineMixture(ResidualMixture):
     ) -> Tensor:
         """Draws of the real columns (n, D), given codes and what was observed."""
         exact = self.map_tensors(torch.Tensor.double)
-        matrix, y, noise = noisy
-        identity = torch.eye(self.dim, dtype=torch.float64, device=matrix.device)
-        rows = torch.cat([identity[columns], matrix])
-        y = torch.cat([value, y], -1)
-        noise = torch.block_diag(noise.new_zeros(len(columns), len(columns)), noise)
+        rows, y, noise = self._all_rows(columns, value, noisy)
         drawn = []
         size = max(1, BLOCK_SCORES // self.dim**2)
         for own, wanted in zip(codes.split(size), y.split(size), strict=True):
             factor = exact.factor_of(own)
             # In terms of what the codes leave, a standard normal.
-            left = torch.randn(len(own), self.dim, dtype=torch.float64, device=matrix.device)
+            left = torch.randn(len(own), self.dim, dtype=torch.float64, device=rows.device)
             x = exact._undo(own, left)
             if len(rows):
                 moved = correction(rows @ factor, x @ rows.mT, wanted, noise)
                 x = x + (factor @ moved.unsqueeze(-1)).squeeze(-1)
             drawn.append(x)
         return torch.cat(drawn).to(self.origin) if drawn else value.new_zeros(0, self.dim)
+
+    def moments_known(
+        self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> tuple[Tensor, Tensor]:
+        """Means and variances of the real columns (n, D), given codes and what was observed."""
+        exact = self.map_tensors(torch.Tensor.double)
+        rows, y, noise = self._all_rows(columns, value, noisy)
+        means, variances = [], []
+        size = max(1, BLOCK_SCORES // self.dim**2)
+        for own, wanted in zip(codes.split(size), y.split(size), strict=True):
+            factor, mean = exact.factor_of(own), exact.mean_of(own)
+            seen, variance = rows @ factor, factor.square().sum(-1)
+            if len(rows):
+                mean, variance = posterior_moments(
+                    mean,
+                    variance,
+                    seen @ factor.mT,
+                    seen @ seen.mT + noise,
+                    wanted - mean @ rows.mT,
+                )
+            means.append(mean)
+            variances.append(variance)
+        return torch.cat(means), torch.cat(variances)
+
+    def _all_rows(
+        self, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> LinearObservations:
+        """Values of columns and other observations together: rows, what they are, and noise."""
+        matrix, y, noise = noisy
+        identity = torch.eye(self.dim, dtype=torch.float64, device=matrix.device)
+        none = noise.new_zeros(len(columns), len(columns))
+        rows = torch.cat([identity[columns], matrix])
+        return rows, torch.cat([value, y], -1), torch.block_diag(none, noise)
 
     def means_of(self, codes: Tensor) -> Tensor:
         """Means of the normals that codes (E, C, L) stand for, shape (E, C, D)."""

@@ -32,7 +32,7 @@ from ..mixtures.finite import FiniteMixture
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed
 from .affine import AffineMixture
-from .law import ResidualMixture
+from .law import LinearObservations, ResidualMixture
 from .maps import DiagonalMap, LowRankMap, TriangularMap
 from .particles import Codes, enumerate_codes, find_codes, prune
 from .rows import Columns, Rows
@@ -49,6 +49,9 @@ LEAST_SINGULAR = 1e-2
 
 # Means of codes of so many numbers are compared at once.
 BLOCK_NUMBERS = 2**22
+
+# Codes that have less than this share of the likeliest one's weight do not count in moments.
+NEGLIGIBLE_SHARE = 1e-10
 
 # Standard error of a code's log-probability that is good enough for one of many.
 INTEGRAL_ERROR = 0.1
@@ -336,7 +339,7 @@ class ConditionedDRMM(ConditionedLaw):
             self.probs(self._dim + j).argmax(-1, keepdim=True).to(self._law.log_weight)
             for j in range(len(self._law.columns.tables))
         ]
-        return torch.cat([self._real.mean, *columns], -1)
+        return torch.cat([self._moments[0], *columns], -1)
 
     @property
     def variance(self) -> Tensor:
@@ -345,7 +348,44 @@ class ConditionedDRMM(ConditionedLaw):
         Raises:
             NotImplementedError: Under inequalities, where they have no closed form.
         """
-        return self._real.variance
+        return self._moments[1]
+
+    @property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        r"""Means and variances of the real columns, shape (\*B, D)."""
+        if self._log_known is None or self._with_graph:
+            return self._real.mean, self._real.variance
+        return self._moments_known
+
+    @cached_property
+    @torch.no_grad()
+    def _moments_known(self) -> tuple[Tensor, Tensor]:
+        """The same without the mixture of all codes, which may be too large for a batch."""
+        assert self._log_known is not None
+        law, weight = self._law, self._log_known.softmax(-1)  # (E, C)
+        best = weight.argmax(-1)
+        every = torch.arange(len(weight), device=weight.device)
+        # Relative to a mean, so that large numbers do not cancel.
+        reference, _ = law.moments_known(*self._known_at(every, best))
+        total, shift, square = (
+            weight.new_zeros(len(weight), 1),
+            *(torch.zeros_like(reference) for _ in range(2)),
+        )
+        kept = weight > NEGLIGIBLE_SHARE * weight.amax(-1, keepdim=True)
+        entry, code = kept.nonzero(as_tuple=True)
+        size = max(1, BLOCK_NUMBERS // (max(1, law.dim) * (1 + self._num_observed)))
+        for one, other in zip(entry.split(size), code.split(size), strict=True):
+            mean, variance = law.moments_known(*self._known_at(one, other))
+            own, away = weight[one, other].unsqueeze(-1), mean - reference[one]
+            total.index_add_(0, one, own)
+            shift.index_add_(0, one, own * away)
+            square.index_add_(0, one, own * (variance + away.square()))
+        shift, square = shift / total, square / total
+        mean, variance = reference + shift, (square - shift.square()).clamp(min=0.0)
+        columns = sorted(self._evidence.observed)
+        mean[:, columns], variance[:, columns] = self._known_at(every, best)[2], 0.0
+        shape = (*self.batch_shape, law.dim)
+        return mean.reshape(shape).to(self._dtype), variance.reshape(shape).to(self._dtype)
 
     def probs(self, index: int) -> Tensor:
         r"""Probabilities of the categories of a column, given the evidence.
@@ -482,6 +522,15 @@ class ConditionedDRMM(ConditionedLaw):
 
     def _draw_known(self, entry: Tensor, component: Tensor) -> Tensor:
         """Draws of the real columns at entries (n,), given indices of their codes (n,)."""
+        own, columns, value, noisy = self._known_at(entry, component)
+        x = self._law.draw_known(own, columns, value, noisy)
+        x[:, columns] = value.to(x)
+        return x
+
+    def _known_at(
+        self, entry: Tensor, component: Tensor
+    ) -> tuple[Tensor, list[int], Tensor, LinearObservations]:
+        """Codes (n, L) of entries (n,), and what is known there: columns, values, and the rest."""
         evidence, shape = self._evidence, self.batch_shape
         columns = sorted(evidence.observed)
         value = evidence.observed_values(self._dtype).expand(*shape, len(columns))
@@ -490,9 +539,12 @@ class ConditionedDRMM(ConditionedLaw):
         wanted = y.reshape(shape.numel(), len(matrix))[entry]
         codes = self._codes.codes
         own = codes[entry if len(codes) > 1 else torch.zeros_like(entry), component]
-        x = self._law.draw_known(own, columns, value, (matrix, wanted, noise))
-        x[:, columns] = value.to(x)
-        return x
+        return own, columns, value, (matrix, wanted, noise)
+
+    @property
+    def _num_observed(self) -> int:
+        """Number of values and observations."""
+        return len(self._evidence.observed) + sum(len(a) for a, _, _ in self._evidence.gaussian)
 
     def holds(self, value: Tensor) -> Tensor:
         r"""Whether points meet every inequality, shape (\*S, \*B)."""

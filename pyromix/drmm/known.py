@@ -17,6 +17,7 @@ __all__ = [
     "known_columns",
     "known_rows",
     "log_density",
+    "posterior_moments",
 ]
 
 import math
@@ -228,6 +229,30 @@ def correction(
     weights = weights + torch.cholesky_solve(miss - covariance @ weights, tril)
     moved = (factor.mT @ weights).squeeze(-1)
     return moved if scale is None else scale * moved
+
+
+def posterior_moments(
+    mean: Tensor, variance: Tensor, cross: Tensor, covariance: Tensor, miss: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means and variances of columns, given observations.
+
+    Args:
+        mean: Means without them, shape (n, D).
+        variance: Variances without them, shape (n, D).
+        cross: Covariances of observations and columns, shape (n, q, D).
+        covariance: Of the observations, with their noise, shape (n, q, q).
+        miss: Observed values less their means, shape (n, q).
+
+    Returns:
+        Two tensors of shape (n, D).
+    """
+    tril = _factorise(covariance)
+    told = torch.linalg.solve_triangular(
+        tril, torch.cat([cross, miss.unsqueeze(-1)], -1), upper=False
+    )
+    gain, white = told[..., :-1], told[..., -1:]
+    left = (variance - gain.square().sum(-2)).clamp(min=0.0)
+    return mean + (gain.mT @ white).squeeze(-1), left
 
 
 def _agreement(covariance: Tensor, miss: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,6 +140,22 @@ class ResidualMixture(ABC):
             noisy: Observations with noise: A (q, D), y (n, q) and the noise's covariance (q, q).
         """
 
+    @abstractmethod
+    def moments_known(
+        self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> tuple[Tensor, Tensor]:
+        """Means and variances of the real columns, given codes and what was observed.
+
+        Args:
+            codes: Shape (n, L).
+            columns: Columns that were observed.
+            value: Their values, shape (n, columns).
+            noisy: As for `draw_known`.
+
+        Returns:
+            Two tensors of shape (n, D), in float64.
+        """
+
     def means_of(self, codes: Tensor) -> Tensor:
         """Means of the normals that codes (E, C, L) stand for, shape (E, C, D)."""
         return self.mean_of(codes.flatten(0, 1)).reshape(*codes.shape[:2], self.dim)

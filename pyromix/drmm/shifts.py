@@ -19,7 +19,7 @@ from ..evidence.linear import LinearEvidence
 from ..mixtures.diagonal import MixtureOfNormals
 from ..numerics.diagonal_density import component_log_prob
 from .evidence_score import EvidenceParts, EvidenceScore
-from .known import correction
+from .known import correction, posterior_moments
 from .law import BLOCK_SCORES, LinearObservations, ResidualMixture
 from .links import sum_selected
 from .prefix import ShiftPrefix
@@ -86,14 +86,35 @@ class ShiftMixture(ResidualMixture):
         self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
     ) -> Tensor:
         """Draws of the real columns (n, D), given codes and what was observed."""
-        loc, scale = self.mean_of(codes).double(), self.scale[codes[:, -1]].double()
-        # Given a code, columns are independent: known ones say nothing about the others.
-        loc[:, columns], scale[:, columns] = value, 0.0
+        loc, scale = self._normals_known(codes, columns, value)
         x = loc + scale * torch.randn_like(loc)
         matrix, y, noise = noisy
         if len(matrix):
             x = x + correction(matrix * scale.unsqueeze(1), x @ matrix.mT, y, noise, scale)
         return x.to(self.loc)
+
+    def _normals_known(
+        self, codes: Tensor, columns: list[int], value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations (n, D), given codes and values of columns."""
+        loc, scale = self.mean_of(codes).double(), self.scale[codes[:, -1]].double()
+        # Given a code, columns are independent: known ones say nothing about the others.
+        loc[:, columns], scale[:, columns] = value, 0.0
+        return loc, scale
+
+    def moments_known(
+        self, codes: Tensor, columns: list[int], value: Tensor, noisy: LinearObservations
+    ) -> tuple[Tensor, Tensor]:
+        """Means and variances of the real columns (n, D), given codes and what was observed."""
+        loc, scale = self._normals_known(codes, columns, value)
+        variance = scale.square()
+        matrix, y, noise = noisy
+        if not len(matrix):
+            return loc, variance
+        cross = matrix * variance.unsqueeze(1)
+        return posterior_moments(
+            loc, variance, cross, cross @ matrix.mT + noise, y - loc @ matrix.mT
+        )
 
     def _means_given(self, codes: Tensor, weight: Tensor, rows: Rows | None) -> Tensor:  # noqa: ARG002
         mean = self.means_of(codes)

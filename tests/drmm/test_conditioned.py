@@ -694,3 +694,20 @@ def test_many_equations_are_met_and_weighed_as_normals_are(maps, dtype):
     assert law.log_prob(x).isfinite().all()
     with pytest.raises(ValueError, match="independent"):
         model.condition(LinearEquality(torch.cat([a, a[:1]])))
+
+
+@every_map
+def test_moments_of_a_batch_are_those_of_all_normals(maps):
+    """They are summed over codes one by one, without a mixture of all."""
+    model = _limited(_model(maps=maps))
+    told = LinearGaussian(_vector(1.0, 0.5).unsqueeze(0), torch.randn(6, 1).double(), 0.3)
+    for evidence in (
+        [Observed({0: torch.linspace(-1.0, 1.0, 6)})],
+        [Observed({1: 0.3}), told],
+        [told, LinearEquality(_vector(1.0, -1.0), torch.linspace(-1.0, 1.0, 6).unsqueeze(-1))],
+    ):
+        law = model.condition(*evidence)
+        mean, variance = law.mean, law.variance
+        assert "_real" not in vars(law)
+        torch.testing.assert_close(mean, law._real.mean, rtol=0, atol=1e-7)
+        torch.testing.assert_close(variance, law._real.variance, rtol=1e-6, atol=1e-9)
