@@ -152,6 +152,10 @@ class DRMM(LawModule[ResidualMixture]):
             D (1 + rank) numbers. A layer of shifts among others has a stretch that all its
             components share.
         rank: Number of directions of low-rank maps.
+        shrinkage: Pulls maps towards the identity, in the units that parameters are in: training
+            goes on as if every component of every layer had seen points of a standard normal
+            besides, this share of all points. For tables of some hundred rows, where 0.01 to 0.3
+            are worth a comparison on held-out rows; zero, the default, elsewhere.
         categories: Numbers of categories of categorical columns. They follow the real ones, as
             codes from zero, with :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l
             t_{lj}[h_l])`.
@@ -200,6 +204,7 @@ class DRMM(LawModule[ResidualMixture]):
         "standardize": "auto",
         "maps": "shift",
         "rank": 4,
+        "shrinkage": 0.0,
     }
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_positive_int,
@@ -207,6 +212,7 @@ class DRMM(LawModule[ResidualMixture]):
         "num_components": check_positive_int,
         "maps": _check_maps,
         "rank": check_positive_int,
+        "shrinkage": number(0),
         "categories": _check_categories,
         "scale": one_of("diagonal", "spherical", "scalar"),
         "inner_scale": one_of("diagonal", "scalar"),
@@ -226,6 +232,7 @@ class DRMM(LawModule[ResidualMixture]):
     num_components: int
     maps: str | tuple[str, ...]
     rank: int
+    shrinkage: float
     categories: tuple[int, ...]
     scale: str
     inner_scale: str
@@ -249,6 +256,7 @@ class DRMM(LawModule[ResidualMixture]):
         *,
         maps: str | Sequence[str] = "shift",
         rank: int = 4,
+        shrinkage: float = 0.0,
         categories: Sequence[int] = (),
         scale: Scale = "diagonal",
         inner_scale: Literal["diagonal", "scalar"] = "diagonal",
@@ -296,6 +304,11 @@ class DRMM(LawModule[ResidualMixture]):
                 )
             self.layers.extend(MapParameters(kind, k, dim, self.rank) for kind in kinds)
         else:
+            if self.shrinkage:
+                raise ValueError(
+                    f"Expected no shrinkage with maps='shift', which have nothing to shrink, got "
+                    f"{shrinkage!r}."
+                )
             inner = (num_layers - 1, 1 if inner_scale == "scalar" else dim)
             self.raw_inner_scale = nn.Parameter(
                 (2 * spread[1:, 0].log()).expand(inner).clone()  # logarithms of variances
@@ -688,6 +701,9 @@ class DRMM(LawModule[ResidualMixture]):
         stage, within = self._place(progress)
         if stage == "likelihood":
             loss, proposal = likelihood_loss(law, rows, self.training_beam)
+            if isinstance(law, AffineMixture) and self.shrinkage:
+                pull = torch.stack([layer.divergence.sum() for layer in law.maps]).sum()
+                loss = loss + self.shrinkage * pull
             return loss + proposal - proposal.detach()  # a gradient alone, for other parameters
         assert isinstance(law, ShiftMixture)  # the constructor checks that
         if stage == "em":
@@ -703,7 +719,8 @@ class DRMM(LawModule[ResidualMixture]):
         """Starts from clusters of the data, of what they leave, and so on through the layers.
 
         Codes that occur together in the data start with a higher probability. Parameters that do
-        not require gradients are left alone. Missing entries are filled with their column's mean.
+        not require gradients are left alone. Missing entries are filled with their column's mean;
+        where layers have maps, with draws of one normal given the others.
 
         Args:
             data: Points, shape (N, D + number of categorical columns).
@@ -728,6 +745,7 @@ class DRMM(LawModule[ResidualMixture]):
             self.scale,
             self.inner_scale,
             self._variance,
+            self.shrinkage,
         )
         with torch.no_grad():
             if self.loc.requires_grad:
