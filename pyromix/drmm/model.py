@@ -488,7 +488,10 @@ class DRMM(LawModule[ResidualMixture]):
         if not whole:
             config["scale"] = "diagonal"
             if isinstance(self.maps, tuple):
-                config["maps"] = encode(self.maps[:num_layers])
+                maps = list(self.maps[:num_layers])
+                if self.affine and set(maps) == {"shift"}:  # each with a stretch of its own
+                    maps[-1] = "diagonal"
+                config["maps"] = encode(tuple(maps))
         new = type(self).from_config(config).to(self.loc)
         pairs = num_layers * (num_layers - 1) // 2
         with torch.no_grad():
@@ -497,8 +500,9 @@ class DRMM(LawModule[ResidualMixture]):
             new.link_logits.copy_(self.link_logits[:pairs])
             new.loc.copy_(self.loc[:num_layers])
             if self.affine:
-                kept = self.layers[:num_layers]
-                new.layers.load_state_dict(kept.state_dict())
+                for mine, theirs in zip(new.layers, self.layers, strict=False):
+                    for name, parameter in mine.named_parameters():
+                        parameter.copy_(theirs.get_parameter(name))
             else:
                 last = self.raw_scale if whole else self.raw_inner_scale[num_layers - 1]
                 new.raw_inner_scale.copy_(self.raw_inner_scale[: num_layers - 1])

@@ -261,6 +261,14 @@ def test_layers_one_by_one(tmp_path):
     assert model.layers[1].raw_scale.shape == (1, 3)
 
 
+def test_shifts_alone_before_other_layers():
+    model = random_model(3, 3, 3, maps=("shift", "shift", "triangular")).requires_grad_(False)
+    x = model.sample((20,))
+    every = model.layer_log_prob(x)
+    for depth in (1, 2, 3):
+        close(model.shallow(depth).log_prob(x), every[:, depth - 1])
+
+
 @pytest.mark.parametrize("maps", ["triangular", "low_rank"])
 def test_float32_far_from_the_origin(maps):
     torch.manual_seed(0)
