@@ -68,14 +68,14 @@ DIM = COUNT - 1
 # Pixels less their mean, from the 63 columns.
 PIXELS = torch.cat([torch.eye(DIM), -torch.ones(1, DIM)])
 TRAIN, TEST = 1_000_000, 20_000
-PARTICLES = 128
+PARTICLES = 64
 IMAGE_PARTICLES = 32  # patches that overlap are averaged: each may be rougher
 CHUNK = 200  # patches that are asked about at once
 NOISES = (10 / 256, 25 / 256)
 STRIDE = 4
 IMAGE = 8  # of the test images
 NEIGHBOURS, NEIGHBOUR_PATCHES = 20, 100_000
-SHOWN, DRAWS = 6, 4
+SHOWN, DRAWS = 4, 4
 REFERENCE = "mixture"
 TASKS = ("random half", "right half")
 
@@ -97,7 +97,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "quick": Setting(2, 8, 200, 16, 5, 5000, 40, 2, (40, 260), (64, 96)),
-    "default": Setting(4, 32, 7000, 128, 100, 20_000, 200, 4, (28, 216), (112, 160)),
+    "default": Setting(4, 32, 7000, 128, 100, 20_000, 600, 6, (28, 216), (112, 160)),
 }
 
 # ---- training -----------------------------------------------------------------------------------
@@ -378,13 +378,16 @@ def report(title: str, results: Numbers, nats: str) -> None:
 
 def draw_image(images: dict[str, Tensor], path: Any) -> None:
     """All of the images above, and a part of each, larger, below."""
-    figure, axes = plt.subplots(
-        2, len(images), figsize=(2.9 * len(images), 4.9), layout="constrained"
-    )
     clean = images["clean"]
     height, width = clean.shape
-    top, left, size = height // 3, width // 3, min(height, width) // 3
-    window = slice(top, top + size), slice(left, left + round(1.5 * size))
+    top, left = height // 3, width // 3
+    window = slice(top, top + height // 3), slice(left, left + width // 3)
+    figure, axes = plt.subplots(
+        2,
+        len(images),
+        figsize=(2.9 * len(images), 0.3 + 5.8 * height / width),
+        layout="constrained",
+    )
     for column, (name, image) in zip(axes.T, images.items(), strict=True):
         error = float((image - clean).square().mean())
         title = name if name == "clean" else f"{name}, {decibels(error):.2f} dB"
@@ -397,9 +400,9 @@ def draw_image(images: dict[str, Tensor], path: Any) -> None:
 
 
 def draw_completions(models: dict[str, Any], train: Tensor, pixels: Tensor, path: Any) -> None:
-    """Patches of which a half is missing, means of their completions, and draws of the last."""
-    names = ["patch", "seen", f"{NEIGHBOURS} neighbours", *models]
-    titles = [*names, "draws of the last model", *([""] * (DRAWS - 1))]
+    """Patches of which a half is missing, means of their completions, and draws of a model."""
+    names, last = ["patch", "seen", f"{NEIGHBOURS} neighbours", *models], list(models)[-1]
+    titles = [*names, f"draws of {last}", *([""] * (DRAWS - 1))]
     figure, axes = plt.subplots(
         2 * SHOWN, len(titles), figsize=(0.95 * len(titles), 1.9 * SHOWN), layout="constrained"
     )
@@ -411,7 +414,7 @@ def draw_completions(models: dict[str, Any], train: Tensor, pixels: Tensor, path
         columns.append(neighbours(train[:NEIGHBOUR_PATCHES], own, seen))
         torch.manual_seed(0)
         columns += [restore(model, own, seen, 0.0).pixels for model in models.values()]
-        law = given(list(models.values())[-1], own, seen, 0.0)
+        law = given(models[last], own, seen, 0.0)
         columns += list(with_mean(law.sample((DRAWS,)), own, seen))
         low, high = own.amin(1), own.amax(1)
         for j, column in enumerate(columns):

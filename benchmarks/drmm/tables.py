@@ -36,7 +36,7 @@ Columns of small tables depend on each other, and a layer or two of few componen
 maps follow them; shrinkage keeps these from following chance. A model of all columns is not
 trained to tell classes: of 31 columns, the class is one.
 
-Writes out/drmm/tables_<size>.png.
+Writes out/drmm/tables_<size>.png, and keeps what was measured in out/drmm/tables_<size>/.
 
     python -m benchmarks.drmm.tables [--quick | --paper]
 """
@@ -58,7 +58,7 @@ from torch.nn.functional import one_hot
 
 from benchmarks.common import cli
 from benchmarks.common.figures import Styles, draw_row, label_rows, method_legend, save
-from benchmarks.common.store import OUT
+from benchmarks.common.store import OUT, Numbers, Store
 from benchmarks.common.summary import mean_and_error, plus_minus
 from benchmarks.common.tables import (
     Split,
@@ -101,11 +101,12 @@ class Setting(NamedTuple):
     scale_floor: float
     shrinkage: float = 0.0
     maps: str = "triangular"
+    lr: float = 0.015
 
     def __str__(self) -> str:
-        """Layers x components, maps, floor and shrinkage."""
+        """Layers x components, maps, floor, shrinkage and learning rate."""
         shape = f"{self.num_layers} x {self.num_components} {self.maps}"
-        return f"{shape} {self.scale_floor:g} {self.shrinkage:g}"
+        return f"{shape} {self.scale_floor:g} {self.shrinkage:g} {self.lr:g}"
 
 
 def tables() -> dict[str, Table]:
@@ -129,13 +130,12 @@ def tables() -> dict[str, Table]:
 
 FEW = [Setting(1, 2, 0.1, 0.1), Setting(2, 2, 0.1, 0.02), Setting(2, 4, 0.1, maps="shift")]
 MANY = [
-    Setting(1, 2, 0.1, 0.1),
-    Setting(1, 2, 0.03, 0.0),
-    Setting(1, 4, 0.1, 0.3),
     Setting(1, 4, 0.1, 0.1),
+    Setting(1, 2, 0.1, 0.1),
     Setting(2, 2, 0.1, 0.1),
     Setting(2, 2, 0.1, 0.02),
-    Setting(2, 2, 0.03, 0.0),
+    Setting(1, 2, 0.03, 0.0, lr=0.03),
+    Setting(2, 2, 0.03, 0.003, lr=0.03),
     Setting(2, 4, 0.1, maps="shift"),
 ]
 MORE = [
@@ -152,13 +152,10 @@ HOPELESS = 0.15  # nats per entry behind the best setting on the same folds
 
 def train(table: Table, setting: Setting, gaps: Tensor, steps: int) -> DRMM:
     torch.manual_seed(0)
-    model = DRMM(
-        table.dim,
-        categories=table.categories,
-        missing="marginalize",
-        **setting._asdict(),
-    )
-    fit(model, gaps, steps=steps, batch_size=64, lr=0.015, seed=0, progress_bar=False)
+    options = setting._asdict()
+    lr = options.pop("lr")
+    model = DRMM(table.dim, categories=table.categories, missing="marginalize", **options)
+    fit(model, gaps, steps=steps, batch_size=64, lr=lr, seed=0, progress_bar=False)
     return model
 
 
@@ -335,7 +332,8 @@ def score(guess: Guess, table: Table, data: Split) -> list[float]:
     ]
 
 
-def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]:
+def run(table: Table, seed: int, size: str) -> Numbers:
+    """Scores of every method, and the setting that was chosen."""
     data = split(table.x, seed, table.dim)
     chosen, setting = choose(table, data.train_gaps, size)
     iterative = IterativeImputer(random_state=seed)
@@ -349,10 +347,11 @@ def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]
         "logistic, KNN": ask_logistic(KNNImputer(), table, data),
         "logistic, Iterative": ask_logistic(iterative, table, data),
     }
-    return [score(guesses[name], table, data) for name in METHODS], setting
+    scores = [score(guesses[name], table, data) for name in METHODS]
+    return {"scores": scores, "setting": str(setting)}
 
 
-def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) -> None:
+def print_table(name: str, table: Table, values: Tensor, chosen: list[str]) -> None:
     rows, columns = table.x.shape
     print(
         f"\n{name}: {rows} rows, {table.dim} real columns, {columns - table.dim} categorical; "
@@ -363,7 +362,7 @@ def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) 
         cells = [plus_minus(values[:, i, j]) for j in range(len(MEASURES))]
         print(f"{method:>20}" + "".join(f"{cell:>17}" for cell in cells))
     print(
-        "  chosen (layers x components, maps, floor, shrinkage): " + "; ".join(map(str, chosen)),
+        "  chosen (layers x components, maps, floor, shrinkage, rate): " + "; ".join(chosen),
         flush=True,
     )
 
@@ -398,12 +397,16 @@ def main() -> None:
     )
     size = cli.parse(parser).size
     start = time.perf_counter()
-    results = {}
+    folder = OUT / "drmm" / f"tables_{size}"
+    store, results = Store(folder), {}
     for name, table in tables().items():
-        runs = [run(table, seed, size) for seed in range(2 if size == "quick" else 5)]
-        results[name] = torch.tensor([scores for scores, _ in runs])
-        print_table(name, table, results[name], [setting for _, setting in runs])
-    draw(results, OUT / "drmm" / f"tables_{size}.png")
+        runs = [
+            store.once(f"{name} {seed}", lambda table=table, seed=seed: run(table, seed, size))
+            for seed in range(2 if size == "quick" else 5)
+        ]
+        results[name] = torch.tensor([r["scores"] for r in runs])
+        print_table(name, table, results[name], [r["setting"] for r in runs])
+    draw(results, folder.with_suffix(".png"))
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 
