@@ -2,9 +2,11 @@
 
 Wine, breast cancer and diabetes, of 178 to 569 rows, with their class as a categorical column (for
 diabetes: sex, and the quartile of the target as class). 30 per cent of the entries are hidden at
-random, in the rows to train on and in those held out. One model is trained on all columns, with
-gaps integrated out. Number of layers and components, maps, kind of scale and its floor are chosen
-on a fifth of the training rows, that training does not see; training keeps its best step on them.
+random, in the rows to train on and in those held out. Models are trained on all columns, with gaps
+integrated out. Layers and components, maps, smallest scale and shrinkage are chosen by
+cross-validation within the training rows: models are trained on three quarters, and a few entries
+that are hidden in addition in the last one are scored given what is left of their rows. A setting
+that is far behind the best on the first folds is given up. Held-out rows take no part.
 
 Printed, with mean and standard error over seeds:
 
@@ -12,6 +14,12 @@ Printed, with mean and standard error over seeds:
   conditional means; and nats per entry, log p(hidden | observed).
 - hidden codes: how many are guessed, and the mean of minus the log-probability of the true one.
 - the class alone, of all held-out rows, their other columns known but for the gaps.
+
+Deep residual mixtures with the setting that was chosen:
+
+- DRMM: one, trained on all training rows.
+- DRMMs: the average of the densities of those that cross-validation trained, of a quarter of the
+  rows less each, with this setting and the second best.
 
 The others:
 
@@ -25,13 +33,11 @@ The others:
 - logistic regression (scikit-learn's penalty) of the class on the other columns, filled in by
   IterativeImputer or KNNImputer, trained on the rows whose class is known.
 
-Where the real columns depend on each other (most in breast cancer, where radii, perimeters and
-areas say nearly the same) layers with triangular or low-rank maps are chosen on the held-out rows:
-they are ahead of chained regressions in error and density, and of full covariances, which overfit.
-They tell classes apart less well than small models of shifts do: a model of all columns is not
-trained for that; of 31 columns, the class is one.
+Columns of small tables depend on each other, and a layer or two of few components with triangular
+maps follow them; shrinkage keeps these from following chance. A model of all columns is not
+trained to tell classes: of 31 columns, the class is one.
 
-Writes out/drmm/tables_<size>.png.
+Writes out/drmm/tables_<size>.png, and keeps what was measured in out/drmm/tables_<size>/.
 
     python -m benchmarks.drmm.tables [--quick | --paper]
 """
@@ -53,7 +59,7 @@ from torch.nn.functional import one_hot
 
 from benchmarks.common import cli
 from benchmarks.common.figures import Styles, draw_row, label_rows, method_legend, save
-from benchmarks.common.store import OUT
+from benchmarks.common.store import OUT, Numbers, Store
 from benchmarks.common.summary import mean_and_error, plus_minus
 from benchmarks.common.tables import (
     Split,
@@ -63,12 +69,13 @@ from benchmarks.common.tables import (
     normal_log_prob,
     split,
 )
-from pyromix import DRMM, Observed, fit
+from pyromix import DRMM, fit
 
 LEAST = 0.01  # probability of what imputers take for impossible
 MEASURES = ("RMSE", "nats", "codes right", "log-loss", "class right", "class log-loss")
 METHODS: Styles = {
     "DRMM": {"color": "C0", "marker": "o"},
+    "DRMMs": {"color": "C9", "marker": "o"},
     "mixture": {"color": "0.55", "marker": "o"},
     "SimpleImputer": {"color": "C3", "marker": "s"},
     "KNNImputer": {"color": "C1", "marker": "s"},
@@ -87,14 +94,19 @@ class Table(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is chosen on held-out training rows."""
+    """What is chosen by cross-validation."""
 
     num_layers: int
     num_components: int
-    scale: str
     scale_floor: float
-    maps: str = "shift"
-    rank: int = 4
+    shrinkage: float = 0.0
+    maps: str = "triangular"
+    lr: float = 0.015
+
+    def __str__(self) -> str:
+        """Layers x components, maps, floor, shrinkage and learning rate."""
+        shape = f"{self.num_layers} x {self.num_components} {self.maps}"
+        return f"{shape} {self.scale_floor:g} {self.shrinkage:g} {self.lr:g}"
 
 
 def tables() -> dict[str, Table]:
@@ -116,64 +128,78 @@ def tables() -> dict[str, Table]:
 # ---- deep residual mixtures ---
 
 
-SHAPES = {
-    "quick": [(1, 4), (2, 4)],
-    "default": [(1, 4), (2, 4), (2, 8), (4, 8)],
-    "paper": [(1, 4), (2, 8), (4, 8), (3, 16)],
-}
-KINDS = [("spherical", 0.1), ("diagonal", 0.1), ("diagonal", 0.3)]
-# Of layers with maps, which have matrices of their own: shapes, and kinds with floors and ranks.
-MAP_SHAPES = {
-    "quick": [(1, 1), (1, 2)],
-    "default": [(1, 1), (1, 2), (2, 2), (1, 4)],
-    "paper": [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4)],
-}
-MAP_KINDS = [
-    ("diagonal", 0.1, "triangular", 1),
-    ("diagonal", 0.1, "low_rank", 2),
-    ("diagonal", 0.1, "low_rank", 6),
+FEW = [Setting(1, 2, 0.1, 0.1), Setting(2, 2, 0.1, 0.02), Setting(2, 4, 0.1, maps="shift")]
+MANY = [
+    Setting(1, 4, 0.1, 0.1),
+    Setting(1, 2, 0.1, 0.1),
+    Setting(2, 2, 0.1, 0.1),
+    Setting(2, 2, 0.1, 0.02),
+    Setting(1, 2, 0.03, 0.0, lr=0.03),
+    Setting(2, 2, 0.03, 0.003, lr=0.03),
+    Setting(2, 4, 0.1, maps="shift"),
 ]
-STEPS = {"quick": 200, "default": 400, "paper": 20_000}
+MORE = [
+    Setting(layers, components, floor, shrinkage)
+    for layers, components in ((1, 8), (2, 4), (3, 2))
+    for floor in (0.03, 0.1)
+    for shrinkage in (0.0, 0.02, 0.1)
+]
+SETTINGS = {"quick": FEW, "default": MANY, "paper": MANY + MORE}
+STEPS = {"quick": 100, "default": 200, "paper": 600}
+FOLDS = 4
+FURTHER, REPEATS = 0.1, 6  # share of entries that are hidden in addition, and how often
+HOPELESS = 0.2  # nats per entry behind the best setting on the same folds
 
 
-def train(table: Table, setting: Setting, gaps: Tensor, validation: Tensor, steps: int) -> DRMM:
+def train(table: Table, setting: Setting, gaps: Tensor, steps: int) -> DRMM:
     torch.manual_seed(0)
-    model = DRMM(
-        table.dim,
-        categories=table.categories,
-        missing="marginalize",
-        **setting._asdict(),
-    )
-    fit(
-        model,
-        gaps,
-        steps=steps,
-        batch_size=64,
-        lr=0.005,
-        validation=validation,
-        validation_every=max(1, steps // 40),
-        seed=0,
-        progress_bar=False,
-    )
+    options = setting._asdict()
+    lr = options.pop("lr")
+    model = DRMM(table.dim, categories=table.categories, missing="marginalize", **options)
+    fit(model, gaps, steps=steps, batch_size=64, lr=lr, seed=0, progress_bar=False)
     return model
 
 
-def settings(size: str) -> list[Setting]:
-    plain = [Setting(*shape, *kind) for shape in SHAPES[size] for kind in KINDS]
-    return plain + [Setting(*shape, *kind) for shape in MAP_SHAPES[size] for kind in MAP_KINDS]
+def hidden_density(model: DRMM, gaps: Tensor) -> float:
+    """Mean log-density of entries that are hidden in addition, given what is left of a row.
 
-
-def choose(table: Table, gaps: Tensor, size: str) -> tuple[DRMM, Setting]:
-    """The model of the highest density of held-out training rows."""
-    count = round(0.8 * len(gaps))
-    models = {
-        setting: train(table, setting, gaps[:count], gaps[count:], STEPS[size])
-        for setting in settings(size)
-    }
+    Few at a time: rows are to keep nearly as many as those that will be asked about.
+    """
+    torch.manual_seed(0)
+    hidden = [torch.rand(gaps.shape) < FURTHER for _ in range(REPEATS)]
+    fewer = torch.cat([gaps.masked_fill(where, math.nan) for where in hidden])
+    count = sum(int((where & ~gaps.isnan()).sum()) for where in hidden)
     with torch.no_grad():
-        density = {s: float(model.log_prob(gaps[count:]).mean()) for s, model in models.items()}
-    best = max(density, key=density.__getitem__)
-    return models[best], best
+        return float(REPEATS * model.log_prob(gaps).sum() - model.log_prob(fewer).sum()) / count
+
+
+def choose(table: Table, gaps: Tensor, size: str) -> tuple[dict[str, list[DRMM]], list[Setting]]:
+    """Models with what cross-validation finds best: of all rows, and of the folds.
+
+    Returns:
+        One model with the best setting, trained on all rows; and those that cross-validation
+        trained with the best two. And these settings.
+    """
+    fold = torch.arange(len(gaps)) % FOLDS
+    tried: list[tuple[float, Setting, list[DRMM]]] = []
+    best: list[float] = []
+    for setting in SETTINGS[size]:
+        models: list[DRMM] = []
+        densities: list[float] = []
+        for f in range(FOLDS):
+            models.append(train(table, setting, gaps[fold != f], STEPS[size]))
+            densities.append(hidden_density(models[-1], gaps[fold == f]))
+            behind = sum(best[: f + 1]) - sum(densities) if best else 0.0
+            if behind > HOPELESS * (f + 1):
+                break
+        else:
+            tried.append((sum(densities), setting, models))
+            if not best or sum(densities) > sum(best):
+                best = densities
+    tried.sort(key=lambda result: result[0], reverse=True)
+    settings = [setting for _, setting, _ in tried[:2]]
+    one = train(table, settings[0], gaps, STEPS[size])
+    return {"DRMM": [one], "DRMMs": [m for _, _, found in tried[:2] for m in found]}, settings
 
 
 class Guess(NamedTuple):
@@ -185,30 +211,39 @@ class Guess(NamedTuple):
     classes: Tensor | None  # (N, categories) for the last column, others known but for gaps
 
 
-def ask_model(model: DRMM, table: Table, data: Split) -> Guess:
-    """Row by row, as every row has gaps of its own."""
-    real, codes, classes = [], [[] for _ in table.categories], []
-    last = table.x.shape[1] - 1
-    with torch.no_grad():
-        for row in data.test_gaps:
-            known = {d: row[d] for d in range(last + 1) if not row[d].isnan()}
-            law = model.condition(Observed(known))
-            real.append(law.mean[: table.dim])
-            for j, column in enumerate(codes):
-                column.append(law.probs(table.dim + j))
-            others = {d: value for d, value in known.items() if d != last}
-            classes.append(model.condition(Observed(others)).probs(last))
-        # The hidden real entries, given all that is observed, codes too.
-        filled = data.test_gaps.clone()
-        filled[:, : table.dim] = data.test[:, : table.dim]
-        gain = model.log_prob(filled) - model.log_prob(data.test_gaps)
-    hidden = data.test_gaps[:, : table.dim].isnan().sum()
+@torch.no_grad()
+def ask_models(models: list[DRMM], table: Table, data: Split) -> Guess:
+    """Of the average of the densities of models: in each row they count by what they say of it."""
+    dim, last = table.dim, table.x.shape[1] - 1
+    gaps = data.test_gaps
+    share = log_densities(models, gaps).softmax(0)  # (models, N)
+    real = torch.stack([model.impute(gaps)[:, :dim] for model in models])
+    codes = [
+        torch.stack([model.predict_proba(gaps, dim + j) for model in models])
+        for j in range(len(table.categories))
+    ]
+    others = gaps.clone()
+    others[:, last] = math.nan
+    without = log_densities(models, others).softmax(0)
+    # The hidden real entries, given all that is observed, codes too.
+    filled = gaps.clone()
+    filled[:, :dim] = data.test[:, :dim]
+    gain = log_densities(models, filled).logsumexp(0) - log_densities(models, gaps).logsumexp(0)
     return Guess(
-        torch.stack(real),
-        float(gain.sum() / hidden),
-        [torch.stack(column) for column in codes],
-        torch.stack(classes),
+        average(share, real),
+        float(gain.sum() / gaps[:, :dim].isnan().sum()),
+        [average(share, probs) for probs in codes],
+        average(without, codes[-1]),
     )
+
+
+def log_densities(models: list[DRMM], x: Tensor) -> Tensor:
+    return torch.stack([model.log_prob(x) for model in models])
+
+
+def average(share: Tensor, values: Tensor) -> Tensor:
+    """Values (models, N, n), weighted with shares (models, N)."""
+    return (share.unsqueeze(-1) * values).sum(0)
 
 
 # ---- the others ---
@@ -307,12 +342,13 @@ def score(guess: Guess, table: Table, data: Split) -> list[float]:
     ]
 
 
-def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]:
+def run(table: Table, seed: int, size: str) -> Numbers:
+    """Scores of every method, and the settings that were chosen."""
     data = split(table.x, seed, table.dim)
-    model, setting = choose(table, data.train_gaps, size)
+    chosen, settings = choose(table, data.train_gaps, size)
     iterative = IterativeImputer(random_state=seed)
     guesses = {
-        "DRMM": ask_model(model, table, data),
+        **{name: ask_models(models, table, data) for name, models in chosen.items()},
         "mixture": ask_mixture(table, data, seed),
         # The mean of an indicator is its frequency.
         "SimpleImputer": ask_imputer(SimpleImputer(), table, data),
@@ -321,10 +357,11 @@ def run(table: Table, seed: int, size: str) -> tuple[list[list[float]], Setting]
         "logistic, KNN": ask_logistic(KNNImputer(), table, data),
         "logistic, Iterative": ask_logistic(iterative, table, data),
     }
-    return [score(guesses[name], table, data) for name in METHODS], setting
+    scores = [score(guesses[name], table, data) for name in METHODS]
+    return {"scores": scores, "setting": " and ".join(map(str, settings))}
 
 
-def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) -> None:
+def print_table(name: str, table: Table, values: Tensor, chosen: list[str]) -> None:
     rows, columns = table.x.shape
     print(
         f"\n{name}: {rows} rows, {table.dim} real columns, {columns - table.dim} categorical; "
@@ -335,8 +372,7 @@ def print_table(name: str, table: Table, values: Tensor, chosen: list[Setting]) 
         cells = [plus_minus(values[:, i, j]) for j in range(len(MEASURES))]
         print(f"{method:>20}" + "".join(f"{cell:>17}" for cell in cells))
     print(
-        "  chosen (L, K, scale, floor, maps): "
-        + "; ".join(f"{s[0]}, {s[1]}, {s[2]}, {s[3]:g}, {s[4]} {s[5]}" for s in chosen),
+        "  chosen (layers x components, maps, floor, shrinkage, rate): " + "; ".join(chosen),
         flush=True,
     )
 
@@ -366,17 +402,21 @@ def main() -> None:
     parser = cli.make_parser(
         __doc__,
         quick="two seeds, few models",
-        paper="20,000 steps for every model: hours",
+        paper="more models, more steps: hours",
         threads=False,
     )
     size = cli.parse(parser).size
     start = time.perf_counter()
-    results = {}
+    folder = OUT / "drmm" / f"tables_{size}"
+    store, results = Store(folder), {}
     for name, table in tables().items():
-        runs = [run(table, seed, size) for seed in range(2 if size == "quick" else 5)]
-        results[name] = torch.tensor([scores for scores, _ in runs])
-        print_table(name, table, results[name], [setting for _, setting in runs])
-    draw(results, OUT / "drmm" / f"tables_{size}.png")
+        runs = [
+            store.once(f"{name} {seed}", lambda table=table, seed=seed: run(table, seed, size))
+            for seed in range(2 if size == "quick" else 5)
+        ]
+        results[name] = torch.tensor([r["scores"] for r in runs])
+        print_table(name, table, results[name], [r["setting"] for r in runs])
+    draw(results, folder.with_suffix(".png"))
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 

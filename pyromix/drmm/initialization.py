@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.constraints import Floored
 from ..mixtures.clusters import MAX_POINTS, Clusters, find_clusters
+from .filling import fill
 from .map_parameters import MapParameters
 from .rows import Rows
 
@@ -34,6 +35,7 @@ class Shape:
     scale: str
     inner_scale: str
     variance: Floored
+    shrinkage: float = 0.0
 
 
 def initial_parameters(
@@ -61,7 +63,7 @@ def initial_parameters(
         )
     k, dim = shape.num_components, rows.real.shape[-1]
     # Without real columns, points are near that have the same categories.
-    residual = _filled(rows) if dim else _indicators(rows, shape.categories)
+    residual = _filled(rows, shape, bool(maps)) if dim else _indicators(rows, shape.categories)
     log_weight, loc, inner, links = [], [], [], []
     codes: list[Tensor] = []
     start: dict[str, Tensor] = {}
@@ -70,7 +72,7 @@ def initial_parameters(
         clusters = find_clusters(residual, k, covariances=bool(maps) and maps[layer].full_moments)
         code = torch.cdist(residual, clusters.loc).argmin(-1)
         if maps:
-            raw, mapping = maps[layer].start(*clusters, len(residual), floor)
+            raw, mapping = maps[layer].start(*clusters, len(residual), floor, shape.shrinkage)
             start |= {f"layers.{layer}.{name}": value for name, value in raw.items()}
             floor = floor / (floor + raw["raw_scale"].exp()).amin(0)
             residual = mapping.chosen(residual, code)
@@ -129,10 +131,12 @@ def _scales(
     return start
 
 
-def _filled(rows: Rows) -> Tensor:
-    """Real columns, with the means of columns where entries are missing."""
+def _filled(rows: Rows, shape: Shape, draws: bool) -> Tensor:
+    """Real columns, with draws or the means of columns where entries are missing."""
     if rows.observed is None:
         return rows.real
+    if draws:
+        return fill(rows.real, rows.observed, shape.shrinkage, shape.variance.floor)
     seen = rows.observed
     mean = (rows.real * seen).sum(0) / seen.sum(0).clamp(min=1)
     return torch.where(seen > 0, rows.real, mean)

@@ -97,7 +97,13 @@ class MapParameters(nn.Module):
         return DiagonalMap(loc, diag)
 
     def start(
-        self, weights: Tensor, loc: Tensor, second: Tensor, count: int, floor: Tensor
+        self,
+        weights: Tensor,
+        loc: Tensor,
+        second: Tensor,
+        count: int,
+        floor: Tensor,
+        shrinkage: float = 0.0,
     ) -> tuple[dict[str, Tensor], LayerMap]:
         """Starting values under which clusters of points become standard normal.
 
@@ -107,6 +113,8 @@ class MapParameters(nn.Module):
             second: Their variances (K, D) or covariances (K, D, D), see `full_moments`.
             count: Number of points.
             floor: Floors of variances, shape (D,).
+            shrinkage: Points of a standard normal that each cluster has besides, as a share of
+                all points.
 
         Returns:
             Values by the names of the parameters, and the maps that they make.
@@ -117,8 +125,17 @@ class MapParameters(nn.Module):
             second = pooled.unsqueeze(0)
         else:
             second = (size * second + PSEUDO_POINTS * pooled) / (size + PSEUDO_POINTS)
+        if shrinkage:
+            second = self._shrunk(second, shrinkage * count / (size + shrinkage * count))
         raw = getattr(self, f"_start_{self.kind}")(second, floor)
         return raw, self._map(raw, loc, floor)
+
+    def _shrunk(self, second: Tensor, share: Tensor) -> Tensor:
+        """Variances or covariances, of which a share (K, 1) or (K, 1, 1) becomes the identity."""
+        if self.kind == "shift":
+            share = share.mean(0, keepdim=True)
+        ones = torch.ones(self.dim).to(second)
+        return (1 - share) * second + share * (ones.diag() if self.full_moments else ones)
 
     def _raw_scale(self, variance: Tensor, floor: Tensor) -> dict[str, Tensor]:
         return {"raw_scale": torch.maximum(variance - floor, EXCESS * floor).log()}

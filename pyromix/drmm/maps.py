@@ -38,6 +38,22 @@ class LayerMap(ABC):
     def log_det(self) -> Tensor:
         """Log |det A| of every component, shape (K,)."""
 
+    @property
+    @abstractmethod
+    def squares(self) -> Tensor:
+        """Sum of the squares of all entries of A, for every component, shape (K,)."""
+
+    @property
+    def divergence(self) -> Tensor:
+        r"""Divergence of the normals that are made standard from a standard one, shape (K,).
+
+        .. math:: KL\big(N(0, I) \,\|\, N(0, (A^\top A)^{-1})\big)
+                  = \tfrac12 \|A\|^2 - \log|\det A| - \tfrac D 2
+
+        Means are left out. It is zero where A turns alone.
+        """
+        return 0.5 * (self.squares - self.loc.shape[-1]) - self.log_det
+
     @abstractmethod
     def all(self, residual: Tensor) -> Tensor:
         """What every component makes of residuals (n, D): shape (n, K, D)."""
@@ -80,6 +96,11 @@ class DiagonalMap(LayerMap):
         """Log |det A| of every component, shape (K,)."""
         return self.diag.log().sum(-1)
 
+    @property
+    def squares(self) -> Tensor:
+        """Sum of the squares of all entries of A, for every component, shape (K,)."""
+        return self.diag.square().sum(-1)
+
     def all(self, residual: Tensor) -> Tensor:
         """What every component makes of residuals (n, D): shape (n, K, D)."""
         return (residual.unsqueeze(1) - self.loc) * self.diag
@@ -112,6 +133,11 @@ class TriangularMap(LayerMap):
     def log_det(self) -> Tensor:
         """Log |det A| of every component, shape (K,)."""
         return self.matrix.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @property
+    def squares(self) -> Tensor:
+        """Sum of the squares of all entries of A, for every component, shape (K,)."""
+        return self.matrix.square().sum((-2, -1))
 
     def all(self, residual: Tensor) -> Tensor:
         """What every component makes of residuals (n, D): shape (n, K, D)."""
@@ -193,6 +219,13 @@ class LowRankMap(LayerMap):
     def log_det(self) -> Tensor:
         """Log |det A| of every component, shape (K,)."""
         return self.diag.log().sum(-1) + torch.linalg.slogdet(self._capacitance).logabsdet
+
+    @property
+    def squares(self) -> Tensor:
+        """Sum of the squares of all entries of A, for every component, shape (K,)."""
+        both = 2 * self.diag * (self.left * self.right).sum(-1)
+        turned = (self.left.mT @ self.left) * (self.right.mT @ self.right)
+        return (self.diag.square() + both).sum(-1) + turned.sum((-2, -1))
 
     def all(self, residual: Tensor) -> Tensor:
         """What every component makes of residuals (n, D): shape (n, K, D)."""

@@ -166,6 +166,10 @@ class DRMM(LawModule[ResidualMixture]):
             D (1 + rank) numbers. A layer of shifts among others has a stretch that all its
             components share.
         rank: Number of directions of low-rank maps.
+        shrinkage: Pulls maps towards the identity, in the units that parameters are in: training
+            goes on as if every component of every layer had seen points of a standard normal
+            besides, this share of all points. For tables of some hundred rows, where 0.01 to 0.3
+            are worth a comparison on held-out rows; zero, the default, elsewhere.
         categories: Numbers of categories of categorical columns. They follow the real ones, as
             codes from zero, with :math:`p(c_j \mid h) = \operatorname{softmax}(\sum_l
             t_{lj}[h_l])`.
@@ -214,6 +218,7 @@ class DRMM(LawModule[ResidualMixture]):
         "standardize": "auto",
         "maps": "shift",
         "rank": 4,
+        "shrinkage": 0.0,
     }
     argument_checks: ClassVar[Mapping[str, Check]] = {
         "dim": check_count,
@@ -221,6 +226,7 @@ class DRMM(LawModule[ResidualMixture]):
         "num_components": check_positive_int,
         "maps": _check_maps,
         "rank": check_positive_int,
+        "shrinkage": number(0),
         "categories": _check_categories,
         "scale": one_of("diagonal", "spherical", "scalar"),
         "inner_scale": one_of("diagonal", "scalar"),
@@ -240,6 +246,7 @@ class DRMM(LawModule[ResidualMixture]):
     num_components: int
     maps: str | tuple[str, ...]
     rank: int
+    shrinkage: float
     categories: tuple[int, ...]
     scale: str
     inner_scale: str
@@ -263,6 +270,7 @@ class DRMM(LawModule[ResidualMixture]):
         *,
         maps: str | Sequence[str] = "shift",
         rank: int = 4,
+        shrinkage: float = 0.0,
         categories: Sequence[int] = (),
         scale: Scale = "diagonal",
         inner_scale: Literal["diagonal", "scalar"] = "diagonal",
@@ -311,6 +319,11 @@ class DRMM(LawModule[ResidualMixture]):
                 )
             self.layers.extend(MapParameters(kind, k, dim, self.rank) for kind in kinds)
         else:
+            if self.shrinkage:
+                raise ValueError(
+                    f"Expected no shrinkage with maps='shift', which have nothing to shrink, got "
+                    f"{shrinkage!r}."
+                )
             inner = (num_layers - 1, 1 if inner_scale == "scalar" else dim)
             self.raw_inner_scale = nn.Parameter(
                 (2 * spread[1:, 0].log()).expand(inner).clone()  # logarithms of variances
@@ -490,7 +503,10 @@ class DRMM(LawModule[ResidualMixture]):
         if not whole:
             config["scale"] = "diagonal"
             if isinstance(self.maps, tuple):
-                config["maps"] = encode(self.maps[:num_layers])
+                maps = list(self.maps[:num_layers])
+                if self.affine and set(maps) == {"shift"}:  # each with a stretch of its own
+                    maps[-1] = "diagonal"
+                config["maps"] = encode(tuple(maps))
         new = type(self).from_config(config).to(self.loc)
         pairs = num_layers * (num_layers - 1) // 2
         with torch.no_grad():
@@ -499,8 +515,9 @@ class DRMM(LawModule[ResidualMixture]):
             new.link_logits.copy_(self.link_logits[:pairs])
             new.loc.copy_(self.loc[:num_layers])
             if self.affine:
-                kept = self.layers[:num_layers]
-                new.layers.load_state_dict(kept.state_dict())
+                for mine, theirs in zip(new.layers, self.layers, strict=False):
+                    for name, parameter in mine.named_parameters():
+                        parameter.copy_(theirs.get_parameter(name))
             else:
                 last = self.raw_scale if whole else self.raw_inner_scale[num_layers - 1]
                 new.raw_inner_scale.copy_(self.raw_inner_scale[: num_layers - 1])
@@ -743,6 +760,9 @@ class DRMM(LawModule[ResidualMixture]):
         stage, within = self._place(progress)
         if stage == "likelihood":
             loss, proposal = likelihood_loss(law, rows, self.training_beam)
+            if isinstance(law, AffineMixture) and self.shrinkage:
+                pull = torch.stack([layer.divergence.sum() for layer in law.maps]).sum()
+                loss = loss + self.shrinkage * pull
             return loss + proposal - proposal.detach()  # a gradient alone, for other parameters
         assert isinstance(law, ShiftMixture)  # the constructor checks that
         if stage == "em":
@@ -758,7 +778,8 @@ class DRMM(LawModule[ResidualMixture]):
         """Starts from clusters of the data, of what they leave, and so on through the layers.
 
         Codes that occur together in the data start with a higher probability. Parameters that do
-        not require gradients are left alone. Missing entries are filled with their column's mean.
+        not require gradients are left alone. Missing entries are filled with their column's mean;
+        where layers have maps, with draws of one normal given the others.
 
         Args:
             data: Points, shape (N, D + number of categorical columns).
@@ -783,6 +804,7 @@ class DRMM(LawModule[ResidualMixture]):
             self.scale,
             self.inner_scale,
             self._variance,
+            self.shrinkage,
         )
         with torch.no_grad():
             if self.loc.requires_grad:

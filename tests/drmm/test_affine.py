@@ -132,6 +132,83 @@ def test_starting_values_make_clusters_standard_normal(maps):
         close(covariance, torch.eye(5), 1e-3 if maps == "triangular" else 0.05)
 
 
+def test_missing_entries_start_from_draws_given_the_others():
+    """With means in their place, columns would seem to depend less on each other."""
+    torch.manual_seed(0)
+    turn = torch.randn(5, 2)
+    x = torch.randn(3000, 2) @ turn.mT + 0.3 * torch.randn(3000, 5)
+    gaps = torch.where(torch.rand_like(x) < 0.4, math.nan, x)
+    gaps = gaps[~gaps.isnan().all(-1)]
+    model = DRMM(5, 1, 1, maps="triangular", missing="marginalize")
+    model.initialize(gaps)
+    codes, log_prior = model.law.all_codes()
+    covariance = model.law.mixture_of(codes, log_prior).component_covariance[0]
+    spread = x.std(0)
+    apart = (covariance - x.mT.cov()) / spread.outer(spread)
+    assert apart.abs().max() < 0.05
+
+
+@pytest.mark.parametrize("columns", [2, 200])
+def test_starting_with_few_rows_and_columns_of_one_value(columns):
+    torch.manual_seed(0)
+    gaps = torch.randn(7, columns).masked_fill(torch.rand(7, columns) < 0.5, math.nan)
+    gaps[:, 0] = 1.0
+    gaps[:, 1] = math.nan
+    model = DRMM(columns, 2, 2, maps="triangular", missing="marginalize")
+    model.initialize(gaps)
+    assert model.log_prob(gaps).isfinite().all()
+
+
+@every_kind
+def test_divergence_is_that_of_normals(maps):
+    model = random_model(4, 2, 3, maps=maps, rank=2).requires_grad_(False)
+    standard = torch.distributions.MultivariateNormal(torch.zeros(4), torch.eye(4))
+    for layer in model.law.maps:
+        for k in range(3):
+            matrix = layer.chosen(layer.loc[k] + torch.eye(4), torch.full((4,), k)).mT
+            normal = torch.distributions.MultivariateNormal(
+                torch.zeros(4), precision_matrix=matrix.mT @ matrix
+            )
+            close(layer.divergence[k], torch.distributions.kl_divergence(standard, normal))
+
+
+def test_shrinkage_does_what_points_of_a_standard_normal_do():
+    torch.manual_seed(0)
+    x, more = curved(60), torch.randn(30, 6)
+    x = (x - x.mean(0)) / x.std(0)
+    more = more - more.mean(0)
+    more = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(more.mT.cov(correction=0)), more.mT, upper=False
+    ).mT
+    covariances = []
+    for shrinkage, data in ((0.5, x), (0.0, torch.cat([x, more]))):
+        model = DRMM(6, 1, 1, maps="triangular", shrinkage=shrinkage)
+        fit(model, data, steps=200, batch_size=len(data), lr=0.01, seed=0, progress_bar=False)
+        factor = model.law.factor_of(torch.zeros(1, 1, dtype=torch.long))[0]
+        covariances.append(factor @ factor.mT)
+        start = DRMM(6, 1, 1, maps="triangular", shrinkage=shrinkage)
+        start.initialize(data)
+        close(start.layers[0].raw_lower, model.layers[0].raw_lower, 1e-2)
+    close(*covariances, 1e-3)
+    model.eval()
+    assert model.loss(x) == -model.log_prob(x).mean()
+
+
+@pytest.mark.parametrize("maps", ["triangular", "low_rank"])
+def test_shrinkage_helps_where_rows_are_few(maps):
+    turn = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(525, 8, generator=torch.Generator().manual_seed(1)) @ turn
+    x = x / x.std(0)
+    gaps = torch.where(torch.rand_like(x) < 0.2, math.nan, x)
+    scores = []
+    for shrinkage in (0.0, 0.2):
+        torch.manual_seed(0)
+        model = DRMM(8, 1, 2, maps=maps, shrinkage=shrinkage, missing="marginalize")
+        fit(model, gaps[:25], steps=40, lr=0.03, seed=0, progress_bar=False)
+        scores.append(model.log_prob(x[25:]).mean().item())
+    assert scores[1] > scores[0] + 0.5
+
+
 @every_kind
 def test_draws_of_missing_entries_have_their_conditional_law(maps):
     torch.manual_seed(3)
@@ -184,6 +261,14 @@ def test_layers_one_by_one(tmp_path):
     assert model.layers[1].raw_scale.shape == (1, 3)
 
 
+def test_shifts_alone_before_other_layers():
+    model = random_model(3, 3, 3, maps=("shift", "shift", "triangular")).requires_grad_(False)
+    x = model.sample((20,))
+    every = model.layer_log_prob(x)
+    for depth in (1, 2, 3):
+        close(model.shallow(depth).log_prob(x), every[:, depth - 1])
+
+
 @pytest.mark.parametrize("maps", ["triangular", "low_rank"])
 def test_float32_far_from_the_origin(maps):
     torch.manual_seed(0)
@@ -221,6 +306,8 @@ def test_evidence_of_a_batch_and_a_search():
         ({"maps": ("triangular", "shift")}, "maps of 3 layers"),
         ({"maps": "triangular", "curriculum": [("em", 1.0)]}, "other stages are for maps='shift'"),
         ({"maps": "low_rank", "rank": 0}, "rank"),
+        ({"maps": "low_rank", "shrinkage": -0.1}, "shrinkage to be a finite number, at least 0"),
+        ({"shrinkage": 0.1}, "no shrinkage with maps='shift'"),
     ],
 )
 def test_bad_arguments(options, message):
