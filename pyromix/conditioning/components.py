@@ -121,7 +121,9 @@ class Components:
         if len(matrix):
             matrix, y = self._without_given(matrix, y)
             self.reach = self._reach()
-            self.loc, self._factor, gain = solve(self.loc, self.factor, matrix, y)
+            self.loc, self._factor, gain = solve(
+                self.loc, self.factor, matrix, y, evidence.coarsest
+            )
             self.log_joint = self.log_joint + gain - evidence.log_units
             self.log_plane = (
                 0.5 * torch.linalg.slogdet(matrix @ matrix.mT).logabsdet + evidence.log_units

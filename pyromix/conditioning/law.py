@@ -29,7 +29,7 @@ from ..core.draws import without_graph
 from ..core.expanded import Expandable
 from ..core.random import draws_from, takes_generator
 from ..evidence.linear import LinearEvidence
-from ..evidence.pieces import Evidence, Number
+from ..evidence.pieces import Evidence, Number, Observed
 from ..numerics.batches import flat_index
 from ..numerics.no_gradient import raise_if_freed
 from .parts import as_plain
@@ -75,6 +75,10 @@ class Prior(Protocol):
     """Whether laws given evidence check what they score."""
     is_sampled: bool
     """Whether laws stand for a sample, so that log Z has an error whatever the evidence."""
+
+    @property
+    def correlates(self) -> bool:
+        """Whether real columns depend on each other, given a component."""
 
     def given(
         self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
@@ -194,7 +198,19 @@ class ConditionedLaw(Expandable):
                 f"it was made from, and condition that again."
             )
         moved = prior.map_tensors(lambda tensor: tensor.detach().to(device, dtype))
-        return condition_from(moved, self._statements, self._start)
+        return condition_from(moved, [self._in_dtype(s) for s in self._statements], self._start)
+
+    def _in_dtype(self, statement: Statement) -> Statement:
+        """A statement with observed numbers as this law has them, rounded to its dtype."""
+        values = statement.values if isinstance(statement, Observed) else statement
+        if not isinstance(values, Mapping):
+            return statement
+        return Observed(
+            {
+                d: value if isinstance(value, Tensor) else torch.as_tensor(value).to(self._dtype)
+                for d, value in values.items()
+            }
+        )
 
     def check_whole(self) -> None:
         """Checks that the law knows what evidence it was made from.
@@ -398,6 +414,17 @@ class WithinRegions(ConditionedLaw):
         """
         raise NotImplementedError(
             "Within a union the variance has no closed form. Use sample((n,)).var(0)."
+        )
+
+    def probs(self, index: int) -> Tensor:
+        """Probabilities of the categories of a column.
+
+        Raises:
+            NotImplementedError: Always: they have no closed form.
+        """
+        raise NotImplementedError(
+            f"Within a union probabilities of categories have no closed form. Count those of "
+            f"draws: sample((n,))[..., {index}]."
         )
 
 

@@ -7,10 +7,17 @@ from torch import Tensor
 
 from ..numerics.triangular import log_scale
 
-DEPENDENT = "Expected equations that are independent of each other and of observed values."
+# Equations are taken to be dependent if they differ by less than this, or so many roundings.
+DEPENDENT, ROUNDINGS = 1e-9, 16
 
 
-def solve(loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def solve(
+    loc: Tensor,
+    factor: Tensor,
+    matrix: Tensor,
+    y: Tensor,
+    coarsest: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normals N(loc, F F^T) given y = A x exactly.
 
     Args:
@@ -18,19 +25,25 @@ def solve(loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tenso
         factor: Factors, shape (*own, K, D, Q), whose batch shape expands to B.
         matrix: A, shape (m, D).
         y: Shape (*B, m).
+        coarsest: In which the equations were given: to its rounding they are known.
 
     Returns:
         Means and factors given y, of Q - m columns, and the log-density of y, shape (*B, K).
+
+    Raises:
+        ValueError: If an equation is a combination of others and of observed values.
     """
     # The sources are rotated such that y determines the first m, and the rest are free.
     seen = matrix @ factor  # (*own, K, m, Q)
     count = len(matrix)
     if count > seen.shape[-1]:
-        raise ValueError(DEPENDENT)
+        raise ValueError(_dependent(seen.shape[-1], coarsest))
     first, r = torch.linalg.qr(seen.mT)  # (*own, K, Q, m), (*own, K, m, m)
     tril = r.mT
-    if bool((tril.diagonal(dim1=-2, dim2=-1).abs() <= 1e-9 * seen.norm(dim=-1)).any()):
-        raise ValueError(DEPENDENT)
+    least = max(DEPENDENT, ROUNDINGS * torch.finfo(coarsest).eps)
+    own = tril.diagonal(dim1=-2, dim2=-1).abs() <= least * seen.norm(dim=-1)
+    if bool(own.any()):
+        raise ValueError(_dependent(int(own.flatten(0, -2).any(0).int().argmax()), coarsest))
     # A complete decomposition has no gradient; any basis of the rest, projected, has one.
     rest = torch.linalg.qr(first.detach(), mode="complete").Q[..., count:]
     rest = rest - first @ (first.mT @ rest)
@@ -40,6 +53,15 @@ def solve(loc: Tensor, factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tenso
     z = torch.linalg.solve_triangular(tril, residual, upper=False)
     log_prob = -0.5 * z.square().sum((-2, -1)) - log_scale(tril)
     return loc + (factor @ (first @ z)).squeeze(-1), factor @ rest, log_prob
+
+
+def _dependent(row: int, coarsest: torch.dtype) -> str:
+    return (
+        f"Expected equations that are independent of each other and of observed values, but "
+        f"equation {row}, counted from zero, is a combination of those before it and of values, "
+        f"up to the rounding of {coarsest}. Leave it out if it says the same; else they "
+        f"contradict each other."
+    )
 
 
 def observe(

@@ -98,6 +98,13 @@ class MixturePrior:
     categories: tuple[int, ...] = ()
     is_sampled = False
 
+    @property
+    def correlates(self) -> bool:
+        """Whether coordinates depend on each other, given a component."""
+        given, free = list[int](), list(range(self.dim))
+        value = torch.zeros(0, dtype=self.dtype, device=self.device)
+        return self.mixture.normals_given(given, free, value, correlated=False).scale is None
+
     def __init__(
         self,
         mixture: NormalMixture,

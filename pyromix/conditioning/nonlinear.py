@@ -125,6 +125,8 @@ class NonlinearLaw(ConditionedLaw):
                 f"by entry."
             )
         prior: Prior = law._prior
+        if not prior.dim:
+            raise ValueError("Expected functions of real columns, of which the model has none.")
         super().__init__(prior, Size(), law.event_shape)
         self._normals: HasNormals = law
         self.law, self._pieces, self._dim = law, tuple(pieces), prior.dim

@@ -106,9 +106,9 @@ def _tail(
     loc, scale, a, b = normals
     z = ((x.unsqueeze(-1) - loc) / scale).clamp(a, b)
     if bool((a.isinf() & b.isinf()).all()):  # nothing is bounded: several times faster
-        tail = (log_share.exp() * torch.special.ndtr(torch.where(below.unsqueeze(-1), z, -z))).sum(
-            -1
-        )
+        # Not `ndtr`, which is zero below -9.
+        away = torch.where(below.unsqueeze(-1), -z, z) * math.sqrt(0.5)
+        tail = 0.5 * (log_share.exp() * torch.special.erfc(away)).sum(-1)
     else:
         left, right = (
             torch.where(below.unsqueeze(-1), *pair) for pair in ((a.expand_as(z), z), (z, b))

@@ -23,11 +23,11 @@ from .law import UNKNOWN_EVIDENCE_GRADIENT, ConditionedLaw, WithinRegions
 from .nonlinear import HasNormals
 from .polytope import Polytope
 
-# Draws of every entry, at first and in all; the share that lies in the unions is known well enough
-# once log Z has this error.
+# Draws of every entry at first, in all, and of all entries together. The share that lies in the
+# unions is known well enough once log Z has this error, or this share of the error that it has.
 FIRST_DRAWS = 2048
-MAX_DRAWS = 2**16
-WANTED_ERROR = 0.01
+MAX_DRAWS, ALL_DRAWS = 2**16, 2**20
+WANTED_ERROR, SHARE_OF_ERROR = 0.01, 0.5
 
 # Numbers that are drawn at once.
 CHUNK_NUMBERS = 2**22
@@ -76,14 +76,15 @@ class LawWithinUnions(WithinRegions):
     @cached_property
     def _log_share(self) -> tuple[Tensor, Tensor]:
         """Log of the share in the unions, and its standard error, shape (entries,)."""
-        wanted = 1.0 / (1.0 + self._drawn * WANTED_ERROR**2)  # shares that are known by now
+        # As well as it needs to be next to the error that the other evidence has.
+        wanted = self.law.log_normalizer()[1].detach().flatten() * SHARE_OF_ERROR
+        wanted = wanted.clamp(min=WANTED_ERROR)
         share = self._accepted.double() / self._drawn
-        if bool((share < wanted).any()):
-            least = float(share.amin().clamp(min=1e-6))
-            most = (1.0 / least - 1.0) / WANTED_ERROR**2
-            with draws_from(*seeded(self._seed, self._drawn.device)):
-                self._draw_more(max(0, min(MAX_DRAWS, int(most)) - FIRST_DRAWS))
-            share = self._accepted.double() / self._drawn
+        count = (1.0 / share.clamp(min=1e-6) - 1.0) / wanted.square()
+        most = max(FIRST_DRAWS, min(MAX_DRAWS, ALL_DRAWS // max(1, len(share))))
+        with draws_from(*seeded(self._seed, self._drawn.device)):
+            self._draw_more(max(0, min(most, int(count.amax())) - FIRST_DRAWS))
+        share = self._accepted.double() / self._drawn
         # As if half of one more draw were in: none outside does not mean that all are in.
         spread = (self._accepted + 0.5).double() / (self._drawn + 1)
         error = ((1.0 - spread) / (spread * self._drawn)).sqrt()

@@ -36,8 +36,13 @@ from .polytope import Polytope
 from .rejection import LawWithinUnions
 from .truncated import ConflictError
 
-# Draws of the other evidence are taken if at least this share of them lies in the unions.
-ENOUGH = 0.02
+# Draws of the other evidence are taken if at least this share of them lies in the unions; the
+# lower one counts where there are too many combinations.
+ENOUGH, LEAST = 0.02, 0.001
+
+# So few combinations are conditioned on one by one. Of independent columns any number is, up to
+# `MAX_ALTERNATIVES`: their probabilities have a closed form.
+FEW_COMBINATIONS = 8
 
 # Beyond this many intersections that are not empty, their number may be anything up to 2^m.
 MAX_INTERSECTIONS = 64
@@ -274,8 +279,9 @@ def _law_given_unions(
     """The law given all that is known, within unions, by the better of two ways."""
     counts = [len(union) for union in unions]
     many = math.prod(counts) > MAX_ALTERNATIVES
-    least = 0.0
-    if prior.is_sampled or many:
+    few = math.prod(counts) <= FEW_COMBINATIONS or not prior.correlates
+    least, enough = 0.0, LEAST if many else ENOUGH
+    if prior.is_sampled or many or not few:
         try:
             law = _law_within(prior, known, unions)
         except ConflictError:
@@ -283,13 +289,13 @@ def _law_given_unions(
                 raise
         else:
             least = float(law.acceptance.min()) if isinstance(law, LawWithinUnions) else 1.0
-            if least >= ENOUGH:
+            if least >= enough:
                 return law
     if many:
         raise ValueError(
             f"Expected at most {MAX_ALTERNATIVES} combinations of alternatives, got "
-            f"{describe_counts(counts)}, or such as {ENOUGH:.0%} of the draws given all other "
-            f"evidence meet: {least:.1%} do. {SMALLER}"
+            f"{describe_counts(counts)}, or such as {LEAST:.1%} of the draws given all other "
+            f"evidence meet: {least:.2%} do. {SMALLER}"
         )
     return law_given_any(prior, combine(known, unions, prior.dtype), math.prod(counts))
 

@@ -89,6 +89,7 @@ class ResidualPrior:
         self.dim = law.dim
         self.categories = law.columns.categories
         self.is_sampled = law.num_codes > settings.max_exact
+        self.correlates = law.correlates
         self.dtype, self.device = law.log_weight.dtype, law.log_weight.device
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "ResidualPrior":

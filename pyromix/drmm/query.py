@@ -4,7 +4,6 @@ __all__ = ["Query"]
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Generator, Tensor
 
@@ -12,6 +11,7 @@ from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.nonlinear import NonlinearLaw
 from ..conditioning.rejection import LawWithinUnions
 from ..conditioning.union import UnionOfConditioned
+from ..core.checks import check_positive_int
 from ..core.random import draws_from
 from .conditioned import ConditionedDRMM, ResidualPrior
 
@@ -55,14 +55,17 @@ class Query:
         self._memory, self._generator = memory, generator
         self._kept: Tensor | None = None
 
-    def __call__(self, *evidence: Statement, **options: Any) -> ConditionedLaw:
+    def __call__(self, *evidence: Statement, num_particles: int | None = None) -> ConditionedLaw:
         """The law given what is known; see `DRMM.condition`.
 
         Args:
             evidence: Pieces, or mappings from columns to values, short for `Observed`.
-            options: ``num_particles``, of this question alone.
+            num_particles: Number of codes that are searched for, in this question alone.
         """
-        prior = copy.copy(self._prior.with_options(**options) if options else self._prior)
+        prior = self._prior
+        if num_particles is not None:
+            prior = prior.with_options(check_positive_int("num_particles", num_particles))
+        prior = copy.copy(prior)
         prior.kept = self._kept
         with draws_from(self._generator):
             law = prior.condition_on((*self._known, *evidence))

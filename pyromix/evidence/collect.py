@@ -70,7 +70,7 @@ def collect_unions(
         ValueError: If a piece is no evidence or does not fit the dimension or the batch.
     """
     evidence = list(evidence)
-    unions = [piece for piece in evidence if isinstance(piece, AnyOf)]
+    unions = list(dict.fromkeys(piece for piece in evidence if isinstance(piece, AnyOf)))
     certain = (piece for piece in evidence if not isinstance(piece, AnyOf))
     rest = collect(certain, dim, device, categories)
     if 0 in rest.batch_shape:

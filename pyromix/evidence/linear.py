@@ -384,6 +384,7 @@ class LinearEvidence:
     def vector(self, value: object, what: str) -> Tensor:
         """A value as a tensor of shape (*N, D)."""
         tensor = self.tensor(value, what)
+        self.check_real_columns()
         if tensor.dim() == 0:
             return tensor.expand(self.dim)
         if tensor.shape[-1] != self.dim:
@@ -394,9 +395,22 @@ class LinearEvidence:
             )
         return tensor
 
+    def check_real_columns(self) -> None:
+        """Checks that there are columns for statements about real ones.
+
+        Raises:
+            ValueError: If all columns are categorical.
+        """
+        if not self.dim:
+            raise ValueError(
+                "Expected evidence about categorical columns, of a model that has no real ones: "
+                "Observed or CategoricalPrior."
+            )
+
     def rows(self, value: object, what: str) -> Tensor:
         """Coefficients as a matrix of shape (m, D)."""
         tensor = self.tensor(value, what)
+        self.check_real_columns()
         tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
         if tensor.dim() != 2 or tensor.shape[-1] != self.dim or not bool(tensor.isfinite().all()):
             raise ValueError(

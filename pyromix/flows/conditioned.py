@@ -46,7 +46,7 @@ class FlowPrior:
         self.base, self.chain = base, chain
         self.dim, self.categories = base.dim, base.categories
         self.dtype, self.device = base.dtype, base.device
-        self.is_sampled = base.is_sampled
+        self.is_sampled, self.correlates = base.is_sampled, base.correlates
         self.validate_args = bool(flow._validate_args)
         self.support = flow._known_support()
         self.event_shape = flow.event_shape

@@ -113,6 +113,10 @@ def test_laws_take_another_dtype(name):
     torch.testing.assert_close(
         other.log_prob(x).double(), law.log_prob(x.double()).detach(), rtol=1e-3, atol=1e-3
     )
+    # Numbers that were observed in single precision are the same ones in double precision.
+    rounded = MODELS[name]().float().condition(Observed({0: 0.3}))
+    x = rounded.sample((20,))
+    assert bool(rounded.to(torch.float64).log_prob(x.double()).isfinite().all())
     same = law.to(dtype=torch.float64, device="cpu")
     assert torch.equal(same.log_evidence()[0], law.log_evidence()[0])
     assert not same.log_evidence()[0].requires_grad

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from pyromix import DRMM, GaussianMixture, LinearGaussian
+from pyromix import DRMM, GaussianMixture, LinearEquality, LinearGaussian
 from pyromix.conditioning.linear_normals import observe
 
 
@@ -84,3 +84,21 @@ def test_asymmetric_noise_is_refused():
     root = torch.randn(2, 2, dtype=torch.float32)
     noise = root @ root.mT + torch.tensor([[1.0, 3e-7], [0.0, 1.0]])
     assert model.condition(LinearGaussian(matrix, y, noise)).mean.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 1.0], ids=["redundant", "contradictory"])
+@pytest.mark.parametrize("make", ["mixture", "residual"])
+def test_dependent_equations_are_seen_up_to_their_rounding(make, offset, dtype):
+    """Sums of rows differ from rows by the rounding of what they are given in."""
+    torch.manual_seed(0)
+    model = (
+        GaussianMixture(6, 3, "full") if make == "mixture" else DRMM(6, 2, 3, maps="triangular")
+    )
+    for _ in range(20):
+        a, x = torch.randn(3, 6).to(dtype), torch.randn(6).to(dtype)
+        a[2] = a[0] * 3.3 + a[1]
+        b = -(a @ x)
+        b[2] -= offset
+        with pytest.raises(ValueError, match=r"equation 2, counted from zero"):
+            model.condition(LinearEquality(a, b))

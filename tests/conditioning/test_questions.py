@@ -149,6 +149,11 @@ def test_extreme_quantiles_keep_their_digits():
         above = (torch.special.log_ndtr((loc - point) / scale) - whole).exp()
         assert float((law.logits.exp() * above).sum()) == pytest.approx(share, rel=1e-9)
     assert bool(((x[:2] >= 9.0) & (x[:2] < 9.0 + 1e-14)).all())
+    # Nothing is bounded: as far out as numbers reach.
+    law = GaussianMixture(1, 1).requires_grad_(False).double().condition(GaussianPrior(0.0, 1e8))
+    probs = torch.tensor([1e-14, 1e-50, 1e-300]).double()
+    z = (law.quantile(0, probs) - law.mean) / law.variance.sqrt()
+    torch.testing.assert_close(torch.special.log_ndtr(z), probs.log(), rtol=1e-9, atol=0)
 
 
 QUANTILES = {

@@ -148,3 +148,24 @@ def test_functions_are_observed_outside_of_obstacles():
     assert (value - joint.log()).abs() < 4 * error + 1e-2  # edges fall between nodes
     drawn = law.sample((2000,))
     assert ((drawn <= -0.4) | (drawn >= 0.5)).any(-1).all()
+
+
+def test_of_correlated_columns_a_few_obstacles_are_enough():
+    """Sixteen combinations, whose intersections would be estimated one by one."""
+    model = mixture(4, "full")
+    law = model.condition(around(4, 0, 1, -0.5, 0.6), around(4, 2, 3, -0.5, 0.6))
+    assert isinstance(law, LawWithinUnions)
+    x = model.sample((200_000,))
+    pairs = x.reshape(-1, 2, 2)
+    clear = ~((pairs > -0.5) & (pairs < 0.6)).all(-1).any(-1)
+    value, error = law.log_evidence()
+    share = clear.double().mean()
+    assert (value - share.log()).abs() < 4 * (error**2 + (1 - share) / share / len(x)).sqrt()
+    # Rare regions in more combinations than can be enumerated are met all the same.
+    rare = [
+        AnyOf(*(bounds(4, **{f"d{d}": (1.2 + i / 90, INF)}) for i in range(12))) for d in (0, 1)
+    ]
+    x = model.condition(*rare).sample((50,))
+    assert (x[:, :2] >= 1.2).all()
+    with pytest.raises(NotImplementedError, match="Count"):
+        law.probs(0)

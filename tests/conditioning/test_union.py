@@ -336,7 +336,10 @@ def test_what_a_union_cannot_say():
         (lambda: [AnyOf(Box(), LinearEquality(torch.ones(2)))], "probability zero"),
         (lambda: [AnyOf(Box(), (Box(), GaussianPrior(0.0, 1.0)))], "counted once"),
         (lambda: [AnyOf(Box(torch.zeros(3), 1.0), Box(0.0))], r"shape \(\*N, 2\)"),
-        (lambda: [AnyOf(*[Box(9.0 + i) for i in range(12)])] * 2, "12 x 12 = 144"),
+        (
+            lambda: [AnyOf(*[Box(9.0 + i + j) for i in range(12)]) for j in (0, 1)],
+            "12 x 12 = 144",
+        ),
         (lambda: [AnyOf(Box(0.0, 1.0), Box(7.0, 8.0)), Box(5.0, 6.0)], "all 2 contradict"),
         (
             lambda: [AnyOf(Box(torch.zeros(2, 2)), Box(torch.ones(3, 2), 3.0))],

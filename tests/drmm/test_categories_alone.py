@@ -6,11 +6,23 @@ import math
 import pytest
 import torch
 
-from pyromix import DRMM, Box, CategoricalPrior, Observed, fit, load, save
+from pyromix import (
+    DRMM,
+    AnyOf,
+    Box,
+    CategoricalPrior,
+    GaussianPrior,
+    Nonlinear,
+    Observed,
+    fit,
+    load,
+    save,
+)
 
 COUNTS = (3, 2, 4)
 ROWS = torch.tensor(list(itertools.product(*map(range, COUNTS)))).double()
 N = 40_000
+FUNCTION = Nonlinear(lambda x: x.sum(-1, keepdim=True), 0.0, 1.0)
 
 
 def model(**arguments):
@@ -139,6 +151,9 @@ def test_what_needs_real_columns_says_so():
         with pytest.raises(ValueError, match="maps='shift'"):
             DRMM(0, 2, 3, categories=(2,), maps=maps)
     drmm = model()
-    assert drmm.condition(Box(0.0, 1.0)).log_evidence()[0] == 0.0  # says nothing
+    box = Box(0.0, 1.0)
+    for piece in (box, GaussianPrior(0.0, 1.0), AnyOf(box, Box(2.0)), AnyOf(box), FUNCTION):
+        with pytest.raises(ValueError, match="real"):
+            drmm.condition(piece)
     with pytest.raises(ValueError, match="a real column"):
         drmm.condition().quantile(0, 0.5)
