@@ -23,6 +23,7 @@ from ..evidence.linear import LinearEvidence
 from ..evidence.pieces import Nonlinear
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
+from .entries import LawsByEntry, at_entry, entries_apart
 from .law import (
     FREED_GRAPH,
     UNKNOWN_EVIDENCE_GRADIENT,
@@ -247,7 +248,8 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
     """The law given pieces of evidence.
 
     Returns:
-        The law given all of them. With several alternatives that can hold a `UnionOfConditioned`,
+        The law given all of them; a `LawsByEntry` where more than values and bounds differ in a
+        batch. With several alternatives that can hold a `UnionOfConditioned`,
         or, where there are too many combinations of them or log Z is estimated anyway, a
         `LawWithinUnions`.
 
@@ -257,6 +259,15 @@ def condition_on(prior: Prior, evidence: Sequence[Statement]) -> ConditionedLaw:
             evidence hardly ever meet them.
     """
     start = generator_states(prior.device)
+    shape = entries_apart(evidence)
+    if shape is not None:
+        apart = LawsByEntry(
+            prior,
+            shape,
+            lambda index: condition_on(prior, [at_entry(s, index, shape) for s in evidence]),
+        )
+        apart._statements, apart._start = tuple(evidence), start
+        return apart
     nonlinear = [piece for piece in evidence if isinstance(piece, Nonlinear)]
     rest = [piece for piece in evidence if not isinstance(piece, Nonlinear)]
     known, unions = collect_unions(rest, prior.dim, prior.device, prior.categories)

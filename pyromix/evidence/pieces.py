@@ -13,13 +13,15 @@ __all__ = [
     "Observed",
 ]
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..core.checks import as_int, check_positive_int
 from .linear import LinearEvidence, power_of_two
@@ -32,6 +34,31 @@ ASYMMETRY = 1e-5
 
 class Evidence(ABC):
     """One piece of what is known. See the subclasses."""
+
+    dims: ClassVar[Mapping[str, int]] = {}
+    """Tensors that a piece is made of: how many dimensions each has in one statement."""
+    coefficients: ClassVar[tuple[str, ...]] = ()
+    """Those that differ only between entries of a batch which are conditioned on one by one."""
+
+    def varies(self) -> bool:
+        """Whether coefficients differ between entries of a batch."""
+        return any(_leading(getattr(self, name), self.dims[name]) for name in self.coefficients)
+
+    def entry_shape(self) -> Size:
+        """The batch shape of its tensors.
+
+        Raises:
+            RuntimeError: If theirs do not broadcast.
+        """
+        shapes = (_leading(getattr(self, name), count) for name, count in self.dims.items())
+        return torch.broadcast_shapes(*shapes)
+
+    def at(self, index: tuple[int, ...], batch_shape: Size) -> "Evidence":
+        """What it says about one entry of a batch, whose shape its own expands to."""
+        piece = copy.copy(self)
+        for name, count in self.dims.items():
+            setattr(piece, name, _at(getattr(self, name), count, index, batch_shape))
+        return piece
 
     @abstractmethod
     def add_to(self, known: "LinearEvidence") -> None:
@@ -57,6 +84,14 @@ class Observed(Evidence):
                 f"{type(values).__name__}."
             )
         self.values = dict(values)
+
+    def entry_shape(self) -> Size:
+        """The batch shape of its values."""
+        return torch.broadcast_shapes(*(_leading(value, 0) for value in self.values.values()))
+
+    def at(self, index: tuple[int, ...], batch_shape: Size) -> "Observed":
+        """What it says about one entry of a batch."""
+        return Observed({d: _at(t, 0, index, batch_shape) for d, t in self.values.items()})
 
     def add_to(self, known: LinearEvidence) -> None:
         """Adds the values."""
@@ -157,6 +192,8 @@ class CategoricalPrior(Evidence):
         True
     """
 
+    dims: ClassVar = {"probs": 1}
+
     def __init__(self, index: int, probs: Tensor) -> None:
         self.index, self.probs = index, probs
 
@@ -183,8 +220,11 @@ class GaussianPrior(Evidence):
     Args:
         loc: Shape (\*N, D), or a number.
         scale: Standard deviations, shape (D,), or a number; infinity for coordinates about which
-            nothing is said.
+            nothing is said. Or of shape (\*N, D): then entries are conditioned on one by one.
     """
+
+    dims: ClassVar = {"loc": 1, "scale": 1}
+    coefficients = ("scale",)
 
     def __init__(self, loc: Number, scale: Number) -> None:
         self.loc, self.scale = loc, scale
@@ -210,6 +250,8 @@ class Box(Evidence):
         high: Upper bounds, shape (\*N, D), or a number; infinity where there is none.
     """
 
+    dims: ClassVar = {"low": 1, "high": 1}
+
     def __init__(self, low: Number = -math.inf, high: Number = math.inf) -> None:
         self.low, self.high = low, high
 
@@ -231,9 +273,13 @@ class LinearInequality(Evidence):
     r"""The constraint a.x + b > 0.
 
     Args:
-        a: Coefficients, shape (D,), or (m, D) for m inequalities.
+        a: Coefficients, shape (D,), or (m, D) for m inequalities. Or of shape (\*N, m, D): then
+            entries are conditioned on one by one.
         b: Offsets, a number or shape (\*N, m).
     """
+
+    dims: ClassVar = {"a": 2, "b": 1}
+    coefficients = ("a",)
 
     def __init__(self, a: Tensor, b: Number = 0.0) -> None:
         self.a, self.b = a, b
@@ -251,9 +297,13 @@ class LinearEquality(Evidence):
     r"""The constraint a.x + b = 0.
 
     Args:
-        a: Coefficients, shape (D,), or (m, D) for m equations.
+        a: Coefficients, shape (D,), or (m, D) for m equations. Or of shape (\*N, m, D): then
+            entries are conditioned on one by one.
         b: Offsets, a number or shape (\*N, m).
     """
+
+    dims: ClassVar = {"a": 2, "b": 1}
+    coefficients = ("a",)
 
     def __init__(self, a: Tensor, b: Number = 0.0) -> None:
         self.a, self.b = a, b
@@ -282,7 +332,13 @@ class LinearGaussian(Evidence):
         y: What was observed, shape (\*N, m).
         noise: Standard deviation of the noise, a positive number or shape (m,); or its covariance,
             shape (m, m).
+
+    A matrix of shape (\*N, m, D) and covariances of shape (\*N, m, m) differ between entries,
+    which are conditioned on one by one then.
     """
+
+    dims: ClassVar = {"matrix": 2, "y": 1, "noise": 2}
+    coefficients = ("matrix", "noise")
 
     def __init__(self, matrix: Tensor, y: Tensor, noise: Number) -> None:
         self.matrix, self.y, self.noise = matrix, y, noise
@@ -345,6 +401,20 @@ class AnyOf(Evidence):
         for piece in itertools.chain(*self.alternatives):
             _check_alternative(piece)
 
+    def varies(self) -> bool:
+        """Whether coefficients of an alternative differ between entries of a batch."""
+        return any(piece.varies() for piece in itertools.chain(*self.alternatives))
+
+    def entry_shape(self) -> Size:
+        """The batch shape of the alternatives together."""
+        shapes = (piece.entry_shape() for piece in itertools.chain(*self.alternatives))
+        return torch.broadcast_shapes(*shapes)
+
+    def at(self, index: tuple[int, ...], batch_shape: Size) -> "AnyOf":
+        """What it says about one entry of a batch."""
+        parts = ([p.at(index, batch_shape) for p in pieces] for pieces in self.alternatives)
+        return AnyOf(*parts)
+
     def add_to(self, known: LinearEvidence) -> None:  # noqa: ARG002
         """Is not possible: a union is no linear statement.
 
@@ -355,6 +425,24 @@ class AnyOf(Evidence):
             "Expected evidence that is linear, got AnyOf. Collect it with "
             "collect_alternatives, and condition on each."
         )
+
+
+def _leading(value: object, count: int) -> Size:
+    """The batch shape of a tensor whose last dimensions, so many, are one statement's."""
+    try:
+        shape = torch.as_tensor(value).shape
+    except (TypeError, ValueError, RuntimeError):
+        return Size()  # no numbers: an error later says so
+    return shape[: max(0, len(shape) - count)]
+
+
+def _at(value: Number, count: int, index: tuple[int, ...], batch_shape: Size) -> Number:
+    """The entry of a tensor's own that an entry of a batch has."""
+    leading = _leading(value, count)
+    if not leading:
+        return value
+    tensor = torch.as_tensor(value)
+    return tensor.expand(*batch_shape, *tensor.shape[len(leading) :])[index]
 
 
 def _as_pieces(alternative: object) -> tuple[Evidence, ...]:

@@ -209,10 +209,6 @@ def test_errors_of_a_population_of_codes_are_among_those_of_the_evidence():
 
 
 BAD = {
-    "batch": (
-        lambda m: m.condition(Observed({0: torch.zeros(2)}), Nonlinear(banana, 0, 1)),
-        "one",
-    ),
     "within alternatives": (
         lambda m: m.condition(AnyOf(Nonlinear(banana, 0, 1), BOX)),
         "alternatives made of",
