@@ -3,6 +3,7 @@
 Data:
 
     poses    a planar humanoid with hands, feet and head: 30 columns, standardised
+             (reversed, shuffled: the same with its columns in other orders)
     smooth   30 columns that follow smoothly from 8: x = tanh(Z V') W'
     patches  8 x 8 grey patches of natural images without their mean (BSDS300): 63 columns, by the
              protocol of density estimation. Needs the images: --images grey.npz, two arrays
@@ -65,6 +66,20 @@ def poses(arguments: argparse.Namespace) -> Data:  # noqa: ARG001
     return Data(x[:-HELD_OUT], x[-HELD_OUT:])
 
 
+def reversed_poses(arguments: argparse.Namespace) -> Data:
+    return in_order(poses(arguments), torch.arange(29, -1, -1))
+
+
+def shuffled_poses(arguments: argparse.Namespace) -> Data:
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    return in_order(poses(arguments), order)
+
+
+def in_order(data: Data, order: Tensor) -> Data:
+    """The same data with its columns in another order."""
+    return data._replace(train=data.train[:, order], test=data.test[:, order])
+
+
 def smooth(arguments: argparse.Namespace) -> Data:  # noqa: ARG001
     random = np.random.default_rng(0)
     v, w = random.standard_normal((30, 8)) / 8**0.5, random.standard_normal((30, 30)) / 30**0.5
@@ -96,6 +111,8 @@ def cut_patches(images: Tensor, count: int) -> Tensor:
 
 DATA: dict[str, Callable[[argparse.Namespace], Data]] = {
     "poses": poses,
+    "reversed": reversed_poses,
+    "shuffled": shuffled_poses,
     "smooth": smooth,
     "patches": patches,
 }
@@ -169,7 +186,15 @@ LARGE: dict[str, Deep | Full | Spline] = {
     "triangular, 6 x 32": Deep(6, 32, "triangular", 0.0015),
     "full, 100": Full(100),
 }
-MODELS = {"poses": SMALL, "smooth": SMALL, "patches": LARGE}
+# Of a change of order only triangular maps can take notice.
+ORDERED = {name: kind for name, kind in SMALL.items() if name == "triangular, 4 x 16"}
+MODELS = {
+    "poses": SMALL,
+    "reversed": ORDERED,
+    "shuffled": ORDERED,
+    "smooth": SMALL,
+    "patches": LARGE,
+}
 
 
 def measure(model: DistributionModule, data: Data) -> dict[str, float]:
