@@ -102,7 +102,13 @@ def test_saved_models_are_loaded_as_they_were(kind, count, tmp_path):
         assert all(map(torch.equal, again.state_dict().values(), law.state_dict().values()))
         value = draw(good_values(law))
         with torch.no_grad():
-            assert torch.equal(again.log_prob(value), copy.deepcopy(law).log_prob(value))
+            # Numbers whose squares have no room are refused, by both. The tensors are
+            # the same, but products may round otherwise where they lie otherwise in memory.
+            expected = attempt(lambda: copy.deepcopy(law).log_prob(value))
+            got = attempt(lambda: again.log_prob(value))
+            assert (got is None) == (expected is None)
+            if expected is not None:
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
     for_examples(count, check)
 
