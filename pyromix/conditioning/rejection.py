@@ -70,8 +70,12 @@ class LawWithinUnions(WithinRegions):
     @property
     def acceptance(self) -> Tensor:
         r"""Share of the draws given all other evidence that lie in the unions, shape (\*B,)."""
-        share = self._accepted.double() / self._drawn
-        return share.reshape(self.batch_shape).to(self._dtype)
+        return self._share.reshape(self.batch_shape).to(self._dtype)
+
+    @property
+    def _share(self) -> Tensor:
+        """The same in float64, shape (entries,), by the draws that there have been."""
+        return self._accepted.double() / self._drawn
 
     @cached_property
     def _log_share(self) -> tuple[Tensor, Tensor]:
@@ -79,16 +83,14 @@ class LawWithinUnions(WithinRegions):
         # As well as it needs to be next to the error that the other evidence has.
         wanted = self.law.log_normalizer()[1].detach().flatten() * SHARE_OF_ERROR
         wanted = wanted.clamp(min=WANTED_ERROR)
-        share = self._accepted.double() / self._drawn
-        count = (1.0 / share.clamp(min=1e-6) - 1.0) / wanted.square()
-        most = max(FIRST_DRAWS, min(MAX_DRAWS, ALL_DRAWS // max(1, len(share))))
+        count = (1.0 / self._share.clamp(min=1e-6) - 1.0) / wanted.square()
+        most = max(FIRST_DRAWS, min(MAX_DRAWS, ALL_DRAWS // max(1, len(wanted))))
         with draws_from(*seeded(self._seed, self._drawn.device)):
             self._draw_more(max(0, min(most, int(count.amax())) - FIRST_DRAWS))
-        share = self._accepted.double() / self._drawn
         # As if half of one more draw were in: none outside does not mean that all are in.
         spread = (self._accepted + 0.5).double() / (self._drawn + 1)
         error = ((1.0 - spread) / (spread * self._drawn)).sqrt()
-        return share.log(), error
+        return self._share.log(), error
 
     @torch.no_grad()
     def _draw_more(self, count: int) -> None:
@@ -116,8 +118,7 @@ class LawWithinUnions(WithinRegions):
     def draw(self, entry: Tensor) -> Tensor:
         """Draws (n, D) of the laws at entries (n,) of the flattened batch; see `sample`."""
         x = torch.empty(len(entry), *self.event_shape, dtype=self._dtype, device=entry.device)
-        share = (self._accepted.double() / self._drawn)[entry]
-        tries = (1.5 / share.clamp(min=1e-3)).ceil().long()
+        tries = (1.5 / self._share[entry].clamp(min=1e-3)).ceil().long()
         pending = torch.arange(len(entry), device=entry.device)
         size = max(1, CHUNK_NUMBERS // self.event_shape[0])
         while len(pending):

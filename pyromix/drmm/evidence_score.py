@@ -21,7 +21,7 @@ from ..conditioning.truncated.interval import log_interval_probability
 from ..evidence.linear import LinearEvidence
 from ..numerics.batches import stack_observed
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob
-from ..numerics.triangular import inverse_cholesky
+from ..numerics.triangular import half_log_det, inverse_cholesky
 
 # Added to the variance of every observation, as a share of it: rows may be dependent.
 JITTER = 1e-9
@@ -61,6 +61,10 @@ class EvidenceParts(NamedTuple):
     """Lower bounds, shape (E, 1, p)."""
     high: Tensor
     """Upper bounds, shape (E, 1, p)."""
+    axes: Tensor | None
+    """The column that each inequality is about, shape (p,), if each is about one at most."""
+    has_noise: bool
+    """Whether a single column has a reading with noise."""
 
     @classmethod
     def of(
@@ -92,7 +96,10 @@ class EvidenceParts(NamedTuple):
             value = torch.cat([value, y[:, own]], -1)
             variance = torch.cat([variance, noise.diagonal()[own]])
             matrix, y, noise = matrix[~own], y[:, ~own], noise[~own][:, ~own]
-        return cls(columns, value, variance, matrix, y, noise, rows, low, high)
+        single = bool(((rows != 0).sum(-1) <= 1).all())
+        axes = rows.abs().argmax(-1) if single and len(rows) else None
+        has_noise = bool((variance != 0).any())
+        return cls(columns, value, variance, matrix, y, noise, rows, low, high, axes, has_noise)
 
 
 def _without(matrix: Tensor, columns: list[int], value: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,18 +136,16 @@ class EvidenceScore:
         self._dtype, self._parts = scale.dtype, parts
         columns, matrix, rows = parts.columns, parts.matrix, parts.rows
         self._spread = scale[:, columns]
-        if bool((parts.variance != 0).any()):
+        if parts.has_noise:
             self._spread = (self._spread.double().square() + parts.variance).sqrt().to(scale)
         variance = scale.double().square().unsqueeze(-2)  # (K, 1, D)
         self._count, self.num_rows = len(matrix), len(rows)
         if self._count:
             spread = matrix * variance  # (K, q, D)
             self._inverse = inverse_cholesky(spread @ matrix.mT + parts.noise, JITTER)
-            log_det = -self._inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
-            self._constant = -log_det - 0.5 * LOG_2PI * self._count
+            # Of the inverses, (K,).
+            self._constant = half_log_det(self._inverse) - 0.5 * LOG_2PI * self._count
         if self.num_rows:
-            single = bool(((rows != 0).sum(-1) <= 1).all())
-            self._axes = rows.abs().argmax(-1) if single else None
             left = own = (variance @ rows.square().mT).squeeze(-2)  # (K, p)
             if self._count:
                 whitened = self._inverse @ (spread @ rows.mT)  # (K, q, p)
@@ -154,7 +159,7 @@ class EvidenceScore:
     @property
     def observes_values_alone(self) -> bool:
         """Whether nothing but values was observed."""
-        return not self._count and not bool((self._parts.variance != 0).any())
+        return not self._count and not self._parts.has_noise
 
     @property
     def constant(self) -> Tensor:
@@ -236,16 +241,18 @@ class EvidenceScore:
             return mean.new_zeros(*mean.shape[:-1], 0)
         index = mean.new_zeros(mean.shape[:-1], dtype=torch.long) if index is None else index
         dtype = self._dtype if rough else torch.float64
-        rows = self._parts.rows.to(dtype)
-        if self._axes is None:
+        rows, axes = self._parts.rows.to(dtype), self._parts.axes
+        if axes is None:
             centre = mean.to(dtype) @ rows.mT
         else:  # a product with a matrix of mostly zeros takes hundreds of times longer
-            centre = mean[..., self._axes].to(dtype) * rows.sum(-1)
+            centre = mean[..., axes].to(dtype) * rows.sum(-1)
         if self._count:
             change = self._of(self._gain, index) @ self._residual(mean).unsqueeze(-1)
             centre = centre + change.squeeze(-1).to(dtype)
         unit = self._of(self._deviation.to(dtype).reciprocal(), index)
-        low, high = ((bound.to(dtype) - centre).mul_(unit) for bound in self._parts[-2:])
+        low, high = (
+            (bound.to(dtype) - centre).mul_(unit) for bound in (self._parts.low, self._parts.high)
+        )
         if rough:
             told = _rough_log_probability(low, high)
         else:

@@ -177,13 +177,10 @@ def log_density(
     covariance = factor @ factor.mT
     tril = _factorise(covariance[..., :q, :q] + noise)
     white = torch.linalg.solve_triangular(tril, miss.unsqueeze(-1), upper=False)
-    half_log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_det = half_log_det(tril)
     square = white.square().sum((-2, -1))
     seen = torch.stack(
-        [
-            -0.5 / by**2 * square - half_log_det - q * (0.5 * LOG_2PI + math.log(by))
-            for by in inflations
-        ]
+        [-0.5 / by**2 * square - log_det - q * (0.5 * LOG_2PI + math.log(by)) for by in inflations]
     )
     if not low.shape[-1]:
         return seen, low.expand(len(inflations), *low.shape)
@@ -293,8 +290,7 @@ class Statements(NamedTuple):
         gain = (whiten @ covariance[..., :q, q:]).mT
         own = covariance.diagonal(dim1=-2, dim2=-1)[..., q:]
         left = (own - gain.square().sum(-1)).clamp(min=JITTER * own)
-        half = -whiten.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return cls(whiten, half, centre, gain, left.sqrt())
+        return cls(whiten, -half_log_det(whiten), centre, gain, left.sqrt())
 
 
 class KnownSteering(Steering):
