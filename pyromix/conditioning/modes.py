@@ -152,13 +152,16 @@ class ModeSearch:
     def _choose(self, x: Tensor, codes: Tensor) -> Tensor:
         """Better categories (E, S, columns) of points, one column after the other."""
         codes = codes.clone()
+        joint = self._joint(x, self._weights(codes))
         for column, table in enumerate(self.tables):
             own = codes[..., column]
-            joint = self._joint(x, self._weights(codes) - self._of_codes(table, own))
-            scores = (joint.unsqueeze(-1) + table.unsqueeze(1)).logsumexp(-2)  # (E, S, n)
+            others = joint - self._of_codes(table, own)
+            scores = _log_product(others, table)  # (E, S, n)
             present = scores.gather(-1, own.unsqueeze(-1)).squeeze(-1)
             best, code = scores.max(-1)
-            codes[..., column] = torch.where(best > present + LEAST_GAIN, code, own)
+            own = torch.where(best > present + LEAST_GAIN, code, own)
+            joint = others + self._of_codes(table, own)
+            codes[..., column] = own
         return codes
 
     def _peaks(self) -> tuple[Tensor, Tensor]:
@@ -298,6 +301,16 @@ class ModeSearch:
             low[:, d] = torch.maximum(low[:, d], ends.amin(0))
             high[:, d] = torch.minimum(high[:, d], ends.amax(0))
         return torch.minimum(torch.maximum(x, low.unsqueeze(1)), high.unsqueeze(1))
+
+
+def _log_product(joint: Tensor, table: Tensor) -> Tensor:
+    """Log of the sum over components of exp of both: (E, S, n), of (E, S, K) and (E or 1, K, n).
+
+    A product of matrices. Shares that float64 has no numbers for are lost: they are no maxima.
+    """
+    high, top = joint.amax(-1, keepdim=True), table.amax(-2, keepdim=True)
+    high, top = (torch.where(peak.isfinite(), peak, 0.0) for peak in (high, top))
+    return ((joint - high).exp() @ (table - top).exp()).log() + high + top
 
 
 def _take(t: Tensor, index: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from ..mixtures.diagonal import MixtureOfNormals
 from ..mixtures.finite import FiniteMixture
 from ..mixtures.full import MixtureOfMultivariateNormals
 from ..numerics.diagonal_density import LOG_2PI
+from .columns import pick_rows
 from .known import (
     KnownPrefix,
     KnownSteering,
@@ -290,11 +291,12 @@ class AffineMixture(ResidualMixture):
 
     def cost(self, rows: Rows) -> int:
         """How many numbers are kept for a score of a component at a point."""
+        cost = self.columns.cost
         if rows.observed is None:
-            return self.dim
+            return cost + self.dim
         if is_traced() or not len(rows.observed):
-            return self.dim**2
-        return self.dim * max(1, int(rows.observed.sum(-1).amax()))
+            return cost + self.dim**2
+        return cost + self.dim * max(1, int(rows.observed.sum(-1).amax()))
 
     def _sort(self, rows: Rows) -> tuple[Tensor, Tensor]:
         complete, gaps = super()._sort(rows)
@@ -341,13 +343,17 @@ class AffineMixture(ResidualMixture):
         return offset + self.fit_of(prefix, rows)
 
     def _exact_joints(self, rows: Rows) -> Iterator[Tensor]:
-        _, log_prior = self.all_codes()
+        codes, log_prior = self.all_codes()
+        tables = self._column_tables(codes)
         size = max(1, BLOCK_SCORES // (len(log_prior) * self.cost(rows)))
         for block in rows.split(size):
             prefix = self.prefix(block)
             for _ in range(self.num_layers - 1):
                 prefix = prefix.everything()
-            yield self.fit_of(prefix, block).flatten(1) + log_prior
+            joint = self.normal_fits(prefix, block, (1.0,))[0].flatten(1) + log_prior
+            for table, value in zip(tables, block.columns, strict=True):
+                joint = joint + pick_rows(table, value)
+            yield joint
 
     # ---- evidence -----------------------------------------------------------------------------
 

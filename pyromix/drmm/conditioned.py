@@ -32,10 +32,12 @@ from ..mixtures.finite import FiniteMixture
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed
 from .affine import AffineMixture
+from .column_evidence import ColumnEvidence
+from .columns import Columns
 from .law import LinearObservations, ResidualMixture
 from .maps import DiagonalMap, LowRankMap, TriangularMap
 from .particles import Codes, enumerate_codes, find_codes, prune
-from .rows import Columns, Rows
+from .rows import Rows
 from .shifts import ShiftMixture
 
 # Below this share of the particles, the effective sample size is worth a warning.
@@ -319,7 +321,7 @@ class ConditionedDRMM(ConditionedLaw):
                 `sample` instead.
         """
         support = self._real.support
-        if not self._law.columns.tables:
+        if not self._prior.categories:
             return support
         if support is not constraints.real_vector:
             raise NotImplementedError(
@@ -338,7 +340,7 @@ class ConditionedDRMM(ConditionedLaw):
         """
         columns = [
             self.probs(self._dim + j).argmax(-1, keepdim=True).to(self._law.log_weight)
-            for j in range(len(self._law.columns.tables))
+            for j in range(len(self._prior.categories))
         ]
         return torch.cat([self._moments[0], *columns], -1)
 
@@ -453,7 +455,7 @@ class ConditionedDRMM(ConditionedLaw):
         draws = self.draw(entry.repeat_interleave(MODE_DRAWS)).unflatten(
             0, (len(entry), MODE_DRAWS)
         )
-        columns = range(len(self._law.columns.tables))
+        columns = range(len(self._prior.categories))
         # Codes count once each, not for those that were left out.
         log_weight, *tables = (
             t.double() if len(t) == 1 else t[entry].double()
@@ -510,16 +512,13 @@ class ConditionedDRMM(ConditionedLaw):
 
     def _with_columns(self, x: Tensor, entry: Tensor, component: Tensor) -> Tensor:
         """Real columns (n, D), with draws of the categorical ones."""
-        drawn = [x]
-        for column in range(len(self._law.columns.tables)):
-            log_probs = self._column_log_probs(column)
-            row = entry if len(log_probs) > 1 else torch.zeros_like(entry)
-            probs = log_probs[row, component].softmax(-1)
-            if len(entry):
-                drawn.append(torch.multinomial(probs, 1).to(x))
-            else:
-                drawn.append(x.new_zeros(0, 1))
-        return torch.cat(drawn, -1)
+        codes = self._codes.codes
+        own = codes[entry if len(codes) > 1 else torch.zeros_like(entry), component]
+
+        def known(number: int, part: slice) -> Tensor | None:
+            return self._column_evidence.log_weights(number, part, entry)
+
+        return torch.cat([x, self._law.columns.draw(own, known).to(x)], -1)
 
     def _draw_known(self, entry: Tensor, component: Tensor) -> Tensor:
         """Draws of the real columns at entries (n,), given indices of their codes (n,)."""
@@ -562,16 +561,16 @@ class ConditionedDRMM(ConditionedLaw):
         law = self._law
         value = check_value(self, value, like=law.log_weight)
         real = value[..., : self._dim]
-        columns = [
-            value[..., self._dim + j].reshape(-1).long() for j in range(len(law.columns.tables))
-        ]
-        flat = real.reshape(math.prod(value.shape[:-1]), self._dim)
-        rows = Rows(flat, None, tuple(columns))
+        count = math.prod(value.shape[:-1])
+        categories = value[..., self._dim :].long()
+        flat = real.reshape(count, self._dim)
+        columns = law.columns.split(categories.reshape(count, len(self._prior.categories)))
+        rows = Rows(flat, None, columns)
         settings = self._prior.settings
         log_prob = law.log_prob(rows, max_exact=settings.max_exact, beam=settings.beam)
         log_joint = log_prob.double().reshape(value.shape[:-1]) + self._log_factor(real)
         for column, log_q in self._evidence.categorical.items():
-            code = columns[column].reshape(value.shape[:-1]).expand(log_joint.shape)
+            code = categories[..., column].expand(log_joint.shape)
             log_q = log_q.expand(*log_joint.shape, -1)
             log_joint = log_joint + log_q.gather(-1, code.unsqueeze(-1)).squeeze(-1)
         return log_joint
@@ -597,10 +596,16 @@ class ConditionedDRMM(ConditionedLaw):
             flat = codes.codes.flatten(0, 1)
             log_prior = self._law.log_prior(flat).reshape(codes.codes.shape[:-1])
         log_joint = log_prior + codes.log_weight
-        for column, log_q in self._evidence.categorical.items():
-            log_probs = self._law.columns.log_probs(column, codes.codes)
-            log_joint = log_joint + (log_probs + self._log_q(log_q)).logsumexp(-1)
+        if self._evidence.categorical:
+            log_joint = log_joint + self._column_evidence.log_prob(codes.codes)
         return log_joint
+
+    @cached_property
+    def _column_evidence(self) -> ColumnEvidence:
+        """What is known of categorical columns, with the graph that there is at construction."""
+        with torch.set_grad_enabled(self._with_graph):
+            categorical = self._evidence.categorical
+            return ColumnEvidence(self._law.columns, categorical, self.batch_shape)
 
     def _column_log_probs(self, column: int) -> Tensor:
         """Log p(c, evidence on c | h) of a categorical column, shape (E or 1, C, categories)."""

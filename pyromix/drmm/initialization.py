@@ -2,6 +2,7 @@
 
 __all__ = ["initial_parameters"]
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..core.constraints import Floored
 from ..mixtures.clusters import MAX_POINTS, Clusters, find_clusters
+from .columns import pick_rows
 from .filling import fill
 from .map_parameters import MapParameters
 from .rows import Rows
@@ -20,6 +22,9 @@ from .rows import Rows
 # in 10 layers, 0.1, 3 and 10 gave 11.4, 14.0 and 14.0 held-out nats after 1,500 steps.
 CATEGORY_COUNT = 0.5
 LINK_COUNT = 10.0
+
+# More categories in all columns than this are clustered by so many random projections.
+MAX_SHARES, SKETCH = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ def initial_parameters(
             tuple(column[chosen] for column in rows.columns),
         )
     k, dim = shape.num_components, rows.real.shape[-1]
-    # Without real columns, points are near that have the same categories.
-    residual = _filled(rows, shape, bool(maps)) if dim else _indicators(rows, shape.categories)
+    # Without real columns, points are near that share categories.
+    residual = _filled(rows, shape, bool(maps)) if dim else _joined(rows, shape.categories)
     log_weight, loc, inner, links = [], [], [], []
     codes: list[Tensor] = []
     start: dict[str, Tensor] = {}
@@ -89,16 +94,17 @@ def initial_parameters(
         start["link_logits"] = torch.stack(links)
     if dim and not maps:
         start |= _scales(shape, clusters, code, residual, inner)
-    for j, column in enumerate(rows.columns):
+    j = 0
+    for shares in _shares(rows, shape.categories):
         # The first layer says which category is likely, later ones start without a say.
-        known = column >= 0
-        frequency = residual.new_full((k, shape.categories[j]), CATEGORY_COUNT)
-        frequency.index_put_(
-            (codes[0][known], column[known]), frequency.new_ones(()), accumulate=True
-        )
-        table = residual.new_zeros(shape.num_layers, *frequency.shape)
-        table[0] = (frequency / frequency.sum(-1, keepdim=True)).log()
-        start[f"column_logits.{j}"] = table
+        frequency = shares.new_full((k, *shares.shape[1:]), CATEGORY_COUNT)
+        frequency.index_add_(0, codes[0], shares)
+        log_probs = (frequency / frequency.sum(-1, keepdim=True)).log()
+        for own in log_probs.unbind(1):
+            table = own.new_zeros(shape.num_layers, *own.shape)
+            table[0] = own
+            start[f"column_logits.{j}"] = table
+            j += 1
     return start
 
 
@@ -142,13 +148,32 @@ def _filled(rows: Rows, shape: Shape, draws: bool) -> Tensor:
     return torch.where(seen > 0, rows.real, mean)
 
 
-def _indicators(rows: Rows, categories: tuple[int, ...]) -> Tensor:
-    """One for the category of every column and zero for others; zero where it is missing."""
-    whole = [
-        (column.unsqueeze(-1) == torch.arange(count, device=column.device)).to(rows.real)
-        for column, count in zip(rows.columns, categories, strict=True)
-    ]
-    return torch.cat(whole, -1)
+def _shares(rows: Rows, categories: tuple[int, ...]) -> list[Tensor]:
+    """Shares of categories in columns, (N, J, n) by table; zero where a column is missing."""
+    shares, first = [], 0
+    for column in rows.columns:
+        count, first = categories[first], first + column.shape[1]
+        if not column.is_floating_point():
+            codes = torch.arange(count, device=column.device)
+            column = (column.unsqueeze(-1) == codes).to(rows.real)
+        shares.append(column)
+    return shares
+
+
+def _joined(rows: Rows, categories: tuple[int, ...]) -> Tensor:
+    """Shares of categories in all columns, one after the other, (N, sum of categories).
+
+    Or, where these are many, random projections, which keep distances up to a few per cent.
+    """
+    if sum(categories) <= MAX_SHARES:
+        return torch.cat([column.flatten(1) for column in _shares(rows, categories)], -1)
+    total, first = rows.real.new_zeros(len(rows.real), SKETCH), 0
+    for column in rows.columns:
+        shape = (SKETCH, column.shape[1], categories[first])
+        first += column.shape[1]
+        directions = torch.randn(shape, dtype=total.dtype, device=total.device)
+        total = total + pick_rows(directions / math.sqrt(SKETCH), column)
+    return total
 
 
 def _joint_counts(earlier: Tensor, code: Tensor, k: int) -> Tensor:

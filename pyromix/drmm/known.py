@@ -33,9 +33,10 @@ from ..core.checks import is_traced
 from ..evidence.linear import LinearEvidence
 from ..numerics.diagonal_density import LOG_2PI
 from ..numerics.triangular import MOST_ROWS, half_log_det, inverse_cholesky
+from .columns import Columns
 from .maps import LayerMap
 from .prefix import Prefix
-from .rows import Columns, Rows
+from .rows import Rows
 from .steering import Steering
 
 # Matrices of different prefixes are worked out for so many numbers at once, and inequalities for
@@ -89,7 +90,6 @@ class KnownPrefix(Prefix):
         return replace(
             self,
             codes=self.codes[index],
-            logits=tuple(before[index] for before in self.logits),
             factor=self.factor[index],
             residual=self.residual[index],
         )

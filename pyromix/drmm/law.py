@@ -31,9 +31,10 @@ from ..core.checks import is_traced
 from ..evidence.linear import LinearEvidence
 from ..mixtures.finite import FiniteMixture
 from ..numerics.diagonal_density import log_sum_exp
+from .columns import Columns
 from .links import select, stacked_rows, sum_rows, sum_rows_of_layers
 from .prefix import Prefix
-from .rows import Columns, Rows
+from .rows import Rows
 from .steering import Steering
 from .thinning import INFLATIONS, thin
 
@@ -215,28 +216,30 @@ class ResidualMixture(ABC):
     def _exact_joints(self, rows: Rows) -> Iterator[Tensor]:
         """Log p(h, x) of N points and all C codes, block by block of points: (n, C)."""
 
+    def _column_tables(self, codes: Tensor) -> tuple[Tensor, ...]:
+        """Log-probabilities of categories under codes (C, L), (C, J, n) by table."""
+        return tuple(logits.log_softmax(-1) for logits in self.columns.logits(codes))
+
     def cost(self, rows: Rows) -> int:  # noqa: ARG002
         """How many numbers are kept for a score of a component at a point."""
-        return 1
+        return max(1, self.columns.cost)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """What all laws have in common, with every tensor passed through a function."""
         weight = function(self.log_weight)
-        tables = tuple(function(table) for table in self.columns.tables)
         return {
             "log_weight": weight,
             "links": function(self.links),
-            "columns": Columns(tables, weight),
+            "columns": self.columns.map_tensors(function, weight),
             "source": None,
         }
 
     def _first(self, num_layers: int) -> dict[str, Any]:
         """What all laws have in common, of the first layers."""
-        tables = tuple(table[:num_layers] for table in self.columns.tables)
         return {
             "log_weight": self.log_weight[:num_layers],
             "links": self.links[: num_layers * (num_layers - 1) // 2 * self.num_components],
-            "columns": Columns(tables, self.log_weight),
+            "columns": self.columns.map_tensors(lambda t: t[:num_layers], self.log_weight),
             "source": None,
         }
 
@@ -325,10 +328,8 @@ class ResidualMixture(ABC):
             codes: Shape (n, L).
             rows: What is known of the n draws; entries that are known may be drawn all the same.
         """
-        drawn = [self._draw_real(codes, rows)]
-        for logits in self.columns.logits(codes):
-            drawn.append(torch.multinomial(logits.softmax(-1), 1).to(drawn[0]))
-        return torch.cat(drawn, -1)
+        real = self._draw_real(codes, rows)
+        return torch.cat([real, self.columns.draw(codes, lambda *_: None)], -1)
 
     # ---- densities ------------------------------------------------------------------------
 
@@ -561,10 +562,29 @@ class ResidualMixture(ABC):
             Tensor of shape (n, D + number of categorical columns).
         """
         values = [self._means_given(codes, weight, rows)]
-        for column in range(len(self.columns.tables)):
-            probs = self.category_probs(weight, codes, column)
-            values.append(probs.argmax(-1, keepdim=True).to(weight))
+        if len(self.columns):
+            values.append(self._likeliest_categories(weight, codes).to(weight))
         return torch.cat(values, -1)
+
+    def _likeliest_categories(self, weight: Tensor, codes: Tensor) -> Tensor:
+        """Likeliest categories of all columns, (n, columns); see `expected`."""
+        shared = len(codes) == 1
+        if not shared:
+            # Of each row's own codes those whose weights rounding does not lose.
+            least = weight.amax(1, keepdim=True) * torch.finfo(weight.dtype).eps
+            row, column = (weight > least).nonzero(as_tuple=True)
+            codes, weight, count = codes[row, column], weight[row, column], len(weight)
+        found = []
+        for columns, _, _ in self.columns.blocks(codes.shape[-2]):
+            (logits,) = columns.logits(codes.reshape(-1, self.num_layers))
+            probs = logits.softmax(-1)  # (M, J, n)
+            if shared:
+                total = weight @ probs.flatten(1)
+            else:
+                own = weight.unsqueeze(-1) * probs.flatten(1)
+                total = own.new_zeros(count, own.shape[-1]).index_add_(0, row, own)
+            found.append(total.unflatten(-1, probs.shape[1:]).argmax(-1))
+        return torch.cat(found, -1)
 
     def category_probs(self, weight: Tensor, codes: Tensor, column: int) -> Tensor:
         """Probabilities of a column's categories, (n, categories), given weights of codes.
@@ -593,6 +613,7 @@ class ResidualMixture(ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Means of real columns and likeliest values of categorical ones: (n, D + columns)."""
         values = [self.mean_of(codes)]
-        for logits in self.columns.logits(codes):
-            values.append(logits.argmax(-1, keepdim=True).to(self.log_weight))
+        for columns, _, _ in self.columns.blocks(len(codes)):
+            (logits,) = columns.logits(codes)
+            values.append(logits.argmax(-1).to(self.log_weight))
         return torch.cat(values, -1)

@@ -92,13 +92,14 @@ class _Select(torch.autograd.Function):
         return result.view(ctx.shape), None, None, None, None
 
 
-def sum_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Sums rows (n, m) of a table (R, T): shape (n, T)."""
+def sum_rows(table: Tensor, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sums rows (n, m) of a table (R, T), times weights (n, m) if there are: shape (n, T)."""
     if rows.shape[-1] == 0:
         return table.new_zeros(len(rows), table.shape[-1])
     if is_traced():
-        return table[rows].sum(-2)
-    return embedding_bag(rows, table, mode="sum")
+        chosen = table[rows]
+        return (chosen if weight is None else chosen * weight.unsqueeze(-1)).sum(-2)
+    return embedding_bag(rows, table, mode="sum", per_sample_weights=weight)
 
 
 def sum_rows_of_layers(table: Tensor, rows: list[Tensor]) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 __all__ = ["DRMM"]
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -37,13 +38,14 @@ from ..core.random import takes_generator
 from ..core.registry import encode
 from ..core.standardize import Mode, Standardize, check_mode
 from .affine import AffineMixture
+from .columns import Columns
 from .conditioned import ResidualPrior, Settings
 from .initialization import Shape, initial_parameters
 from .law import ResidualMixture
 from .links import log_normalize
 from .map_parameters import KINDS, MapParameters, layer_floors, make_maps
 from .query import Query
-from .rows import Columns, Rows
+from .rows import Rows
 from .shifts import ShiftMixture
 from .stages import (
     STAGES,
@@ -381,7 +383,7 @@ class DRMM(LawModule[ResidualMixture]):
             "log_weight": self.log_weight,
             "links": log_normalize(self.link_logits, self.smoothing).reshape(-1, k),
             "source": (self.link_logits, self.smoothing),
-            "columns": Columns(tuple(self.column_logits), self.loc),
+            "columns": Columns.of(tuple(self.column_logits), self.loc),
             "log_truncation": math.log(self.truncation) if self.truncation else -math.inf,
         }
         if self.affine:
@@ -856,11 +858,20 @@ class DRMM(LawModule[ResidualMixture]):
             known = ~real.isnan()
             if is_traced() or not bool(known.all()):
                 real, observed = torch.where(known, real, 0.0), known.to(real.dtype)
-        codes = []
-        for j, count in enumerate(self.categories):
-            column = columns[:, j].detach()
-            absent = column.isnan()
+        return Rows(real, observed, self._codes(columns.detach()))
+
+    def _codes(self, columns: Tensor) -> tuple[Tensor, ...]:
+        """Categorical columns (n, columns) as codes by table, minus one where missing."""
+        sizes = torch.tensor(self.categories, dtype=columns.dtype, device=columns.device)
+        wrong = ~columns.isnan() & (
+            (columns < 0) | (columns >= sizes) | (columns != columns.round())
+        )
+        if not is_traced() and bool(wrong.any()):
+            j = int(wrong.any(0).nonzero()[0])
             where = f" in column {self.dim + j}"
-            check_integers("codes", column, 0, count - 1, where=where, missing=True)
-            codes.append(torch.where(absent, -1.0, column).long())
-        return Rows(real, observed, tuple(codes))
+            check_integers(
+                "codes", columns[:, j], 0, self.categories[j] - 1, where=where, missing=True
+            )
+        codes = torch.where(columns.isnan(), -1.0, columns).long()
+        runs = itertools.groupby(self.categories)
+        return codes.split([len(list(run)) for _, run in runs], -1)

@@ -18,6 +18,7 @@ import torch
 from torch import Size, Tensor
 
 from ..evidence.linear import LinearEvidence
+from .column_evidence import ColumnEvidence
 from .law import ResidualMixture
 from .thinning import INFLATIONS, thin
 
@@ -35,8 +36,9 @@ MOST_COVERED = 0.95
 MAX_INTEGRALS = 2**16
 CANDIDATES = 4
 
-# Entries are worked on together as long as there are no more continuations than this.
-MAX_SCORES = 2**19
+# Entries are worked on together as long as there are no more continuations
+# (of real columns) and numbers (of categorical ones) than this.
+MAX_SCORES, MAX_NUMBERS = 2**19, 2**25
 
 # Where the integrals have no closed form, so many codes are integrated at most.
 MAX_COUPLED = 256
@@ -95,11 +97,15 @@ def find_codes(
         num_particles = max(LEAST_PARTICLES, num_particles)
     size = max(1, num_particles // ISLANDS)
     width = ISLANDS * size * law.num_components
-    block = max(1, MAX_SCORES // (width * law.evidence_cost(evidence)))
     guide = evidence.with_rows_of_unions()
-    known = None if kept is None else _Kept.of(law, guide, batch_shape, kept)
+    columns, cost = None, 1
+    if evidence.categorical:
+        columns = ColumnEvidence(law.columns, evidence.categorical, batch_shape)
+        cost = columns.cost
+    block = max(1, min(MAX_SCORES // law.evidence_cost(evidence), MAX_NUMBERS // cost) // width)
+    known = None if kept is None else _Kept.of(law, guide, batch_shape, columns, kept)
     searches = [
-        _Search(law, guide, batch_shape, slice(start, min(start + block, entries)), known)
+        _Search(law, guide, batch_shape, slice(start, min(start + block, entries)), columns, known)
         for start in range(0, entries, block)
     ]
     for search in searches:
@@ -138,16 +144,23 @@ class _Kept(NamedTuple):
     log_seen: Tensor
     """Log-densities of what was observed under each, shape (B, M)."""
     log_joint: Tensor
-    """With roughly the log-probability of inequalities, all three together, (B, M)."""
+    """With that of categorical columns and, roughly, of inequalities, all together, (B, M)."""
 
     @classmethod
     def of(
-        cls, law: ResidualMixture, evidence: LinearEvidence, batch_shape: Size, codes: Tensor
+        cls,
+        law: ResidualMixture,
+        evidence: LinearEvidence,
+        batch_shape: Size,
+        columns: ColumnEvidence | None,
+        codes: Tensor,
     ) -> "_Kept":
         """Of codes (E, M, L)."""
         prior = law.log_prior(codes.flatten(0, 1)).reshape(codes.shape[:-1])
         seen, rows = law.agreement(evidence, batch_shape, codes)
         joint = prior + seen + evidence.log_all(rows)
+        if columns is not None:
+            joint = joint + columns.log_prob(codes)
         repeated = (t.repeat_interleave(ISLANDS, 0) for t in (codes, prior, seen, joint))
         return cls(*repeated)
 
@@ -194,6 +207,7 @@ class _Search:
         evidence: The evidence.
         batch_shape: Its shape.
         entries: Entries of the flattened batch to search codes for.
+        columns: What the evidence says of categorical columns.
         kept: Codes that need not be found.
 
     Attributes:
@@ -209,10 +223,11 @@ class _Search:
         evidence: LinearEvidence,
         batch_shape: Size,
         entries: slice,
+        columns: ColumnEvidence | None = None,
         kept: _Kept | None = None,
     ) -> None:
         self._law, self._evidence = law, evidence
-        self._batch_shape, self._entries = batch_shape, entries
+        self._columns = None if columns is None else columns.at(entries)
         populations = (entries.stop - entries.start) * ISLANDS
         self._steering = law.steered_by(evidence, batch_shape, entries, populations)
         every = slice(entries.start * ISLANDS, entries.stop * ISLANDS)
@@ -233,8 +248,10 @@ class _Search:
         count, k = self.codes.shape[1], law.num_components
         conditional = law.log_conditional(layer, self.codes.flatten(0, 1)).reshape(-1, count, k)
         base = (self.log_weight + self.log_prior).unsqueeze(-1) + conditional
-        if self._evidence.categorical:
-            base = base + self._columns_fit(layer)
+        if self._columns is not None:
+            by_entry = self._steering.by_entry
+            fit = self._columns.score(by_entry(self.codes))
+            base = (by_entry(base) + fit).reshape(base.shape)
         fits = self._steering.observations()
         if self._evidence.num_rows:
             index, log_inclusion = self._thin_within_inequalities(base, fits, size)
@@ -274,18 +291,6 @@ class _Search:
         if self._kept is None:
             return 0.0
         return self._kept.discount(score - self.log_weight.unsqueeze(-1), self.codes)
-
-    def _columns_fit(self, layer: int) -> Tensor:
-        """Log-probability of the evidence on categorical columns, (B, P, K)."""
-        columns = self._law.columns
-        total = columns.zero
-        for column, log_q in self._evidence.categorical.items():
-            table, before = columns.tables[column][layer], self._steering.prefix.logits[column]
-            values = before.unsqueeze(-2) + table  # (B, P, K, n)
-            log_q = log_q.expand(*self._batch_shape, -1).reshape(-1, 1, 1, table.shape[-1])
-            log_q = log_q[self._entries].repeat_interleave(ISLANDS, 0).to(values.dtype)
-            total = total + (values.log_softmax(-1) + log_q).logsumexp(-1)
-        return total
 
 
 def _log_sum(fits: Tensor) -> Tensor:

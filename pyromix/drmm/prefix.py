@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from .rows import Columns
+from .columns import Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,10 @@ class Prefix(ABC):
     Args:
         columns: The categorical columns.
         codes: Codes so far, shape (N, B, l).
-        logits: What they add to categorical columns, (N, B, categories) each.
     """
 
     columns: Columns
     codes: Tensor
-    logits: tuple[Tensor, ...]
 
     # Names of the tensors (N, B, *) that say what the codes leave of the points.
     left: ClassVar[tuple[str, ...]]
@@ -35,7 +33,7 @@ class Prefix(ABC):
         """The fields above before the first layer, of hypotheses about a tensor (N, B, *)."""
         n, count = like.shape[:2]
         codes = torch.zeros(n, count, 0, dtype=torch.long, device=like.device)
-        return {"columns": columns, "codes": codes, "logits": columns.start(n, count)}
+        return {"columns": columns, "codes": codes}
 
     @abstractmethod
     def _go_on(self, chosen: Tensor) -> dict[str, Tensor]:
@@ -46,6 +44,11 @@ class Prefix(ABC):
         """The layer that comes next, counted from zero."""
         return self.codes.shape[-1]
 
+    @property
+    def logits(self) -> tuple[Tensor, ...]:
+        """What the codes add to categorical columns; see `Columns.logits`."""
+        return self.columns.logits(self.codes)
+
     def extend(self, chosen: Tensor) -> Self:
         """The prefix with codes (N, B) of the next layer."""
         changed: dict[str, Any] = self._go_on(chosen)
@@ -53,7 +56,6 @@ class Prefix(ABC):
             self,
             **changed,
             codes=torch.cat([self.codes, chosen.unsqueeze(-1)], -1),
-            logits=self.columns.add(self.layer, self.logits, chosen),
         )
 
     def _with_all(self, num_components: int, **left: Tensor) -> Self:
@@ -64,13 +66,8 @@ class Prefix(ABC):
         parent = torch.arange(count, device=code.device).repeat_interleave(num_components)
         parent = parent.expand(n, -1)
         changed: dict[str, Any] = dict(left)
-        logits = tuple(take_entries(before, parent) for before in self.logits)
-        return replace(
-            self,
-            **changed,
-            codes=torch.cat([take_entries(self.codes, parent), every.unsqueeze(-1)], -1),
-            logits=self.columns.add(self.layer, logits, every),
-        )
+        codes = torch.cat([take_entries(self.codes, parent), every.unsqueeze(-1)], -1)
+        return replace(self, **changed, codes=codes)
 
     def take(self, parent: Tensor) -> Self:
         """The hypotheses at indices (N, B')."""
@@ -78,12 +75,12 @@ class Prefix(ABC):
         return replace(self._map(lambda t: take_entries(t, parent)), codes=codes)
 
     def detach(self) -> Self:
-        """The prefix without the graph behind it."""
+        """The prefix without the graph behind what its codes leave."""
         return self._map(torch.detach)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in self.left}
-        return replace(self, **changed, logits=tuple(function(before) for before in self.logits))
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ from torch import Size, Tensor
 from ..evidence.linear import LinearEvidence
 from ..mixtures.diagonal import MixtureOfNormals
 from ..numerics.diagonal_density import component_log_prob
+from .columns import pick_rows
 from .evidence_score import EvidenceParts, EvidenceScore
 from .known import correction, posterior_moments
 from .law import BLOCK_SCORES, LinearObservations, ResidualMixture
 from .links import sum_selected
 from .prefix import ShiftPrefix
-from .rows import Rows, pick_value
+from .rows import Rows
 from .steering import ShiftSteering
 
 
@@ -129,14 +130,14 @@ class ShiftMixture(ResidualMixture):
     def _exact_joints(self, rows: Rows) -> Iterator[Tensor]:
         codes, log_prior = self.all_codes()
         mixture = self.mixture_of(codes, log_prior)
-        columns = [logits.log_softmax(-1) for logits in self.columns.logits(codes)]
+        tables = self._column_tables(codes)
         for block in rows.split(max(1, BLOCK_SCORES // len(codes))):
             if block.observed is None:
                 joint = mixture._joint_log_prob(block.real)
             else:
                 joint = mixture._joint_log_prob_observed(block.real, block.observed.bool())
-            for log_prob, value in zip(columns, block.columns, strict=True):
-                joint = joint + pick_value(log_prob.expand(len(value), -1, -1), value)
+            for table, value in zip(tables, block.columns, strict=True):
+                joint = joint + pick_rows(table, value)
             yield joint
 
     def joint_of(self, codes: Tensor, rows: Rows) -> Tensor:
@@ -153,8 +154,7 @@ class ShiftMixture(ResidualMixture):
         last = self.num_layers - 1
         joint = component_log_prob(residual, self.loc[last], self.scale, offset, observed)
         joint = joint.reshape(n, width, self.num_components)
-        logits = tuple(t.reshape(n, width, t.shape[-1]) for t in self.columns.logits(flat))
-        return joint + self.columns.score(last, logits, rows.columns)
+        return joint + self.columns.score(last, self.columns.logits(codes), rows.columns)
 
     def steered_by(
         self, evidence: LinearEvidence, batch_shape: Size, entries: slice, populations: int

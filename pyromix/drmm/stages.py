@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from ..numerics.diagonal_density import LOG_2PI, component_log_prob, log_sum_exp
+from .columns import Values, pick_value
 from .law import ResidualMixture
 from .links import sum_rows, sum_rows_of_layers
 from .prefix import ShiftPrefix
-from .rows import Rows, pick_value
+from .rows import Rows
 from .shifts import ShiftMixture
 
 STAGES = ("em", "real", "latents", "joint", "likelihood", "proposal")
@@ -153,7 +154,10 @@ def _layer_scores(law: ShiftMixture, prefix: ShiftPrefix, rows: Rows, stage: str
     score = component_log_prob(
         prefix.residual.squeeze(1), law.loc[layer], law.scale_of(layer), offset, rows.observed
     )
-    return score + law.columns.score(layer, prefix.logits, rows.columns).squeeze(1)
+    logits = prefix.logits
+    if stage != "joint":
+        logits = tuple(before.detach() for before in logits)
+    return score + law.columns.score(layer, logits, rows.columns).squeeze(1)
 
 
 def _draw_codes(law: ShiftMixture, rows: Rows, stage: str) -> Tensor:
@@ -239,12 +243,12 @@ def _column_log_prob(
     layer: int,
     logits: tuple[Tensor, ...],
     chosen: Tensor,
-    columns: tuple[Tensor, ...],
+    values: Values,
 ) -> Tensor:
     """Log-probability (N,) of categorical columns, given codes of a layer and those before."""
     total = law.loc.new_zeros(len(chosen))
-    for before, table, value in zip(logits, law.columns.tables, columns, strict=True):
-        total = total + pick_value(
-            (before.squeeze(1) + table[layer][chosen]).log_softmax(-1), value
-        )
+    for before, table, value in zip(logits, law.columns.tables, values, strict=True):
+        own = sum_rows(table[layer].flatten(1), chosen.unsqueeze(-1))
+        log_probs = (before + own.reshape(-1, 1, *table.shape[2:])).log_softmax(-1)
+        total = total + pick_value(log_probs, value).squeeze(1)
     return total

@@ -51,7 +51,7 @@ def test_probabilities_sum_to_one_and_are_those_of_draws(setting):
     torch.testing.assert_close(probs.sum(), torch.tensor(1.0))
     check_frequencies(drmm.sample((N,)), probs)
     codes = drmm.law.all_codes()
-    joint = [logits.log_softmax(-1) for logits in drmm.law.columns.logits(codes[0])]
+    joint = [drmm.law.columns.log_probs(j, codes[0]) for j in range(3)]
     by_hand = sum(
         table[:, ROWS[:, j].long()].mT for j, table in enumerate(joint)
     ) + codes[1]  # fmt: skip

@@ -241,7 +241,7 @@ def test_distributions_over_categories():
         law = model.law
         close(law.log_prob(rows._replace(columns=(hard,)), **options), model.log_prob(x))
         nothing = law.log_prob(rows._replace(columns=(0 * hard,)), **options)
-        close(nothing, law.log_prob(rows._replace(columns=(-torch.ones(5).long(),)), **options))
+        close(nothing, law.log_prob(rows._replace(columns=(-torch.ones(5, 1).long(),)), **options))
 
 
 # ---- truncation -------------------------------------------------------------------------------
