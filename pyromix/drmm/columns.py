@@ -10,7 +10,7 @@ is a matrix product for every column, of hypotheses and components. Sums that le
 the numbers, where a prefix and a component disagree by far, are taken term by term.
 """
 
-__all__ = ["Columns", "Values", "pick_rows", "pick_value"]
+__all__ = ["Columns", "Values", "pick_rows", "pick_value", "runs_of"]
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +49,9 @@ class Columns:
     @classmethod
     def of(cls, tables: Sequence[Tensor], like: Tensor) -> "Columns":
         """Of one table (L, K, categories) for each column."""
-        runs = itertools.groupby(tables, lambda table: table.shape[-1])
-        return cls([torch.stack(list(run), 2) for _, run in runs], like)
+        left = iter(tables)
+        runs = runs_of([table.shape[-1] for table in tables])
+        return cls([torch.stack(list(itertools.islice(left, n)), 2) for _, n in runs], like)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -217,6 +218,11 @@ class Columns:
             fit = peak.sum((-2, -1)).unsqueeze(-1) + _sum_of_totals(weighted - peak, t)
             total = total + fit - _sum_of_totals(b, t)
         return total
+
+
+def runs_of(categories: Sequence[int]) -> list[tuple[int, int]]:
+    """Numbers of categories of neighbouring columns that have as many, and of these columns."""
+    return [(count, len(list(run))) for count, run in itertools.groupby(categories)]
 
 
 def pick_value(t: Tensor, value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 __all__ = ["DRMM"]
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -21,12 +20,8 @@ from ..core.checks import (
     check_count,
     check_floor,
     check_index,
-    check_integers,
     check_positive_int,
     check_reachable,
-    check_tensor,
-    check_value,
-    is_traced,
     number,
     one_of,
 )
@@ -56,6 +51,7 @@ from .stages import (
     proposal_loss,
     rho,
 )
+from .values import Value, leading_shape, rows_of
 
 Scale = Literal["diagonal", "spherical", "scalar"]
 Missing = Literal["error", "marginalize"]
@@ -444,7 +440,7 @@ class DRMM(LawModule[ResidualMixture]):
         drawn = self.law.sample(Size(sample_shape).numel())
         return drawn.reshape(*sample_shape, *self.event_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Value) -> Tensor:
         r"""Log-density at points of shape (\*S, D + number of categorical columns); shape (\*S).
 
         With respect to Lebesgue measure on the real columns and counting measure on codes. Exact,
@@ -453,11 +449,15 @@ class DRMM(LawModule[ResidualMixture]):
         """
         rows = self._rows(value)
         log_prob = self.law.log_prob(rows, max_exact=self.max_exact, beam=self.beam)
-        return log_prob.reshape(value.shape[:-1])
+        return log_prob.reshape(leading_shape(value))
 
     @takes_generator
     def log_prob_importance(
-        self, value: TensorLike, num_samples: int = 100, *, generator: Generator | None = None
+        self,
+        value: Value | TensorLike,
+        num_samples: int = 100,
+        *,
+        generator: Generator | None = None,
     ) -> Tensor:
         r"""Logarithm of an unbiased estimate of the density, shape (\*S), without a graph.
 
@@ -470,26 +470,26 @@ class DRMM(LawModule[ResidualMixture]):
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
         num_samples = check_positive_int("num_samples", num_samples)
-        value = as_tensor("value", value, like=self.loc)
+        value = self._as_value(value)
         rows = self._rows(value)
         with torch.no_grad():
             law = self.law
             size = max(1, 2**22 // (num_samples * self.num_components))
             parts = [law.importance_log_prob(block, num_samples) for block in rows.split(size)]
-            return torch.cat(parts).reshape(value.shape[:-1])
+            return torch.cat(parts).reshape(leading_shape(value))
 
-    def layer_log_prob(self, value: TensorLike) -> Tensor:
+    def layer_log_prob(self, value: Value | TensorLike) -> Tensor:
         r"""Log-densities under the first layer, the first two, and so on: shape (\*S, L).
 
         The last entry is `log_prob`. See `shallow`.
         """
-        value = as_tensor("value", value, like=self.loc)
+        value = self._as_value(value)
         rows, law = self._rows(value), self.law
         parts = [
             law.shallow(depth).log_prob(rows, max_exact=self.max_exact, beam=self.beam)
             for depth in range(1, self.num_layers + 1)
         ]
-        return torch.stack(parts, -1).reshape(*value.shape[:-1], self.num_layers)
+        return torch.stack(parts, -1).reshape(*leading_shape(value), self.num_layers)
 
     def shallow(self, num_layers: int) -> "DRMM":
         """A copy of the first layers: what they leave, under their scale, becomes the noise.
@@ -529,13 +529,12 @@ class DRMM(LawModule[ResidualMixture]):
         new.initialized.copy_(self.initialized)
         return new.train(self.training)
 
-    def encode(self, value: TensorLike) -> Tensor:
+    def encode(self, value: Value | TensorLike) -> Tensor:
         r"""Likeliest codes that a beam search finds, shape (\*S, L), integers."""
-        value = as_tensor("value", value, like=self.loc)
+        value = self._as_value(value)
         rows = self._rows(value)
         with torch.no_grad():
-            codes = self.law.encode(rows, self.beam)
-            return codes.reshape(*value.shape[:-1], self.num_layers)
+            return self.law.encode(rows, self.beam).reshape(*leading_shape(value), self.num_layers)
 
     def decode(self, codes: TensorLike) -> Tensor:
         r"""Means of real columns and likeliest codes of categorical ones, given latent codes.
@@ -753,9 +752,7 @@ class DRMM(LawModule[ResidualMixture]):
 
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:
         """What the stage of training minimises; in evaluation mode the mean of ``-log_prob``."""
-        value, context = split_batch(batch)
-        if context is not None:
-            raise ValueError(NO_CONTEXT)
+        value = _values_of(batch)
         if not self.training:
             return -self.log_prob(value).mean()
         rows, law = self._training_rows(value), self.law
@@ -789,10 +786,7 @@ class DRMM(LawModule[ResidualMixture]):
         Raises:
             ValueError: If the data does not fit.
         """
-        value, context = split_batch(data)
-        if context is not None:
-            raise ValueError(NO_CONTEXT)
-        rows = self._training_rows(value)
+        rows = self._training_rows(_values_of(data))
         infinite = int((~rows.real.isfinite()).any(-1).sum())
         if len(rows.real) == 0 or infinite:
             raise ValueError(
@@ -821,10 +815,10 @@ class DRMM(LawModule[ResidualMixture]):
 
     # ---- internals ------------------------------------------------------------------------
 
-    def _training_rows(self, value: Tensor) -> Rows:
+    def _training_rows(self, value: Value) -> Rows:
         """Checks and sorts values as `_rows` does; no row may be missing as a whole."""
         rows = self._rows(value)
-        empty = int(value.isnan().all(-1).sum()) if self.missing == "marginalize" else 0
+        empty = int(rows.empty.sum()) if self.missing == "marginalize" else 0
         if empty:
             raise ValueError(
                 f"Expected training data whose rows have an entry that is not missing, got "
@@ -841,37 +835,32 @@ class DRMM(LawModule[ResidualMixture]):
             start += share
         return self.curriculum[-1][0], 1.0
 
-    def _rows(self, value: Tensor, *, missing: bool | None = None) -> Rows:
-        """Checks values and sorts them into columns; flattens all but the last dimension.
+    def _as_value(self, value: Value | TensorLike) -> Value:
+        """Values, or parts of them, as tensors."""
+        if isinstance(value, Mapping):
+            return {key: as_tensor(key, part, like=self.loc) for key, part in value.items()}
+        return as_tensor("value", value, like=self.loc)
+
+    def _rows(self, value: Value, *, missing: bool | None = None) -> Rows:
+        """Checks values and sorts them into columns; flattens their leading shape.
 
         Args:
-            value: Shape (*S, D + number of categorical columns).
+            value: See `rows_of`.
             missing: Whether NaN marks missing entries; by default as the model has it.
         """
-        check_tensor("value", value, like=self.loc)
         missing = self.missing == "marginalize" if missing is None else missing
-        check_value(self, torch.where(value.isnan(), 0.0, value) if missing else value)
-        flat = value.reshape(-1, value.shape[-1])
-        real, columns = flat[:, : self.dim], flat[:, self.dim :]
-        observed = None
-        if missing:
-            known = ~real.isnan()
-            if is_traced() or not bool(known.all()):
-                real, observed = torch.where(known, real, 0.0), known.to(real.dtype)
-        return Rows(real, observed, self._codes(columns.detach()))
+        return rows_of(self, value, self.dim, self.categories, like=self.loc, missing=missing)
 
-    def _codes(self, columns: Tensor) -> tuple[Tensor, ...]:
-        """Categorical columns (n, columns) as codes by table, minus one where missing."""
-        sizes = torch.tensor(self.categories, dtype=columns.dtype, device=columns.device)
-        wrong = ~columns.isnan() & (
-            (columns < 0) | (columns >= sizes) | (columns != columns.round())
-        )
-        if not is_traced() and bool(wrong.any()):
-            j = int(wrong.any(0).nonzero()[0])
-            where = f" in column {self.dim + j}"
-            check_integers(
-                "codes", columns[:, j], 0, self.categories[j] - 1, where=where, missing=True
-            )
-        codes = torch.where(columns.isnan(), -1.0, columns).long()
-        runs = itertools.groupby(self.categories)
-        return codes.split([len(list(run)) for _, run in runs], -1)
+
+def _values_of(batch: Any) -> Value:
+    """The values of a batch, without a context.
+
+    Raises:
+        ValueError: If it has one.
+    """
+    if isinstance(batch, Mapping) and "probs" in batch:
+        return batch
+    value, context = split_batch(batch)
+    if context is not None:
+        raise ValueError(NO_CONTEXT)
+    return value

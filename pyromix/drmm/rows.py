@@ -42,6 +42,19 @@ class Rows(NamedTuple):
         if self.observed is not None:
             known = (self.observed > 0).all(-1)
         for column in self.columns:
-            seen = column.sum(-1) > 0 if column.is_floating_point() else column >= 0
-            known = known & seen.all(-1)
+            known = known & _is_known(column).all(-1)
         return known
+
+    @property
+    def empty(self) -> Tensor:
+        """Whether all of a row is missing, shape (N,)."""
+        seen = torch.ones_like(self.real) if self.observed is None else self.observed
+        known = (seen > 0).any(-1)
+        for column in self.columns:
+            known = known | _is_known(column).any(-1)
+        return ~known
+
+
+def _is_known(column: Tensor) -> Tensor:
+    """Which categorical columns (N, J) are not missing."""
+    return column.sum(-1) > 0 if column.is_floating_point() else column >= 0

@@ -177,41 +177,73 @@ class Nonlinear(Evidence):
 
 
 class CategoricalPrior(Evidence):
-    r"""The factor q(c) on a categorical column.
+    r"""The factor q(c) on a categorical column, or on each of several columns.
 
     Args:
-        index: The column.
+        index: The column, or several: a sequence or a range.
         probs: Weights of its categories, not negative and not all zero, shape (\*N, categories).
-            They need not sum to one: zeros and ones say which categories are possible.
+            They need not sum to one: zeros and ones say which categories are possible. Of J
+            columns, shape (\*N, J, categories); columns with fewer categories than others have
+            zeros at the end.
 
     Example:
         >>> from pyromix import DRMM
-        >>> model = DRMM(dim=2, num_layers=2, num_components=4, categories=(3,))
+        >>> model = DRMM(dim=2, num_layers=2, num_components=4, categories=(3, 3))
         >>> law = model.condition(CategoricalPrior(2, torch.tensor([0.5, 0.5, 0.0])))
         >>> bool((law.sample((100,))[:, 2] < 2).all())
         True
+        >>> both = CategoricalPrior(range(2, 4), torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]]))
+        >>> bool((model.condition(both).sample((100,))[:, 3] > 0).all())
+        True
     """
 
-    dims: ClassVar = {"probs": 1}
+    def __init__(self, index: int | Sequence[int], probs: Tensor) -> None:
+        self.index = tuple(index) if isinstance(index, Sequence) else index
+        self.probs = probs
 
-    def __init__(self, index: int, probs: Tensor) -> None:
-        self.index, self.probs = index, probs
+    @property
+    def _event_dim(self) -> int:
+        return 2 if isinstance(self.index, tuple) else 1
+
+    def entry_shape(self) -> Size:
+        """The batch shape of its weights."""
+        return _leading(self.probs, self._event_dim)
+
+    def at(self, index: tuple[int, ...], batch_shape: Size) -> "CategoricalPrior":
+        """What it says about one entry of a batch."""
+        own = torch.as_tensor(_at(self.probs, self._event_dim, index, batch_shape))
+        return CategoricalPrior(self.index, own)
 
     def add_to(self, known: LinearEvidence) -> None:
         """Adds the weights."""
-        column = known.categorical_column(self.index)
+        several = isinstance(self.index, tuple)
+        index = self.index if isinstance(self.index, tuple) else (self.index,)
+        columns = [known.categorical_column(each) for each in index]
+        if not columns or len(set(columns)) < len(columns):
+            raise ValueError(f"Expected different columns, at least one, got {self.index!r}.")
         probs = known.tensor(self.probs, "probs")
-        count = known.categories[column]
-        if probs.dim() == 0 or probs.shape[-1] != count:
+        counts = [known.categories[column] for column in columns]
+        shape = (len(columns), max(counts))[0 if several else 1 :]
+        if probs.dim() < len(shape) or probs.shape[probs.dim() - len(shape) :] != shape:
             raise ValueError(
-                f"Expected probs of shape (*N, {count}), one for each category of column "
-                f"{known.dim + column}, got {tuple(probs.shape)}."
+                f"Expected probs of shape (*N, {', '.join(map(str, shape))}), one for each "
+                f"category of "
+                + ("each column" if several else f"column {known.dim + columns[0]}")
+                + f", got {tuple(probs.shape)}."
+            )
+        probs = probs if several else probs.unsqueeze(-2)
+        beyond = torch.arange(shape[-1]) >= torch.tensor(counts).unsqueeze(-1)
+        if bool((probs[..., beyond.to(probs.device)] != 0).any()):
+            raise ValueError(
+                f"Expected probs of zero beyond the categories of each column, of which there are "
+                f"{counts}."
             )
         if not bool(((probs >= 0) & probs.isfinite()).all()) or not bool(
             (probs.sum(-1) > 0).all()
         ):
             raise ValueError("Expected probs that are finite, not negative, and not all zero.")
-        known.weigh(column, probs.log())
+        for column, count, own in zip(columns, counts, probs.log().unbind(-2), strict=True):
+            known.weigh(column, own[..., :count])
 
 
 class GaussianPrior(Evidence):
