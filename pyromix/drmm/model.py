@@ -147,6 +147,14 @@ class DRMM(LawModule[ResidualMixture]):
     maps is a mixture with full covariances; more layers follow columns that depend on each other
     smoothly, with far fewer numbers (``python -m benchmarks.drmm.maps``).
 
+    Categorical columns may be distributions instead of codes, such as the codes that another model
+    is uncertain about. Values are a mapping then, in `log_prob`, `loss`, `fit` and wherever points
+    are encoded: ``"probs"``, of shape (\*S, columns, n), n the largest number of categories, with
+    zeros beyond those of a column, and ``"real"``, shape (\*S, D), where there are real columns.
+    Shares y of a column count for :math:`\sum_c y_c \log p(c \mid h)`, those of one category for
+    its log-probability. With ``missing="marginalize"`` a column that is NaN is missing. What is
+    known of a column in a question is a `CategoricalPrior`.
+
     Train it with `pyromix.fit` at a learning rate of about 0.02 in standard deviations of the
     columns (0.005 for grey values from 0 to 1, and 0.01 with 10 layers): the means move by so much
     in a step, and far lower or higher rates cost more than any other choice. With triangular or
@@ -209,6 +217,11 @@ class DRMM(LawModule[ResidualMixture]):
         >>> history = fit(model, data, steps=200, lr=0.005, progress_bar=False)
         >>> model.encode(data[:3]).shape
         torch.Size([3, 2])
+        >>> streams = {"probs": torch.rand(100, 5, 4).softmax(-1)}
+        >>> model = DRMM(dim=0, num_layers=2, num_components=8, categories=(4,) * 5)
+        >>> history = fit(model, streams, steps=10, progress_bar=False)
+        >>> model.log_prob(streams).shape
+        torch.Size([100])
     """
 
     argument_aliases = ("max_codes",)
