@@ -7,6 +7,7 @@ __all__ = [
     "fashion_mnist",
     "gaussian_grid",
     "gaussian_ring",
+    "jump_trajectories",
     "many_moons",
     "mixture_1d",
     "mnist",
@@ -34,3 +35,4 @@ from .toy import (
     two_circles,
     two_moons,
 )
+from .trajectories import jump_trajectories
