@@ -16,7 +16,9 @@ __all__ = [
     "FoldingCoupling",
     "GaussianMixture",
     "GaussianPrior",
+    "HierarchicalDRMM",
     "History",
+    "Level",
     "LinearEquality",
     "LinearGaussian",
     "LinearInequality",
@@ -30,6 +32,7 @@ __all__ = [
     "Observed",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
+    "Top",
     "class_conditional",
     "dequantize",
     "fit",
@@ -52,6 +55,7 @@ from . import (  # noqa: F401
     evidence,
     flows,
     frmdn,
+    hierarchy,
     maxent,
     metrics,
     mixtures,
@@ -84,6 +88,7 @@ from .evidence.pieces import (
 from .flows.flow import Flow
 from .flows.near_identity import near_identity
 from .frmdn import FRMDN
+from .hierarchy import HierarchicalDRMM, Level, Top
 from .maxent import MaximumEntropy
 from .mixtures import (
     GaussianMixture,

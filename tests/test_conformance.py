@@ -15,10 +15,13 @@ from pyromix import (
     Fold,
     FoldingCoupling,
     GaussianMixture,
+    HierarchicalDRMM,
+    Level,
     LogitMap,
     MixtureOfNormals,
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
+    Top,
     class_conditional,
     near_identity,
 )
@@ -78,6 +81,16 @@ def _drmm(*args, **options):
             parameter.normal_()
         for parameter in model.layers.parameters():
             parameter.normal_().mul_(0.3)
+    return model
+
+
+@torch.no_grad()
+def _hierarchy(event_shape, *levels, **options):
+    """With codes that depend on those above, which those of a new model do not."""
+    model = HierarchicalDRMM(event_shape, [*levels, Top(2, 2)], **options)
+    for name, parameter in model.named_parameters():
+        if "scale" not in name:
+            parameter.normal_().mul_(0.7)
     return model
 
 
@@ -188,6 +201,13 @@ CASES = {
         traceable=False,
     ),
     "drmm-missing": Case(lambda: _drmm(2, 2, 3, missing="marginalize"), rejects_nan=False),
+    "hierarchy": Case(lambda: _hierarchy((1, 3), Level(1, num_components=2))),
+    "hierarchy-continued": Case(
+        lambda: _hierarchy((1, 3), Level(2, 1, 2, 2, "triangular"), Level(2, 1, 1, 2))
+    ),
+    "hierarchy-beam": Case(  # wide enough for all codes
+        lambda: _hierarchy((1, 2, 2), Level((1, 2), num_components=2), max_codes=0, beam=4)
+    ),
     "drmm-categories": Case(
         lambda: _drmm(2, 2, 3, categories=(3, 2)), smooth=False, continuous=False, nuts=False
     ),

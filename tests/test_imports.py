@@ -23,6 +23,7 @@ LAYERS = (
     ("mixtures",),
     ("flows",),
     ("drmm", "rad", "frmdn", "maxent", "dcgmm"),
+    ("hierarchy",),
     ("class_conditional", "testing"),
 )
 

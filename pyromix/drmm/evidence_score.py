@@ -9,7 +9,7 @@ probability of each alone, given the rest, as if they were independent: exact fo
 independent coordinates. It steers a search; weights are computed exactly afterwards.
 """
 
-__all__ = ["EvidenceParts", "EvidenceScore"]
+__all__ = ["EvidenceParts", "EvidenceScore", "rough_log_probability"]
 
 import math
 from typing import NamedTuple
@@ -254,7 +254,7 @@ class EvidenceScore:
             (bound.to(dtype) - centre).mul_(unit) for bound in (self._parts.low, self._parts.high)
         )
         if rough:
-            told = _rough_log_probability(low, high)
+            told = rough_log_probability(low, high)
         else:
             told = log_interval_probability(low, high).to(self._dtype)
         return torch.where(self._of(self._is_free, index), told, 0.0)
@@ -268,7 +268,7 @@ class EvidenceScore:
         return t[0].expand(*index.shape, *t.shape[1:]) if len(t) == 1 else t[index]
 
 
-def _rough_log_probability(low: Tensor, high: Tensor) -> Tensor:
+def rough_log_probability(low: Tensor, high: Tensor) -> Tensor:
     """Log-probability of intervals of a standard normal, roughly.
 
     The error function has a fast routine, and no digits left where intervals are unlikely: there

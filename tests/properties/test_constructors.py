@@ -25,6 +25,8 @@ from pyromix import (
     FoldingCoupling,
     GaussianMixture,
     GaussianPrior,
+    HierarchicalDRMM,
+    Level,
     LinearEquality,
     LinearGaussian,
     LinearInequality,
@@ -38,6 +40,7 @@ from pyromix import (
     Observed,
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
+    Top,
 )
 from pyromix.dcgmm import GMM, Classifier, Folding, Pooling
 from pyromix.maxent import spline_flow
@@ -74,6 +77,26 @@ GOOD = {
         "orphans": 0.01,
         "max_codes": None,
     },
+    HierarchicalDRMM: lambda: {
+        "event_shape": (1, 4),
+        "levels": [Level(2, num_components=2), Top(1, 2)],
+        "rounding": None,
+        "scale_floor": 1e-3,
+        "joint_share": 0.25,
+        "max_codes": 64,
+        "beam": 4,
+        "sweeps": 1,
+        "training_beam": 2,
+        "training_sweeps": 0,
+    },
+    Level: lambda: {
+        "window": 2,
+        "stride": 1,
+        "num_layers": 2,
+        "num_components": 2,
+        "maps": "shift",
+    },
+    Top: lambda: {"num_layers": 2, "num_components": 2},
     FRMDN: lambda: {
         "dim": 2,
         "length": 2,

@@ -1,0 +1,76 @@
+"""Arrays completed from some of their entries."""
+
+__all__ = ["complete", "known_entries"]
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .entries import EntryEvidence
+from .law import HierarchicalLaw
+from .posterior import codes_given
+from .window_law import Rounding
+
+# Means of windows that are kept at once, for all draws.
+BLOCK_NUMBERS = 2**23
+
+
+def known_entries(value: Tensor, rounding: Rounding | None) -> EntryEvidence:
+    """What arrays with gaps say: values, or the intervals that were rounded to them.
+
+    Args:
+        value: Shape (N, P, channels), NaN where nothing is known.
+        rounding: How values were rounded.
+    """
+    known, value = ~value.isnan(), value.double()
+    if rounding is None:
+        none = torch.full_like(value, math.inf)
+        variance = torch.where(known, 0.0, none)
+        return EntryEvidence(torch.where(known, value, 0.0), variance, -none, none)
+    step, low, high = rounding
+    below = torch.where(known & (value >= low + step / 2), value - step / 2, -math.inf)
+    above = torch.where(known & (value <= high - step / 2), value + step / 2, math.inf)
+    none = torch.full_like(value, math.inf)
+    return EntryEvidence(torch.where(known, value, 0.0), none, below, above)
+
+
+@torch.no_grad()
+def complete(
+    law: HierarchicalLaw,
+    value: Tensor,
+    *,
+    draws: int,
+    width: int,
+    top_width: int,
+    mean: bool,
+) -> Iterator[Tensor]:
+    """Completes arrays, block by block.
+
+    Args:
+        law: The law.
+        value: Arrays (N, P, channels), NaN where entries are to be filled in.
+        draws: Number of draws of codes.
+        width: Number of codes that are kept of a cell.
+        top_width: The same at the top.
+        mean: Whether to return the mean over the draws, instead of draws.
+
+    Yields:
+        Arrays (n, P, channels), or (draws, n, P, channels).
+    """
+    windows = law.windows
+    tiling = windows.tiling
+    size = max(1, BLOCK_NUMBERS // (draws * windows.mixture.dim * tiling.num_cells))
+    for part in value.split(size):
+        entries = known_entries(part, windows.rounding)
+        given = codes_given(
+            law, entries, draws=draws, width=width, top_width=top_width, are_values=True
+        )
+        loc, scale = windows.moments_of_arrays(given.codes)  # (n, draws, P, channels)
+        known = ~part.isnan()
+        if mean:
+            yield torch.where(known, part, loc.mean(1))
+        else:
+            drawn = loc + scale * torch.randn_like(loc)
+            yield torch.where(known, part, drawn.movedim(1, 0))

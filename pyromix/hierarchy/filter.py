@@ -1,0 +1,110 @@
+"""Arrays given evidence, drawn window by window: a particle filter.
+
+Each particle is a part of an array. A window continues it: of the codes that are likely, given
+what it is given, some stand for all, each with its normal of the entries to be drawn. Of these
+normals draws are made that meet all that is known, with the probability of that as a weight, and
+some of the many continuations are kept. A lookahead prefers those that may still meet what is
+known of entries to come.
+"""
+
+__all__ = ["Particles", "draws_given"]
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..drmm.thinning import thin
+from ..evidence.linear import LinearEvidence
+from .law import HierarchicalLaw
+from .lookahead import Lookahead
+from .sequential import draw_sequentially
+from .statements import StatementsByWindow
+
+# Codes that stand for all of a window.
+CANDIDATES = 4
+# Draws that the lookahead is made from.
+LOOKAHEAD_DRAWS = 2048
+# Continuations that are worked on at once.
+BLOCK_NUMBERS = 2**22
+
+
+class Particles(NamedTuple):
+    """Weighted draws."""
+
+    value: Tensor
+    """Arrays (M, P, channels)."""
+    log_weight: Tensor
+    """Normalised, (M,), float64."""
+    log_evidence: Tensor
+    """Logarithm of an unbiased estimate of Z, shape (), float64."""
+
+
+@torch.no_grad()
+def draws_given(
+    law: HierarchicalLaw,
+    evidence: LinearEvidence,
+    unions: Sequence[Sequence[LinearEvidence]] = (),
+    *,
+    count: int,
+    kept: int,
+) -> Particles:
+    """Draws arrays given evidence.
+
+    Args:
+        law: The hierarchy.
+        evidence: What is known of the entries of an array, flattened to (P channels,).
+        unions: Alternatives of which one holds, for each union.
+        count: Number of particles on the way.
+        kept: Number of particles in the end.
+    """
+    windows, tiling = law.windows, law.windows.tiling
+    known = StatementsByWindow(evidence, unions, tiling, windows.channels)
+    ahead = Lookahead(
+        law.sample(LOOKAHEAD_DRAWS).flatten(1), tiling, windows.channels, known.single
+    )
+    shift = law.shifts_of_windows(count)
+    value = shift.new_zeros(count, tiling.num_entries, windows.channels)
+    log_weight = torch.full((count,), -math.log(count), dtype=torch.float64, device=value.device)
+    log_evidence = seen = ahead.start()
+    for cell in range(tiling.num_cells):
+        window = windows.window(cell)
+        size = max(1, BLOCK_NUMBERS // (CANDIDATES * len(window.entries) ** 2))
+        parts = []
+        for part, own in zip(value.split(size), shift[:, cell].split(size), strict=True):
+            shown = window.show(part)
+            codes, logits = window.likely_codes(shown, own, CANDIDATES)
+            normals = window.normals(shown, codes)
+            drawn, gain = draw_sequentially(*normals, known.at(cell, part.flatten(1)))
+            gain = gain + logits.double()
+            met = known.meets_unions(cell, part.flatten(1), window.entries, drawn)
+            gain = gain.masked_fill(~met, -math.inf)
+            parts.append((drawn, gain, _after(ahead, cell, part, window.entries, drawn)))
+        drawn, gain, now = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        score = (log_weight.unsqueeze(-1) + gain + now - seen).flatten()  # (N B,)
+        total = score.logsumexp(0)
+        log_evidence = log_evidence + total
+        if bool(total.isneginf()):
+            break
+        most = kept if cell == tiling.num_cells - 1 else count
+        index, log_inclusion = (t[0] for t in thin(score.unsqueeze(0), most))
+        index, log_inclusion = (t[log_inclusion < math.inf] for t in (index, log_inclusion))
+        log_weight = score[index] - log_inclusion - total
+        parent = index // gain.shape[1]
+        value, shift, seen = value[parent], shift[parent], now.flatten()[index].unsqueeze(-1)
+        window.write(value, drawn.flatten(0, 1)[index].to(value))
+    log_weight = log_weight - log_weight.logsumexp(0)
+    return Particles(value, log_weight, log_evidence.reshape(()))
+
+
+def _after(ahead: Lookahead, cell: int, value: Tensor, entries: Tensor, drawn: Tensor) -> Tensor:
+    """What the lookahead says of continuations (n, B, d) of arrays (n, P, channels): (n, B)."""
+    given, (n, count) = ahead.given(cell), drawn.shape[:2]
+    if given is None:
+        return drawn.new_zeros(n, count)
+    whole = value.flatten(1)[:, given].double().unsqueeze(1).repeat(1, count, 1)
+    here = (given.unsqueeze(-1) == entries).nonzero()
+    whole[..., here[:, 0]] = drawn[..., here[:, 1]]
+    return ahead.after(cell, whole.flatten(0, 1)).reshape(n, count)
