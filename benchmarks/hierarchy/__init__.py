@@ -1,0 +1,1 @@
+"""Hierarchies of residual mixtures: images, trajectories."""
