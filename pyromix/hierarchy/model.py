@@ -502,10 +502,10 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
 
     @torch.no_grad()
     def initialize(self, data: Batch) -> None:
-        """Starts every level from clusters of what its windows show.
+        r"""Starts every level from clusters of what its windows show.
 
         Args:
-            data: Arrays, shape (N, *event_shape).
+            data: Arrays, shape (N, \*event_shape).
 
         Raises:
             ValueError: If the data does not fit.
