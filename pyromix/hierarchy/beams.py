@@ -29,8 +29,12 @@ class Beams(NamedTuple):
 
     def best(self, prior: CodePrior, shift: Tensor | None = None) -> Tensor:
         """The likeliest code of each cell, (N, C, L)."""
-        place = (self.log_prior(prior, shift) + self.fit).argmax(-1)[..., None, None]
-        return self.codes.gather(2, place.expand(-1, -1, 1, self.codes.shape[-1])).squeeze(2)
+        return self.at((self.log_prior(prior, shift) + self.fit).argmax(-1))
+
+    def at(self, place: Tensor) -> Tensor:
+        """The codes (N, C, L) at places (N, C) of the beams."""
+        index = place[..., None, None].expand(-1, -1, 1, self.codes.shape[-1])
+        return self.codes.gather(2, index).squeeze(2)
 
 
 def search(
@@ -80,14 +84,14 @@ def streams(prior: CodePrior, beams: Beams, shift: Tensor | None = None) -> tupl
     share = weight.softmax(-1).unsqueeze(2).expand(-1, -1, num_layers, -1)
     likely = share.new_zeros(n, cells, num_layers, k)
     likely.scatter_add_(-1, beams.codes.transpose(2, 3), share)
-    code = beams.best(prior, shift).reshape(n * cells, 1, num_layers)
+    best = weight.argmax(-1)
+    code = beams.at(best).reshape(n * cells, 1, num_layers)
     own = []
     for layer in range(num_layers):
         gate = None
         if beams.gates is not None:
             gate = beams.gates[layer]
             if layer:  # of the likeliest code
-                place = weight.argmax(-1).reshape(-1, 1, 1).expand(-1, -1, k)
-                gate = gate.gather(1, place)
+                gate = gate.gather(1, best.reshape(-1, 1, 1).expand(-1, -1, k))
         own.append(prior.log_conditional(layer, code[..., :layer], None, gate).squeeze(1).exp())
     return likely, torch.stack(own, 1).reshape(n, cells, num_layers, k)

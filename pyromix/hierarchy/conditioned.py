@@ -32,7 +32,7 @@ from ..evidence.pieces import Evidence
 from ..mixtures.diagonal import MixtureOfNormals
 from .arrays import flat_evidence
 from .entries import EntryEvidence
-from .filter import draws_given
+from .filter import draws_given, lookahead_of
 from .law import HierarchicalLaw
 from .posterior import codes_given
 from .statements import StatementsByWindow
@@ -107,10 +107,7 @@ class ConditionedHierarchy(Expandable):
     ) -> None:
         self._model, self._known, self._draws = model, known, draws
         self._like = model.law.windows.mixture.log_weight.detach()
-        dtype = self._like.dtype
-        self._regions = [[Polytope.about(part, (), dtype) for part in u] for u in unions]
-        if known.num_rows:
-            self._regions.append([Polytope.about(known, (), dtype)])
+        self._regions = _regions(known, unions, self._like.dtype)
         self._log_evidence, self._weight = log_evidence.double(), weight.double()
         self._error = self._log_evidence.new_zeros(()) if error is None else error.double()
         self.effective_sample_size = 1 / self._weight.square().sum()
@@ -287,17 +284,18 @@ def _by_filter(
     settings: Settings,
 ) -> ConditionedHierarchy:
     kept = -(-settings.num_particles // REPEATS)
+    windows = law.windows
+    statements = StatementsByWindow(known, unions, windows.tiling, windows.channels)
+    ahead = lookahead_of(law, statements)
     runs = [
-        draws_given(law, known, unions, count=BREADTH * kept, kept=kept) for _ in range(REPEATS)
+        draws_given(law, statements, ahead, count=BREADTH * kept, kept=kept)
+        for _ in range(REPEATS)
     ]
     estimates = torch.stack([run.log_evidence for run in runs])
     value = torch.cat([run.value for run in runs]).flatten(1)
     log_weight = torch.cat([run.log_weight + run.log_evidence for run in runs])
     # Rounding to the dtype of draws may break what held before.
-    regions = [[Polytope.about(part, (), value.dtype) for part in u] for u in unions]
-    if known.num_rows:
-        regions.append([Polytope.about(known, (), value.dtype)])
-    for own in regions:
+    for own in _regions(known, unions, value.dtype):
         log_weight = log_weight.masked_fill(~_within(own, value), -math.inf)
     if bool(log_weight.isneginf().all()) or bool(log_weight.isnan().any()):
         raise ConflictError(
@@ -305,6 +303,14 @@ def _by_filter(
             "relax what is known."
         )
     return ConditionedHierarchy(model, known, unions, estimates, log_weight.softmax(0), value)
+
+
+def _regions(
+    known: LinearEvidence, unions: Sequence[Sequence[LinearEvidence]], dtype: torch.dtype
+) -> list[list[Polytope]]:
+    """Sets of regions of each of which one has to hold."""
+    sets = [*unions, [known]] if known.num_rows else unions
+    return [[Polytope.about(part, (), dtype) for part in parts] for parts in sets]
 
 
 def _within(regions: Sequence[Polytope], flat: Tensor) -> Tensor:

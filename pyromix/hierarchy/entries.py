@@ -9,11 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ..conditioning.truncated.interval import (
-    draw_from_interval,
-    interval_moments,
-    log_interval_probability,
-)
+from ..conditioning.truncated.interval import log_interval_probability
 from ..drmm.evidence_score import rough_log_probability
 from ..drmm.prefix import take_entries
 from ..numerics.diagonal_density import LOG_2PI
@@ -80,26 +76,6 @@ class EntryEvidence(NamedTuple):
         low, high = ((bound - centre) / left for bound in (self.low, self.high))
         inside = (rough_log_probability if rough else log_interval_probability)(low, high)
         return total + torch.where(bounded, inside, 0.0)
-
-    def draw(self, mean: Tensor, scale: Tensor) -> Tensor:
-        """Draws from normals given what is known."""
-        _, centre, left = self.posterior(mean, scale)
-        free = torch.where(left > 0, left, 1.0)
-        low, high = ((bound - centre) / free for bound in (self.low, self.high))
-        drawn = centre + left * draw_from_interval(low, high, torch.rand_like(low))
-        drawn = torch.where(left > 0, drawn.clamp(self.low, self.high), drawn)
-        return torch.where(self.variance == 0, self.value, drawn)
-
-    def mean(self, mean: Tensor, scale: Tensor) -> Tensor:
-        """Means of normals given what is known."""
-        _, centre, left = self.posterior(mean, scale)
-        bounded = (self.low.isfinite() | self.high.isfinite()) & (left > 0)
-        if bool(bounded.any()):
-            # In two steps: of few entries moments have to be integrated.
-            low, high = (((bound - centre) / left)[bounded] for bound in (self.low, self.high))
-            centre = centre.clone()
-            centre[bounded] = centre[bounded] + left[bounded] * interval_moments(low, high)[0]
-        return torch.where(self.variance == 0, self.value, centre)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,15 @@ some of the many continuations are kept. A lookahead prefers those that may stil
 known of entries to come.
 """
 
-__all__ = ["Particles", "draws_given"]
+__all__ = ["Particles", "draws_given", "lookahead_of"]
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..drmm.thinning import thin
-from ..evidence.linear import LinearEvidence
 from .law import HierarchicalLaw
 from .lookahead import Lookahead
 from .sequential import draw_sequentially
@@ -45,8 +43,8 @@ class Particles(NamedTuple):
 @torch.no_grad()
 def draws_given(
     law: HierarchicalLaw,
-    evidence: LinearEvidence,
-    unions: Sequence[Sequence[LinearEvidence]] = (),
+    known: StatementsByWindow,
+    ahead: Lookahead,
     *,
     count: int,
     kept: int,
@@ -55,16 +53,12 @@ def draws_given(
 
     Args:
         law: The hierarchy.
-        evidence: What is known of the entries of an array, flattened to (P channels,).
-        unions: Alternatives of which one holds, for each union.
+        known: What is known of the entries of an array.
+        ahead: The lookahead, see `lookahead_of`.
         count: Number of particles on the way.
         kept: Number of particles in the end.
     """
     windows, tiling = law.windows, law.windows.tiling
-    known = StatementsByWindow(evidence, unions, tiling, windows.channels)
-    ahead = Lookahead(
-        law.sample(LOOKAHEAD_DRAWS).flatten(1), tiling, windows.channels, known.single
-    )
     shift = law.shifts_of_windows(count)
     value = shift.new_zeros(count, tiling.num_entries, windows.channels)
     log_weight = torch.full((count,), -math.log(count), dtype=torch.float64, device=value.device)
@@ -77,7 +71,9 @@ def draws_given(
             shown = window.show(part)
             codes, logits = window.likely_codes(shown, own, CANDIDATES)
             normals = window.normals(shown, codes)
-            drawn, gain = draw_sequentially(*normals, known.at(cell, part.flatten(1)))
+            drawn, gain = draw_sequentially(
+                *normals, known.at(cell, part.flatten(1), window.entries)
+            )
             gain = gain + logits.double()
             met = known.meets_unions(cell, part.flatten(1), window.entries, drawn)
             gain = gain.masked_fill(~met, -math.inf)
@@ -97,6 +93,12 @@ def draws_given(
         window.write(value, drawn.flatten(0, 1)[index].to(value))
     log_weight = log_weight - log_weight.logsumexp(0)
     return Particles(value, log_weight, log_evidence.reshape(()))
+
+
+def lookahead_of(law: HierarchicalLaw, known: StatementsByWindow) -> Lookahead:
+    """The lookahead to what is known of entries to come."""
+    windows, draws = law.windows, law.sample(LOOKAHEAD_DRAWS).flatten(1)
+    return Lookahead(draws, windows.tiling, windows.channels, known.single)
 
 
 def _after(ahead: Lookahead, cell: int, value: Tensor, entries: Tensor, drawn: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class HierarchicalLaw:
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Draws arrays (N, P, channels)."""
-        return self.windows.sample(self.shifts_of_windows(count))[0]
+        return self.windows.sample(self.shifts_of_windows(count))
 
     @torch.no_grad()
     def shifts_of_windows(self, count: int) -> Tensor:
@@ -208,22 +208,20 @@ class HierarchicalLaw:
         for sweep in range(sweeps + 1):
             found: list[Beams] = []
             for place, prior in enumerate(priors):
-                if place:
-                    fits = self.stream_fits(place, found[-1], shifts[place - 1])
-                else:
-                    fits = self.windows.fits(shown, masks)
                 cells = count * self.num_cells(place)
-                every, alike = everything[place], None
-                if place == 0 and shifts[0] is None:
-                    alike = self._alike(shown)
+                every, width, shift = everything[place], how.width_at(place), shifts[place]
+                alike = self._alike(shown) if place == 0 and shift is None else None
                 if every is not None:
                     codes = every.expand(cells, -1, -1)
+                elif place:
+                    fits = self.stream_fits(place, found[-1], shifts[place - 1])
+                    codes = search(prior, fits, cells, width, shift)
                 elif alike is not None:
                     first, index = alike
                     fits = self.windows.fits(shown[first], masks.take(first))
-                    codes = search(prior, fits, len(first), how.width_at(place))[index]
+                    codes = search(prior, fits, len(first), width)[index]
                 else:
-                    codes = search(prior, fits, cells, how.width_at(place), shifts[place])
+                    codes = search(prior, self.windows.fits(shown, masks), cells, width, shift)
                 codes = codes.reshape(count, -1, *codes.shape[1:])
                 if place == 0:
                     found.append(self._bottom(shown, masks, codes, score, alike))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..conditioning.truncated.interval import log_interval_probability
 from ..numerics.diagonal_density import LOG_2PI
 from .entries import EntryEvidence
-from .tiling import Tiling
+from .tiling import Tiling, columns_of
 
 # Variances of what regressions leave are taken to be so many times as large: dependence is not
 # linear, and a particle that is dropped is lost.
@@ -119,5 +119,4 @@ def _frontier(tiling: Tiling, cell: int, channels: int) -> Tensor:
     shown: Sequence[int] = later[(later >= 0) & ~tiling.drawn[cell + 1 :]].unique().tolist()
     here = [place for place in shown if int(tiling.owner[place]) <= cell]
     index = torch.tensor(here, dtype=torch.long, device=tiling.place.device)
-    channel = torch.arange(channels, device=index.device)
-    return (index.unsqueeze(-1) * channels + channel).flatten()
+    return columns_of(index, channels)

@@ -66,11 +66,11 @@ def codes_given(
     windows, count = law.windows, len(entries.value)
     like = windows.mixture.log_weight
     shown = EntryEvidence(*(windows.windows(part) for part in entries))
-    inside = (windows.tiling.place >= 0).repeat_interleave(windows.channels, 1)
+    inside = windows.masks(count).drawn > 0  # nothing is known past the end
     shown = shown._replace(
-        variance=torch.where(inside.repeat(count, 1), shown.variance, torch.inf),
-        low=torch.where(inside.repeat(count, 1), shown.low, -torch.inf),
-        high=torch.where(inside.repeat(count, 1), shown.high, torch.inf),
+        variance=torch.where(inside, shown.variance, torch.inf),
+        low=torch.where(inside, shown.low, -torch.inf),
+        high=torch.where(inside, shown.high, torch.inf),
     )
     active = [shown.known.any(-1).reshape(count, -1)]  # of each level, (N, C)
     for level in law.levels:
@@ -81,11 +81,11 @@ def codes_given(
         for place, prior in enumerate(law.priors):
             if place:
                 fits = law.stream_fits(place, found[-1], shifts[place - 1], active[place - 1])
+            elif are_values:
+                known = Masks(shown.known.to(like), None)
+                fits = windows.fits(shown.value.to(like), known)
             else:
                 fits = windows.entry_fits(shown)
-                if are_values:
-                    known = Masks(shown.known.to(like), None)
-                    fits = windows.fits(shown.value.to(like), known)
             wide = top_width if place == len(law.levels) else width
             cells = count * law.num_cells(place)
             codes, log_count = _sample(prior, fits, cells, wide, shifts[place])

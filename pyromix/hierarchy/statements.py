@@ -2,13 +2,12 @@
 
 __all__ = ["StatementsByWindow"]
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..evidence.linear import LinearEvidence
+from ..evidence.linear import LinearEvidence, tightest_bounds
 from .entries import EntryEvidence
 from .sequential import WindowStatements
 from .tiling import Tiling
@@ -35,7 +34,6 @@ class StatementsByWindow:
         tiling: Tiling,
         channels: int,
     ) -> None:
-        self._tiling, self._channels = tiling, channels
         self._owner = tiling.owner.repeat_interleave(channels)
         self._entries, rows = _split(evidence, strict=True)
         self._rows = [(int(self._owner[row.nonzero()].amax()), row, a, b) for row, a, b in rows]
@@ -58,14 +56,14 @@ class StatementsByWindow:
         """What is known of each entry by itself, (D,)."""
         return self._entries
 
-    def at(self, cell: int, value: Tensor) -> WindowStatements:
+    def at(self, cell: int, value: Tensor, entries: Tensor) -> WindowStatements:
         """What is known of the entries that a window draws.
 
         Args:
             cell: The window.
             value: Arrays (n, D) as far as windows before it drew them.
+            entries: Indices of what it draws, (d,), in its order.
         """
-        entries = self._drawn(cell)
         rows, low, high = [], [], []
         past = torch.where(self._owner < cell, value.double(), 0.0)
         for last, row, a, b in self._rows:
@@ -79,12 +77,6 @@ class StatementsByWindow:
             none = past.new_zeros(len(value), 0)
             return WindowStatements(own, past.new_zeros(0, len(entries)), none, none)
         return WindowStatements(own, torch.stack(rows), torch.stack(low, 1), torch.stack(high, 1))
-
-    def _drawn(self, cell: int) -> Tensor:
-        """Indices of the entries that a window draws, (d,), in its order."""
-        place = self._tiling.place[cell][self._tiling.drawn[cell]]
-        channel = torch.arange(self._channels, device=place.device)
-        return (place.unsqueeze(-1) * self._channels + channel).flatten()
 
     def meets_unions(self, cell: int, value: Tensor, entries: Tensor, drawn: Tensor) -> Tensor:
         """Whether continuations (n, B, d) of arrays (n, D) meet unions that end here: (n, B)."""
@@ -130,14 +122,12 @@ def _split(
     value = torch.where(precision > 0, value * variance, 0.0)
     for d, known in evidence.observed.items():
         value[d], variance[d] = known, 0.0
-    low, high = torch.full_like(value, -math.inf), torch.full_like(value, math.inf)
-    rows = []
-    for row, a, b in zip(*evidence.inequalities(()), strict=True):
-        used = row.nonzero().squeeze(-1)
-        if len(used) == 1:
-            d = int(used)
-            ends = sorted((float(a / row[d]), float(b / row[d])))
-            low[d], high[d] = low[d].clamp(min=ends[0]), high[d].clamp(max=ends[1])
-        elif len(used):
-            rows.append((row, a, b))
+    matrix, below, above = evidence.inequalities(())
+    terms = (matrix != 0).sum(-1)
+    rows = [(matrix[i], below[i], above[i]) for i in (terms > 1).nonzero().flatten().tolist()]
+    single = terms == 1
+    column = matrix[single].abs().argmax(-1)
+    factor = matrix[single].gather(1, column.unsqueeze(-1)).squeeze(-1)
+    ends = torch.stack([below[single] / factor, above[single] / factor])
+    low, high = tightest_bounds(ends.amin(0), ends.amax(0), column, evidence.dim)
     return EntryEvidence(value, variance, low, high), rows

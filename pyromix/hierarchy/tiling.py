@@ -1,6 +1,6 @@
 """Windows over a grid: what each of them shows, and which of them draws an entry."""
 
-__all__ = ["Tiling"]
+__all__ = ["Tiling", "columns_of"]
 
 from collections.abc import Sequence
 from itertools import product
@@ -101,3 +101,9 @@ class Tiling(nn.Module):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"grid={self.grid}, window={self.window}, stride={self.stride}"
+
+
+def columns_of(places: Tensor, channels: int) -> Tensor:
+    """Where entries (n,) are in an array flattened to (P channels,): (n channels,)."""
+    channel = torch.arange(channels, device=places.device)
+    return (places.unsqueeze(-1) * channels + channel).flatten()

@@ -19,7 +19,7 @@ from ..numerics.diagonal_density import LOG_2PI
 from .code_prior import CodePrior, Gates, draw_index
 from .entries import EntryEvidence, EntryFits
 from .fits import CellFits, MapFits, Masks, ShiftFits, log_diagonal
-from .tiling import Tiling
+from .tiling import Tiling, columns_of
 
 
 class Rounding(NamedTuple):
@@ -178,25 +178,22 @@ class WindowLaw:
         return (each * masks.drawn.unsqueeze(1)).sum(-1)
 
     @torch.no_grad()
-    def sample(self, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws arrays (N, P, channels) and codes (N, C, L), given shifts (N, C, L, K)."""
+    def sample(self, shift: Tensor) -> Tensor:
+        """Draws arrays (N, P, channels), given shifts (N, C, L, K)."""
         n, tiling = len(shift), self.tiling
         if not tiling.overlaps:
             codes = self.prior.sample(shift.flatten(0, 1))
             drawn = self.mixture.draw_given(codes)
             shape = (n, tiling.num_cells, tiling.num_positions, self.channels)
-            value = drawn.reshape(shape)[:, tiling.owner, tiling.offset]
-            return value, codes.reshape(n, tiling.num_cells, -1)
+            return drawn.reshape(shape)[:, tiling.owner, tiling.offset]
         # One window after the other: each is given what those before it drew.
         value = shift.new_zeros(n, tiling.num_entries, self.channels)
-        found = []
         for cell in range(tiling.num_cells):
             window = self.window(cell)
             shown = window.show(value)
             codes = window.sample_codes(shown, shift[:, cell])
             window.write(value, window.continue_from(shown, codes))
-            found.append(codes)
-        return value, torch.stack(found, 1)
+        return value
 
     def window(self, cell: int) -> "OneWindow":
         """One of the windows by itself."""
@@ -221,8 +218,7 @@ class OneWindow:
         given = ((self._place >= 0) & ~self._new).repeat_interleave(law.channels)
         like = law.mixture.log_weight
         self._masks = Masks(self._columns.to(like), given.to(like) if bool(given.any()) else None)
-        channel = torch.arange(law.channels, device=self._place.device)
-        self.entries = (self._place[self._new].unsqueeze(-1) * law.channels + channel).flatten()
+        self.entries = columns_of(self._place[self._new], law.channels)
 
     def show(self, value: Tensor) -> Tensor:
         """What it shows of arrays (n, P, channels): (n, D), anything past the end."""
