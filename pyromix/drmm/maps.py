@@ -8,7 +8,7 @@ and after the last layer :math:`r'` is standard normal. Matrices of all componen
 once where all are wanted, and gathered where each point has a component of its own.
 """
 
-__all__ = ["DiagonalMap", "LayerMap", "LowRankMap", "TriangularMap"]
+__all__ = ["DiagonalMap", "LayerMap", "LowRankMap", "TriangularMap", "of_components"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -148,13 +148,13 @@ class TriangularMap(LayerMap):
     def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
         """What components (n,) make of residuals (n, D): shape (n, D)."""
         centred = residual - embedding(code, self.loc)
-        return _of_components(
+        return of_components(
             lambda matrix, part: part @ matrix.mT, (self.matrix,), centred.unsqueeze(1), code
         ).squeeze(1)
 
     def inverse(self, value: Tensor, code: Tensor) -> Tensor:
         """The residuals (n, D) of which components (n,) make values (n, D)."""
-        residual = _of_components(
+        residual = of_components(
             lambda matrix, part: torch.linalg.solve_triangular(
                 matrix.mT, part, upper=True, left=False
             ),
@@ -183,7 +183,7 @@ class TriangularMap(LayerMap):
 
     def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
         """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
-        return _of_components(
+        return of_components(
             lambda matrix, part: torch.linalg.solve_triangular(
                 matrix, part, upper=False, left=False
             ),
@@ -236,7 +236,7 @@ class LowRankMap(LayerMap):
     def chosen(self, residual: Tensor, code: Tensor) -> Tensor:
         """What components (n,) make of residuals (n, D): shape (n, D)."""
         centred = residual - embedding(code, self.loc)
-        turned = _of_components(
+        turned = of_components(
             lambda left, right, part: (part @ right) @ left.mT,
             (self.left, self.right),
             centred.unsqueeze(1),
@@ -246,7 +246,7 @@ class LowRankMap(LayerMap):
 
     def inverse(self, value: Tensor, code: Tensor) -> Tensor:
         """The residuals (n, D) of which components (n,) make values (n, D)."""
-        change = _of_components(
+        change = of_components(
             lambda left, correction, part: (part @ correction.mT) @ left.mT,
             (self.left, self._correction),
             value.unsqueeze(1),
@@ -263,7 +263,7 @@ class LowRankMap(LayerMap):
     def chosen_rows(self, rows: Tensor, code: Tensor) -> Tensor:
         """Rows (n, q, D) times the inverse of the matrices of components (n,): (n, q, D)."""
         scaled = rows / embedding(code, self.diag).unsqueeze(1)
-        return scaled - _of_components(
+        return scaled - of_components(
             lambda left, correction, part: (part @ left) @ correction,
             (self.left, self._correction),
             scaled,
@@ -271,7 +271,7 @@ class LowRankMap(LayerMap):
         )
 
 
-def _of_components(
+def of_components(
     function: Callable[..., Tensor], tables: tuple[Tensor, ...], rows: Tensor, code: Tensor
 ) -> Tensor:
     """A function of components' matrices and of rows: (n, q, D).
@@ -284,19 +284,20 @@ def _of_components(
     """
     n, q, dim = rows.shape
     count = len(tables[0])
-    with_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *tables))
     copied = n * sum(table[0].numel() for table in tables)
-    if is_traced() or with_graph or copied < COPIED_NUMBERS * count:
+    if is_traced() or copied < COPIED_NUMBERS * count:
         return function(*(_gather(table, code) for table in tables), rows)
     # Component by component: a matrix for each of many rows takes longer to copy than to use.
     order = code.argsort(stable=True)
     sizes = torch.bincount(code, minlength=count).tolist()
-    result = torch.empty_like(rows)
-    for k, own in enumerate(order.split(sizes)):
-        if len(own):
-            part = function(*(table[k] for table in tables), rows[own].reshape(-1, dim))
-            result[own] = part.reshape(len(own), q, dim)
-    return result
+    parts = [
+        function(*own, part.reshape(-1, dim)).unflatten(0, (len(part), q))
+        for part, *own in zip(
+            rows[order].split(sizes), *(table.unbind() for table in tables), strict=True
+        )
+        if len(part)
+    ]
+    return torch.cat(parts)[order.argsort()] if parts else torch.empty_like(rows)
 
 
 def _gather(table: Tensor, code: Tensor) -> Tensor:
