@@ -85,6 +85,15 @@ class CodeLaw:
         added = sum_rows(table, rows.flatten(0, 2))
         return added.reshape(*own.shape[:3], *self.below)
 
+    def shifts_by_position(self, codes: Tensor) -> Tensor:
+        """What codes (G, L) add to scores of the cell at each position of a window.
+
+        Returns:
+            Tensor of shape (O, G, L', K').
+        """
+        chosen = [table[code] for table, code in zip(self.tables, codes.mT, strict=True)]
+        return torch.stack(chosen).sum(0).movedim(1, 0)
+
     def rough_fits(self, streams: Tensor, expected: Tensor) -> list[Tensor]:
         """What every component of each layer adds to the log-probability of codes below.
 

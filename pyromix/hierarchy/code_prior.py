@@ -47,11 +47,26 @@ class CodePrior:
         """Number of components K."""
         return self.log_weight.shape[1]
 
+    @property
+    def num_codes(self) -> int:
+        """Number of codes of a cell."""
+        return self.num_components**self.num_layers
+
     def scores(self, layer: int, codes: Tensor) -> Tensor:
         """Scores of a layer's codes, not normalised, given codes (n, l) before: (n, K)."""
         rows = stacked_rows(codes[:, :layer], self.num_components)
         first = layer * (layer - 1) // 2 * self.num_components
         return self.log_weight[layer] + sum_rows(self.links, rows + first)
+
+    def scores_given_later(self, layer: int, codes: Tensor) -> Tensor:
+        """What codes (n, L) of the layers after a layer say of its own: scores (n, K).
+
+        The columns of the tables of which `scores` sums rows.
+        """
+        k = self.num_components
+        pairs = [later * (later - 1) // 2 + layer for later in range(layer + 1, self.num_layers)]
+        table = self.links.reshape(-1, k, k)[pairs].mT.flatten(0, 1)
+        return sum_rows(table, stacked_rows(codes[:, layer + 1 :], k))
 
     def log_conditional(
         self, layer: int, codes: Tensor, shift: Tensor | None, gate: Tensor | None = None

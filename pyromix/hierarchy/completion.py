@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .entries import EntryEvidence
 from .law import HierarchicalLaw
-from .posterior import codes_given
+from .posterior import Keep, codes_given, fits_of_evidence
 from .window_law import Rounding
 
 # Means of windows that are kept at once, for all draws.
@@ -38,37 +38,33 @@ def known_entries(value: Tensor, rounding: Rounding | None) -> EntryEvidence:
 
 @torch.no_grad()
 def complete(
-    law: HierarchicalLaw,
-    value: Tensor,
-    *,
-    draws: int,
-    width: int,
-    top_width: int,
-    mean: bool,
+    law: HierarchicalLaw, value: Tensor, how: Keep, *, draws: int, mean: bool
 ) -> Iterator[Tensor]:
     """Completes arrays, block by block.
 
     Args:
         law: The law.
         value: Arrays (N, P, channels), NaN where entries are to be filled in.
+        how: Which codes count.
         draws: Number of draws of codes.
-        width: Number of codes that are kept of a cell.
-        top_width: The same at the top.
-        mean: Whether to return the mean over the draws, instead of draws.
+        mean: Whether to return the mean, instead of draws. It is exact where all codes count, and
+            else that over draws of codes.
 
     Yields:
         Arrays (n, P, channels), or (draws, n, P, channels).
     """
-    windows = law.windows
-    tiling = windows.tiling
-    size = max(1, BLOCK_NUMBERS // (draws * windows.mixture.dim * tiling.num_cells))
+    windows, tree = law.windows, law.tree(how.max_codes) if mean else None
+    numbers = draws * windows.mixture.dim if tree is None else len(tree.everything[0])
+    size = max(1, BLOCK_NUMBERS // (numbers * windows.tiling.num_cells))
     for part in value.split(size):
-        entries = known_entries(part, windows.rounding)
-        given = codes_given(
-            law, entries, draws=draws, width=width, top_width=top_width, are_values=True
-        )
+        known, entries = ~part.isnan(), known_entries(part, windows.rounding)
+        if tree is not None:
+            fits = fits_of_evidence(law, tree, entries, are_values=True)
+            own = windows.mean_of_arrays(tree.everything[0], tree.marginals(fits))
+            yield torch.where(known, part, own)
+            continue
+        given = codes_given(law, entries, how, draws=draws, are_values=True)
         loc, scale = windows.moments_of_arrays(given.codes)  # (n, draws, P, channels)
-        known = ~part.isnan()
         if mean:
             yield torch.where(known, part, loc.mean(1))
         else:

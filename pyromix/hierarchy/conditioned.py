@@ -34,7 +34,7 @@ from .arrays import flat_evidence
 from .entries import EntryEvidence
 from .filter import draws_given, lookahead_of
 from .law import HierarchicalLaw
-from .posterior import codes_given
+from .posterior import Keep, codes_given
 from .statements import StatementsByWindow
 
 # Independent estimates of log Z.
@@ -67,8 +67,7 @@ class Settings:
     """How a law given evidence is made."""
 
     num_particles: int
-    width: int
-    top_width: int
+    keep: Keep
 
 
 class ConditionedHierarchy(Expandable):
@@ -252,9 +251,7 @@ def _by_messages(
     single = StatementsByWindow.singles(known)
     shape = (REPEATS, windows.tiling.num_entries, windows.channels)
     entries = EntryEvidence(*(part.expand(REPEATS, -1).reshape(shape) for part in single))
-    given = codes_given(
-        law, entries, draws=count, width=settings.width, top_width=settings.top_width
-    )
+    given = codes_given(law, entries, settings.keep, draws=count)
     mean, scale = windows.moments_of_arrays(given.codes)  # (R, draws, P, channels)
     # What codes were drawn by is taken back, and put in again with all that is known.
     own = entries.map(lambda t: t.unsqueeze(1)).log_factor(mean.double(), scale.double())

@@ -25,7 +25,7 @@ from .statements import StatementsByWindow
 CANDIDATES = 4
 # Draws that the lookahead is made from.
 LOOKAHEAD_DRAWS = 2048
-# Continuations that are worked on at once.
+# Numbers in an intermediate result of a search for codes.
 BLOCK_NUMBERS = 2**22
 
 
@@ -59,27 +59,42 @@ def draws_given(
         kept: Number of particles in the end.
     """
     windows, tiling = law.windows, law.windows.tiling
+    size = CANDIDATES * windows.mixture.dim * windows.prior.num_components
+    size = max(1, BLOCK_NUMBERS // size)
     shift = law.shifts_of_windows(count)
     value = shift.new_zeros(count, tiling.num_entries, windows.channels)
     log_weight = torch.full((count,), -math.log(count), dtype=torch.float64, device=value.device)
     log_evidence = seen = ahead.start()
     for cell in range(tiling.num_cells):
         window = windows.window(cell)
-        size = max(1, BLOCK_NUMBERS // (CANDIDATES * len(window.entries) ** 2))
-        parts = []
-        for part, own in zip(value.split(size), shift[:, cell].split(size), strict=True):
-            shown = window.show(part)
-            codes, logits = window.likely_codes(shown, own, CANDIDATES)
-            normals = window.normals(shown, codes)
-            drawn, gain = draw_sequentially(
-                *normals, known.at(cell, part.flatten(1), window.entries)
+        shown, flat = window.show(value), value.flatten(1)
+        codes, logits = (
+            torch.cat(parts)
+            for parts in zip(
+                *(
+                    window.likely_codes(part, own, CANDIDATES)
+                    for part, own in zip(
+                        shown.split(size), shift[:, cell].split(size), strict=True
+                    )
+                ),
+                strict=True,
             )
-            gain = gain + logits.double()
-            met = known.meets_unions(cell, part.flatten(1), window.entries, drawn)
-            gain = gain.masked_fill(~met, -math.inf)
-            parts.append((drawn, gain, _after(ahead, cell, part, window.entries, drawn)))
-        drawn, gain, now = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        score = (log_weight.unsqueeze(-1) + gain + now - seen).flatten()  # (N B,)
+        )
+        normals, gain = window.normals(shown, codes), logits.double()
+        readings = ahead.readings(cell, flat, window.entries)
+        pulled = 0  # of continuations, how many readings to come were taken account of in
+        if readings is not None:
+            # Half of them, in case the lookahead errs.
+            pull, density = normals.given(readings)
+            pulled = density.shape[1]
+            normals = pull.join(normals)
+            gain = torch.cat([gain + density, gain], 1) - math.log(2)
+        drawn, here = draw_sequentially(normals, known.at(cell, flat, window.entries))
+        met = known.meets_unions(cell, flat, window.entries, drawn)
+        read, inside = _after(ahead, cell, flat, window.entries, drawn)
+        gain[:, pulled:] += read[:, pulled:]
+        gain, now = (gain + here + inside).masked_fill(~met, -math.inf), read + inside
+        score = (log_weight.unsqueeze(-1) + gain - seen).flatten()  # (N B,)
         total = score.logsumexp(0)
         log_evidence = log_evidence + total
         if bool(total.isneginf()):
@@ -101,12 +116,19 @@ def lookahead_of(law: HierarchicalLaw, known: StatementsByWindow) -> Lookahead:
     return Lookahead(draws, windows.tiling, windows.channels, known.single)
 
 
-def _after(ahead: Lookahead, cell: int, value: Tensor, entries: Tensor, drawn: Tensor) -> Tensor:
-    """What the lookahead says of continuations (n, B, d) of arrays (n, P, channels): (n, B)."""
+def _after(
+    ahead: Lookahead, cell: int, value: Tensor, entries: Tensor, drawn: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the lookahead says of continuations (n, B, d) of arrays (n, D).
+
+    Returns:
+        Of readings to come, and of bounds, (n, B).
+    """
     given, (n, count) = ahead.given(cell), drawn.shape[:2]
     if given is None:
-        return drawn.new_zeros(n, count)
-    whole = value.flatten(1)[:, given].double().unsqueeze(1).repeat(1, count, 1)
+        return drawn.new_zeros(n, count), drawn.new_zeros(n, count)
+    whole = value[:, given].double().unsqueeze(1).repeat(1, count, 1)
     here = (given.unsqueeze(-1) == entries).nonzero()
     whole[..., here[:, 0]] = drawn[..., here[:, 1]]
-    return ahead.after(cell, whole.flatten(0, 1)).reshape(n, count)
+    read, inside = ahead.after(cell, whole.flatten(0, 1))
+    return read.reshape(n, count), inside.reshape(n, count)

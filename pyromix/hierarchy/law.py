@@ -29,8 +29,9 @@ from ..core.checks import is_traced
 from .beams import Beams, search, streams
 from .code_law import CodeLaw
 from .code_prior import CodePrior
+from .dense import DenseTree
 from .fits import CellFits, Masks, StreamFits
-from .window_law import WindowLaw
+from .window_law import MAX_KEPT, WindowLaw
 
 Score = Callable[[Tensor, Masks, Tensor], Tensor]
 """Of what windows show, what of it they draw, and codes."""
@@ -44,10 +45,12 @@ class Search:
     """Codes that are kept for each cell."""
     sweeps: int = 1
     """How many times the search is done anew from the top."""
-    max_exact: int = 0
-    """All codes of a cell are kept, where there are no more than this."""
+    max_codes: int = 0
+    """Sums are over all codes, where no cell has more than this."""
     least_of_windows: int = 1
     """Codes of windows that are kept at least."""
+    max_kept: int = MAX_KEPT
+    """Where not all cells have few codes, all are kept of those that have no more than this."""
 
     def width_at(self, place: int) -> int:
         """Codes that are kept for each cell of a level, the lowest of which is zero."""
@@ -72,16 +75,37 @@ class HierarchicalLaw:
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Draws arrays (N, P, channels)."""
-        return self.windows.sample(self.shifts_of_windows(count))
+        return self.windows.sample(self.shifts_of_windows(count))[1]
+
+    @torch.no_grad()
+    def sample_codes(self, count: int) -> list[Tensor]:
+        """Draws the codes of arrays, (N, C, L) of each level, the lowest first."""
+        above = self._codes_above(count)
+        if not above:
+            return [self.priors[0].sample(None, count).unsqueeze(1)]
+        return [self.windows.sample(self.shifts_from(0, above[0]))[0], *above]
 
     @torch.no_grad()
     def shifts_of_windows(self, count: int) -> Tensor:
         """Draws the codes of all levels above the bottom: what they add there, (N, C, L, K)."""
-        codes = self.priors[-1].sample(None, count).unsqueeze(1)
-        for level, prior in reversed(list(zip(self.levels[1:], self.priors[1:-1], strict=True))):
-            shift = level.shifts(codes.unsqueeze(2)).squeeze(2)  # (N, P, L', K')
-            codes = prior.sample(shift.flatten(0, 1)).reshape(count, -1, prior.num_layers)
-        return self.levels[0].shifts(codes.unsqueeze(2)).squeeze(2)
+        return self.shifts_from(0, self._codes_above(count)[0])
+
+    def _codes_above(self, count: int) -> list[Tensor]:
+        """Draws the codes of all levels above the bottom, (N, C, L) each, the lowest first."""
+        found: list[Tensor] = []
+        for place in reversed(range(1, len(self.priors))):
+            prior = self.priors[place]
+            if found:
+                shift = self.shifts_from(place, found[0])
+                codes = prior.sample(shift.flatten(0, 1)).reshape(count, -1, prior.num_layers)
+            else:
+                codes = prior.sample(None, count).unsqueeze(1)
+            found.insert(0, codes)
+        return found
+
+    def shifts_from(self, place: int, above: Tensor) -> Tensor:
+        """What codes (N, C', L') of the level above a level add to its scores: (N, C, L, K)."""
+        return self.levels[place].shifts(above.unsqueeze(2)).squeeze(2)
 
     # ---- densities --------------------------------------------------------------------------
 
@@ -99,6 +123,9 @@ class HierarchicalLaw:
         """
         depth = len(self.levels) if depth is None else depth
         shown = self.windows.windows(value)
+        tree = self.tree(how.max_codes, depth)
+        if tree is not None:
+            return tree.log_prob(self.fits_of_all(tree, shown, mass=mass))
         masks = self.windows.masks(len(value))
         score = self.windows.log_mass if mass else self.windows.log_prob
         with torch.no_grad():
@@ -114,6 +141,36 @@ class HierarchicalLaw:
                 beams = Beams(codes, self.messages(place, codes, beams))
         joint = beams.log_prior(self.priors[depth]) + beams.fit
         return joint.logsumexp(-1).sum(-1)
+
+    def tree(self, max_codes: int, depth: int | None = None) -> DenseTree | None:
+        """Sums over all codes of the lowest levels, by default of all, if these are few.
+
+        They are few if no cell has more than `max_codes`. What windows are given must not matter.
+        """
+        depth = len(self.levels) if depth is None else depth
+        if self.windows.tiling.overlaps or self.windows.correlates:
+            return None
+        return DenseTree.of(self.priors[: depth + 1], self.levels[:depth], max_codes)
+
+    def fits_of_all(
+        self, tree: DenseTree, shown: Tensor, *, mass: bool, known: Tensor | None = None
+    ) -> Tensor:
+        """How well what windows show fits all codes of them, (N, C, J).
+
+        Args:
+            tree: All codes.
+            shown: What windows show, (n, D).
+            mass: Whether values are rounded.
+            known: Which of it counts, (n, D); by default all.
+        """
+        windows = self.windows
+        count = len(shown) // self.num_cells(0)
+        if known is None and windows.tiling.hangs_over:
+            known = windows.masks(count).drawn > 0
+        alike = self._alike(shown) if known is None else None
+        first, index = (slice(None), slice(None)) if alike is None else alike
+        fits = windows.fits_of_all(shown[first], tree.everything[0], mass=mass, known=known)
+        return fits[index].reshape(count, -1, fits.shape[-1])
 
     def _bottom(
         self,
@@ -201,7 +258,7 @@ class HierarchicalLaw:
     ) -> list[Beams]:
         """Codes of all cells of the lowest levels."""
         priors, count = self.priors[: depth + 1], len(shown) // self.num_cells(0)
-        everything = [self._all_codes(prior, how.max_exact) for prior in priors]
+        everything = [self._all_codes(prior, min(how.max_codes, how.max_kept)) for prior in priors]
         beams: list[Beams] = []
         shifts: list[Tensor | None] = [None] * (depth + 1)
         sweeps = 0 if all(every is not None for every in everything) else how.sweeps

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..conditioning.truncated.interval import log_interval_probability
 from ..numerics.diagonal_density import LOG_2PI
 from .entries import EntryEvidence
+from .normals import LinearReadings
 from .tiling import Tiling, columns_of
 
 # Variances of what regressions leave are taken to be so many times as large: dependence is not
@@ -23,14 +24,54 @@ MAX_ENTRIES = 96
 
 
 class _Regression(NamedTuple):
-    """Of entries to come on those that windows to come are given."""
+    """Of entries to come on those that windows to come are given.
+
+    Readings and bounds are told apart: the first leave normals normal.
+    """
 
     given: Tensor
-    wanted: Tensor
+    """Indices of what later windows are given, (f,)."""
     centre: Tensor
+    """Means of those, (f,)."""
+    entries: EntryEvidence
+    """What is known of the entries to come, readings first."""
     slope: Tensor
     offset: Tensor
+    tril: Tensor
+    """Factor of the covariance of readings about what is expected, (q, q)."""
     spread: Tensor
+    """Standard deviations of bounded entries about what is expected."""
+
+    @property
+    def num_readings(self) -> int:
+        """Number q of readings."""
+        return len(self.tril)
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Logarithm of the determinant of the precision of readings, halved."""
+        return -self.tril.diagonal().log().sum()
+
+    def expected(self, given: Tensor) -> Tensor:
+        """Expected values of the entries to come."""
+        return (given - self.centre) @ self.slope + self.offset
+
+    def whiten(self, expected: Tensor) -> Tensor:
+        """What is left of readings, (n, q), standard normal."""
+        q = self.num_readings
+        miss = (self.entries.value[:q] - expected[:, :q]).mT
+        return torch.linalg.solve_triangular(self.tril, miss, upper=False).mT
+
+    def log_prob(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density of readings of the entries to come, and log-probability of bounds, (n,)."""
+        q, expected = self.num_readings, self.expected(given)
+        square = self.whiten(expected).square().sum(-1)
+        low, high = (
+            (bound[q:] - expected[:, q:]) / self.spread
+            for bound in (self.entries.low, self.entries.high)
+        )
+        read = self.log_scale - 0.5 * (square + q * LOG_2PI)
+        return read, log_interval_probability(low, high).sum(-1)
 
 
 class Lookahead:
@@ -50,67 +91,74 @@ class Lookahead:
         channels: int,
         entries: EntryEvidence,
     ) -> None:
-        self._entries, known = entries, entries.known
+        known, draws = entries.known, draws.double()
         owner = tiling.owner.repeat_interleave(channels)
         self._steps = [
-            self._regress(
-                draws.double(), _frontier(tiling, cell, channels), known & (owner > cell)
-            )
+            _regress(draws, _frontier(tiling, cell, channels), known & (owner > cell), entries)
             for cell in range(tiling.num_cells)
         ]
         none = known.nonzero()[:0].squeeze(-1)
-        alone = self._regress(draws.double(), none, known)
-        self._start = self._of(draws.new_zeros(1, 0).double(), alone)
-
-    def _regress(self, x: Tensor, given: Tensor, wanted: Tensor) -> _Regression | None:
-        index = wanted.nonzero().squeeze(-1)[:MAX_ENTRIES]
-        if not len(index):
-            return None
-        y, z = x[:, index], x[:, given]
-        centre, offset = z.mean(0), y.mean(0)
-        z, y = z - centre, y - offset
-        moments = z.mT @ z
-        moments = moments + RIDGE * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
-        slope = torch.linalg.solve(moments, z.mT @ y) if z.shape[1] else y.new_zeros(0, len(index))
-        left = y - z @ slope
-        spread = INFLATION * (left.mT @ left) / len(x)
-        spread = spread + RIDGE * y.square().mean(0).diag()
-        return _Regression(given, index, centre, slope, offset, spread)
+        alone = _regress(draws, none, known, entries)
+        zero = draws.new_zeros(1, 0)
+        self._start = zero.sum() if alone is None else torch.cat(alone.log_prob(zero)).sum()
 
     def start(self) -> Tensor:
         """Log-probability before the first window, shape ()."""
-        return self._start.squeeze(0)
+        return self._start
 
     def given(self, cell: int) -> Tensor | None:
         """Indices of entries that matter after a window; None if nothing more is known."""
         step = self._steps[cell]
         return None if step is None else step.given
 
-    def after(self, cell: int, given: Tensor) -> Tensor:
-        """Log-probabilities after a window, of entries (n, f) that matter: (n,)."""
-        return self._of(given, self._steps[cell])
+    def after(self, cell: int, given: Tensor) -> tuple[Tensor, Tensor]:
+        """What entries (n, f) that matter say after a window.
 
-    def _of(self, x: Tensor, step: _Regression | None) -> Tensor:
-        if step is None:
-            return x.new_zeros(len(x))
-        mean = (x - step.centre) @ step.slope + step.offset
-        entries = self._entries.map(lambda t: t[step.wanted])
-        seen = entries.variance.isfinite()
-        total = x.new_zeros(len(x))
-        if bool(seen.any()):
-            spread = step.spread[seen][:, seen] + entries.variance[seen].diag()
-            tril = torch.linalg.cholesky(spread)
-            miss = (entries.value[seen] - mean[:, seen]).mT
-            z = torch.linalg.solve_triangular(tril, miss, upper=False)
-            total = total - 0.5 * z.square().sum(0) - tril.diagonal().log().sum()
-            total = total - 0.5 * LOG_2PI * int(seen.sum())
-        if not bool(seen.all()):
-            scale = step.spread.diagonal()[~seen].sqrt()
-            low, high = (
-                (bound[~seen] - mean[:, ~seen]) / scale for bound in (entries.low, entries.high)
-            )
-            total = total + log_interval_probability(low, high).sum(-1)
-        return total
+        Returns:
+            Log-densities of readings to come, and log-probabilities of bounds, (n,).
+        """
+        step, none = self._steps[cell], given.new_zeros(len(given))
+        return (none, none) if step is None else step.log_prob(given)
+
+    def readings(self, cell: int, value: Tensor, entries: Tensor) -> LinearReadings | None:
+        """What readings to come say of the entries that a window draws.
+
+        Args:
+            cell: The window.
+            value: Arrays (n, D) as far as windows before it drew them.
+            entries: Indices of what it draws, (d,).
+        """
+        step = self._steps[cell]
+        if step is None or not step.num_readings:
+            return None
+        new = step.given.unsqueeze(-1) == entries  # (f, d)
+        past = torch.where(new.any(-1), 0.0, value[:, step.given].double())
+        slope = new.to(step.slope).mT @ step.slope[:, : step.num_readings]
+        rows = torch.linalg.solve_triangular(step.tril, slope.mT, upper=False)
+        return LinearReadings(step.whiten(step.expected(past)), rows, step.log_scale)
+
+
+def _regress(
+    x: Tensor, given: Tensor, wanted: Tensor, entries: EntryEvidence
+) -> _Regression | None:
+    """Regressions on draws (S, D) of entries that are wanted, (D,), on those at given indices."""
+    index = wanted.nonzero().squeeze(-1)[:MAX_ENTRIES]
+    if not len(index):
+        return None
+    read = entries.variance[index].isfinite()
+    index, q = torch.cat([index[read], index[~read]]), int(read.sum())
+    own = entries.map(lambda t: t[index])
+    y, z = x[:, index], x[:, given]
+    centre, offset = z.mean(0), y.mean(0)
+    z, y = z - centre, y - offset
+    moments = z.mT @ z
+    moments = moments + RIDGE * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
+    slope = torch.linalg.solve(moments, z.mT @ y) if z.shape[1] else y.new_zeros(0, len(index))
+    left = y - z @ slope
+    spread = INFLATION * (left.mT @ left) / len(x)
+    spread = spread + RIDGE * y.square().mean(0).diag()
+    tril = torch.linalg.cholesky(spread[:q, :q] + own.variance[:q].diag())
+    return _Regression(given, centre, own, slope, offset, tril, spread.diagonal()[q:].sqrt())
 
 
 def _frontier(tiling: Tiling, cell: int, channels: int) -> Tensor:

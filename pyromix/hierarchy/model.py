@@ -15,7 +15,6 @@ from torch.types import _size
 from ..core.batch import Batch, split_batch
 from ..core.checks import (
     Check,
-    as_items,
     check_arguments,
     check_count,
     check_floor,
@@ -30,19 +29,19 @@ from ..core.draws import without_graph
 from ..core.law_module import LawModule
 from ..core.random import takes_generator
 from ..drmm.model import DRMM
+from .arguments import check_event_shape, check_levels, check_rounded, check_rounding, tile
+from .backward import BackwardSettings, fit_bias_corrections, known_array, sample_backward
 from .code_law import CodeParameters
 from .completion import complete
 from .conditioned import ConditionedHierarchy, Settings, condition_hierarchy
 from .law import HierarchicalLaw, Search
 from .levels import Level, Top
+from .posterior import Keep
 from .start import fields, start_codes
-from .tiling import Tiling
 from .window_law import Rounding, WindowLaw
 
 # Arrays that starting values are made from.
-START_ARRAYS = 4000
-# Values are rounded if they are as near to a multiple of the step as this share of it.
-ROUNDING_TOLERANCE = 0.01
+START_ARRAYS = 10_000
 # Arrays that are worked on at once without a graph.
 BLOCK = 64
 # Codes of windows that are kept in training: with few, components run away from windows that are
@@ -51,52 +50,8 @@ WINDOW_BEAM = 8
 # Learning rates as shares of that of tables: of the normals at the bottom; of rounded values, of
 # the means alone, which must stay within a step where windows are plain.
 WINDOW_RATE, ROUNDED_RATE = 0.2, 0.02
-
-
-def _check_event_shape(name: str, value: Any) -> tuple[int, ...]:
-    sizes = as_items(value)
-    if sizes is None or len(sizes) not in (2, 3):
-        raise ValueError(
-            f"Expected {name} to be (channels, length) or (channels, height, width), got "
-            f"{value!r}."
-        )
-    return tuple(check_positive_int(f"every size in {name}", size) for size in sizes)
-
-
-def _check_levels(name: str, value: Any) -> tuple[Level | Top, ...]:
-    levels = as_items(value)
-    if (
-        levels is None
-        or len(levels) < 2
-        or not all(isinstance(level, Level) for level in levels[:-1])
-        or not isinstance(levels[-1], Top)
-    ):
-        raise ValueError(
-            f"Expected {name} to be one or more of Level(...), the lowest first, and a Top(...) "
-            f"at the end, got {value!r}."
-        )
-    for level in levels[1:-1]:
-        if level.maps != "shift":
-            raise ValueError(
-                f"Expected maps at the lowest level alone, as the others see codes, got {level}."
-            )
-    return tuple(levels)
-
-
-def _check_rounding(name: str, value: Any) -> Rounding | None:
-    if value is None:
-        return None
-    items = as_items(value)
-    try:
-        step, low, high = (float(item) for item in items or ())
-    except (TypeError, ValueError):
-        step, low, high = math.nan, math.nan, math.nan
-    if not (0 < step < math.inf and low < high):
-        raise ValueError(
-            f"Expected {name} to be None or (step, low, high) with a positive step and low < "
-            f"high, such as (1 / 255, 0.0, 1.0), got {value!r}."
-        )
-    return Rounding(step, low, high)
+# Size of matrices at the bottom above which their rate is less.
+MATRIX_SIZE = 16
 
 
 class HierarchicalDRMM(LawModule[HierarchicalLaw]):
@@ -154,9 +109,9 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
     """
 
     argument_checks: ClassVar[Mapping[str, Check]] = {
-        "event_shape": _check_event_shape,
-        "levels": _check_levels,
-        "rounding": _check_rounding,
+        "event_shape": check_event_shape,
+        "levels": check_levels,
+        "rounding": check_rounding,
         "scale_floor": check_floor,
         "joint_share": number(0, 1),
         "max_codes": check_count,
@@ -185,14 +140,14 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         rounding: tuple[float, float, float] | None = None,
         scale_floor: float | None = None,
         joint_share: float = 0.25,
-        max_codes: int = 64,
+        max_codes: int = 1024,
         beam: int = 16,
         sweeps: int = 1,
         training_beam: int = 4,
         training_sweeps: int = 1,
         validate_args: bool | None = None,
     ) -> None:
-        rounding = _check_rounding("rounding", rounding)
+        rounding = check_rounding("rounding", rounding)
         if scale_floor is None:
             scale_floor = 1e-3 if rounding is None else rounding.step / 4
         arguments = check_arguments(HierarchicalDRMM.argument_checks, locals())
@@ -202,7 +157,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         channels, *grid = shape
         bottom, *others = self.levels
         assert isinstance(bottom, Level)
-        self.tiling = _tile(grid, bottom)
+        self.tiling = tile(grid, bottom)
         if bottom.maps == "triangular" and self.tiling.overlaps and len(grid) > 1:
             raise ValueError(
                 f"Expected windows that do not overlap, or maps other than triangular ones, for "
@@ -223,7 +178,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         self.codes = nn.ModuleList()
         below = self.tiling
         for lower, level in zip(self.levels, others, strict=False):
-            tiling = _tile(below.cells, level)
+            tiling = tile(below.cells, level)
             sizes = lower.num_layers, lower.num_components
             self.codes.append(
                 CodeParameters(level.num_layers, level.num_components, tiling, sizes)
@@ -282,16 +237,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             )
         value = check_value(self, as_tensor("value", value, like=self.windows.loc))
         if self._validate_args and not is_traced():
-            step, low, high = self.rounding
-            place = (value.detach().double() - low) / step
-            off = (place - place.round()).abs() > ROUNDING_TOLERANCE
-            off = off | (place < -ROUNDING_TOLERANCE) | (place > (high - low) / step + 0.1)
-            if bool(off.any()):
-                raise ValueError(
-                    f"Expected values from {low} to {high} in steps of {step:.4g}, got "
-                    f"{int(off.sum())} others, such as {float(value[off][0]):.4g}. Round and "
-                    f"clip them first."
-                )
+            check_rounded(value.detach(), self.rounding)
         return self._scored(value, mass=True)
 
     def _scored(self, value: Tensor, *, mass: bool) -> Tensor:
@@ -358,7 +304,8 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             (True, True)
         """
         count = check_positive_int("num_particles", num_particles)
-        return condition_hierarchy(self, evidence, Settings(count, self.beam, max(64, self.beam)))
+        keep = Keep(self.beam, max(64, self.beam), self.max_codes)
+        return condition_hierarchy(self, evidence, Settings(count, keep))
 
     @torch.no_grad()
     @takes_generator
@@ -400,9 +347,8 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             parts = [self._complete_one(x, draws, mean=mean) for x in arrays]
             filled = torch.stack(parts, 0 if mean else 1)
             return filled.reshape(*filled.shape[: 0 if mean else 1], *value.shape)
-        blocks = complete(
-            self.law, flat, draws=draws, width=self.beam, top_width=num_codes, mean=mean
-        )
+        keep = Keep(self.beam, num_codes, self.max_codes)
+        blocks = complete(self.law, flat, keep, draws=draws, mean=mean)
         if mean:
             return self.unflatten(torch.cat(list(blocks)), leading)
         return self.unflatten(torch.cat(list(blocks), 1), (draws, *leading))
@@ -444,6 +390,68 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             )
         return self.impute(torch.where(known, value, math.nan), num_samples, generator=generator)
 
+    @takes_generator
+    def sample_backward(
+        self,
+        *evidence: Any,
+        sample_shape: _size = Size(),
+        corrections: Sequence[Tensor] | None = None,
+        passes: int = 256,
+        alpha_f: float = 1 / 3,
+        truncation: float = 0.02,
+        forward_truncation: float = 0.05,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        r"""Draws by the paper's backward sampling, shape (\*S, \*event_shape); for comparison.
+
+        Approximate, where `sample` and `condition` are of the law. See
+        `pyromix.hierarchy.backward`.
+
+        Args:
+            evidence: Known entries, as for `condition`: `Observed`, a mapping, or an array with
+                NaN. They keep their values.
+            sample_shape: Shape S of the draws.
+            corrections: Of `bias_corrections`; none by default.
+            passes: Number of forward passes that are averaged.
+            alpha_f: Share of the forward passes in the scores of cells below which something is
+                known.
+            truncation: Components are left out that are less likely than this share of the
+                likeliest.
+            forward_truncation: The same on the way up.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Raises:
+            ValueError: For other evidence, and arguments out of range.
+
+        Example:
+            >>> from pyromix import HierarchicalDRMM, Level, Top
+            >>> levels = [Level(window=2, num_components=8), Top(num_layers=2, num_components=8)]
+            >>> model = HierarchicalDRMM((1, 6), levels)
+            >>> b = model.bias_corrections()
+            >>> model.sample_backward({(0, 2): 0.5}, sample_shape=(9,), corrections=b).shape
+            torch.Size([9, 1, 6])
+        """
+        how = BackwardSettings(passes, alpha_f, truncation, forward_truncation)
+        known = known_array(evidence, self.event_shape, self.windows.loc.detach())
+        count = Size(sample_shape).numel()
+        return self.unflatten(
+            sample_backward(self.law, known, count, how, corrections), sample_shape
+        )
+
+    @takes_generator
+    def bias_corrections(
+        self, num_draws: int = 1024, *, generator: Generator | None = None
+    ) -> list[Tensor]:
+        """The vectors b of `sample_backward`, (L, K) of each level, the lowest first.
+
+        They make codes on the way down as frequent as those of draws of the model.
+
+        Args:
+            num_draws: Number of draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
+        return fit_bias_corrections(self.law, check_positive_int("num_draws", num_draws))
+
     # ---- training -------------------------------------------------------------------------
 
     def make_optimizer(self, lr: float) -> Optimizer:
@@ -453,6 +461,9 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             lr: Learning rate of what codes add to scores.
         """
         rate = WINDOW_RATE if self.rounding is None else ROUNDED_RATE
+        if self.windows.law.correlates:
+            # Steps of all entries of a row of a matrix add up.
+            rate = rate * min(1.0, MATRIX_SIZE / self.windows.loc.shape[-1])
         slow: list[nn.Parameter] = [self.windows.loc]
         if self.rounding is None:
             slow += [p for p in self.windows.parameters() if p is not self.windows.loc]
@@ -497,7 +508,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         level = self._place(progress)[0]
         law = self._law(level or 0)
         sweeps = self.training_sweeps if level is None else 0
-        how = Search(self.training_beam, sweeps, least_of_windows=WINDOW_BEAM)
+        how = Search(self.training_beam, sweeps, self.max_codes, WINDOW_BEAM, max_kept=0)
         return -law.log_prob(self.flatten(value), how, mass=mass, depth=level).mean()
 
     @torch.no_grad()
@@ -533,20 +544,3 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             )
             start_codes(level, fields(flat, tilings), codes, law.levels[place].below)
         super().initialize(data)
-
-
-def _tile(grid: Sequence[int], level: Level | Top) -> Tiling:
-    """The windows of a level over a grid.
-
-    Raises:
-        ValueError: If they are larger than the grid.
-    """
-    if isinstance(level, Top):
-        return Tiling(grid, grid, grid)
-    window, stride = level.sizes(len(grid))
-    if any(size > whole for size, whole in zip(window, grid, strict=True)):
-        raise ValueError(
-            f"Expected windows no larger than the grid that the level sees, {tuple(grid)}, got "
-            f"{window} in {level}. Leave a level out, or take smaller windows or strides below."
-        )
-    return Tiling(grid, window, stride)

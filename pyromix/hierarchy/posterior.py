@@ -11,7 +11,7 @@ cell above makes of it and to its message, or, where nothing is known, of the la
 windows that do not overlap, of independent columns.
 """
 
-__all__ = ["CodesGiven", "codes_given"]
+__all__ = ["CodesGiven", "Keep", "codes_given", "fits_of_evidence"]
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,12 +23,15 @@ from ..drmm.prefix import take_entries
 from ..drmm.thinning import thin
 from .beams import Beams
 from .code_prior import CodePrior, draw_index
+from .dense import DenseTree
 from .entries import EntryEvidence
 from .fits import CellFits, Masks
 from .law import HierarchicalLaw
 
 # Fits of prefixes are rough: with a share of the draws they count for half.
 TEMPERED = 0.5, 0.2
+# Numbers in an intermediate result of sums over all codes.
+CHUNK_NUMBERS = 2**22
 
 
 class CodesGiven(NamedTuple):
@@ -40,14 +43,24 @@ class CodesGiven(NamedTuple):
     """Logarithm of an unbiased estimate of Z, (N,)."""
 
 
+class Keep(NamedTuple):
+    """Which codes of cells count."""
+
+    width: int
+    """Number of codes that are kept of a cell, where there are many."""
+    top_width: int
+    """The same at the top."""
+    max_codes: int
+    """All codes count, where no cell has more than this."""
+
+
 @torch.no_grad()
 def codes_given(
     law: HierarchicalLaw,
     entries: EntryEvidence,
+    how: Keep,
     *,
     draws: int,
-    width: int,
-    top_width: int,
     sweeps: int = 1,
     are_values: bool = False,
 ) -> CodesGiven:
@@ -56,22 +69,18 @@ def codes_given(
     Args:
         law: The hierarchy.
         entries: What is known, tensors (N, P, channels).
+        how: Which codes count.
         draws: Number of draws of each array.
-        width: Number of codes that are kept of a cell.
-        top_width: The same at the top.
         sweeps: How many times codes are sought anew, by what the level above expects.
         are_values: Whether all that is known are values, rounded as the law says: a search by
             these takes a fraction of the time.
     """
+    tree = law.tree(how.max_codes)
+    if tree is not None:
+        every = fits_of_evidence(law, tree, entries, are_values=are_values)
+        return CodesGiven(tree.sample(every, draws), tree.log_prob(every))
     windows, count = law.windows, len(entries.value)
-    like = windows.mixture.log_weight
-    shown = EntryEvidence(*(windows.windows(part) for part in entries))
-    inside = windows.masks(count).drawn > 0  # nothing is known past the end
-    shown = shown._replace(
-        variance=torch.where(inside, shown.variance, torch.inf),
-        low=torch.where(inside, shown.low, -torch.inf),
-        high=torch.where(inside, shown.high, torch.inf),
-    )
+    like, shown = windows.mixture.log_weight, _shown(law, entries)
     active = [shown.known.any(-1).reshape(count, -1)]  # of each level, (N, C)
     for level in law.levels:
         active.append(level.tiling.sum_drawn(active[-1].float()) > 0)
@@ -86,7 +95,7 @@ def codes_given(
                 fits = windows.fits(shown.value.to(like), known)
             else:
                 fits = windows.entry_fits(shown)
-            wide = top_width if place == len(law.levels) else width
+            wide = how.top_width if place == len(law.levels) else how.width
             cells = count * law.num_cells(place)
             codes, log_count = _sample(prior, fits, cells, wide, shifts[place])
             codes = codes.reshape(count, -1, *codes.shape[1:])
@@ -100,6 +109,41 @@ def codes_given(
         if sweep < sweeps:
             shifts = law.expectations(found)
     return _down(law, found, active, draws)
+
+
+@torch.no_grad()
+def fits_of_evidence(
+    law: HierarchicalLaw, tree: DenseTree, entries: EntryEvidence, *, are_values: bool
+) -> Tensor:
+    """How well what is known of arrays fits all codes of windows, (N, C, J).
+
+    Arguments are those of `codes_given`.
+    """
+    windows, shown = law.windows, _shown(law, entries)
+    if are_values:
+        like, mass = windows.mixture.log_weight, windows.rounding is not None
+        known = shown.known
+        return law.fits_of_all(tree, shown.value.to(like), mass=mass, known=known)
+    mean, scale = (t.double() for t in windows.moments(tree.everything[0]))
+    size = max(1, CHUNK_NUMBERS // mean.numel())
+    parts = [
+        _log_factor(EntryEvidence(*part), mean, scale)
+        for part in zip(*(t.split(size) for t in shown), strict=True)
+    ]
+    fits = torch.cat(parts).to(windows.mixture.log_weight)
+    return fits.reshape(len(entries.value), -1, fits.shape[-1])
+
+
+def _shown(law: HierarchicalLaw, entries: EntryEvidence) -> EntryEvidence:
+    """What is known of windows, (N C, D) each: nothing past the end."""
+    windows = law.windows
+    inside = windows.masks(len(entries.value)).drawn > 0
+    shown = EntryEvidence(*(windows.windows(part) for part in entries))
+    return shown._replace(
+        variance=torch.where(inside, shown.variance, torch.inf),
+        low=torch.where(inside, shown.low, -torch.inf),
+        high=torch.where(inside, shown.high, torch.inf),
+    )
 
 
 def _log_factor(entries: EntryEvidence, mean: Tensor, scale: Tensor) -> Tensor:

@@ -28,12 +28,16 @@ class Tiling(nn.Module):
         owner: The window that draws each entry, (P,).
         offset: Its position in that window, (P,).
         overlaps: Whether an entry is shown by several windows.
+        hangs_over: Whether windows reach past the end.
+        order: Entries in the order of their positions in the windows that draw them, (P,).
+        counts: How many entries there are at each position.
     """
 
     place: Tensor
     drawn: Tensor
     owner: Tensor
     offset: Tensor
+    order: Tensor
 
     def __init__(self, grid: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
@@ -60,12 +64,15 @@ class Tiling(nn.Module):
             drawn[number] = new
             owner[entries[new]] = number
             offset[entries[new]] = new.nonzero().squeeze(-1)
+        self.hangs_over = bool((place < 0).any())
+        self.counts: list[int] = torch.bincount(offset, minlength=self.num_positions).tolist()
         self.overlaps = int((place >= 0).sum()) > self.num_entries
         for name, value in {
             "place": place,
             "drawn": drawn,
             "owner": owner,
             "offset": offset,
+            "order": offset.argsort(stable=True),
         }.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -93,10 +100,23 @@ class Tiling(nn.Module):
         mask = self.drawn.reshape(*self.drawn.shape, *[1] * (entries.dim() - 2))
         return torch.where(mask, self.take(entries), entries.new_zeros(()))
 
+    def entries_of(self, shown: Tensor) -> Tensor:
+        r"""Entries as the windows that draw them show them, (N, C, O, \*T): (N, P, \*T)."""
+        return shown[:, self.owner, self.offset]
+
     def sum_drawn(self, entries: Tensor) -> Tensor:
         r"""Sums over what each window draws: (N, P, \*T) becomes (N, C, \*T)."""
         total = entries.new_zeros(len(entries), self.num_cells, *entries.shape[2:])
         return total.index_add(1, self.owner, entries)
+
+    def mean_shown(self, windows: Tensor) -> Tensor:
+        r"""Means over the windows that show an entry: (N, C, O, \*T) becomes (N, P, \*T)."""
+        inside = (self.place >= 0).flatten()
+        place = self.place.flatten()[inside]
+        total = windows.new_zeros(len(windows), self.num_entries, *windows.shape[3:])
+        total = total.index_add(1, place, windows.flatten(1, 2)[:, inside])
+        count = place.bincount(minlength=self.num_entries)
+        return total / count.reshape(-1, *[1] * (total.dim() - 2))
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -6,20 +6,26 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..conditioning.truncated.interval import log_interval_probability
 from ..drmm.affine import AffineMixture
 from ..drmm.law import ResidualMixture
+from ..drmm.links import sum_rows
 from ..drmm.maps import DiagonalMap, TriangularMap
 from ..drmm.prefix import take_entries
 from ..drmm.shifts import ShiftMixture
 from ..drmm.thinning import thin
-from ..numerics.diagonal_density import LOG_2PI
+from ..numerics.diagonal_density import LOG_2PI, component_log_prob
 from .code_prior import CodePrior, Gates, draw_index
 from .entries import EntryEvidence, EntryFits
 from .fits import CellFits, MapFits, Masks, ShiftFits, log_diagonal
+from .normals import Normals
 from .tiling import Tiling, columns_of
+
+# Of so many codes at most, things are made for all at once.
+MAX_KEPT = 64
 
 
 class Rounding(NamedTuple):
@@ -51,6 +57,7 @@ class WindowLaw:
         self.rounding = rounding
         self.prior = CodePrior(mixture.log_weight, mixture.links)
         self.correlates = mixture.correlates
+        self._factors: dict[tuple[bool, ...] | None, Tensor] = {}  # of all codes, by columns
 
     def windows(self, value: Tensor) -> Tensor:
         """What windows show of arrays (N, P, channels): (N C, D), zero past the end."""
@@ -144,6 +151,14 @@ class WindowLaw:
         )  # (P, N, G, channels)
         return mean.movedim(0, 2), scale.movedim(0, 2)
 
+    def mean_of_arrays(self, codes: Tensor, share: Tensor) -> Tensor:
+        """Means of entries, (N, P, channels), given how likely codes (J, L) are, (N, C, J).
+
+        Of windows that do not overlap.
+        """
+        mean = share @ self.moments(codes)[0]
+        return self.tiling.entries_of(mean.unflatten(-1, (-1, self.channels)))
+
     def log_prob(self, shown: Tensor, masks: Masks, codes: Tensor) -> Tensor:
         """Log-density of what windows draw, given codes and what they are given: (n, B).
 
@@ -177,23 +192,92 @@ class WindowLaw:
         each = log_interval_probability(below, above).to(shown)
         return (each * masks.drawn.unsqueeze(1)).sum(-1)
 
+    def fits_of_all(
+        self, shown: Tensor, codes: Tensor, *, mass: bool = False, known: Tensor | None = None
+    ) -> Tensor:
+        """Log-density, or log-mass, of windows under all codes, (n, J).
+
+        Of windows that do not overlap, with independent columns given a code.
+
+        Args:
+            shown: What they show, shape (n, D).
+            codes: The codes, shape (J, L).
+            mass: Whether values are rounded.
+            known: Which of it counts, (n, D); by default all.
+        """
+        if not mass:
+            mean, scale = self.moments(codes)
+            observed = None if known is None else known.to(mean)
+            return component_log_prob(shown, mean, scale, mean.new_zeros(()), observed)
+        table = self._mass_of_values(codes)  # (D, V + 1, J)
+        assert self.rounding is not None
+        step, low, _ = self.rounding
+        value = ((shown.double() - low) / step).round().long().clamp(0, table.shape[1] - 2)
+        if known is not None:
+            value = torch.where(known, value, table.shape[1] - 1)
+        rows = value + table.shape[1] * torch.arange(len(table), device=value.device)
+        return sum_rows(table.flatten(0, 1), rows)
+
+    def _mass_of_values(self, codes: Tensor) -> Tensor:
+        """Log-probabilities of all values of every column, (D, V + 1, J): zero at the end."""
+        assert self.rounding is not None
+        step, low, high = self.rounding
+        mean, scale = (t.double().mT.unsqueeze(1) for t in self.moments(codes))  # (D, 1, J)
+        count = round((high - low) / step) + 1
+        edge = low + step * (torch.arange(1, count, device=mean.device) - 0.5)
+        edge = nnf.pad((edge.reshape(-1, 1) - mean) / scale, (0, 0, 1, 0), value=-math.inf)
+        above = nnf.pad(edge[:, 1:], (0, 0, 0, 1), value=math.inf)
+        each = log_interval_probability(edge, above)
+        return nnf.pad(each, (0, 0, 0, 1)).to(codes.device, self.mixture.log_weight.dtype)
+
     @torch.no_grad()
-    def sample(self, shift: Tensor) -> Tensor:
-        """Draws arrays (N, P, channels), given shifts (N, C, L, K)."""
+    def sample(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws codes (N, C, L) and arrays (N, P, channels), given shifts (N, C, L, K)."""
         n, tiling = len(shift), self.tiling
         if not tiling.overlaps:
             codes = self.prior.sample(shift.flatten(0, 1))
             drawn = self.mixture.draw_given(codes)
             shape = (n, tiling.num_cells, tiling.num_positions, self.channels)
-            return drawn.reshape(shape)[:, tiling.owner, tiling.offset]
+            value = tiling.entries_of(drawn.reshape(shape))
+            return codes.reshape(n, tiling.num_cells, -1), value
         # One window after the other: each is given what those before it drew.
         value = shift.new_zeros(n, tiling.num_entries, self.channels)
+        found = []
         for cell in range(tiling.num_cells):
             window = self.window(cell)
             shown = window.show(value)
             codes = window.sample_codes(shown, shift[:, cell])
             window.write(value, window.continue_from(shown, codes))
-        return value
+            found.append(codes)
+        return torch.stack(found, 1), value
+
+    def factors(self, columns: Tensor, codes: Tensor) -> Tensor:
+        """Factors of covariances, (U, d, d), of the last columns given those before.
+
+        Args:
+            columns: Which columns, the last of those that a window shows, (D,).
+            codes: Shape (U, L).
+        """
+        key = tuple(columns.tolist()) if len(codes) == self.prior.num_codes else None
+        if key in self._factors:
+            return self._factors[key]
+        law = self.mixture
+        assert isinstance(law, AffineMixture)
+        # Of a product of triangular matrices, the block of the last rows is that of blocks.
+        factor = torch.diag_embed(law.unit[columns].reciprocal().double())
+        for layer, here in enumerate(law.maps):
+            if isinstance(here, TriangularMap):
+                block = here.matrix[:, columns][:, :, columns].double()
+                factor = block[codes[:, layer]] @ factor
+            else:
+                assert isinstance(here, DiagonalMap)
+                diagonal = here.diag[:, columns].double()[codes[:, layer]]
+                factor = diagonal.unsqueeze(-1) * factor
+        identity = torch.eye(factor.shape[-1]).to(factor).expand_as(factor)
+        factors = torch.linalg.solve_triangular(factor, identity, upper=False)
+        if key is not None:
+            self._factors[key] = factors
+        return factors
 
     def window(self, cell: int) -> "OneWindow":
         """One of the windows by itself."""
@@ -279,42 +363,43 @@ class OneWindow:
         if not self.law.correlates:
             mean, scale = (t[:, self._columns] for t in self.law.moments(codes))
             return mean + scale * torch.randn_like(mean)
-        loc, tril = self.normals(shown, codes.unsqueeze(1))
-        noise = torch.randn_like(loc.squeeze(1)).unsqueeze(-1)
-        return loc.squeeze(1) + (tril.squeeze(1) @ noise).squeeze(-1)
+        return self.normals(shown, codes.unsqueeze(1)).sample().squeeze(1).to(shown)
 
-    def normals(self, shown: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """The normals of the entries that it draws, given codes and the others.
+    def normals(self, shown: Tensor, codes: Tensor) -> "Normals":
+        """The normals of the entries that it draws, given codes (n, B, L) and the others.
 
         Args:
             shown: What the window shows, (n, D).
             codes: Shape (n, B, L).
-
-        Returns:
-            Means (n, B, d), and factors of covariances, lower-triangular, (n, B, d, d).
         """
         law, new = self.law.mixture, self._columns
+        which, kind = self._different(codes)
         if not self.law.correlates:
-            mean, scale = self.law.moments(codes)
-            return mean[..., new], torch.diag_embed(scale[..., new])
+            mean, scale = (t[:, new].double() for t in self.law.moments(which))
+            return Normals(mean[kind], torch.diag_embed(scale), kind)
         assert isinstance(law, AffineMixture)
-        # Of a product of triangular matrices, the block of what is drawn is the product of blocks.
         (n, count), flat = codes.shape[:2], codes.flatten(0, 1)
         left = torch.where(new, law.origin, shown).repeat_interleave(count, 0)
         left = (left - law.origin) / law.unit
-        factor = torch.diag_embed(law.unit[new].reciprocal()).expand(len(flat), -1, -1)
         for layer, here in enumerate(law.maps):
-            code = flat[:, layer]
-            left = here.chosen(left, code)
-            if isinstance(here, TriangularMap):
-                factor = here.matrix[:, new][:, :, new][code] @ factor
-            else:
-                assert isinstance(here, DiagonalMap)
-                factor = here.diag[:, new][code].unsqueeze(-1) * factor
-        identity = torch.eye(factor.shape[-1]).to(factor)
-        tril = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-        loc = law.origin[new] - (tril @ left[:, new].unsqueeze(-1)).squeeze(-1)
-        return loc.reshape(n, count, -1), tril.reshape(n, count, *tril.shape[1:])
+            left = here.chosen(left, flat[:, layer])
+        rest = left[:, new].double().reshape(n, count, -1)
+        normals = Normals(rest, self.law.factors(new, which), kind)
+        return normals._replace(loc=law.origin[new].double() - normals.times(rest))
+
+    def _different(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes (U, L) that occur among codes (n, B, L), and which each is, (n, B).
+
+        Of few codes, all: what is made of them is then made once.
+        """
+        prior, layers = self.law.prior, codes.shape[-1]
+        digit = prior.num_components ** torch.arange(layers, device=codes.device)
+        number = (codes * digit).sum(-1)
+        if prior.num_codes <= MAX_KEPT:
+            every = torch.arange(prior.num_codes, device=codes.device)
+        else:
+            every, number = number.unique(return_inverse=True)
+        return every.unsqueeze(-1) // digit % prior.num_components, number
 
 
 def _parents(codes: Tensor, layer: int) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyromix import HierarchicalDRMM, Level, Top
+from pyromix.hierarchy.dense import log_product
 from pyromix.hierarchy.law import Search
 
 SHAPES = {
@@ -159,3 +160,27 @@ def test_beams_are_a_lower_bound_that_closes(name):
     assert gaps[0] > gaps[1] > gaps[2]
     widest = model.law.log_prob(flat, Search(16, 1)).detach()
     torch.testing.assert_close(widest, exact)
+
+
+def test_sums_of_products_are_those_of_logarithms():
+    """Where single precision ends, too: rows of which nothing is left are added up anew."""
+    torch.manual_seed(0)
+    fit, table = 40 * torch.randn(6, 2, 5), (60 * torch.randn(4, 5)).log_softmax(-1)
+    table[0, 1:], fit[0, 0, 0] = -200.0, -300.0
+    fit, table = fit.requires_grad_(), table.requires_grad_()
+    got = log_product(fit, table)
+    expected = (fit.unsqueeze(-2).double() + table.double()).logsumexp(-1)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
+    slopes = torch.autograd.grad(got.sum(), (fit, table))
+    for slope, right in zip(
+        slopes, torch.autograd.grad(expected.sum(), (fit, table)), strict=True
+    ):
+        torch.testing.assert_close(slope, right, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_over_all_codes_and_over_wide_beams_agree():
+    model = scattered("two levels", max_codes=1000)
+    value = model.sample((20,))
+    exact = model.log_prob(value)
+    beams = scattered("two levels", max_codes=0, beam=100)
+    torch.testing.assert_close(beams.log_prob(value), exact)
