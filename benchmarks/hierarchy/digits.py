@@ -1,96 +1,199 @@
 """Handwritten digits: bits a pixel, and completion of halves.
 
-A hierarchy over windows of 2 x 2 pixels, windows of 2 x 2 of these, and a top over 7 x 7 cells,
-trained on all 60,000 images of MNIST with 8-bit pixels. Completions are compared with the mean of
-the 20 nearest training images, by the pixels that are known.
+A hierarchy over windows of 2 x 2 pixels, of 2 x 2 of these, of 2 x 2 of those, and a top over
+4 x 4 cells, one layer of components each, so that all sums are exact. Trained on all 60,000 images
+of MNIST with 8-bit pixels. The paper's shape has 2 x 2 windows of 2 x 64, 2 x 2 of 4 x 64, and a
+top of 4 x 256 over 7 x 7: densities are bounds there.
+
+Completions of the four halves are compared with the mean of the 20 nearest training images, by
+the pixels that are known; a deep convolutional mixture; a flat residual mixture; a flat mixture of
+as many components as the top has.
 
 Printed: parameters; minutes of training; bits a pixel of held-out images, -log2 of the
 probability of the 8-bit values; peak signal-to-noise ratio in dB over the hidden pixels of mean
-completions of the four halves, of their mean squared error over all images.
+completions, of their mean squared error over all images; how many of them a classifier recognises
+(and of the images themselves).
 
 Writes out/hierarchy/digits_<size>_samples.png and _completions.png, and keeps models in
 out/hierarchy/digits_<size>/. Needs MNIST: see `pyromix.datasets.mnist`.
 
-    python -m benchmarks.hierarchy.digits [--quick | --paper] [--report]
+    python -m benchmarks.hierarchy.digits [--quick | --paper] [--models NAME ...] [--report]
 """
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from benchmarks.common import cli
 from benchmarks.common.figures import save
 from benchmarks.common.store import OUT, Numbers, Store, beside
 from benchmarks.common.summary import standard_error
-from benchmarks.common.training import num_parameters
+from benchmarks.common.training import in_chunks, num_parameters
 from benchmarks.dcgmm.data import Images, load_images
-from benchmarks.dcgmm.inpainting import HALVES, make_task, nearest_means
-from pyromix import HierarchicalDRMM, Level, Top, fit
+from benchmarks.dcgmm.inpainting import HALVES, Task, make_task, nearest_means
+from benchmarks.dcgmm.models import train_model
+from pyromix import DRMM, GaussianMixture, HierarchicalDRMM, Level, Top, fit, fit_em
 
 ROUNDING = (1 / 255, 0.0, 1.0)
 NEIGHBOURS = 20
-DRAWS, CODES = 128, 128
+NEAREST = f"{NEIGHBOURS} neighbours"
 PIXELS = 28 * 28
 
 
 class Setting(NamedTuple):
     """How much is trained and asked."""
 
-    windows: tuple[int, int]
-    squares: tuple[int, int]
-    top: tuple[int, int]
+    levels: tuple[tuple[int, int], ...]
+    """Layers and components of the levels, the top last."""
     steps: int
     scored: int
     completed: int
+    peers: float = 1.0
+    """Share of the steps of peers."""
 
 
 SETTINGS = {
-    "quick": Setting((2, 16), (2, 16), (2, 16), 60, 50, 8),
-    "default": Setting((2, 64), (4, 64), (4, 256), 1800, 400, 100),
-    "paper": Setting((2, 64), (4, 64), (4, 256), 60_000, 10_000, 1000),
+    "quick": Setting(((1, 32), (1, 64), (1, 64), (1, 128)), 100, 100, 50, 0.05),
+    "default": Setting(((1, 128), (1, 256), (1, 256), (1, 4096)), 3000, 1000, 1000),
+    "paper": Setting(((2, 64), (4, 64), (4, 256)), 60_000, 1000, 1000),
 }
 
 
-def train(setting: Setting, images: Tensor) -> HierarchicalDRMM:
-    levels = [
-        Level(2, None, *setting.windows),
-        Level(2, None, *setting.squares),
-        Top(*setting.top),
-    ]
-    model = HierarchicalDRMM((1, 28, 28), levels, rounding=ROUNDING)
-    fit(model, images, steps=setting.steps, batch_size=64, lr=0.015, seed=0, progress_bar=False)
-    return model.eval()
+def train_hierarchy(data: Images, setting: Setting) -> Any:
+    *windows, top = setting.levels
+    levels = [*(Level(2, None, *sizes) for sizes in windows), Top(*top)]
+    model = HierarchicalDRMM(
+        (1, 28, 28), levels, rounding=ROUNDING, joint_share=0.6, max_codes=4096
+    )
+    fit(model, data.train, steps=setting.steps, batch_size=64, lr=0.03, seed=0,
+        progress_bar=False)  # fmt: skip
+    return model
+
+
+def train_convolutional(data: Images, setting: Setting) -> Any:
+    return train_model("2L-d", 0, data, max(100, round(6000 * setting.peers)))[0]
+
+
+def train_flat(data: Images, setting: Setting) -> Any:
+    model = DRMM(PIXELS, 4, 256, scale_floor=0.05)
+    fit(model, data.train.flatten(1), steps=round(2000 * setting.peers), batch_size=128, lr=0.01,
+        seed=0, progress_bar=False)  # fmt: skip
+    return model
+
+
+def train_mixture(data: Images, setting: Setting) -> Any:
+    model = GaussianMixture(PIXELS, round(1024 * setting.peers), scale_floor=0.1)
+    fit_em(model, data.train.flatten(1), steps=10, seed=0, progress_bar=False)
+    return model
+
+
+TRAIN_BY_NAME: dict[str, Callable[[Images, Setting], Any]] = {
+    "hierarchy": train_hierarchy,
+    "DCGMM": train_convolutional,
+    "flat DRMM": train_flat,
+    "mixture": train_mixture,
+}
+
+
+def load() -> Images:
+    data = load_images("mnist", full=True)
+    order = torch.randperm(len(data.test), generator=Generator().manual_seed(0))
+    return data._replace(test=data.test[order], test_labels=data.test_labels[order])
+
+
+def train(store: Store, names: Any, data: Images, setting: Setting) -> None:
+    for name in names:
+        if store.has(name):
+            continue
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        model = TRAIN_BY_NAME[name](data, setting).eval()
+        minutes = (time.perf_counter() - start) / 60
+        numbers = {"parameters": num_parameters(model), "minutes": minutes}
+        store.save_model(name, numbers, model)
+        print(f"{name}: {numbers}", flush=True)
 
 
 @torch.no_grad()
 def bits(model: HierarchicalDRMM, images: Tensor) -> Tensor:
     """Bits a pixel of images (N, 1, 28, 28): (N,)."""
-    scores = torch.cat([model.log_mass(part) for part in images.split(50)])
-    return -scores / (PIXELS * math.log(2))
+    return -in_chunks(model.log_mass, images, 50) / (PIXELS * math.log(2))
 
 
-def complete(model: HierarchicalDRMM, setting: Setting, data: Images) -> Numbers:
-    """Decibels over the hidden pixels of mean completions, by half and method."""
+# ---- completion ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def complete(name: str, model: Any, task: Task) -> Tensor:
+    """Mean completions of images (N, 1, 28, 28)."""
+    missing = task.missing
+    if name == "hierarchy":
+        return model.impute(missing)
+    if name == "DCGMM":
+        return model.inpaint(task.empty, task.known)
+    filled = in_chunks(model.impute, missing.flatten(1), 50)
+    return filled.reshape(missing.shape)
+
+
+def train_classifier(data: Images) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 512), nn.ReLU(), nn.Linear(512, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(4):
+        for index in torch.randperm(len(data.train)).split(128):
+            optimizer.zero_grad()
+            cross_entropy(model(data.train[index]), data.train_labels[index]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def measure(name: str, model: Any, setting: Setting, data: Images, classify: Any) -> Numbers:
+    """Squared errors over hidden pixels, and what is recognised, by half."""
     results: Numbers = {}
+    labels = data.test_labels[: setting.completed]
     for half in HALVES:
         task = make_task(half, data, setting.completed)
         torch.manual_seed(0)
         start = time.perf_counter()
-        ours = model.impute(task.missing, num_draws=DRAWS, num_codes=CODES)
+        ours = (
+            nearest_means(data, task)[NEIGHBOURS] if model is None else complete(name, model, task)
+        )
         seconds = (time.perf_counter() - start) / setting.completed
-        near = nearest_means(data, task)[NEIGHBOURS]
-        own, other = (torch.tensor(task.errors(x)["hidden"]) for x in (ours, near))
+        with torch.no_grad():
+            right = (classify(ours).argmax(-1) == labels).float().mean()
         results[half] = {
-            "hierarchy": -10 * math.log10(float(own.mean())),
-            "neighbours": -10 * math.log10(float(other.mean())),
-            "error": 10 / math.log(10) * standard_error(own / own.mean() - other / other.mean()),
+            "errors": task.errors(ours)["hidden"],
+            "recognised": float(right),
             "seconds": seconds,
         }
     return results
+
+
+def tell(results: dict[str, Numbers], whole: float) -> None:
+    """Decibels of all methods, what is recognised, and how far the hierarchy is ahead."""
+    print(f"\n{'':>14}" + "".join(f" {half:>22}" for half in HALVES) + "   (dB, recognised, ms)")
+    for name, by_half in results.items():
+        line = f"{name:>14}"
+        for r in by_half.values():
+            level = -10 * math.log10(sum(r["errors"]) / len(r["errors"]))
+            line += f" {level:>8.2f} {r['recognised']:>6.3f} {1000 * r['seconds']:>6.1f}"
+        print(line)
+    line = f"{'ahead of ' + NEAREST:>14}"
+    for half in HALVES:
+        own, other = (
+            torch.tensor(results[name][half]["errors"]) for name in ("hierarchy", NEAREST)
+        )
+        ahead = 10 * math.log10(float(other.mean() / own.mean()))
+        error = 10 / math.log(10) * standard_error(own / own.mean() - other / other.mean())
+        line += f" {ahead:>+8.2f} ± {error:.2f}"
+    print(line)
+    print(f"of the images themselves, the classifier recognises {whole:.3f}")
 
 
 def draw(model: HierarchicalDRMM, test: Tensor, folder: Store) -> None:
@@ -106,8 +209,8 @@ def draw(model: HierarchicalDRMM, test: Tensor, folder: Store) -> None:
         image = test[row]
         missing = image.clone()
         missing[:, rows:] = math.nan
-        mean = model.impute(missing.unsqueeze(0), num_draws=DRAWS, num_codes=CODES)[0]
-        drawn = model.impute(missing.unsqueeze(0), 7, num_codes=CODES)[:, 0]
+        mean = model.impute(missing.unsqueeze(0))[0]
+        drawn = model.impute(missing.unsqueeze(0), 7)[:, 0]
         for ax, own in zip(axes[row], (image, missing, mean, *drawn), strict=True):
             hole = own[0].isnan()
             colour = own[0].clamp(0, 1).unsqueeze(-1).expand(-1, -1, 3).clone()
@@ -120,40 +223,35 @@ def draw(model: HierarchicalDRMM, test: Tensor, folder: Store) -> None:
 
 
 def main() -> None:
-    parser = cli.make_parser(__doc__, quick="a small model, few images", paper="hours")
-    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser = cli.make_parser(__doc__, quick="small models, few images", paper="many hours")
+    cli.add_models(parser, TRAIN_BY_NAME)
     arguments = cli.parse(parser)
-    setting = SETTINGS[arguments.size]
+    setting, data = SETTINGS[arguments.size], load()
     store = Store(OUT / "hierarchy" / f"digits_{arguments.size}")
-    data = load_images("mnist", full=True)
-    order = torch.randperm(len(data.test), generator=Generator().manual_seed(0))
-    data = data._replace(test=data.test[order], test_labels=data.test_labels[order])
-    if not arguments.report and not store.has("hierarchy"):
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        model = train(setting, data.train)
-        minutes = (time.perf_counter() - start) / 60
-        numbers: dict[str, Any] = {"parameters": num_parameters(model), "minutes": minutes}
-        store.save_model("hierarchy", numbers, model)
-    model = store.load_model("hierarchy")
-    numbers = store.numbers(["hierarchy"])["hierarchy"]
-    scores = store.once(
-        "bits", lambda: {"bits": bits(model, data.test[: setting.scored]).tolist()}
-    )
-    told = torch.tensor(scores["bits"])
-    print(
-        f"{numbers['parameters']:,} numbers, {numbers['minutes']:.1f} minutes; "
-        f"{float(told.mean()):.3f} ± {standard_error(told):.3f} bits a pixel"
-    )
-    results = store.once("halves", lambda: complete(model, setting, data))
-    for half, r in results.items():
-        apart = r["hierarchy"] - r["neighbours"]
-        print(
-            f"{half:>6}: hierarchy {r['hierarchy']:.2f} dB, {NEIGHBOURS} neighbours "
-            f"{r['neighbours']:.2f} dB, {apart:+.2f} ± {r['error']:.2f}; "
-            f"{1000 * r['seconds']:.0f} ms an image"
+    if not arguments.report:
+        train(store, arguments.models or TRAIN_BY_NAME, data, setting)
+    names = [name for name in TRAIN_BY_NAME if store.has(name)]
+    for name, numbers in store.numbers(names).items():
+        print(f"{name}: {numbers['parameters']:,} numbers, {numbers['minutes']:.1f} minutes")
+    classify = train_classifier(data)
+    results = {}
+    for name in [*names, NEAREST]:
+        model = None if name == NEAREST else store.load_model(name)
+        if name == "hierarchy":
+            scores = store.once(
+                "bits", lambda m=model: {"bits": bits(m, data.test[: setting.scored]).tolist()}
+            )
+            told = torch.tensor(scores["bits"])
+            print(f"{float(told.mean()):.3f} ± {standard_error(told):.3f} bits a pixel")
+            draw(model, data.test, store)
+        results[name] = store.once(
+            f"{name} halves",
+            lambda n=name, m=model: measure(n, m, setting, data, classify),
         )
-    draw(model, data.test, store)
+    with torch.no_grad():
+        whole = (classify(data.test).argmax(-1) == data.test_labels).float().mean()
+    if "hierarchy" in results:
+        tell(results, float(whole))
 
 
 if __name__ == "__main__":
