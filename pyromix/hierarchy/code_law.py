@@ -91,8 +91,10 @@ class CodeLaw:
         Returns:
             Tensor of shape (O, G, L', K').
         """
-        chosen = [table[code] for table, code in zip(self.tables, codes.mT, strict=True)]
-        return torch.stack(chosen).sum(0).movedim(1, 0)
+        total = self.tables[0][codes[:, 0]]
+        for table, code in zip(self.tables[1:], codes.mT[1:], strict=True):
+            total = total + table[code]
+        return total.movedim(1, 0)
 
     def rough_fits(self, streams: Tensor, expected: Tensor) -> list[Tensor]:
         """What every component of each layer adds to the log-probability of codes below.

@@ -61,8 +61,12 @@ class DenseTree:
         tables = []
         for place, level in enumerate(levels):
             shift = level.shifts_by_position(everything[place + 1])  # (O, G, L', K')
+            prior = priors[place]
+            if prior.num_layers == 1:  # codes are components: a pass over the table will do
+                tables.append((prior.log_weight[0] + shift.squeeze(2)).log_softmax(-1))
+                continue
             below = everything[place].expand(len(shift), -1, -1)
-            tables.append(priors[place].log_prob_given(below, shift))
+            tables.append(prior.log_prob_given(below, shift))
         top = priors[-1].log_prob(everything[-1].unsqueeze(0)).squeeze(0)
         return cls(tables, top, levels, everything)
 
