@@ -7,6 +7,7 @@ the folder to start anew.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common.training import num_parameters
 from pyromix import DistributionModule, load, save
 
 OUT = Path("out")
@@ -51,6 +53,30 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         save(model, self._path(name, "safetensors"))
         self.save(name, numbers)
+
+    def train(
+        self,
+        names: Iterable[str],
+        make: Callable[[str], Any],
+        measure: Callable[[Any], Numbers] = lambda model: {},  # noqa: ARG005
+    ) -> None:
+        """Trains and saves the models that are missing, with their sizes and times.
+
+        Args:
+            names: Of the models.
+            make: Makes a trained model.
+            measure: What else to note of it.
+        """
+        for name in names:
+            if self.has(name):
+                continue
+            torch.manual_seed(0)
+            start = time.perf_counter()
+            model = make(name).eval()
+            minutes = (time.perf_counter() - start) / 60
+            numbers = {"parameters": num_parameters(model), "minutes": minutes} | measure(model)
+            self.save_model(name, numbers, model)
+            print(f"{name}: {numbers}", flush=True)
 
     def has(self, name: str) -> bool:
         """Whether there are numbers of a name."""

@@ -50,7 +50,7 @@ from benchmarks.common import cli
 from benchmarks.common.figures import hide_sides, save
 from benchmarks.common.store import OUT, Numbers, Store, beside
 from benchmarks.common.summary import plus_minus, standard_error
-from benchmarks.common.training import num_parameters
+from benchmarks.common.training import in_chunks
 from benchmarks.drmm.maps import cut_patches
 from pyromix import (
     DRMM,
@@ -129,23 +129,11 @@ TRAIN_BY_NAME: dict[str, Callable[[Tensor, Setting], DistributionModule]] = {
 
 
 def train(store: Store, names: Any, x: Tensor, test: Tensor, setting: Setting) -> None:
-    for name in names:
-        if store.has(name):
-            continue
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        model = TRAIN_BY_NAME[name](x, setting).eval()
-        seconds = time.perf_counter() - start
-        with torch.no_grad():
-            scores = torch.cat([model.log_prob(part) for part in test.split(500)])
-        numbers = {
-            "numbers": num_parameters(model),
-            "seconds": seconds,
-            "nats": float(scores.mean()),
-            "error": standard_error(scores),
-        }
-        store.save_model(name, numbers, model)
-        print(f"{name}: {numbers}", flush=True)
+    def measure(model: Any) -> Numbers:
+        scores = in_chunks(model.log_prob, test, 500)
+        return {"nats": float(scores.mean()), "error": standard_error(scores)}
+
+    store.train(names, lambda name: TRAIN_BY_NAME[name](x, setting), measure)
 
 
 # ---- questions ----------------------------------------------------------------------------------
@@ -481,7 +469,7 @@ def main() -> None:
     print(f"{'':>22} {'numbers':>9} {'nats':>16} {'seconds':>8}")
     for name, r in trained.items():
         nats = f"{r['nats']:.2f} ± {r['error']:.2f}"
-        print(f"{name:>22} {r['numbers']:>9} {nats:>16} {r['seconds']:>8.0f}")
+        print(f"{name:>22} {r['parameters']:>9} {nats:>16} {60 * r['minutes']:>8.0f}")
     ask_all(store, trained, setting, x, images)
 
 

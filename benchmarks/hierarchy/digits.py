@@ -34,7 +34,7 @@ from benchmarks.common import cli
 from benchmarks.common.figures import save
 from benchmarks.common.store import OUT, Numbers, Store, beside
 from benchmarks.common.summary import standard_error
-from benchmarks.common.training import in_chunks, num_parameters
+from benchmarks.common.training import in_chunks
 from benchmarks.dcgmm.data import Images, load_images
 from benchmarks.dcgmm.inpainting import HALVES, Task, make_task, nearest_means
 from benchmarks.dcgmm.models import train_model
@@ -105,19 +105,6 @@ def load() -> Images:
     data = load_images("mnist", full=True)
     order = torch.randperm(len(data.test), generator=Generator().manual_seed(0))
     return data._replace(test=data.test[order], test_labels=data.test_labels[order])
-
-
-def train(store: Store, names: Any, data: Images, setting: Setting) -> None:
-    for name in names:
-        if store.has(name):
-            continue
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        model = TRAIN_BY_NAME[name](data, setting).eval()
-        minutes = (time.perf_counter() - start) / 60
-        numbers = {"parameters": num_parameters(model), "minutes": minutes}
-        store.save_model(name, numbers, model)
-        print(f"{name}: {numbers}", flush=True)
 
 
 @torch.no_grad()
@@ -229,7 +216,8 @@ def main() -> None:
     setting, data = SETTINGS[arguments.size], load()
     store = Store(OUT / "hierarchy" / f"digits_{arguments.size}")
     if not arguments.report:
-        train(store, arguments.models or TRAIN_BY_NAME, data, setting)
+        names = arguments.models or TRAIN_BY_NAME
+        store.train(names, lambda name: TRAIN_BY_NAME[name](data, setting))
     names = [name for name in TRAIN_BY_NAME if store.has(name)]
     for name, numbers in store.numbers(names).items():
         print(f"{name}: {numbers['parameters']:,} numbers, {numbers['minutes']:.1f} minutes")

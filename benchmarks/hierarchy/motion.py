@@ -34,7 +34,7 @@ from benchmarks.common import cli
 from benchmarks.common.figures import save
 from benchmarks.common.store import OUT, Numbers, Store, beside
 from benchmarks.common.summary import standard_error
-from benchmarks.common.training import num_parameters
+from benchmarks.common.training import in_chunks
 from benchmarks.hierarchy.clips import FRAMES, PELVIS, RATE, Axes, Clips, Coordinates, load_clips
 from pyromix import GaussianMixture, HierarchicalDRMM, Level, Observed, Top, fit, fit_em
 
@@ -118,25 +118,10 @@ def is_hierarchy(model: Any) -> bool:
     return isinstance(model, HierarchicalDRMM)
 
 
-def train(store: Store, names: Any, data: Data, setting: Setting) -> None:
-    for name in names:
-        if store.has(name):
-            continue
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        model = TRAIN_BY_NAME[name](data, setting).eval()
-        minutes = (time.perf_counter() - start) / 60
-        shown = data.test if is_hierarchy(model) else flat(data.test)
-        with torch.no_grad():
-            scores = torch.cat([model.log_prob(part) for part in shown.split(16)])
-        numbers = {
-            "parameters": num_parameters(model),
-            "minutes": minutes,
-            "nats": float(scores.mean()),
-            "error": standard_error(scores),
-        }
-        store.save_model(name, numbers, model)
-        print(f"{name}: {numbers}", flush=True)
+def measure(model: Any, data: Data) -> Numbers:
+    """Held-out nats a window."""
+    scores = in_chunks(model.log_prob, data.test if is_hierarchy(model) else flat(data.test), 16)
+    return {"nats": float(scores.mean()), "error": standard_error(scores)}
 
 
 # ---- questions ----------------------------------------------------------------------------------
@@ -333,7 +318,10 @@ def main() -> None:
     store = Store(OUT / "hierarchy" / f"motion_{arguments.size}")
     data = load()
     if not arguments.report:
-        train(store, arguments.models or TRAIN_BY_NAME, data, setting)
+        names = arguments.models or TRAIN_BY_NAME
+        store.train(
+            names, lambda name: TRAIN_BY_NAME[name](data, setting), lambda m: measure(m, data)
+        )
     names = [name for name in TRAIN_BY_NAME if store.has(name)]
     models = {name: store.load_model(name).eval() for name in names}
     for name, numbers in store.numbers(names).items():

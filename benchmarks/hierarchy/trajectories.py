@@ -36,7 +36,7 @@ from benchmarks.common import cli
 from benchmarks.common.figures import save
 from benchmarks.common.store import OUT, Numbers, Store, beside
 from benchmarks.common.summary import standard_error
-from benchmarks.common.training import closest_size, num_parameters
+from benchmarks.common.training import closest_size, in_chunks, num_parameters
 from pyromix import DRMM, Box, GaussianMixture, HierarchicalDRMM, Level, Top, fit, fit_em
 from pyromix.datasets import jump_trajectories
 
@@ -130,30 +130,21 @@ def is_hierarchy(model: Any) -> bool:
 def train(store: Store, names: Any, setting: Setting) -> None:
     data = jump_trajectories(TRAIN, STEPS, generator=Generator().manual_seed(0))
     test = jump_trajectories(TEST, STEPS, generator=Generator().manual_seed(1))
-    for name in names:
-        if store.has(name):
-            continue
-        torch.manual_seed(0)
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            # Velocities without noise given the heights lie at the floor.
-            warnings.filterwarnings("ignore", "Columns .* smallest scale")
-            model = TRAIN_BY_NAME[name](data, setting).eval()
-        seconds = time.perf_counter() - start
-        shown = test if is_hierarchy(model) else flat(test)
-        with torch.no_grad():
-            scores = torch.cat([model.log_prob(part) for part in shown.split(100)])
+
+    def measure(model: Any) -> Numbers:
+        scores = in_chunks(model.log_prob, test if is_hierarchy(model) else flat(test))
         draws = model.sample((1000,))
         draws = draws if is_hierarchy(model) else unflat(draws)
-        numbers = {
-            "parameters": num_parameters(model),
-            "minutes": seconds / 60,
+        return {
             "nats": float(scores.mean()),
             "error": standard_error(scores),
             "rule": rule(draws),
         }
-        store.save_model(name, numbers, model)
-        print(f"{name}: {numbers}", flush=True)
+
+    with warnings.catch_warnings():
+        # Velocities without noise given the heights lie at the floor.
+        warnings.filterwarnings("ignore", "Columns .* smallest scale")
+        store.train(names, lambda name: TRAIN_BY_NAME[name](data, setting), measure)
 
 
 # ---- the question -------------------------------------------------------------------------------

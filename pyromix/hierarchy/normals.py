@@ -38,9 +38,9 @@ class Normals(NamedTuple):
     kind: Tensor
     """Which of these each has, (n, B)."""
 
-    def times(self, z: Tensor, rows: slice = WHOLE, columns: slice = WHOLE) -> Tensor:
-        """Blocks of the factors times vectors (n, B, c): (n, B, r)."""
-        return self._apply(self.trils[:, rows, columns], lambda own, part: part @ own.mT, z)
+    def times(self, z: Tensor, rows: slice = WHOLE) -> Tensor:
+        """Rows of the factors times vectors (n, B, d): (n, B, r)."""
+        return self._apply(self.trils[:, rows], lambda own, part: part @ own.mT, z)
 
     def solve(self, x: Tensor, size: int) -> Tensor:
         """The z of which the first entries of L z are x, (n, B, size)."""
@@ -53,10 +53,9 @@ class Normals(NamedTuple):
     def _apply(
         self, tables: Tensor, function: Callable[[Tensor, Tensor], Tensor], z: Tensor
     ) -> Tensor:
-        rows = z.expand(*self.kind.shape, -1).flatten(0, 1).unsqueeze(1)
-        return of_components(function, (tables,), rows, self.kind.flatten()).reshape(
-            *self.kind.shape, -1
-        )
+        rows = z.flatten(0, 1).unsqueeze(1)
+        result = of_components(function, (tables,), rows, self.kind.flatten())
+        return result.reshape(*self.kind.shape, -1)
 
     @property
     def log_diagonal(self) -> Tensor:
