@@ -18,6 +18,7 @@ from torch.distributions import Distribution, constraints
 from ..core.checks import as_int, check_dims, check_index, check_value
 from ..core.constraints import box, fixed_columns, half_space
 from ..evidence.linear import LinearEvidence, tightest_bounds
+from ..evidence.naming import coordinates, term
 from ..evidence.pieces import Number
 from ..numerics.batches import choose
 from ..numerics.no_gradient import raise_if_freed, raise_on_gradient
@@ -640,7 +641,7 @@ class ConditionedMixture(ConditionedLaw):
         )
         if bool(broken.all()) or bool(broken.any() and not allow_impossible_entries):
             columns = sorted(self._evidence.observed)
-            known = [f"the values of columns {columns}"] if columns else []
+            known = [f"the values of {coordinates(columns)}"] if columns else []
             known += ["the equations"] if self._evidence.gaussian else []
             raise ConflictError(
                 f"Expected evidence that can hold, but {' and '.join(known)} break an inequality. "
@@ -696,7 +697,7 @@ class ConditionedMixture(ConditionedLaw):
         terms = []
         for d, value in zip(self._components.free, row.tolist(), strict=True):
             if value:
-                terms.append(f"x[{d}]" if value == 1 else f"{value:g} x[{d}]")
+                terms.append(term(d) if value == 1 else f"{value:g} {term(d)}")
         formula = " + ".join(terms)
         below, above = low.flatten()[0].item(), high.flatten()[0].item()
         formula = formula if below == -math.inf else f"{below:g} <= {formula}"

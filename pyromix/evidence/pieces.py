@@ -25,6 +25,7 @@ from torch import Size, Tensor
 
 from ..core.checks import as_int, check_positive_int
 from .linear import LinearEvidence, power_of_two
+from .naming import coordinate
 
 Number = float | Tensor
 
@@ -104,14 +105,16 @@ class Observed(Evidence):
                     f"{given!r}."
                 )
             d %= size
-            tensor = known.tensor(value, f"the observed value of coordinate {d}")
+            tensor = known.tensor(value, f"the observed value of {coordinate(d)}")
             if d >= known.dim:
                 self._add_code(known, d - known.dim, tensor)
                 continue
             if d in known.observed:
-                raise ValueError(f"Expected each coordinate to be observed once, got {d} twice.")
+                raise ValueError(
+                    f"Expected each coordinate to be observed once, got {coordinate(d)} twice."
+                )
             if not bool(tensor.isfinite().all()):
-                raise ValueError(f"Expected a finite value of coordinate {d}.")
+                raise ValueError(f"Expected a finite value of {coordinate(d)}.")
             known.observed[d] = tensor
 
     def _add_code(self, known: LinearEvidence, column: int, code: Tensor) -> None:
@@ -265,7 +268,7 @@ class GaussianPrior(Evidence):
         """Adds an observation of every coordinate with a finite scale."""
         loc, scale = known.vector(self.loc, "loc"), known.vector(self.scale, "scale")
         if scale.dim() != 1 or not bool((scale > 0).all()):
-            raise ValueError(f"Expected positive scales of shape ({known.dim},) or a number.")
+            raise ValueError("Expected positive scales, one for each coordinate or one for all.")
         kept = scale.isfinite()
         if not bool(kept.any()):
             return
@@ -361,7 +364,7 @@ class LinearGaussian(Evidence):
 
     Args:
         matrix: A, shape (m, D).
-        y: What was observed, shape (\*N, m).
+        y: What was observed, shape (\*N, m), or a number if m is one.
         noise: Standard deviation of the noise, a positive number or shape (m,); or its covariance,
             shape (m, m).
 
@@ -372,7 +375,7 @@ class LinearGaussian(Evidence):
     dims: ClassVar = {"matrix": 2, "y": 1, "noise": 2}
     coefficients = ("matrix", "noise")
 
-    def __init__(self, matrix: Tensor, y: Tensor, noise: Number) -> None:
+    def __init__(self, matrix: Tensor, y: Number, noise: Number) -> None:
         self.matrix, self.y, self.noise = matrix, y, noise
 
     def add_to(self, known: LinearEvidence) -> None:
@@ -380,6 +383,8 @@ class LinearGaussian(Evidence):
         matrix = known.rows(self.matrix, "matrix")
         count = len(matrix)
         y, noise = known.tensor(self.y, "y"), known.tensor(self.noise, "noise")
+        if y.dim() == 0 and count == 1:
+            y = y.unsqueeze(0)
         if y.dim() == 0 or y.shape[-1] != count:
             raise ValueError(
                 f"Expected y of shape (*N, {count}), one number for each row of the matrix, got "

@@ -1,9 +1,10 @@
 """Evidence about the entries of arrays as evidence about vectors."""
 
-__all__ = ["flat_evidence"]
+__all__ = ["entries_called", "flat_evidence"]
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,19 @@ import torch
 from torch import Size, Tensor
 
 from ..core.checks import as_items, check_index
+from ..evidence.naming import called, coordinate
 from ..evidence.pieces import AnyOf, Evidence, Nonlinear, Observed
+
+
+def entries_called(event_shape: Size) -> AbstractContextManager[None]:
+    """Has messages about flattened entries tell their indices in the array."""
+
+    def index(d: int) -> str:
+        place, channel = divmod(d, event_shape[0])
+        cell = torch.unravel_index(torch.tensor(place), event_shape[1:])
+        return ", ".join(map(str, (channel, *(int(i) for i in cell))))
+
+    return called(lambda d: f"entry ({index(d)})", lambda d: f"x[{index(d)}]")
 
 
 def flat_evidence(piece: Any, event_shape: Size) -> Evidence:
@@ -31,7 +44,7 @@ def flat_evidence(piece: Any, event_shape: Size) -> Evidence:
     if isinstance(piece, Mapping):
         piece = Observed(piece)
     if isinstance(piece, Observed):
-        return Observed({_index(key, event_shape): v for key, v in piece.values.items()})
+        return Observed(_by_index(piece.values, event_shape))
     if isinstance(piece, AnyOf):
         return AnyOf(
             *([flat_evidence(p, event_shape) for p in parts] for parts in piece.alternatives)
@@ -52,6 +65,19 @@ def flat_evidence(piece: Any, event_shape: Size) -> Evidence:
             continue
         setattr(flat, name, _flatten(name, getattr(piece, name), dims, event_shape))
     return flat
+
+
+def _by_index(values: Mapping[Any, Any], event_shape: Size) -> dict[int, Any]:
+    """Values of entries by their place in the flattened array."""
+    found: dict[int, Any] = {}
+    for key, value in values.items():
+        index = _index(key, event_shape)
+        if index in found:  # as a negative index, too
+            raise ValueError(
+                f"Expected each entry to be observed once, got {coordinate(index)} twice."
+            )
+        found[index] = value
+    return found
 
 
 def _flatten(name: str, value: Any, dims: int, event_shape: Size) -> Any:
