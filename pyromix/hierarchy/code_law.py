@@ -2,6 +2,8 @@
 
 __all__ = ["CodeLaw", "CodeParameters"]
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -63,10 +65,10 @@ class CodeLaw:
         layers, components = self.tables.shape[-2:]
         return layers, components
 
-    def detach(self) -> "CodeLaw":
-        """The law without gradients to its tensors."""
-        prior = CodePrior(self.prior.log_weight.detach(), self.prior.links.detach())
-        return CodeLaw(prior, self.tables.detach(), self.tiling)
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "CodeLaw":
+        """The law with a function applied to its tensors."""
+        prior = CodePrior(function(self.prior.log_weight), function(self.prior.links))
+        return CodeLaw(prior, function(self.tables), self.tiling)
 
     def shifts(self, codes: Tensor) -> Tensor:
         """What codes add to the scores of each cell below, from the one window that draws it.

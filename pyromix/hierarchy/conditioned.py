@@ -9,6 +9,7 @@ by window, by a particle filter. So all constraints hold in every draw.
 __all__ = ["ConditionedHierarchy", "condition_hierarchy"]
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,12 +26,13 @@ from ..conditioning.truncated import ConflictError
 from ..core.checks import check_value
 from ..core.draws import without_graph
 from ..core.expanded import Expandable
-from ..core.random import takes_generator
+from ..core.random import draws_from, seeded, takes_generator
 from ..evidence.collect import collect_unions
 from ..evidence.linear import LinearEvidence
-from ..evidence.pieces import Evidence
+from ..evidence.naming import coordinate, term
+from ..evidence.pieces import Evidence, GaussianPrior
 from ..mixtures.diagonal import MixtureOfNormals
-from .arrays import flat_evidence
+from .arrays import entries_called, flat_evidence
 from .entries import EntryEvidence
 from .filter import draws_given, lookahead_of
 from .law import HierarchicalLaw
@@ -41,6 +43,8 @@ from .statements import StatementsByWindow
 REPEATS = 8
 # Particles on the way, for each that is kept.
 BREADTH = 32
+# A population that is worth fewer particles than this says little of the law.
+FEW = 8
 # Draws that moments are taken from.
 MOMENT_DRAWS = 4096
 
@@ -52,7 +56,7 @@ class ArrayModel(Protocol):
     event_shape: Size
     _validate_args: bool
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob_under(self, law: HierarchicalLaw, value: Tensor) -> Tensor:
         r"""Log-density of arrays of shape (\*S, \*event_shape)."""
 
     def flatten(self, value: Tensor) -> Tensor:
@@ -78,6 +82,7 @@ class ConditionedHierarchy(Expandable):
 
     Args:
         model: The model.
+        law: Its law, of which later changes of parameters are no part.
         known: What is known of entries, flattened to (P channels,).
         unions: Alternatives of which one holds, for each union.
         log_evidence: Independent estimates of log Z, (R,).
@@ -97,6 +102,7 @@ class ConditionedHierarchy(Expandable):
     def __init__(
         self,
         model: ArrayModel,
+        law: HierarchicalLaw,
         known: LinearEvidence,
         unions: Sequence[Sequence[LinearEvidence]],
         log_evidence: Tensor,
@@ -104,12 +110,19 @@ class ConditionedHierarchy(Expandable):
         draws: ConditionedLaw | Tensor,
         error: Tensor | None = None,
     ) -> None:
-        self._model, self._known, self._draws = model, known, draws
-        self._like = model.law.windows.mixture.log_weight.detach()
+        self._model, self._law, self._known, self._draws = model, law, known, draws
+        self._like = law.windows.mixture.log_weight
         self._regions = _regions(known, unions, self._like.dtype)
         self._log_evidence, self._weight = log_evidence.double(), weight.double()
         self._error = self._log_evidence.new_zeros(()) if error is None else error.double()
         self.effective_sample_size = 1 / self._weight.square().sum()
+        if self.effective_sample_size < FEW <= len(self._weight):
+            warnings.warn(
+                f"The {len(self._weight)} particles are worth "
+                f"{float(self.effective_sample_size):.1f} by their weights: what is asked is rare "
+                f"under the model. Take more, by num_particles.",
+                stacklevel=6,
+            )
         super().__init__(Size(), model.event_shape, validate_args=False)
         self._validate_args = model._validate_args
 
@@ -153,7 +166,10 @@ class ConditionedHierarchy(Expandable):
 
     @property
     def mean(self) -> Tensor:
-        """Means of all entries, of the event shape."""
+        """Means of all entries, of the event shape.
+
+        Given the particles in closed form, or under inequalities that of draws.
+        """
         return self._arrays(self._moments()[0].unsqueeze(0), ())
 
     @property
@@ -163,8 +179,13 @@ class ConditionedHierarchy(Expandable):
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         if not isinstance(self._draws, Tensor):
-            x = self._draws.sample((MOMENT_DRAWS,))
-            return x.mean(0), x.var(0)
+            law: Any = self._draws
+            try:
+                return law.mean, law.variance
+            except NotImplementedError:  # under inequalities: the same draws each time
+                with draws_from(*seeded(0, self._like.device)):
+                    x = law.sample((MOMENT_DRAWS,))
+                return x.mean(0), x.var(0)
         weight = self._weight.unsqueeze(-1).to(self._draws)
         mean = (weight * self._draws).sum(0)
         return mean, (weight * (self._draws - mean).square()).sum(0)
@@ -183,7 +204,7 @@ class ConditionedHierarchy(Expandable):
         )
         for regions in self._regions:
             fits = fits & _within(regions, flat)
-        total = self._model.log_prob(value).double() + factor.reshape(shape)
+        total = self._model.log_prob_under(self._law, value).double() + factor.reshape(shape)
         total = total - self._log_mean()
         return torch.where(fits.reshape(shape), total, -math.inf).to(value)
 
@@ -206,6 +227,13 @@ def condition_hierarchy(
     Raises:
         ValueError: If the evidence does not fit the array, is for a batch of laws, or cannot hold.
     """
+    with entries_called(model.event_shape):
+        return _condition(model, evidence, settings)
+
+
+def _condition(
+    model: ArrayModel, evidence: Sequence[Any], settings: Settings
+) -> ConditionedHierarchy:
     pieces = [flat_evidence(piece, model.event_shape) for piece in evidence]
     device = model.law.windows.mixture.log_weight.device
     known, unions = collect_unions(pieces, model.event_shape.numel(), device)
@@ -214,28 +242,33 @@ def condition_hierarchy(
             "Expected evidence for one array, got a batch. Condition on each by itself; for known "
             "entries of many arrays use impute."
         )
-    _check_values(known, model.event_shape)
+    _check_values(known)
     with torch.no_grad():
-        law = model.law
+        law = model.law.copied()
         if law.windows.tiling.overlaps or law.windows.correlates:
             return _by_filter(model, law, known, unions, settings)
         return _by_messages(model, law, pieces, known, unions, settings)
 
 
-def _check_values(known: LinearEvidence, event_shape: Size) -> None:
+def _check_values(known: LinearEvidence) -> None:
     """Checks that values lie within bounds of their own."""
     entries = StatementsByWindow.singles(known)
     low, value, high = (
         part.to(known.coarsest) for part in (entries.low, entries.value, entries.high)
     )
-    broken = (entries.variance == 0) & ((value < low) | (value > high))
-    if bool(broken.any()):
-        place, channel = divmod(int(broken.nonzero()[0]), event_shape[0])
-        index = torch.unravel_index(torch.tensor(place), event_shape[1:])
-        entry = (channel, *(int(i) for i in index))
+    crossed = (low >= high).nonzero()
+    if len(crossed):
+        d = int(crossed[0])
         raise ConflictError(
-            f"Expected evidence that can hold, but the value of entry {entry} breaks a bound. "
-            f"Relax the bound, or correct the value."
+            f"Expected evidence that can hold, but these bounds leave no room: "
+            f"{float(low[d]):g} <= {term(d)} <= {float(high[d]):g}. Relax one of them; give exact "
+            f"values by a mapping."
+        )
+    broken = ((entries.variance == 0) & ((value < low) | (value > high))).nonzero()
+    if len(broken):
+        raise ConflictError(
+            f"Expected evidence that can hold, but the value of {coordinate(int(broken[0]))} "
+            f"breaks a bound. Relax the bound, or correct the value."
         )
 
 
@@ -249,6 +282,11 @@ def _by_messages(
 ) -> ConditionedHierarchy:
     windows, count = law.windows, -(-settings.num_particles // REPEATS)
     single = StatementsByWindow.singles(known)
+    # Priors on single entries leave normals independent: other evidence meets these.
+    priors = [piece for piece in pieces if isinstance(piece, GaussianPrior)]
+    others = [piece for piece in pieces if not isinstance(piece, GaussianPrior)]
+    readings = StatementsByWindow.singles(collect_unions(priors, known.dim, known.device)[0])
+    rest = collect_unions(others, known.dim, known.device)[0]
     shape = (REPEATS, windows.tiling.num_entries, windows.channels)
     entries = EntryEvidence(*(part.expand(REPEATS, -1).reshape(shape) for part in single))
     given = codes_given(law, entries, settings.keep, draws=count)
@@ -256,21 +294,30 @@ def _by_messages(
     # What codes were drawn by is taken back, and put in again with all that is known.
     own = entries.map(lambda t: t.unsqueeze(1)).log_factor(mean.double(), scale.double())
     logits = given.log_evidence.double().unsqueeze(-1) - math.log(count) - own.sum((-2, -1))
-    loc, spread = (t.flatten(0, 1).flatten(1) for t in (mean, scale))
+    loc, spread = (t.flatten(0, 1).flatten(1).double() for t in (mean, scale))
     weights = logits.flatten() - math.log(REPEATS)
+    seen, loc, spread = readings.posterior(loc, spread)
+    weights = weights + seen.sum(-1)
     total = weights.logsumexp(0)  # which a mixture leaves out
-    weights = (weights - total).to(mean)
-    mixture = MixtureOfNormals(weights, loc, spread, validate_args=False)
+    if not bool(total.isfinite()):
+        raise ConflictError(
+            "Expected evidence that can hold, but its density is too small for numbers: values "
+            "or priors are far from all that the model knows."
+        )
+    weights = weights - total
+    mixture = MixtureOfNormals(
+        weights.to(mean), loc.to(mean), spread.to(mean), validate_args=False
+    )
     prior = MixturePrior(mixture, allow_all_observed=True)
     prior.is_sampled = True  # unions are met by rejection: alternatives would take one law each
-    base = prior.given(known)
-    conditioned = prior.condition_on(pieces) if unions else base
+    base = prior.given(rest)
+    conditioned = prior.condition_on(others) if unions else base
     joint = base._joint.reshape(REPEATS, count).double() + total + math.log(REPEATS)
     weight = base._joint.softmax(-1)
     estimates = joint.logsumexp(-1)
     change, error = conditioned.log_normalizer()
     estimates = estimates + change - base.log_normalizer()[0]
-    return ConditionedHierarchy(model, known, unions, estimates, weight, conditioned, error)
+    return ConditionedHierarchy(model, law, known, unions, estimates, weight, conditioned, error)
 
 
 def _by_filter(
@@ -299,7 +346,7 @@ def _by_filter(
             "Expected evidence that can hold, but no particle meets it. Take more particles, or "
             "relax what is known."
         )
-    return ConditionedHierarchy(model, known, unions, estimates, log_weight.softmax(0), value)
+    return ConditionedHierarchy(model, law, known, unions, estimates, log_weight.softmax(0), value)
 
 
 def _regions(

@@ -100,6 +100,9 @@ def draws_given(
         if bool(total.isneginf()):
             break
         most = kept if cell == tiling.num_cells - 1 else count
+        if bool(total.isnan()):  # densities too small for numbers
+            log_evidence = torch.full_like(log_evidence, -math.inf)
+            break
         index, log_inclusion = (t[0] for t in thin(score.unsqueeze(0), most))
         index, log_inclusion = (t[log_inclusion < math.inf] for t in (index, log_inclusion))
         log_weight = score[index] - log_inclusion - total

@@ -57,6 +57,10 @@ class Search:
         return max(self.width, self.least_of_windows) if place == 0 else self.width
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
 class HierarchicalLaw:
     """A hierarchy of levels.
 
@@ -69,6 +73,14 @@ class HierarchicalLaw:
     def __init__(self, windows: WindowLaw, levels: Sequence[CodeLaw], *, frozen: int = 0) -> None:
         self.windows, self.levels, self.frozen = windows, tuple(levels), frozen
         self.priors: list[CodePrior] = [windows.prior, *(level.prior for level in levels)]
+        self._trees: dict[tuple[int, int], DenseTree | None] = {}  # without a graph
+
+    def copied(self) -> "HierarchicalLaw":
+        """The law with copies of its tensors, without a graph."""
+        own = self.windows
+        mixture = own.mixture.map_tensors(_copy)
+        windows = WindowLaw(mixture, own.tiling, own.channels, own.rounding)
+        return HierarchicalLaw(windows, [level.map_tensors(_copy) for level in self.levels])
 
     # ---- draws ------------------------------------------------------------------------------
 
@@ -150,7 +162,14 @@ class HierarchicalLaw:
         depth = len(self.levels) if depth is None else depth
         if self.windows.tiling.overlaps or self.windows.correlates:
             return None
-        return DenseTree.of(self.priors[: depth + 1], self.levels[:depth], max_codes)
+        if torch.is_grad_enabled():
+            return DenseTree.of(self.priors[: depth + 1], self.levels[:depth], max_codes)
+        key = max_codes, depth
+        if key not in self._trees:
+            self._trees[key] = DenseTree.of(
+                self.priors[: depth + 1], self.levels[:depth], max_codes
+            )
+        return self._trees[key]
 
     def fits_of_all(
         self, tree: DenseTree, shown: Tensor, *, mass: bool, known: Tensor | None = None

@@ -44,12 +44,16 @@ from .window_law import Rounding, WindowLaw
 START_ARRAYS = 10_000
 # Arrays that are worked on at once without a graph.
 BLOCK = 64
+# Codes of a cell, and of the top, that stand for all where something is known of an array.
+SAMPLED, SAMPLED_AT_TOP = 16, 64
 # Codes of windows that are kept in training: with few, components run away from windows that are
 # found no better code.
 WINDOW_BEAM = 8
 # Learning rates as shares of that of tables: of the normals at the bottom; of rounded values, of
 # the means alone, which must stay within a step where windows are plain.
 WINDOW_RATE, ROUNDED_RATE = 0.2, 0.02
+# Particles for each draw of a completion, where windows overlap.
+SPARE_PARTICLES = 4
 # Size of matrices at the bottom above which their rate is less.
 MATRIX_SIZE = 16
 
@@ -71,10 +75,14 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
     window continues what those before it drew.
 
     So an array and its codes form a tree, and `log_prob` sums over codes by messages from the
-    bottom up. It is exact where there are no more than `max_codes` codes of a cell. Elsewhere it
-    is a lower bound, deterministic and differentiable, over the `beam` codes of each cell that a
-    search finds; the gap is measured by ``python -m benchmarks.hierarchy.gaps``. Draws have no
-    pathwise gradient: in a guide, the score function is used.
+    bottom up. It is exact where windows do not overlap, have no triangular maps, and no cell has
+    more than `max_codes` codes; and where no cell has more than 64. Elsewhere it is a lower bound,
+    deterministic and differentiable, over the `beam` codes of each cell that a search finds. The
+    gap is measured by ``python -m benchmarks.hierarchy.gaps``; `beam` may be changed later, as in
+    ``model.beam = 256``. Draws have no pathwise gradient: in a guide, the score function is used.
+
+    Where windows overlap, what one is given by others tells its code, too: see the page on
+    hierarchies for the term that this adds to the scores.
 
     Train it with `pyromix.fit` at a learning rate of about 0.01. Levels are trained in turn, the
     lowest first, and all together at the end.
@@ -85,11 +93,13 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         rounding: Where values were rounded to multiples of a step and clipped to bounds, as 8-bit
             pixels are, (step, low, high): training maximises the probability of what they were
             rounded from, `log_mass`. The density of rounded values has no bound.
-        scale_floor: Smallest standard deviation, as for `DRMM`; by default a quarter of the
-            step of rounding, or 0.001 without.
+        scale_floor: Smallest standard deviation, in units of standardised columns as for `DRMM`,
+            by default 0.001. With `rounding` in units of the range, by default a quarter of a
+            step.
         joint_share: Share of the steps in which all levels are trained together. The others are
             divided equally among the levels.
-        max_codes: Largest number of codes of a cell that densities sum over.
+        max_codes: Largest number of codes of a cell that densities sum over, where windows do not
+            overlap and have no triangular maps.
         beam: Codes of a cell that are kept where there are more.
         sweeps: How many times the search for codes is repeated from the top down.
         training_beam: The same as `beam` for the loss.
@@ -141,7 +151,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         scale_floor: float | None = None,
         joint_share: float = 0.25,
         max_codes: int = 1024,
-        beam: int = 16,
+        beam: int = 64,
         sweeps: int = 1,
         training_beam: int = 4,
         training_sweeps: int = 1,
@@ -149,7 +159,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
     ) -> None:
         rounding = check_rounding("rounding", rounding)
         if scale_floor is None:
-            scale_floor = 1e-3 if rounding is None else rounding.step / 4
+            scale_floor = 1e-3 if rounding is None else rounding.step / rounding.range / 4
         arguments = check_arguments(HierarchicalDRMM.argument_checks, locals())
         shape = arguments.pop("event_shape")
         super().__init__(event_shape=shape, validate_args=validate_args)
@@ -174,7 +184,11 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             bottom.num_components,
             maps=bottom.maps,
             scale_floor=self.scale_floor,
+            standardize="auto" if rounding is None else False,
         )
+        if rounding is not None:  # parameters are in units of the range
+            self.windows.units.loc.fill_(rounding.low)
+            self.windows.units.scale.fill_(rounding.range)
         self.codes = nn.ModuleList()
         below = self.tiling
         for lower, level in zip(self.levels, others, strict=False):
@@ -205,7 +219,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         for place, level in enumerate(self.codes, 1):
             assert isinstance(level, CodeParameters)
             law = level.law
-            levels.append(law.detach() if place < trained else law)
+            levels.append(law.map_tensors(Tensor.detach) if place < trained else law)
         return HierarchicalLaw(windows, levels, frozen=trained)
 
     def _search(self) -> Search:
@@ -217,6 +231,10 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         Exact, or a lower bound; see the class.
         """
         return self._scored(check_value(self, value, like=self.windows.loc), mass=False)
+
+    def log_prob_under(self, law: HierarchicalLaw, value: Tensor) -> Tensor:
+        """What `log_prob` would be under another law of these arrays."""
+        return self._scored(value, mass=False, law=law)
 
     def log_mass(self, value: TensorLike) -> Tensor:
         r"""Log-probability that values are rounded to these; shape (\*S).
@@ -240,8 +258,8 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             check_rounded(value.detach(), self.rounding)
         return self._scored(value, mass=True)
 
-    def _scored(self, value: Tensor, *, mass: bool) -> Tensor:
-        flat, law = self.flatten(value), self.law
+    def _scored(self, value: Tensor, *, mass: bool, law: HierarchicalLaw | None = None) -> Tensor:
+        flat, law = self.flatten(value), self.law if law is None else law
         if not len(flat):
             return value.sum(tuple(range(-len(self.event_shape), 0)))
         size = len(flat) if torch.is_grad_enabled() else BLOCK
@@ -304,7 +322,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             (True, True)
         """
         count = check_positive_int("num_particles", num_particles)
-        keep = Keep(self.beam, max(64, self.beam), self.max_codes)
+        keep = Keep(SAMPLED, SAMPLED_AT_TOP, self.max_codes)
         return condition_hierarchy(self, evidence, Settings(count, keep))
 
     @torch.no_grad()
@@ -315,7 +333,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         num_samples: int | None = None,
         *,
         num_draws: int = 64,
-        num_codes: int = 64,
+        num_codes: int = SAMPLED_AT_TOP,
         generator: Generator | None = None,
     ) -> Tensor:
         r"""Fills missing entries in from those that are known, each array with its own gaps.
@@ -324,8 +342,9 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             value: Arrays, shape (\*S, \*event_shape), NaN where missing.
             num_samples: How many draws of the missing entries to return; by default one value is
                 filled in, the mean over `num_draws` draws of codes.
-            num_draws: The number of draws that a mean is taken over.
-            num_codes: Number of codes of the top that are kept in the search.
+            num_draws: The number of draws that a mean is taken over, where it is not exact; where
+                windows overlap, the number of particles.
+            num_codes: Number of codes of the top that are kept in the search, where not all count.
             generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
@@ -334,6 +353,8 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         """
         value = as_tensor("value", value, like=self.windows.loc)
         check_value(self, torch.where(value.isnan(), 0.0, value))
+        if self.rounding is not None:
+            check_rounded(value[~value.isnan()], self.rounding)
         draws = check_positive_int("num_draws", num_draws)
         num_codes = check_positive_int("num_codes", num_codes)
         if num_samples is not None:
@@ -347,7 +368,7 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
             parts = [self._complete_one(x, draws, mean=mean) for x in arrays]
             filled = torch.stack(parts, 0 if mean else 1)
             return filled.reshape(*filled.shape[: 0 if mean else 1], *value.shape)
-        keep = Keep(self.beam, num_codes, self.max_codes)
+        keep = Keep(SAMPLED, num_codes, self.max_codes)
         blocks = complete(self.law, flat, keep, draws=draws, mean=mean)
         if mean:
             return self.unflatten(torch.cat(list(blocks)), leading)
@@ -359,7 +380,9 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         if not bool(missing.any()):
             return x if mean else x.expand(draws, *x.shape)
         whole = bool(missing.all())
-        law: Any = self if whole else self.condition(x, num_particles=draws)
+        # Draws are some of the particles: of more, fewer are alike.
+        particles = draws if mean else SPARE_PARTICLES * draws
+        law: Any = self if whole else self.condition(x, num_particles=particles)
         if not mean:
             return cast(Tensor, law.sample((draws,)))
         own = law.sample((draws,)).mean(0) if whole else law.mean
@@ -523,6 +546,8 @@ class HierarchicalDRMM(LawModule[HierarchicalLaw]):
         """
         value = split_batch(data)[0]
         check_value(self, value, like=self.windows.loc)
+        if self.rounding is not None:
+            check_rounded(value, self.rounding)
         if value.dim() != len(self.event_shape) + 1 or len(value) == 0:
             raise ValueError(
                 f"Expected arrays of shape (N, {', '.join(map(str, self.event_shape))}) to "

@@ -35,6 +35,11 @@ class Rounding(NamedTuple):
     low: float
     high: float
 
+    @property
+    def range(self) -> float:
+        """The difference of the bounds."""
+        return self.high - self.low
+
 
 class WindowLaw:
     """A residual mixture over windows of an array, of which each draws some entries.

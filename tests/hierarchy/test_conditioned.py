@@ -77,6 +77,19 @@ def test_law_given_evidence_is_that_of_draws_that_meet_it(name, max_codes):
     assert bool((difference.mean(0).abs() < 6 * spread).all())
 
 
+@pytest.mark.parametrize(("name", "particles"), [("image", 256), ("windows continue", 4096)])
+def test_none_of_many_draws_breaks_a_constraint(name, particles):
+    """In float32, by messages and by the filter, with a value beside bounds and sums."""
+    model = scattered(name, torch.float32).requires_grad_(False)
+    evidence, meets = questions(model.event_shape)
+    value = {tuple(size // 2 for size in model.event_shape): 0.3}
+    law = model.condition(value, *evidence, num_particles=particles)
+    x = law.sample((100_000,))
+    assert bool(meets(x.double()).all())
+    assert bool((x[(..., *next(iter(value)))] == 0.3).all())
+    assert law.effective_sample_size > particles / 10
+
+
 @pytest.mark.parametrize("name", ["row", "two levels", "image"])
 def test_evidence_of_values_is_the_sum_over_all_codes(name):
     model = scattered(name).requires_grad_(False)
@@ -159,9 +172,46 @@ def test_readings_and_density():
     torch.testing.assert_close(got, model.log_prob(x[:5]) + reading)
     matrix = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     matrix[0, 0, 0, 0], matrix[0, 0, 3, 3] = 1.0, -1.0
-    y = torch.tensor([0.5], dtype=torch.float64)
-    apart = model.condition(LinearGaussian(matrix, y, 1e-3), num_particles=1024).sample((200,))
+    apart = model.condition(LinearGaussian(matrix, 0.5, 1e-3), num_particles=1024).sample((200,))
     assert float((apart[:, 0, 0, 0] - apart[:, 0, 3, 3] - 0.5).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize("name", ["image", "windows continue"])
+def test_later_training_does_not_change_a_law(name):
+    model = scattered(name)
+    law = model.condition({(0,) * len(model.event_shape): 0.3}, num_particles=64)
+    x = law.sample((3,))
+    before = law.log_prob(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3)
+    assert torch.equal(law.log_prob(x), before)
+
+
+def test_means_are_those_of_the_particles():
+    """In closed form, and the same at every call; under bounds of draws that are the same."""
+    model = scattered("image").requires_grad_(False)
+    scale = torch.full((1, 4, 4), math.inf, dtype=torch.float64)
+    scale[0, 1, 2] = 0.1
+    evidence = {(0, 0, 0): 0.3}, GaussianPrior(0.5, scale)
+    law = model.condition(*evidence, num_particles=512)
+    state = torch.get_rng_state()
+    mean, variance = law.mean, law.variance
+    assert mean[0, 0, 0] == 0.3
+    assert variance[0, 0, 0] == 0
+    x = law.sample((40_000,))
+    assert bool(((x.mean(0) - mean).abs() <= 6 * (variance / len(x)).sqrt() + 1e-9).all())
+    torch.testing.assert_close(x.var(0), variance, rtol=0.1, atol=1e-9)
+    bounded = model.condition(*evidence, above((1, 4, 4), (0, 3, 3), 0.0), num_particles=64)
+    torch.set_rng_state(state)
+    assert torch.equal(bounded.mean, bounded.mean)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_rare_question_warns():
+    model = scattered("windows continue").requires_grad_(False)
+    with pytest.warns(UserWarning, match="Take more, by num_particles"):
+        model.condition({(1, 5): 1e4}, num_particles=64)
 
 
 def test_completions_keep_what_is_known():
@@ -241,6 +291,20 @@ def test_sequences_are_completed():
         ((LinearInequality({(0, 1, 1): 1.0}),), "got dict"),
         (("words",), "pieces of evidence"),
         (({(0, 1, 1): 2.0}, Box(high=1.0)), r"entry \(0, 1, 1\)"),
+        (({(0, 2, 3): 2.0}, {(0, 2, 3): 2.0}), r"entry \(0, 2, 3\) twice"),
+        (({(0, 2, 3): 2.0, (0, -2, 3): 1.0},), r"entry \(0, 2, 3\) twice"),
+        (({(0, 1, 1): 1e30},), "too small for numbers"),
+        (
+            (
+                {(0, 2, 3): 0.0},
+                AnyOf(above((1, 4, 4), (0, 2, 3), 1.0), above((1, 4, 4), (0, 2, 3), 2.0)),
+            ),
+            r"values of entry \(0, 2, 3\)",
+        ),
+        (
+            (above((1, 4, 4), (0, 2, 3), 1.0), below((1, 4, 4), (0, 2, 3), 0.0)),
+            r"1 <= x\[0, 2, 3\] <= 0",
+        ),
     ],
 )
 def test_evidence_that_does_not_fit(evidence, message):
@@ -251,6 +315,11 @@ def test_evidence_that_does_not_fit(evidence, message):
 
 def test_contradictions_in_sequences():
     model = scattered("windows continue", torch.float32).requires_grad_(False)
+    bounds = above((2, 6), (1, 5), 1.0), below((2, 6), (1, 5), 1.0)
+    with pytest.raises(ValueError, match=r"1 <= x\[1, 5\] <= 1"):
+        model.condition(*bounds)
+    with pytest.raises(ValueError, match="can hold"):
+        model.condition({(1, 5): 1e30})
     with pytest.raises(ValueError, match=r"entry \(0, 1\)"):
         model.condition({(0, 1): 2.0}, Box(high=1.0))
     total = torch.ones(2, 6)

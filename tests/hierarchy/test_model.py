@@ -116,8 +116,22 @@ def test_rounded_values_have_probabilities():
         model.log_mass(every + 0.1)
     with pytest.raises(ValueError, match=r"steps of 0\.5"):
         model.log_mass(every + 1.0)
+    for refused in (model.initialize, model.impute, lambda x: fit(model, x, steps=1)):
+        with pytest.raises(ValueError, match=r"steps of 0\.5"):
+            refused(2 * every)
     with pytest.raises(ValueError, match="rounding"):
         scattered("row").log_mass(torch.zeros(1, 6))
+
+
+def test_units_of_rounded_values_do_not_matter():
+    x = torch.randint(5, (200, 1, 8), generator=torch.Generator().manual_seed(0)) / 4.0
+    bits = []
+    for unit in (1.0, 1024.0):
+        levels = [Level(2, num_layers=1, num_components=8), Top(1, 8)]
+        model = HierarchicalDRMM((1, 8), levels, rounding=(unit / 4, 0.0, unit))
+        fit(model, unit * x, steps=30, seed=0, progress_bar=False)
+        bits.append(model.log_mass(unit * x[:20]))
+    torch.testing.assert_close(*bits, rtol=1e-3, atol=1e-2)
 
 
 def test_windows_that_are_alike_are_worked_on_once():
