@@ -1,12 +1,14 @@
 """Motion capture as arrays: the path of the pelvis, and poses about it.
 
 A window of F frames of 15 joints is described frame by frame by height, forward and sideways speed
-of the pelvis, and the 14 other joints relative to it, in axes that turn with its path: forward is
-the direction of its velocity, averaged over neighbouring frames. So the axes follow from where
-the pelvis is, and poses do not depend on where a walk leads. Poses are written in their principal
+of the pelvis, and the 14 other joints relative to it, in axes that turn evenly from where the
+first pose faces to where the last does. So the axes follow from two poses, and the others do not
+depend on where a walk leads. (The direction of the velocity is no substitute: who stands turns
+about, and some walk backwards.) Poses are written in their principal
 components; what is left out is a few millimetres.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +27,6 @@ HELD_OUT = (
     "sie_run_forward09", "sie_run_left08", "sie_run_left13", "sie_run_right00", "sie_run_right05",
     "sie_run_left10", "sie_run_right02",
 )  # fmt: skip
-SMOOTHING = 8.0  # frames, of the direction of the pelvis
-STANDING = 0.1 / RATE  # metres a frame: slower, the direction is that of the first pose
 SPEED_UNIT = 10.0  # frames: speeds are in metres in so many
 LEFT_HIP, RIGHT_HIP = 9, 3
 
@@ -41,6 +41,22 @@ class Skeleton(NamedTuple):
         """Bones (*S, 14, 3) of poses (*S, 15, 3)."""
         return x[..., 1:, :] - x[..., self.parents[1:], :]
 
+    def lengths(self, x: Tensor) -> Tensor:
+        """Lengths of bones (*S, 14) of poses (*S, 15, 3)."""
+        return self.bones(x).norm(dim=-1)
+
+    def assemble(self, root: Tensor, bones: Tensor) -> Tensor:
+        """Poses (*S, 15, 3) of a pelvis (*S, 3) and bones (*S, 14, 3)."""
+        joints = [root]
+        for joint, parent in enumerate(self.parents[1:]):
+            joints.append(joints[parent] + bones[..., joint, :])
+        return torch.stack(joints, -2)
+
+    def with_lengths(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Poses (*S, 15, 3) whose bones keep their directions and have lengths (14,)."""
+        directions = torch.nn.functional.normalize(self.bones(x), dim=-1)
+        return self.assemble(x[..., 0, :], directions * lengths.unsqueeze(-1))
+
 
 class Axes(NamedTuple):
     """Where the pelvis is, and what is forward there."""
@@ -51,17 +67,18 @@ class Axes(NamedTuple):
     """Directions in the plane (x, z), (*S, F, 2)."""
 
     @classmethod
-    def of(cls, root: Tensor, first: Tensor) -> "Axes":
-        """Axes along a path (*S, F, 3), given the first pose (*S, 15, 3)."""
-        velocity = _velocity(root)
-        time = torch.arange(root.shape[-2]).to(root)
-        kernel = torch.exp(-0.5 * ((time.unsqueeze(-1) - time) / SMOOTHING) ** 2)
-        smooth = kernel / kernel.sum(-1, keepdim=True) @ velocity
-        hips = first[..., RIGHT_HIP, :] - first[..., LEFT_HIP, :]
-        facing = torch.stack([hips[..., 2], -hips[..., 0]], -1)
-        facing = facing / facing.norm(dim=-1, keepdim=True)
-        forward = smooth + STANDING * facing.unsqueeze(-2)
-        return cls(root, forward / forward.norm(dim=-1, keepdim=True))
+    def of(cls, root: Tensor, first: Tensor, last: Tensor) -> "Axes":
+        """Axes along a path (*S, F, 3), given the first and the last pose (*S, 15, 3)."""
+        start, end = _facing(first), _facing(last)
+        turn = (end - start + math.pi) % (2 * math.pi) - math.pi
+        share = torch.linspace(0, 1, root.shape[-2]).to(root)
+        angle = start.unsqueeze(-1) + turn.unsqueeze(-1) * share
+        return cls(root, torch.stack([angle.cos(), angle.sin()], -1))
+
+    @classmethod
+    def along(cls, x: Tensor) -> "Axes":
+        """Axes along windows (*S, F, 15, 3)."""
+        return cls.of(x[..., 0, :], x[..., 0, :, :], x[..., -1, :, :])
 
     def path(self) -> Tensor:
         """Height and speeds of the pelvis, (*S, F, 3)."""
@@ -90,6 +107,12 @@ def _turn(x: Tensor, forward: Tensor, *, back: bool = False) -> Tensor:
     )
 
 
+def _facing(pose: Tensor) -> Tensor:
+    """The angle in the plane (x, z) where poses (*S, 15, 3) face, (*S,)."""
+    hips = pose[..., RIGHT_HIP, :] - pose[..., LEFT_HIP, :]
+    return torch.atan2(-hips[..., 0], hips[..., 2])
+
+
 def _velocity(root: Tensor) -> Tensor:
     """In the plane, in metres a frame, (*S, F, 2); of the first frame, that of the second."""
     step = root[..., 1:, [0, 2]] - root[..., :-1, [0, 2]]
@@ -97,29 +120,34 @@ def _velocity(root: Tensor) -> Tensor:
 
 
 class Coordinates(NamedTuple):
-    """Principal components of poses."""
+    """Principal components of poses of a skeleton with mean lengths."""
 
+    skeleton: Skeleton
+    lengths: Tensor
+    """Shape (14,)."""
     mean: Tensor
     """Shape (42,)."""
     basis: Tensor
     """Shape (42, d), orthonormal."""
 
     @classmethod
-    def of(cls, poses: Tensor, dim: int) -> "Coordinates":
-        """Components of poses (n, 42)."""
-        mean = poses.mean(0)
+    def of(cls, skeleton: Skeleton, x: Tensor, dim: int) -> "Coordinates":
+        """Components of windows (N, F, 15, 3)."""
+        lengths = skeleton.lengths(x).flatten(0, 1).mean(0)
+        poses = Axes.along(x).poses(skeleton.with_lengths(x, lengths)).flatten(0, 1)
         _, vectors = torch.linalg.eigh(torch.cov(poses.mT))
-        return cls(mean, vectors[:, -dim:].flip(-1))
+        return cls(skeleton, lengths, poses.mean(0), vectors[:, -dim:].flip(-1))
 
-    def array(self, axes: Axes, x: Tensor) -> Tensor:
+    def array(self, x: Tensor) -> Tensor:
         """Windows (*S, F, 15, 3) as arrays (*S, 3 + d, F)."""
-        pose = (axes.poses(x) - self.mean) @ self.basis
-        return torch.cat([axes.path(), pose], -1).mT
+        axes = Axes.along(x)
+        poses = axes.poses(self.skeleton.with_lengths(x, self.lengths))
+        return torch.cat([axes.path(), (poses - self.mean) @ self.basis], -1).mT
 
-    def joints(self, axes: Axes, array: Tensor) -> Tensor:
-        """Joints (*S, F, 15, 3) of arrays (*S, 3 + d, F) along a path."""
-        pose = array.mT[..., PELVIS:] @ self.basis.mT + self.mean
-        return axes.joints(pose)
+    def joints(self, axes: Axes, array: Tensor, lengths: Tensor) -> Tensor:
+        """Joints (*S, F, 15, 3) of arrays (*S, 3 + d, F) along a path, with bones so long."""
+        poses = array.mT[..., PELVIS:] @ self.basis.mT + self.mean
+        return self.skeleton.with_lengths(axes.joints(poses), lengths)
 
 
 class Clips(NamedTuple):

@@ -2,11 +2,13 @@
 
 Windows of 64 frames at 30 Hz, of clips that are held out whole. Known are the pelvis in every
 frame, and either the first and the last pose ("ends"), or all but 30 frames in the middle
-("second"). Arrays have 39 channels: the path of the pelvis, and 36 principal components of the
-other joints seen from it; see `benchmarks.hierarchy.clips`.
+("second"). Bones get the lengths of the first pose. Arrays have 39 channels: the path of the
+pelvis, and 36 principal components of the other joints seen from it; see
+`benchmarks.hierarchy.clips`.
 
     hierarchy      windows of 16 frames, 12 apart, of triangular maps, and a top
     mixture        full covariances of whole windows, by expectation maximisation
+    normal         one full covariance: the linear model
     interpolation  every bone turns at an even rate from its first direction to its last
 
 Printed: parameters; minutes of training; held-out nats a window; and for both questions the mean
@@ -75,12 +77,10 @@ class Data(NamedTuple):
 
 def load() -> Data:
     clips = load_clips()
-    axes = Axes.of(clips.train[..., 0, :], clips.train[:, 0])
-    coordinates = Coordinates.of(axes.poses(clips.train).flatten(0, 1), DIM)
+    coordinates = Coordinates.of(clips.skeleton, clips.train, DIM)
     order = torch.randperm(len(clips.test), generator=torch.Generator().manual_seed(0))
     clips = clips._replace(test=clips.test[order])
-    ahead = Axes.of(clips.test[..., 0, :], clips.test[:, 0])
-    arrays = coordinates.array(axes, clips.train), coordinates.array(ahead, clips.test)
+    arrays = coordinates.array(clips.train), coordinates.array(clips.test)
     return Data(clips, coordinates, *arrays)
 
 
@@ -98,15 +98,17 @@ def train_hierarchy(data: Data, setting: Setting) -> Any:
     return model
 
 
-def train_mixture(data: Data, setting: Setting) -> Any:
-    model = GaussianMixture(
-        FRAMES * (PELVIS + DIM), setting.normals, "full", scale_floor=10 * FLOOR
-    )
-    fit_em(model, flat(data.train), steps=10, seed=0, progress_bar=False)
+def train_mixture(data: Data, count: int) -> Any:
+    model = GaussianMixture(FRAMES * (PELVIS + DIM), count, "full", scale_floor=10 * FLOOR)
+    fit_em(model, flat(data.train), steps=10 if count > 1 else 1, seed=0, progress_bar=False)
     return model
 
 
-TRAIN_BY_NAME = {"hierarchy": train_hierarchy, "mixture": train_mixture}
+TRAIN_BY_NAME = {
+    "hierarchy": train_hierarchy,
+    "mixture": lambda data, setting: train_mixture(data, setting.normals),
+    "normal": lambda data, _: train_mixture(data, 1),
+}
 
 
 def flat(x: Tensor) -> Tensor:
@@ -160,11 +162,8 @@ def interpolate(data: Data, x: Tensor, hidden: Tensor) -> Tensor:
     share = ((frames - first) / (last - first)).reshape(-1, 1, 1)
     turned = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
     turned = turned * ((1 - share) * lengths[0] + share * lengths[1])
-    joints = [x[frames, 0]]
-    for joint, parent in enumerate(data.clips.skeleton.parents[1:], 1):
-        joints.append(joints[parent] + turned[:, joint - 1])
     result = x.clone()
-    result[frames] = torch.stack(joints, 1)
+    result[frames] = data.clips.skeleton.assemble(x[frames, 0], turned)
     return result
 
 
@@ -181,8 +180,8 @@ def slide(x: Tensor, ground: Tensor) -> Tensor:
 def score(data: Data, x: Tensor, drawn: Tensor, mean: Tensor, hidden: Tensor) -> Numbers:
     """Errors of motions drawn (S, F, 15, 3), and of their mean (F, 15, 3)."""
     away = (drawn[:, hidden, 1:] - x[hidden, 1:]).norm(dim=-1).mean((-2, -1))
-    lengths = data.clips.skeleton.bones(x).norm(dim=-1)
-    own = data.clips.skeleton.bones(drawn[:, hidden]).norm(dim=-1)
+    lengths = data.clips.skeleton.lengths(x)
+    own = data.clips.skeleton.lengths(drawn[:, hidden])
     ground = x[:, ANKLES, 1].amin(0)
     return {
         "median": float(away.median()),
@@ -198,14 +197,15 @@ def ask(models: dict[str, Any], data: Data, setting: Setting, question: str) -> 
     hidden, results = hidden_frames(question), {name: [] for name in [*models, INTERPOLATION]}
     for index in range(setting.asked):
         x, array = data.clips.test[index], data.test[index]
-        axes = Axes.of(x[:, 0], x[0])
+        axes = Axes.along(x)
         for name, model in models.items():
             torch.manual_seed(index)
             start = time.perf_counter()
             with torch.no_grad():
                 answers = answer(model, array, hidden, setting)
             seconds = time.perf_counter() - start
-            drawn, mean = (data.coordinates.joints(axes, part) for part in answers)
+            lengths = data.clips.skeleton.lengths(x[0])
+            drawn, mean = (data.coordinates.joints(axes, part, lengths) for part in answers)
             told = score(data, x, drawn, mean, hidden)
             results[name].append(told | {"seconds": seconds})
         even = interpolate(data, x, hidden)
@@ -266,13 +266,14 @@ def draw(models: dict[str, Any], data: Data, setting: Setting, folder: Store) ->
     """A strip of bodies, and an animation, of one window."""
     hidden, index = hidden_frames("ends"), 0
     x, array = data.clips.test[index], data.test[index]
-    axes = Axes.of(x[:, 0], x[0])
+    axes = Axes.along(x)
     motions = {"clip": x}
     for name, model in models.items():
         torch.manual_seed(index)
         with torch.no_grad():
             drawn = answer(model, array, hidden, setting)[0][0]
-        motions[name] = data.coordinates.joints(axes, drawn)
+        lengths = data.clips.skeleton.lengths(x[0])
+        motions[name] = data.coordinates.joints(axes, drawn, lengths)
     motions[INTERPOLATION] = interpolate(data, x, hidden)
 
     def seen(motion: Tensor) -> Tensor:
