@@ -60,7 +60,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "quick": Setting((2, 16), (2, 16), (2, 16), 400, 64),
-    "default": Setting((2, 64), (2, 64), (2, 64), 2400, 512),
+    "default": Setting((2, 64), (2, 64), (2, 64), 3600, 512),
     "paper": Setting((2, 256), (3, 256), (4, 256), 20_000, 512),
 }
 
