@@ -62,6 +62,7 @@ from . import (  # noqa: F401
     plotting,
     preprocessing,
     rad,
+    tables,
     testing,
     training,
 )

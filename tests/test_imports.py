@@ -24,7 +24,7 @@ LAYERS = (
     ("flows",),
     ("drmm", "rad", "frmdn", "maxent", "dcgmm"),
     ("hierarchy",),
-    ("class_conditional", "testing"),
+    ("class_conditional", "testing", "tables"),
 )
 
 

@@ -1,0 +1,140 @@
+"""Data frames as columns of values, and back."""
+
+__all__ = ["Frame", "read", "write"]
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .values import Values
+
+Frame = Any
+"""A data frame of pandas or polars, or a mapping of names to sequences."""
+
+DAY = np.timedelta64(1, "D")
+
+
+def read(frame: Frame) -> list[Values]:
+    """The columns of a frame.
+
+    Args:
+        frame: A frame of pandas, polars or another library that narwhals knows, or a mapping of
+            names to sequences of the same length.
+
+    Raises:
+        ValueError: If it is no frame, or two columns have the same name.
+        ImportError: If narwhals or pandas are not installed.
+    """
+    if isinstance(frame, Mapping):
+        frame = _import("pandas").DataFrame(dict(frame))
+    names = [str(name) for name in getattr(frame, "columns", ())]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Expected columns of different names, got {twice} more than once.")
+    nw = _import("narwhals.stable.v2")
+    try:
+        table = nw.from_native(frame, eager_only=True)
+    except TypeError:
+        raise ValueError(
+            f"Expected a data frame of pandas or polars, or a mapping of names to columns, got "
+            f"{type(frame).__name__}."
+        ) from None
+    return [_values(nw, str(name), table[name]) for name in table.columns]
+
+
+def _values(nw: Any, name: str, series: Any) -> Values:
+    dtype, told = series.dtype, str(series.dtype)
+    missing = series.is_null().to_numpy().astype(bool)
+    if dtype.is_numeric():
+        raw = np.full(len(missing), np.nan)
+        raw[~missing] = series.filter(~series.is_null()).to_numpy().astype(np.float64)
+        return Values(name, "number", raw, told)
+    if dtype.is_temporal() and dtype != nw.Duration and dtype != nw.Time:
+        raw = np.full(len(missing), np.nan)
+        stamps = series.filter(~series.is_null()).to_numpy().astype("datetime64[us]")
+        raw[~missing] = (stamps - np.datetime64(0, "us")) / DAY
+        return Values(name, "date", raw, told)
+    raw = np.empty(len(missing), dtype=object)
+    for row, (value, gone) in enumerate(zip(series.to_list(), missing, strict=True)):
+        raw[row] = None if gone or _is_nan(value) else value
+    if dtype == nw.Boolean:
+        return Values(name, "boolean", raw, told, (False, True))
+    if dtype in (nw.Categorical, nw.Enum):
+        categories = tuple(series.cat.get_categories().to_list())
+        ordered = dtype == nw.Enum or bool(nw.is_ordered_categorical(series))
+        return Values(name, "label", raw, told, categories, ordered)
+    return Values(name, "label", raw, told)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def library_of(frame: Frame) -> str:
+    """The name of the library that a frame is of; pandas for mappings."""
+    return type(frame).__module__.partition(".")[0] if not isinstance(frame, Mapping) else "pandas"
+
+
+def write(columns: Sequence[tuple[Values, np.ndarray]], library: str) -> Frame:
+    """A frame of a library.
+
+    Args:
+        columns: For every column what it was like, and the values that it is to have, as
+            `Column.decode` returns them.
+        library: Such as ``"pandas"``.
+    """
+    if library == "pandas":
+        pd = _import("pandas")
+        return pd.DataFrame({like.name: _pandas_column(pd, like, x) for like, x in columns})
+    nw = _import("narwhals.stable.v2")
+    data, casts = {}, []
+    for like, x in columns:
+        whole = like.dtype.startswith(("Int", "UInt")) and not np.isnan(x).any()
+        data[like.name] = x.astype(np.int64) if whole else x
+        if x.dtype == object:
+            data[like.name] = x.tolist()
+        if like.dtype.startswith("Enum"):
+            casts.append(nw.col(like.name).cast(nw.Enum(like.categories)))
+        elif like.dtype.startswith("Categorical"):
+            casts.append(nw.col(like.name).cast(nw.Categorical()))
+    return nw.from_dict(data, backend=library).with_columns(*casts).to_native()
+
+
+def _pandas_column(pd: Any, like: Values, x: np.ndarray) -> Any:
+    if like.categories is not None and like.sort == "label":
+        return pd.Categorical(list(x), categories=list(like.categories), ordered=like.ordered)
+    if like.sort == "boolean":
+        gaps = any(value is None for value in x)
+        return pd.array(list(x), dtype="boolean") if gaps else np.array(list(x), dtype=bool)
+    if like.sort == "number":
+        numbers = np.array([np.nan if v is None else v for v in x], dtype=np.float64)
+        if like.dtype.startswith(("Int", "UInt")):
+            whole = like.dtype.lower()
+            return (
+                numbers.astype(whole)
+                if not np.isnan(numbers).any()
+                else pd.array([None if np.isnan(v) else int(v) for v in numbers], dtype=like.dtype)
+            )
+        return numbers
+    return _pandas_dates(pd, like, x) if like.sort == "date" else pd.Series(list(x))
+
+
+def _pandas_dates(pd: Any, like: Values, x: np.ndarray) -> Any:
+    """Dates in the unit and time zone of the frame; they are in UTC before."""
+    unit = re.search(r"time_unit='(\w+)'", like.dtype)
+    dates = pd.Series(x.astype(f"datetime64[{unit[1]}]") if unit else x)
+    zone = re.search(r"time_zone='([^']+)'", like.dtype)
+    return dates.dt.tz_localize("UTC").dt.tz_convert(zone[1]) if zone else dates
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(
+            f"Expected {name.partition('.')[0]} to be installed, which tables need: "
+            f"python -m pip install 'pyromix[tables]'"
+        ) from None

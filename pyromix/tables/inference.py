@@ -1,0 +1,106 @@
+"""What kind a column is, by its values."""
+
+__all__ = ["LeftOut", "guess"]
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .columns import Choice, Column, Date, Number, as_dates
+from .maps import Map
+from .values import Values, is_number
+
+# Integers of so few different values are ordered categories.
+FEW = 12
+# Labels of more different values are left out.
+MANY = 200
+# A value that so many rows have exactly is modelled by itself.
+POINT = 0.2
+# A share of different values among labels from which on they name rows.
+NAMES = 0.5
+# A share of labels that are numbers from which on they are meant as such.
+NUMBERS = 0.8
+# How much less skewed logarithms must be to be preferred.
+LESS_SKEWED = 0.5
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why a column is not modelled."""
+
+    reason: str
+
+
+def guess(values: Values) -> Column | LeftOut:
+    """The kind of a column."""
+    known = ~values.missing
+    if not known.any():
+        return LeftOut("has no values")
+    if values.sort == "boolean":
+        return Choice((False, True))
+    if values.sort == "label":
+        return _label(values, int(known.sum()))
+    x = values.raw[known]
+    finite = np.isfinite(x)
+    if not finite.all():
+        raise ValueError(
+            f"Expected finite values in column {values.name!r}, got {x[~finite][0]}. Replace "
+            f"them, or mark them as missing."
+        )
+    if (x == x[0]).all():
+        return LeftOut(f"is constant, {_shown(values, x[0])}")
+    whole = bool((x == np.round(x)).all())
+    if values.sort == "date":
+        return Date(Map("linear"), integer=whole)
+    return _number(x, whole=whole)
+
+
+def _label(values: Values, count: int) -> Column | LeftOut:
+    found = values.distinct()
+    if len(found) == 1:
+        return LeftOut(f"is constant, {found[0]!r}")
+    numbers = [label for label in found if is_number(label)]
+    if len(numbers) > NUMBERS * len(found) and not values.ordered:
+        others = [label for label in found if not is_number(label)][:3]
+        also = f", and {others}" if others else ""
+        return LeftOut(f"holds numbers as text{also}: make it numeric first")
+    if len(found) > MANY or (count > 20 and len(found) > NAMES * count):
+        return LeftOut(f"has {len(found)} different labels among {count}: names of rows, maybe")
+    return Choice(tuple(found), values.ordered)
+
+
+def _number(x: np.ndarray, *, whole: bool) -> Column | LeftOut:
+    different, counts = np.unique(x, return_counts=True)
+    if whole and len(x) > 20 and len(different) == len(x) and np.ptp(x) == len(x) - 1:
+        return LeftOut("numbers the rows")
+    if whole and len(different) <= FEW:
+        return Choice(tuple(int(value) for value in different), ordered=True)
+    point = None
+    if counts.max() > max(FEW, POINT * len(x)):
+        point = float(different[counts.argmax()])
+        x = x[x != point]
+    if whole:
+        least = x.min() if point is None else min(x.min(), point)
+        low = 1 if least == 1 else 0
+        if least < 0 or not _is_skewed(x - (low - 1.0)):
+            return Number(Map("linear"), integer=True, point=point)
+        return Number(Map("log", low - 1.0), integer=True, lowest=low, point=point)
+    if x.min() > 0 and _is_skewed(x):
+        return Number(Map("log"), point=point)
+    return Number(Map("linear"), point=point)
+
+
+def _is_skewed(x: np.ndarray) -> bool:
+    """Whether positive values are more like a normal by their logarithms."""
+    return abs(_skewness(np.log(x))) + LESS_SKEWED < abs(_skewness(x))
+
+
+def _skewness(x: np.ndarray) -> float:
+    spread = x.std()
+    return 0.0 if spread == 0 else float((((x - x.mean()) / spread) ** 3).mean())
+
+
+def _shown(values: Values, x: float) -> str:
+    if values.sort == "date":
+        return str(as_dates(np.array([x]), "s")[0])
+    return f"{x:g}"

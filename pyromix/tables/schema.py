@@ -1,0 +1,384 @@
+"""What the columns of a table are, and how a model sees them."""
+
+__all__ = [
+    "Schema",
+    "boolean",
+    "bounded",
+    "categorical",
+    "count",
+    "date",
+    "integer",
+    "ordered",
+    "positive",
+    "real",
+]
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .columns import Choice, Column, Date, Encoded, Number, as_dates
+from .frames import Frame, library_of, read, write
+from .inference import LeftOut, guess
+from .maps import Map
+from .values import Values
+
+# Values of a column that are kept, so that its kind can be changed later.
+KEPT = 1000
+
+
+def real(point: float | None = None) -> Column:
+    """Any real number.
+
+    Args:
+        point: A value that many rows have exactly.
+    """
+    return Number(Map("linear"), point=point)
+
+
+def positive(low: float = 0.0, point: float | None = None) -> Column:
+    """Real numbers above a bound, modelled by logarithms.
+
+    Args:
+        low: The bound.
+        point: A value that many rows have exactly, such as zero.
+    """
+    return Number(Map("log", low), point=point)
+
+
+def bounded(low: float, high: float, point: float | None = None) -> Column:
+    """Real numbers between two bounds, modelled by logits.
+
+    Args:
+        low: The lower bound.
+        high: The upper bound.
+        point: A value that many rows have exactly.
+
+    Raises:
+        ValueError: If the bounds leave no room.
+    """
+    if not low < high:
+        raise ValueError(f"Expected low < high, got {low!r} and {high!r}.")
+    return Number(Map("logit", low, high), point=point)
+
+
+def integer(point: int | None = None) -> Column:
+    """Integers, negative ones too.
+
+    Args:
+        point: A value that so many rows have that it is better modelled by itself.
+    """
+    return Number(Map("linear"), integer=True, point=point)
+
+
+def count(low: int = 0, point: int | None = None) -> Column:
+    """Integers from a smallest one on, modelled by logarithms.
+
+    Args:
+        low: The smallest.
+        point: A value that so many rows have that it is better modelled by itself.
+    """
+    return Number(Map("log", low - 1), integer=True, lowest=low, point=point)
+
+
+def categorical(values: Iterable[Any] = ()) -> Column:
+    """One of several values, without an order.
+
+    Args:
+        values: What there is; by default what occurs.
+    """
+    return Choice(tuple(values))
+
+
+def ordered(values: Iterable[Any] = ()) -> Column:
+    """One of several values, with an order.
+
+    Args:
+        values: What there is, in order; by default what occurs, sorted.
+    """
+    return Choice(tuple(values), ordered=True)
+
+
+def boolean() -> Column:
+    """False or true."""
+    return Choice((False, True))
+
+
+def date(*, whole_days: bool = True) -> Column:
+    """Dates, or times.
+
+    Args:
+        whole_days: Whether it takes dates alone.
+    """
+    return Date(Map("linear"), integer=whole_days)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A column of the table: how it is modelled, and what it was like."""
+
+    column: Column
+    like: Values
+    """Some of its values."""
+    share_missing: float
+
+
+class Schema:
+    """The columns of a table, in the order that they have there.
+
+    A model sees the real numbers of all columns first, then their codes: `encode` returns them
+    side by side, NaN where nothing is known, as `DRMM(schema.dim, categories=schema.categories)`
+    takes them.
+
+    Made by `Schema.infer`.
+
+    Attributes:
+        names: The columns that are modelled.
+        left_out: Why others are not, by name.
+
+    Example:
+        >>> schema = Schema.infer({"age": [31, 45, 27, 52], "city": ["A", "B", "A", "A"]})
+        >>> schema.names, schema.categories
+        (['age', 'city'], (2,))
+        >>> x = schema.encode({"age": [40], "city": ["B"]})
+        >>> schema.decode(x)["age"].tolist(), schema.decode(x)["city"].tolist()
+        ([40], ['B'])
+    """
+
+    def __init__(
+        self, entries: Mapping[str, _Entry], left_out: Mapping[str, str], library: str
+    ) -> None:
+        self._entries, self.left_out, self._library = dict(entries), dict(left_out), library
+        self.names = list(self._entries)
+
+    @classmethod
+    def infer(cls, frame: Frame, **kinds: Column) -> "Schema":
+        """A schema for a frame.
+
+        Args:
+            frame: Rows of the table.
+            kinds: What columns are, by name, where it should not be guessed.
+
+        Raises:
+            ValueError: If the frame has no rows or no columns that can be modelled, if two
+                columns have one name, or values do not fit.
+        """
+        table = read(frame)
+        if not table or not len(table[0]):
+            raise ValueError(
+                f"Expected a frame with rows and columns, got {len(table[0]) if table else 0} "
+                f"rows of {len(table)} columns."
+            )
+        _check_known(kinds, [values.name for values in table])
+        entries, left_out = {}, {}
+        for values in table:
+            found = kinds.get(values.name) or guess(values)
+            if isinstance(found, LeftOut):
+                left_out[values.name] = found.reason
+                continue
+            entries[values.name] = _Entry(
+                found.fitted(values), _some(values), float(values.missing.mean())
+            )
+        if not entries:
+            raise ValueError(
+                "Expected a column that can be modelled, got none: "
+                + "; ".join(f"{name!r} {why}" for name, why in left_out.items())
+                + "."
+            )
+        return cls(entries, left_out, library_of(frame))
+
+    def set(self, name: str, kind: Column) -> "Schema":
+        """The schema with a column of another kind.
+
+        Args:
+            name: Of a column that is modelled.
+            kind: Such as ``positive()``.
+
+        Raises:
+            ValueError: If there is no such column, or its values do not fit.
+        """
+        _check_known([name], self.names)
+        own = self._entries[name]
+        changed = replace(own, column=kind.fitted(own.like))
+        return Schema(self._entries | {name: changed}, self.left_out, self._library)
+
+    def without(self, *names: str) -> "Schema":
+        """The schema without some columns.
+
+        Raises:
+            ValueError: If there are no such columns, or no others.
+        """
+        _check_known(names, self.names)
+        entries = {name: own for name, own in self._entries.items() if name not in names}
+        if not entries:
+            raise ValueError("Expected a column that is left, got none.")
+        why = dict.fromkeys(names, "not wanted")
+        return Schema(entries, self.left_out | why, self._library)
+
+    def __getitem__(self, name: str) -> Column:
+        _check_known([name], self.names)
+        return self._entries[name].column
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """How columns are modelled, by name."""
+        return {name: own.column for name, own in self._entries.items()}
+
+    @property
+    def real_names(self) -> list[str]:
+        """The columns with a real number, in order of these."""
+        return [name for name, column in self.columns.items() if column.has_real]
+
+    @property
+    def code_names(self) -> list[str]:
+        """The columns with a code, in order of these."""
+        return [name for name, column in self.columns.items() if column.num_categories]
+
+    @property
+    def dim(self) -> int:
+        """Number of real numbers."""
+        return len(self.real_names)
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Numbers of categories of all codes."""
+        return tuple(self[name].num_categories for name in self.code_names)
+
+    def encode(self, frame: Frame) -> Tensor:
+        """Rows of a frame as a model sees them.
+
+        Args:
+            frame: Rows of the table. Columns may be missing, and others are not looked at.
+
+        Returns:
+            Tensor (N, dim + number of codes) in float64, NaN where nothing is known. Values of
+            categorical columns that the schema does not have count as not known, with a warning.
+
+        Raises:
+            ValueError: If the frame has none of the columns, or values do not fit.
+        """
+        table = {values.name: values for values in read(frame)}
+        known = [name for name in self.names if name in table]
+        if not known:
+            raise ValueError(f"Expected some of the columns {self.names}, got {list(table)}.")
+        size = len(table[known[0]])
+        reals, codes = [], []
+        for name, column in self.columns.items():
+            if name in table:
+                own = column.encode(table[name])
+                _warn_of_unseen(name, column, table[name])
+            else:
+                own = Encoded(
+                    np.full((size, int(column.has_real)), np.nan),
+                    np.full((size, int(column.num_categories > 0)), np.nan),
+                )
+            reals.append(own.real)
+            codes.append(own.codes)
+        return torch.from_numpy(np.concatenate([*reals, *codes], 1))
+
+    def decode(self, x: Tensor) -> Frame:
+        """Rows of a model as a frame of the table's library, with its types.
+
+        Args:
+            x: Shape (N, dim + number of codes), NaN where nothing is known.
+
+        Raises:
+            ValueError: For another shape.
+        """
+        columns = []
+        for name, own in self._split(x).items():
+            entry = self._entries[name]
+            columns.append((entry.like, entry.column.decode(own)))
+        return write(columns, self._library)
+
+    def log_slope(self, x: Tensor) -> Tensor:
+        """What to add to a log-density of encoded rows to have one in the table's own units.
+
+        Args:
+            x: Shape (N, dim + number of codes).
+
+        Returns:
+            Tensor of shape (N,). Codes add nothing. Of integers it is the logarithm of the width
+            of the interval that is rounded to each: a density times that is about its mass.
+        """
+        parts = [self[name].log_slope(own) for name, own in self._split(x).items()]
+        return torch.from_numpy(np.sum(parts, 0)).to(x)
+
+    def _split(self, x: Tensor) -> dict[str, Encoded]:
+        width = self.dim + len(self.categories)
+        if x.dim() != 2 or x.shape[1] != width:
+            raise ValueError(f"Expected rows of shape (N, {width}), got {tuple(x.shape)}.")
+        table = x.detach().double().cpu().numpy()
+        reals = iter(range(self.dim))
+        codes = iter(range(self.dim, width))
+        return {
+            name: Encoded(
+                table[:, [next(reals)] if column.has_real else []],
+                table[:, [next(codes)] if column.num_categories else []],
+            )
+            for name, column in self.columns.items()
+        }
+
+    def __repr__(self) -> str:
+        rows = [("column", "kind", "missing", "examples")]
+        for name, own in self._entries.items():
+            shown = ", ".join(_examples(own.like))
+            gaps = f"{100 * own.share_missing:.0f}%" if own.share_missing else ""
+            rows.append((name, str(own.column), gaps, shown))
+        widths = [max(len(row[k]) for row in rows) for k in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+            for row in rows
+        ]
+        lines += [f"left out: {name}, {why}" for name, why in self.left_out.items()]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _examples(values: Values, count: int = 3) -> list[str]:
+    """A few values, from the smallest to the largest where they are numbers."""
+    known = values.raw[~values.missing]
+    if known.dtype == object:
+        return [str(value) for value in list(dict.fromkeys(known))[:count]]
+    different = np.unique(known)
+    different = different[np.linspace(0, len(different) - 1, count).round().astype(int)]
+    if values.sort == "date":
+        return [str(day) for day in dict.fromkeys(as_dates(different, "s"))]
+    return [f"{value:g}" for value in dict.fromkeys(different.tolist())]
+
+
+def _some(values: Values) -> Values:
+    """Some values of a column, from the smallest to the largest."""
+    known = values.raw[~values.missing]
+    if known.dtype != object:
+        known = np.sort(known)
+    if len(known) > KEPT:
+        known = known[np.linspace(0, len(known) - 1, KEPT).astype(int)]
+    return replace(values, raw=known)
+
+
+def _check_known(names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Expected one of the columns {list(known)}, got {name!r}.{hint}")
+
+
+def _warn_of_unseen(name: str, column: Column, values: Values) -> None:
+    if not isinstance(column, Choice) or values.sort == "boolean":
+        return
+    seen = set(column.values)
+    new = sorted({str(v) for v in values.labels() if v is not None and v not in seen})
+    if new:
+        warnings.warn(
+            f"Column {name!r} has values that the schema does not know, {new[:5]}: they count as "
+            f"missing.",
+            stacklevel=3,
+        )

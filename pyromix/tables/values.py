@@ -1,0 +1,83 @@
+"""The values of one column, whatever frame they came from."""
+
+__all__ = ["Values", "is_number"]
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+Sort = Literal["number", "boolean", "date", "label"]
+
+
+@dataclass(frozen=True)
+class Values:
+    """One column of a frame.
+
+    Args:
+        name: Of the column.
+        sort: What its values are.
+        raw: Floats with NaN for numbers and for dates, in days since 1970; else objects with None.
+        dtype: What the frame calls their type.
+        categories: All values that there can be, where the frame tells.
+        ordered: Whether the frame tells that they are ordered.
+    """
+
+    name: str
+    sort: Sort
+    raw: np.ndarray
+    dtype: str = ""
+    categories: tuple[Any, ...] | None = None
+    ordered: bool = False
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @cached_property
+    def missing(self) -> np.ndarray:
+        """Which are not known, (N,)."""
+        if self.raw.dtype == object:
+            return np.array([value is None for value in self.raw], dtype=bool)
+        return np.isnan(self.raw)
+
+    def numbers(self) -> np.ndarray:
+        """The values as floats, (N,), NaN where they are not known.
+
+        Raises:
+            ValueError: If they are no numbers.
+        """
+        if self.raw.dtype != object:
+            return self.raw
+        try:
+            return np.array([np.nan if v is None else float(v) for v in self.raw])
+        except (TypeError, ValueError):
+            wrong = next(v for v in self.raw if v is not None and not is_number(v))
+            raise ValueError(
+                f"Expected numbers in column {self.name!r}, got {wrong!r}. Make it categorical."
+            ) from None
+
+    def labels(self) -> list[Any]:
+        """The values as objects that can be compared, None where they are not known."""
+        if self.raw.dtype == object:
+            return list(self.raw)
+        return [None if np.isnan(v) else int(v) if v == int(v) else float(v) for v in self.raw]
+
+    def distinct(self) -> list[Any]:
+        """The different values that are known, in order."""
+        if self.categories is not None:
+            return list(self.categories)
+        found = {value for value in self.labels() if value is not None}
+        try:
+            return sorted(found)
+        except TypeError:  # of several types
+            return sorted(found, key=lambda value: (type(value).__name__, str(value)))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, or text that is one."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
