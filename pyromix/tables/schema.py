@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evidence.pieces import Evidence
 from .columns import Choice, Column, Date, Encoded, Number, as_dates
 from .frames import Frame, library_of, read, write
 from .inference import LeftOut, guess
 from .maps import Map
+from .statements import evidence_of
 from .values import Values
 
 # Values of a column that are kept, so that its kind can be changed later.
@@ -281,6 +283,32 @@ class Schema:
             reals.append(own.real)
             codes.append(own.codes)
         return torch.from_numpy(np.concatenate([*reals, *codes], 1))
+
+    def evidence(self, **known: Any) -> list[Evidence]:
+        """What is known of a row, as evidence for a model of encoded rows.
+
+        Args:
+            known: By the name of a column: a value; a pair (low, high) of which both ends belong
+                to the range, None where it has no end; of columns of a few values, a list of
+                those that are possible. Names that are no Python names go in by ``**{...}``.
+
+        Returns:
+            Pieces for ``model.condition(*pieces)``.
+
+        Raises:
+            ValueError: For names and values that the table does not have, and for ranges that
+                hold a column's point together with other values.
+
+        Example:
+            >>> table = {"age": [31, 45, 27, 52], "city": ["Rome", "Oslo", "Rome", "Bern"]}
+            >>> schema = Schema.infer(table, age=count())
+            >>> [type(piece).__name__ for piece in schema.evidence(age=(30, 40), city="Rome")]
+            ['CategoricalPrior', 'Box']
+        """
+        _check_known(known, self.names)
+        real_at = {name: place for place, name in enumerate(self.real_names)}
+        code_at = {name: place + self.dim for place, name in enumerate(self.code_names)}
+        return evidence_of(self.columns, real_at, code_at, known)
 
     def decode(self, x: Tensor) -> Frame:
         """Rows of a model as a frame of the table's library, with its types.
