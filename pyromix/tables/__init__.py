@@ -1,7 +1,9 @@
 """Tables: data frames as what models take, and back."""
 
 __all__ = [
+    "ConditionedTable",
     "Schema",
+    "TableModel",
     "boolean",
     "bounded",
     "categorical",
@@ -13,6 +15,7 @@ __all__ = [
     "real",
 ]
 
+from .model import ConditionedTable, TableModel
 from .schema import (
     Schema,
     boolean,

@@ -134,12 +134,18 @@ class Number(Column):
             raise ValueError(f"Expected column {name!r} to be {limit}, got {x[out][0]:g}.")
         return x
 
+    def whole(self, z: np.ndarray) -> np.ndarray:
+        """The integers that encoded numbers are rounded to."""
+        x = np.round(self.map.inverse(z))
+        return x if self.lowest is None else np.maximum(x, self.lowest)
+
+    def from_real(self, z: np.ndarray) -> np.ndarray:
+        """Values of encoded numbers alone, rounded if they are integers."""
+        return self.whole(z) if self.integer else self.map.inverse(z)
+
     def decode(self, encoded: Encoded) -> np.ndarray:
         """Values (N,), rounded if they are integers."""
-        x = self.map.inverse(encoded.real[:, 0])
-        if self.integer:
-            x = np.round(x)
-            x = x if self.lowest is None else np.maximum(x, self.lowest)
+        x = self.from_real(encoded.real[:, 0])
         if self.point is not None:
             code = encoded.codes[:, 0]
             x = np.where(code == 1, self.point, np.where(np.isnan(code), np.nan, x))
@@ -158,10 +164,8 @@ class Number(Column):
         z = encoded.real[:, 0]
         known = ~np.isnan(z)
         total = np.zeros(len(z))
-        x = self.map.inverse(z[known])
+        x = self.from_real(z[known])
         if self.integer:
-            x = np.round(x)
-            x = x if self.lowest is None else np.maximum(x, self.lowest)
             total[known] = np.log(self.map.forward(x + 0.5) - self.map.forward(x - 0.5))
         else:
             total[known] = self.map.log_slope(x)
@@ -192,8 +196,7 @@ class Date(Number):
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """Dates (N,), NaT where nothing is known."""
-        days = super().decode(encoded)
-        return as_dates(days, "D" if self.integer else "us")
+        return as_dates(super().decode(encoded), "D" if self.integer else "us")
 
     def __str__(self) -> str:
         return "date" if self.integer else "time"

@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..evidence.pieces import Evidence
 from .columns import Choice, Column, Date, Encoded, Number, as_dates
 from .frames import Frame, library_of, read, write
 from .inference import LeftOut, guess
 from .maps import Map
+from .plain import column_from_plain, column_to_plain, values_from_plain, values_to_plain
 from .statements import evidence_of
 from .values import Values
 
@@ -145,7 +146,8 @@ class Schema:
         left_out: Why others are not, by name.
 
     Example:
-        >>> schema = Schema.infer({"age": [31, 45, 27, 52], "city": ["A", "B", "A", "A"]})
+        >>> table = {"age": [31, 45, 27, 52], "city": ["A", "B", "A", "A"]}
+        >>> schema = Schema.infer(table, age=count())
         >>> schema.names, schema.categories
         (['age', 'city'], (2,))
         >>> x = schema.encode({"age": [40], "city": ["B"]})
@@ -194,6 +196,34 @@ class Schema:
                 + "."
             )
         return cls(entries, left_out, library_of(frame))
+
+    def to_plain(self) -> dict[str, Any]:
+        """The schema as numbers, strings and lists, as JSON holds them."""
+        return {
+            "columns": {
+                name: {
+                    "column": column_to_plain(own.column),
+                    "like": values_to_plain(own.like),
+                    "share_missing": own.share_missing,
+                }
+                for name, own in self._entries.items()
+            },
+            "left_out": self.left_out,
+            "library": self._library,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Schema":
+        """The schema that `to_plain` described."""
+        entries = {
+            name: _Entry(
+                column_from_plain(own["column"]),
+                values_from_plain(own["like"]),
+                own["share_missing"],
+            )
+            for name, own in plain["columns"].items()
+        }
+        return cls(entries, plain["left_out"], plain["library"])
 
     def set(self, name: str, kind: Column) -> "Schema":
         """The schema with a column of another kind.
@@ -325,18 +355,63 @@ class Schema:
             columns.append((entry.like, entry.column.decode(own)))
         return write(columns, self._library)
 
-    def log_slope(self, x: Tensor) -> Tensor:
+    def filled(self, frame: Frame, x: Tensor) -> Frame:
+        """A frame with what it lacks from encoded rows; what is known stays as it was.
+
+        Args:
+            frame: Rows of the table, maybe with gaps, or without some columns.
+            x: The same rows complete, (N, dim + number of codes).
+        """
+        table, columns = {values.name: values for values in read(frame)}, []
+        for name, own in self._split(x).items():
+            column = self[name]
+            value = column.decode(own)
+            if name in table:
+                known, raw = ~table[name].missing, table[name].raw
+                if isinstance(column, Date):
+                    raw = as_dates(raw, "us")
+                elif isinstance(column, Choice):
+                    codes = column.encode(table[name]).codes[:, 0]
+                    known = ~np.isnan(codes)  # others count as gaps
+                    raw = column.decode(Encoded(own.real, codes[:, None]))
+                value = np.where(known, raw, value)
+            columns.append((self._entries[name].like, value))
+        return write(columns, self._library)
+
+    def dequantize(self, x: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Encoded rows with integers spread evenly over what is rounded to them, for training.
+
+        Args:
+            x: Shape (N, dim + number of codes).
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
+        spread = x.clone()
+        for place, name in enumerate(self.real_names):
+            column = self[name]
+            assert isinstance(column, Number)
+            if column.integer:
+                noise = torch.rand(len(x), generator=generator, dtype=torch.float64).numpy() - 0.5
+                value = column.whole(x[:, place].double().cpu().numpy()) + noise
+                spread[:, place] = torch.from_numpy(column.map.forward(value)).to(x)
+        return spread
+
+    def log_slope(self, x: Tensor, *, integers: bool = True) -> Tensor:
         """What to add to a log-density of encoded rows to have one in the table's own units.
 
         Args:
             x: Shape (N, dim + number of codes).
+            integers: Whether integers count.
 
         Returns:
             Tensor of shape (N,). Codes add nothing. Of integers it is the logarithm of the width
             of the interval that is rounded to each: a density times that is about its mass.
         """
-        parts = [self[name].log_slope(own) for name, own in self._split(x).items()]
-        return torch.from_numpy(np.sum(parts, 0)).to(x)
+        total = np.zeros(len(x))
+        for name, own in self._split(x).items():
+            column = self[name]
+            if integers or not (isinstance(column, Number) and column.integer):
+                total = total + column.log_slope(own)
+        return torch.from_numpy(total).to(x)
 
     def _split(self, x: Tensor) -> dict[str, Encoded]:
         width = self.dim + len(self.categories)
