@@ -4,8 +4,9 @@ A window of F frames of 15 joints is described frame by frame by height, forward
 of the pelvis, and the 14 other joints relative to it, in axes that turn evenly from where the
 first pose faces to where the last does. So the axes follow from two poses, and the others do not
 depend on where a walk leads. (The direction of the velocity is no substitute: who stands turns
-about, and some walk backwards.) Poses are written in their principal
-components; what is left out is a few millimetres.
+about, and some walk backwards.) Poses are those of a skeleton whose bones have the mean lengths,
+and are written in their principal components; what is left out is a few millimetres. On the way
+back bones get the lengths that they have in a known pose.
 """
 
 import math
@@ -67,18 +68,14 @@ class Axes(NamedTuple):
     """Directions in the plane (x, z), (*S, F, 2)."""
 
     @classmethod
-    def of(cls, root: Tensor, first: Tensor, last: Tensor) -> "Axes":
-        """Axes along a path (*S, F, 3), given the first and the last pose (*S, 15, 3)."""
-        start, end = _facing(first), _facing(last)
+    def along(cls, x: Tensor) -> "Axes":
+        """Axes along windows (*S, F, 15, 3), of which all pelves and two poses are looked at."""
+        root = x[..., 0, :]
+        start, end = (_facing(x[..., frame, :, :]) for frame in (0, -1))
         turn = (end - start + math.pi) % (2 * math.pi) - math.pi
         share = torch.linspace(0, 1, root.shape[-2]).to(root)
         angle = start.unsqueeze(-1) + turn.unsqueeze(-1) * share
         return cls(root, torch.stack([angle.cos(), angle.sin()], -1))
-
-    @classmethod
-    def along(cls, x: Tensor) -> "Axes":
-        """Axes along windows (*S, F, 15, 3)."""
-        return cls.of(x[..., 0, :], x[..., 0, :, :], x[..., -1, :, :])
 
     def path(self) -> Tensor:
         """Height and speeds of the pelvis, (*S, F, 3)."""

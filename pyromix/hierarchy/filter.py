@@ -97,12 +97,10 @@ def draws_given(
         score = (log_weight.unsqueeze(-1) + gain - seen).flatten()  # (N B,)
         total = score.logsumexp(0)
         log_evidence = log_evidence + total
-        if bool(total.isneginf()):
-            break
-        most = kept if cell == tiling.num_cells - 1 else count
-        if bool(total.isnan()):  # densities too small for numbers
+        if not bool(total.isfinite()):  # nothing meets it, or densities are too small for numbers
             log_evidence = torch.full_like(log_evidence, -math.inf)
             break
+        most = kept if cell == tiling.num_cells - 1 else count
         index, log_inclusion = (t[0] for t in thin(score.unsqueeze(0), most))
         index, log_inclusion = (t[log_inclusion < math.inf] for t in (index, log_inclusion))
         log_weight = score[index] - log_inclusion - total

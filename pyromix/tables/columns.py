@@ -153,11 +153,11 @@ class Number(Column):
 
     def interval(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The encoded numbers that are rounded to integers x: their bounds, (N,) each."""
-        low, high = x - 0.5, x + 0.5
-        if self.lowest is not None:
-            low = np.where(x <= self.lowest, -np.inf, low)
-        lower = np.where(np.isinf(low), -np.inf, self.map.forward(np.where(np.isinf(low), x, low)))
-        return lower, self.map.forward(high)
+        low, high = self._edges(x)
+        return low if self.lowest is None else np.where(x <= self.lowest, -np.inf, low), high
+
+    def _edges(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.map.forward(x - 0.5), self.map.forward(x + 0.5)
 
     def log_slope(self, encoded: Encoded) -> np.ndarray:
         """Logarithm of the slope of the map, or of the width of intervals, where it is known."""
@@ -166,7 +166,8 @@ class Number(Column):
         total = np.zeros(len(z))
         x = self.from_real(z[known])
         if self.integer:
-            total[known] = np.log(self.map.forward(x + 0.5) - self.map.forward(x - 0.5))
+            low, high = self._edges(x)
+            total[known] = np.log(high - low)
         else:
             total[known] = self.map.log_slope(x)
         return total

@@ -19,7 +19,7 @@ from ..core.random import takes_generator
 from ..drmm import DRMM
 from ..evidence.pieces import Box, Evidence, Observed
 from ..training import fit
-from .columns import Choice, Date, Number
+from .columns import Choice, Date, Encoded, Number
 from .frames import Frame
 from .schema import Schema
 
@@ -30,7 +30,25 @@ BLOCK = 256
 DRAWS = 20_000
 
 
-class TableModel:
+class _Drawn:
+    """What draws rows of a table."""
+
+    schema: Schema
+    _law: Any
+    """The law of encoded rows."""
+
+    @takes_generator
+    def sample(self, count: int, *, generator: Generator | None = None) -> Frame:
+        """Draws rows that meet all that is known: a frame of the library and types of the table.
+
+        Args:
+            count: Number of rows.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
+        return self.schema.decode(self._law.sample((check_count("count", count),)))
+
+
+class TableModel(_Drawn):
     """A residual mixture over the rows of a table.
 
     Integers are intervals of the model's real numbers, gaps are summed over, and all that comes
@@ -65,6 +83,7 @@ class TableModel:
         if model.missing != "marginalize":
             raise ValueError("Expected a model with missing='marginalize', got 'error'.")
         self.schema, self.model = schema, model
+        self._law = model
 
     @classmethod
     def fit(
@@ -143,16 +162,6 @@ class TableModel:
         assert isinstance(model, DRMM)
         return cls(schema, model.requires_grad_(False))
 
-    @takes_generator
-    def sample(self, count: int, *, generator: Generator | None = None) -> Frame:
-        """Draws rows, as a frame of the table's library with its types.
-
-        Args:
-            count: Number of rows.
-            generator: Where random numbers come from; by default PyTorch's global generator.
-        """
-        return self.schema.decode(self.model.sample((check_count("count", count),)))
-
     def log_prob(self, frame: Frame) -> Tensor:
         """Log-density of rows in the table's units, (N,), in nats.
 
@@ -182,12 +191,16 @@ class TableModel:
         """What encoded rows with gaps at the same places say, one entry a row."""
         schema = self.schema
         known = ~x[0].isnan()
+        integers = {
+            place: column
+            for place, column in enumerate(schema[name] for name in schema.real_names)
+            if isinstance(column, Number) and column.integer
+        }
         values, bounds = {}, torch.full((2, len(x), schema.dim), torch.inf, dtype=x.dtype)
         bounds[0].neg_()
         for place in known.nonzero().flatten().tolist():
-            name = schema.real_names[place] if place < schema.dim else ""
-            column = schema[name] if name else None
-            if isinstance(column, Number) and column.integer:
+            if place in integers:
+                column = integers[place]
                 edges = column.interval(column.whole(x[:, place].numpy()))
                 bounds[0, :, place], bounds[1, :, place] = (torch.from_numpy(e) for e in edges)
             else:
@@ -268,7 +281,7 @@ class TableModel:
         return f"{type(self).__name__} of {len(self.schema.names)} columns: {self.model!r}"
 
 
-class ConditionedTable:
+class ConditionedTable(_Drawn):
     """The law of a row of a table given what is known of it.
 
     Made by `TableModel.condition`.
@@ -281,17 +294,7 @@ class ConditionedTable:
 
     def __init__(self, table: TableModel, known: Mapping[str, Any], law: ConditionedLaw) -> None:
         self.schema, self.known, self.law = table.schema, dict(known), law
-        self._table = table
-
-    @takes_generator
-    def sample(self, count: int, *, generator: Generator | None = None) -> Frame:
-        """Draws rows that meet all that is known.
-
-        Args:
-            count: Number of rows.
-            generator: Where random numbers come from; by default PyTorch's global generator.
-        """
-        return self.schema.decode(self.law.sample((check_count("count", count),)))
+        self._table, self._law = table, law
 
     def probability(self, **event: Any) -> float:
         """The probability of an event given what is known; see `TableModel.probability`."""
@@ -335,8 +338,8 @@ class ConditionedTable:
         place = self.schema.real_names.index(name)
         if column.point is None:
             try:
-                z = self.law.quantile(place, asked.flatten().tolist())
-                return column.from_real(z.double().numpy()).reshape(asked.shape)
+                z = self.law.quantile(place, asked.flatten().tolist()).double().numpy()[:, None]
+                return column.decode(Encoded(z, z[:, :0])).reshape(asked.shape)
             except NotImplementedError:
                 pass
         return np.quantile(self._drawn(name), asked, method="inverted_cdf")

@@ -13,7 +13,6 @@ __all__ = [
     "real",
 ]
 
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from .inference import LeftOut, guess
 from .maps import Map
 from .plain import column_from_plain, column_to_plain, values_from_plain, values_to_plain
 from .statements import evidence_of
-from .values import Values
+from .values import Values, hint
 
 # Values of a column that are kept, so that its kind can be changed later.
 KEPT = 1000
@@ -469,9 +468,9 @@ def _check_known(names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name in known:
             continue
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Expected one of the columns {list(known)}, got {name!r}.{hint}")
+        raise ValueError(
+            f"Expected one of the columns {list(known)}, got {name!r}." + hint(name, known)
+        )
 
 
 def _warn_of_unseen(name: str, column: Column, values: Values) -> None:

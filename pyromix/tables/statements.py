@@ -2,7 +2,6 @@
 
 __all__ = ["evidence_of"]
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from ..evidence.pieces import Box, CategoricalPrior, Evidence, Observed
 from .columns import Choice, Column, Date, Number
+from .values import hint
 
 
 class _Collected:
@@ -109,9 +109,7 @@ def _say_number(
 
 def _edge(column: Number, x: float, side: int) -> float:
     """The lower or upper end of what is rounded to an integer, or of all."""
-    if math.isinf(x) or (side == 0 and column.lowest is not None and x <= column.lowest):
-        return -math.inf if side == 0 else math.inf
-    return float(column.interval(np.array([x]))[side][0])
+    return x if math.isinf(x) else float(column.interval(np.array([x]))[side][0])
 
 
 def _inside(column: Number, x: float) -> float:
@@ -179,7 +177,7 @@ def _codes(name: str, column: Choice, said: Any) -> list[int]:
 def _code(name: str, values: Sequence[Any], said: Any) -> int:
     if said in values:
         return values.index(said)
-    near = difflib.get_close_matches(str(said), [str(value) for value in values], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(repr(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
-    raise ValueError(f"Expected a value of column {name!r}, of {shown}, got {said!r}.{hint}")
+    raise ValueError(
+        f"Expected a value of column {name!r}, of {shown}, got {said!r}." + hint(said, values)
+    )

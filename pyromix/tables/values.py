@@ -1,7 +1,9 @@
 """The values of one column, whatever frame they came from."""
 
-__all__ = ["Values", "is_number"]
+__all__ = ["Values", "hint", "is_number"]
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -72,6 +74,12 @@ class Values:
             return sorted(found)
         except TypeError:  # of several types
             return sorted(found, key=lambda value: (type(value).__name__, str(value)))
+
+
+def hint(given: Any, known: Iterable[Any]) -> str:
+    """The end of a message: what may have been meant, if something is near."""
+    near = difflib.get_close_matches(str(given), [str(value) for value in known], n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def is_number(value: Any) -> bool:

@@ -150,6 +150,20 @@ def test_gaps_are_filled_in(model, drawn):
     assert abs(expected["height"].between(low, high).mean() - 0.8) < 0.02
 
 
+def test_quantiles_of_dates_are_dates():
+    """In closed form, and under an inequality of which draws are taken."""
+    frame = made_up()[["joined", "seen", "height"]]
+    model = TableModel.fit(
+        frame, num_layers=1, num_components=3, steps=30, seed=0, progress_bar=False
+    )
+    law = model.condition(height=(165, None))
+    rows = law.sample(20_000, generator=torch.Generator().manual_seed(1))
+    for name in ("joined", "seen"):
+        low, high = law.interval(name, 0.8)
+        assert low.dtype.kind == "M"
+        assert abs(rows[name].between(low, high).mean() - 0.8) < 0.02
+
+
 def test_models_are_saved_with_their_schema(model, tmp_path):
     model.save(tmp_path / "table")
     copy = TableModel.load(tmp_path / "table")
