@@ -1,21 +1,34 @@
 """Tables: data frames as what models take, and back."""
 
 __all__ = [
-    "ConditionedTable",
+    "Anomalies",
+    "Estimate",
+    "Event",
+    "Expression",
     "Schema",
+    "TableLaw",
     "TableModel",
+    "TableRows",
     "boolean",
     "bounded",
     "categorical",
+    "col",
     "count",
     "date",
     "integer",
     "ordered",
+    "plot_missing",
     "positive",
     "real",
 ]
 
-from .model import ConditionedTable, TableModel
+from .anomalies import Anomalies
+from .estimate import Estimate
+from .events import Event, Expression, col
+from .law import TableLaw
+from .model import TableModel
+from .plots import plot_missing
+from .rows import TableRows
 from .schema import (
     Schema,
     boolean,

@@ -2,6 +2,7 @@
 
 __all__ = ["Choice", "Column", "Date", "Encoded", "Number", "as_dates"]
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .maps import Map
+from .regions import Intervals
 from .values import Values
 
 # Values at the ends of a bounded column count as this share of the range inside it.
@@ -72,16 +74,16 @@ class Number(Column):
 
     Args:
         map: From its own units to numbers of about unit size.
-        integer: Whether it takes integers alone. One stands for the interval around it that
-            rounds to it.
-        lowest: Of integers, the smallest that there is.
+        step: What all values are multiples of, one for integers; None for any numbers. A multiple
+            stands for the interval around it that is rounded to it.
+        lowest: Of multiples of a step, the smallest that there is.
         point: A value that many rows have exactly, such as zero, if there is one. A code then
             tells whether a row has it.
     """
 
     map: Map = field(default_factory=lambda: Map("linear"))
-    integer: bool = False
-    lowest: int | None = None
+    step: float | None = None
+    lowest: float | None = None
     point: float | None = None
 
     @property
@@ -100,7 +102,7 @@ class Number(Column):
         x = x[np.isfinite(x)]
         if self.point is not None:
             x = x[x != self.point]
-        return replace(self, map=self.map.fitted(self._inside(values.name, x)))
+        return replace(self, map=self.map.fitted(self.reached(values.name, x)))
 
     def encode(self, values: Values) -> Encoded:
         """Real numbers, and codes that are one at the point."""
@@ -109,19 +111,30 @@ class Number(Column):
         at = known & (x == self.point) if self.point is not None else np.zeros_like(known)
         real = np.full(len(x), np.nan)
         rest = known & ~at
-        real[rest] = self.map.forward(self._inside(values.name, x[rest]))
+        real[rest] = self.map.forward(self.reached(values.name, x[rest]))
         codes = np.where(known, at, np.nan)[:, None] if self.point is not None else _none(len(x))
         return Encoded(real[:, None], codes)
 
-    def _inside(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Values, those at the ends of a bounded range moved inside it."""
-        if self.integer and not np.array_equal(x, np.round(x)):
-            first = x[x != np.round(x)][0]
-            raise ValueError(f"Expected integers in column {name!r}, got {first:g}.")
-        if self.integer and self.lowest is not None and (x < self.lowest).any():
-            raise ValueError(
-                f"Expected column {name!r} to be at least {self.lowest}, got {x.min():g}."
-            )
+    def reached(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Values that the column can have: rounded to steps, and inside the ends of a range.
+
+        Args:
+            name: What a message calls the column.
+            x: Values, none of them NaN.
+
+        Raises:
+            ValueError: For values that it cannot have.
+        """
+        if self.step is not None:
+            whole = self.on_grid(x)
+            if self.step == 1 and (np.abs(whole - x) > 1e-6).any():
+                wrong = x[np.abs(whole - x) > 1e-6][0]
+                raise ValueError(f"Expected integers in column {name!r}, got {wrong:g}.")
+            if self.lowest is not None and (x < self.lowest - 0.5 * self.step).any():
+                raise ValueError(
+                    f"Expected column {name!r} to be at least {self.lowest:g}, got {x.min():g}."
+                )
+            x = whole
         if self.map.form == "logit":
             inner = MARGIN * (self.map.high - self.map.low)
             x = np.where(x == self.map.low, self.map.low + inner, x)
@@ -134,30 +147,71 @@ class Number(Column):
             raise ValueError(f"Expected column {name!r} to be {limit}, got {x[out][0]:g}.")
         return x
 
-    def whole(self, z: np.ndarray) -> np.ndarray:
-        """The integers that encoded numbers are rounded to."""
-        x = np.round(self.map.inverse(z))
-        return x if self.lowest is None else np.maximum(x, self.lowest)
+    def on_grid(self, x: np.ndarray) -> np.ndarray:
+        """The nearest multiples of the step."""
+        assert self.step is not None
+        decimals = max(0, math.ceil(-math.log10(self.step) - 1e-9)) + 2
+        return np.round(np.round(x / self.step) * self.step, decimals)
 
     def from_real(self, z: np.ndarray) -> np.ndarray:
-        """Values of encoded numbers alone, rounded if they are integers."""
-        return self.whole(z) if self.integer else self.map.inverse(z)
+        """Values of encoded numbers alone, rounded if there is a step."""
+        x = self.map.inverse(z)
+        if self.step is None:
+            return x
+        return self.on_grid(x if self.lowest is None else np.maximum(x, self.lowest))
 
     def decode(self, encoded: Encoded) -> np.ndarray:
-        """Values (N,), rounded if they are integers."""
+        """Values (N,), rounded if there is a step."""
         x = self.from_real(encoded.real[:, 0])
         if self.point is not None:
             code = encoded.codes[:, 0]
             x = np.where(code == 1, self.point, np.where(np.isnan(code), np.nan, x))
         return x
 
+    def edges(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The encoded numbers that are half a step from multiples x: their bounds, (N,) each."""
+        assert self.step is not None
+        return self.map.forward(x - 0.5 * self.step), self.map.forward(x + 0.5 * self.step)
+
     def interval(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The encoded numbers that are rounded to integers x: their bounds, (N,) each."""
-        low, high = self._edges(x)
+        """The encoded numbers that are rounded to multiples x: their bounds, (N,) each."""
+        low, high = self.edges(x)
         return low if self.lowest is None else np.where(x <= self.lowest, -np.inf, low), high
 
-    def _edges(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.map.forward(x - 0.5), self.map.forward(x + 0.5)
+    def bounds(self, low: float, high: float) -> tuple[float, float]:
+        """Encoded numbers of a range, cut off where the column ends; zeros if none is left."""
+        if self.lowest is not None:
+            assert self.step is not None
+            low = max(low, self.lowest - 0.5 * self.step)
+        if self.map.form != "linear":
+            low = max(low, self.map.low)
+        if self.map.form == "logit":
+            high = min(high, self.map.high)
+        if not low < high:
+            return 0.0, 0.0
+        start, stop = self.map.forward(np.array([low, high])).tolist()
+        return start, stop
+
+    def has_mass(self, x: float) -> bool:
+        """Whether one value has a probability, not a density."""
+        return self.step is not None or x == self.point
+
+    def meets(self, region: Intervals) -> bool:
+        """Whether it can have values of a set."""
+        if self.point is not None and bool(region.contains(np.array(self.point))):
+            return True
+        if self.step is not None:
+            region = region.whole(self.step)
+        for (low, _), (high, _) in region.spans:
+            if low == high:
+                closed = self.map.form == "logit" and low in (self.map.low, self.map.high)
+                if bool(self.map.reaches(np.array(low))) or closed:
+                    return True
+                continue
+            start, stop = self.bounds(low, high)
+            if start < stop:
+                return True
+        return False
 
     def log_slope(self, encoded: Encoded) -> np.ndarray:
         """Logarithm of the slope of the map, or of the width of intervals, where it is known."""
@@ -165,8 +219,8 @@ class Number(Column):
         known = ~np.isnan(z)
         total = np.zeros(len(z))
         x = self.from_real(z[known])
-        if self.integer:
-            low, high = self._edges(x)
+        if self.step is not None:
+            low, high = self.edges(x)
             total[known] = np.log(high - low)
         else:
             total[known] = self.map.log_slope(x)
@@ -175,12 +229,14 @@ class Number(Column):
     def __str__(self) -> str:
         names = {"linear": "real", "log": "positive", "logit": "bounded"}
         words = names[self.map.form]
-        if self.integer:
-            words = "integer" if self.lowest is None else f"count from {self.lowest}"
+        if self.step == 1:
+            words = "integer" if self.lowest is None else f"count from {self.lowest:g}"
         elif self.map.form == "log" and self.map.low:
             words = f"above {self.map.low:g}"
         elif self.map.form == "logit":
             words = f"from {self.map.low:g} to {self.map.high:g}"
+        if self.step not in (None, 1):
+            words += f" in steps of {self.step:g}"
         return words if self.point is None else f"{words}, or {self.point:g}"
 
 
@@ -190,17 +246,22 @@ class Date(Number):
 
     Args:
         map: From days to numbers of about unit size.
-        integer: Whether it takes whole days alone.
+        step: One if it takes whole days alone.
         lowest: The first day that there is.
         point: A date that many rows have exactly, if there is one.
     """
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """Dates (N,), NaT where nothing is known."""
-        return as_dates(super().decode(encoded), "D" if self.integer else "us")
+        return as_dates(super().decode(encoded), self.unit)
+
+    @property
+    def unit(self) -> str:
+        """The unit of its dates, as NumPy calls it."""
+        return "us" if self.step is None else "D"
 
     def __str__(self) -> str:
-        return "date" if self.integer else "time"
+        return "time" if self.step is None else "date"
 
 
 @dataclass(frozen=True)
@@ -224,6 +285,14 @@ class Choice(Column):
     def num_categories(self) -> int:
         """Number of values."""
         return len(self.values)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its values are numbers, so that arithmetic with them means something."""
+        return all(
+            isinstance(v, int | float | np.number) and not isinstance(v, bool | np.bool_)
+            for v in self.values
+        )
 
     def fitted(self, values: Values) -> "Choice":
         """The same, with the values that occur if none were given."""
@@ -254,10 +323,10 @@ class Choice(Column):
 
 
 def as_dates(days: np.ndarray, unit: str) -> np.ndarray:
-    """Days since 1970 as dates and times of a unit, NaT where they are not known."""
+    """Days since 1970 as dates and times of a unit, of any shape; NaT where they are not known."""
     per_day = np.timedelta64(1, "D") / np.array(1, dtype=f"timedelta64[{unit}]")
     known = np.isfinite(days)
-    result = np.full(len(days), "NaT", dtype=f"datetime64[{unit}]")
+    result = np.full(np.shape(days), "NaT", dtype=f"datetime64[{unit}]")
     result[known] = np.round(days[known] * per_day).astype("int64").astype(result.dtype)
     return result
 

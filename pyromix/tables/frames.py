@@ -1,6 +1,6 @@
 """Data frames as columns of values, and back."""
 
-__all__ = ["Frame", "read", "write"]
+__all__ = ["Frame", "index_of", "is_frame", "library_of", "read", "table_of", "write"]
 
 import importlib
 import re
@@ -73,22 +73,29 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
+def is_frame(said: Any) -> bool:
+    """Whether something is a frame, or a mapping that stands for one."""
+    return isinstance(said, Mapping) or hasattr(said, "columns")
+
+
 def library_of(frame: Frame) -> str:
     """The name of the library that a frame is of; pandas for mappings."""
     return type(frame).__module__.partition(".")[0] if not isinstance(frame, Mapping) else "pandas"
 
 
-def write(columns: Sequence[tuple[Values, np.ndarray]], library: str) -> Frame:
+def write(columns: Sequence[tuple[Values, np.ndarray]], library: str, index: Any = None) -> Frame:
     """A frame of a library.
 
     Args:
         columns: For every column what it was like, and the values that it is to have, as
             `Column.decode` returns them.
         library: Such as ``"pandas"``.
+        index: Labels of the rows, for pandas.
     """
     if library == "pandas":
         pd = _import("pandas")
-        return pd.DataFrame({like.name: _pandas_column(pd, like, x) for like, x in columns})
+        frame = pd.DataFrame({like.name: _pandas_column(pd, like, x) for like, x in columns})
+        return frame if index is None else frame.set_axis(index)
     nw = _import("narwhals.stable.v2")
     data, casts = {}, []
     for like, x in columns:
@@ -101,6 +108,20 @@ def write(columns: Sequence[tuple[Values, np.ndarray]], library: str) -> Frame:
         elif like.dtype.startswith("Categorical"):
             casts.append(nw.col(like.name).cast(nw.Categorical()))
     return nw.from_dict(data, backend=library).with_columns(*casts).to_native()
+
+
+def index_of(frame: Frame) -> Any:
+    """The labels of the rows of a frame of pandas; None for others, and for mappings."""
+    return getattr(frame, "index", None) if library_of(frame) == "pandas" else None
+
+
+def table_of(columns: Mapping[Any, np.ndarray], library: str, index: Any = None) -> Frame:
+    """A frame of a library with columns of numbers or labels; names are strings but in pandas."""
+    if library == "pandas":
+        return _import("pandas").DataFrame(dict(columns), index=index)
+    nw = _import("narwhals.stable.v2")
+    named = {str(name): x.tolist() if x.dtype == object else x for name, x in columns.items()}
+    return nw.from_dict(named, backend=library).to_native()
 
 
 def _pandas_column(pd: Any, like: Values, x: np.ndarray) -> Any:

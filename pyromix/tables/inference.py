@@ -20,6 +20,10 @@ POINT = 0.2
 NAMES = 0.5
 # A share of labels that are numbers from which on they are meant as such.
 NUMBERS = 0.8
+# Real numbers with fewer different values than this share of all may be rounded ones.
+TIES = 0.5
+# Most decimals that rounded numbers have.
+MOST_DECIMALS = 4
 # How much less skewed logarithms must be to be preferred.
 LESS_SKEWED = 0.5
 
@@ -51,8 +55,8 @@ def guess(values: Values) -> Column | LeftOut:
         return LeftOut(f"is constant, {_shown(values, x[0])}")
     whole = bool((x == np.round(x)).all())
     if values.sort == "date":
-        return Date(Map("linear"), integer=whole)
-    return _number(x, whole=whole)
+        return Date(Map("linear"), step=1.0 if whole else None)
+    return _number(x, _step(x))
 
 
 def _label(values: Values, count: int) -> Column | LeftOut:
@@ -69,7 +73,20 @@ def _label(values: Values, count: int) -> Column | LeftOut:
     return Choice(tuple(found), values.ordered)
 
 
-def _number(x: np.ndarray, *, whole: bool) -> Column | LeftOut:
+def _step(x: np.ndarray) -> float | None:
+    """What all numbers are multiples of: one, or a decimal fraction that explains their ties."""
+    if (x == np.round(x)).all():
+        return 1.0
+    if len(np.unique(x)) > TIES * len(x):
+        return None
+    for decimals in range(1, MOST_DECIMALS + 1):
+        if (np.abs(np.round(x, decimals) - x) <= 1e-9 * np.maximum(1, np.abs(x))).all():
+            return float(10.0**-decimals)
+    return None
+
+
+def _number(x: np.ndarray, step: float | None) -> Column | LeftOut:
+    whole = step == 1
     different, counts = np.unique(x, return_counts=True)
     if whole and len(x) > 20 and len(different) == len(x) and np.ptp(x) == len(x) - 1:
         return LeftOut("numbers the rows")
@@ -79,12 +96,12 @@ def _number(x: np.ndarray, *, whole: bool) -> Column | LeftOut:
     if counts.max() > max(FEW, POINT * len(x)):
         point = float(different[counts.argmax()])
         x = x[x != point]
-    if whole:
+    if step is not None:
         least = x.min() if point is None else min(x.min(), point)
-        low = 1 if least == 1 else 0
-        if least < 0 or not _is_skewed(x - (low - 1.0)):
-            return Number(Map("linear"), integer=True, point=point)
-        return Number(Map("log", low - 1.0), integer=True, lowest=low, point=point)
+        low = step if abs(least - step) < 1e-9 else 0.0
+        if least < 0 or not _is_skewed(x - (low - step)):
+            return Number(Map("linear"), step=step, point=point)
+        return Number(Map("log", low - step), step=step, lowest=low, point=point)
     if x.min() > 0 and _is_skewed(x):
         return Number(Map("log"), point=point)
     return Number(Map("linear"), point=point)

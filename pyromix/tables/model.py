@@ -1,89 +1,80 @@
 """A model of the rows of a table, asked in the table's own words."""
 
-__all__ = ["ConditionedTable", "TableModel"]
+__all__ = ["TableModel"]
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from safetensors.numpy import load_file, save_file
+from torch import Generator
 
 from ..checkpoints import load, save
-from ..conditioning.law import ConditionedLaw
-from ..core.checks import check_count, check_positive_int
+from ..core.checks import check_count
 from ..core.random import takes_generator
 from ..drmm import DRMM
-from ..evidence.pieces import Box, Evidence, Observed
-from ..training import fit
-from .columns import Choice, Date, Encoded, Number
-from .frames import Frame
+from .anomalies import Anomalies, Calibration, find_anomalies
+from .cells import check_known
+from .coding import Coding
+from .events import Event
+from .frames import Frame, is_frame
+from .law import TableLaw
+from .mixture import Mixture
+from .rows import TableRows
 from .schema import Schema
+from .search import Search
 
-SCHEMA, MODEL = "schema.json", "model.safetensors"
-# Rows that are worked on at once.
-BLOCK = 256
-# Draws that stand for a law where something has no closed form.
-DRAWS = 20_000
-
-
-class _Drawn:
-    """What draws rows of a table."""
-
-    schema: Schema
-    _law: Any
-    """The law of encoded rows."""
-
-    @takes_generator
-    def sample(self, count: int, *, generator: Generator | None = None) -> Frame:
-        """Draws rows that meet all that is known: a frame of the library and types of the table.
-
-        Args:
-            count: Number of rows.
-            generator: Where random numbers come from; by default PyTorch's global generator.
-        """
-        return self.schema.decode(self._law.sample((check_count("count", count),)))
+SCHEMA, MODEL, CALIBRATION = "schema.json", "model-{}.safetensors", "calibration.safetensors"
+# Most rows that are held out.
+MOST_HELD_OUT = 2000
 
 
-class TableModel(_Drawn):
-    """A residual mixture over the rows of a table.
+class TableModel(TableLaw):
+    """A mixture over the rows of a table: any question, in the table's names, units and types.
 
-    Integers are intervals of the model's real numbers, gaps are summed over, and all that comes
-    out is in the table's units and types.
+    Columns are codes (`Coding`): labels as they are, numbers by bins of about as many rows, each
+    with a fixed law inside. The law of codes is a residual mixture, or the average of several that
+    were trained from different starts; all its components are summed over. Gaps are summed over.
+
+    Made by `fit` or `load`.
 
     Args:
-        schema: The columns.
-        model: Of encoded rows: of ``schema.dim`` real columns and ``schema.categories``, with
-            ``missing="marginalize"``.
+        coding: The codes of columns.
+        models: Residual mixtures of codes, ``DRMM(0, ..., categories=coding.categories)``.
+        calibration: Rows that training did not see, for p-values of `anomaly`.
 
     Raises:
-        ValueError: If the model has other columns.
+        ValueError: If a model has other columns.
 
     Example:
+        >>> from pyromix.tables import col
         >>> rng = np.random.default_rng(0)
         >>> age = rng.integers(18, 80, 500)
         >>> table = {"age": age, "income": rng.lognormal(9 + age / 40, 0.3)}
-        >>> model = TableModel.fit(table, num_components=8, steps=50, seed=0, progress_bar=False)
-        >>> law = model.condition(age=(30, 40))
-        >>> bool(law.sample(100)["age"].between(30, 40).all())
+        >>> model = TableModel.fit(table, time_budget=2, seed=0, progress_bar=False)
+        >>> law = model.condition(col("age").between(30, 40) | (col("age") > 70))
+        >>> bool((law.sample(100)["income"] > 0).all())
         True
         >>> 0 < model.probability(age=(30, 40)) < 1
         True
     """
 
-    def __init__(self, schema: Schema, model: DRMM) -> None:
-        if (model.dim, tuple(model.categories)) != (schema.dim, schema.categories):
-            raise ValueError(
-                f"Expected a model of {schema.dim} real columns and categories "
-                f"{schema.categories}, got {model.dim} and {tuple(model.categories)}."
-            )
-        if model.missing != "marginalize":
-            raise ValueError("Expected a model with missing='marginalize', got 'error'.")
-        self.schema, self.model = schema, model
-        self._law = model
+    def __init__(
+        self, coding: Coding, models: Sequence[DRMM], calibration: Calibration | None = None
+    ) -> None:
+        for model in models:
+            if (model.dim, tuple(model.categories)) != (0, coding.categories):
+                raise ValueError(
+                    f"Expected models of no real columns and categories {coding.categories}, got "
+                    f"{model.dim} and {tuple(model.categories)}."
+                )
+        self.models = list(models)
+        super().__init__(coding, Mixture.average([Mixture.of(model) for model in models]))
+        self._calibration = calibration
 
     @classmethod
     def fit(
@@ -91,65 +82,89 @@ class TableModel(_Drawn):
         frame: Frame,
         schema: Schema | None = None,
         *,
-        num_layers: int = 2,
-        num_components: int = 32,
-        steps: int = 2000,
-        batch_size: int = 256,
-        lr: float = 0.01,
+        targets: str | Sequence[str] = (),
+        time_budget: float = 150.0,
+        max_bins: int = 48,
+        num_layers: int | None = None,
+        num_components: int | None = None,
+        shrinkage: float | None = None,
+        steps: int | None = None,
+        members: int | None = None,
+        held_out: float = 0.1,
         seed: int | None = None,
         progress_bar: bool = True,
     ) -> "TableModel":
         """Trains a model of a table.
 
+        What is not given is chosen by how well rows that are held out are predicted, within the
+        time budget: layers and components of mixtures, how strong their prior is, how many
+        mixtures are averaged, and when training stops.
+
         Args:
             frame: Its rows, with gaps where nothing is known.
             schema: Its columns; by default as `Schema.infer` guesses them.
-            num_layers: Layers of the mixture.
+            targets: Columns that will be predicted from all others, if that matters most:
+                training makes the most of these predictions.
+            time_budget: Seconds that training may take, about.
+            max_bins: About the largest number of bins of a numeric column.
+            num_layers: Layers of a mixture.
             num_components: Components of a layer.
-            steps: Steps of training.
-            batch_size: Rows of a step.
-            lr: Learning rate.
+            shrinkage: Strength of the prior of tables, about one.
+            steps: Steps of training of each mixture.
+            members: Mixtures that are averaged.
+            held_out: Share of the rows that are held out, at most 2,000 of them.
             seed: Seed of training; by default drawn from PyTorch's global generator.
-            progress_bar: Whether to show a bar with the loss.
+            progress_bar: Whether to show bars with losses of the mixtures that are averaged.
 
         Raises:
             ValueError: If the frame does not fit.
         """
         schema = Schema.infer(frame) if schema is None else schema
-        model = DRMM(
-            schema.dim,
-            check_positive_int("num_layers", num_layers),
-            check_positive_int("num_components", num_components),
-            categories=schema.categories,
-            missing="marginalize",
-        )
-        generator = None if seed is None else Generator().manual_seed(seed)
-        x = schema.dequantize(schema.encode(frame), generator=generator).to(model.loc)
-        fit(
-            model,
-            x,
+        seed = int(torch.randint(2**31, ())) if seed is None else int(seed)
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+        check_known(wanted, schema.names)
+        search = Search(
+            targets=tuple(schema.names.index(name) for name in wanted),
+            num_layers=num_layers,
+            num_components=num_components,
+            shrinkage=shrinkage,
             steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
+            members=members,
+            time_budget=time_budget,
             progress_bar=progress_bar,
         )
-        return cls(schema, model.requires_grad_(False))
+        coding, codes, log_density, outside = _coded(schema, frame, max_bins, held_out, seed)
+        calibration = Calibration(codes[outside], log_density[outside])
+        models = search.run(codes[~outside], codes[outside], coding, seed)
+        return cls(coding, models, calibration)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Saves the model and its schema, without pickle.
 
         Args:
-            folder: Where to; it is made, and gets the files schema.json and model.safetensors.
+            folder: Where to; it is made, and gets the file schema.json and safetensors.
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        save(self.model, place / MODEL)
-        (place / SCHEMA).write_text(json.dumps(self.schema.to_plain()))
+        for old in place.glob(MODEL.format("*")):
+            old.unlink()
+        for number, model in enumerate(self.models):
+            save(model, place / MODEL.format(number))
+        plain = {
+            "schema": self.schema.to_plain(),
+            "bins": self._coding.to_plain(),
+            "models": len(self.models),
+        }
+        (place / SCHEMA).write_text(json.dumps(plain))
+        if self._calibration is not None:
+            save_file(self._calibration._asdict(), place / CALIBRATION)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "TableModel":
         """Loads what `save` wrote.
+
+        Args:
+            folder: Where it is.
 
         Raises:
             FileNotFoundError: If the folder has no such files.
@@ -157,58 +172,52 @@ class TableModel(_Drawn):
         place = Path(folder)
         if not (place / SCHEMA).exists():
             raise FileNotFoundError(f"No {SCHEMA} in {place}: expected a folder of a table.")
-        schema = Schema.from_plain(json.loads((place / SCHEMA).read_text()))
-        model = load(place / MODEL)
-        assert isinstance(model, DRMM)
-        return cls(schema, model.requires_grad_(False))
+        plain = json.loads((place / SCHEMA).read_text())
+        coding = Coding.from_plain(Schema.from_plain(plain["schema"]), plain["bins"])
+        models = []
+        for number in range(plain["models"]):
+            model = load(place / MODEL.format(number))
+            assert isinstance(model, DRMM)
+            models.append(model.requires_grad_(False))
+        calibration = None
+        if (place / CALIBRATION).exists():
+            calibration = Calibration(**load_file(place / CALIBRATION))
+        return cls(coding, models, calibration)
 
-    def log_prob(self, frame: Frame) -> Tensor:
-        """Log-density of rows in the table's units, (N,), in nats.
+    @overload
+    def condition(self, frame: Frame, /) -> TableRows: ...
 
-        Of integers and categories it is a log-mass. Gaps are summed over.
+    @overload
+    def condition(self, *events: Event, **known: Any) -> TableLaw: ...
+
+    def condition(self, *events: Any, **known: Any) -> Any:
+        """The law of a row given what is known of it, or the laws of many rows.
 
         Args:
-            frame: Rows of the table.
+            events: Comparisons of `col`, joined by ``&``, ``|`` and ``~``. Or one data frame: what
+                is known of many rows, each of which gets a law of its own (`TableRows`).
+            known: By the name of a column: a value; a pair (low, high), both ends included, None
+                for an end that there is not; a list of values that are possible. Names that are no
+                Python names go in by ``**{...}``.
+
+        Raises:
+            ValueError: If it does not fit the table, or cannot hold.
+
+        Example:
+            >>> rng = np.random.default_rng(0)
+            >>> table = {"x": rng.normal(size=200), "label": rng.choice(["a", "b"], 200)}
+            >>> model = TableModel.fit(table, time_budget=1, seed=0, progress_bar=False)
+            >>> law = model.condition(x=(0, 1), label="a")
+            >>> 0 < law.mean("x") < 1
+            True
+            >>> model.condition({"x": [0.5, -0.5]}).predict_proba("label").shape
+            (2, 2)
         """
-        x = self.schema.encode(frame)
-        total = x.new_zeros(len(x))
-        for index in _alike(x):
-            part = x[index]
-            pieces = self._row_evidence(part)
-            slope = self.schema.log_slope(part, integers=False)
-            total[index] = self._log_mass(part, pieces) + slope
-        return total
-
-    def _log_mass(self, x: Tensor, pieces: Sequence[Evidence]) -> Tensor:
-        """Log-density of encoded rows alike, or of what is known of them."""
-        if bool(x.isnan().all()):
-            return x.new_zeros(len(x))
-        if not any(isinstance(piece, Box) for piece in pieces):
-            return self.model.log_prob(x.to(self.model.loc)).to(x)
-        return self.model.condition(*pieces).log_evidence()[0].to(x)
-
-    def _row_evidence(self, x: Tensor) -> list[Evidence]:
-        """What encoded rows with gaps at the same places say, one entry a row."""
-        schema = self.schema
-        known = ~x[0].isnan()
-        integers = {
-            place: column
-            for place, column in enumerate(schema[name] for name in schema.real_names)
-            if isinstance(column, Number) and column.integer
-        }
-        values, bounds = {}, torch.full((2, len(x), schema.dim), torch.inf, dtype=x.dtype)
-        bounds[0].neg_()
-        for place in known.nonzero().flatten().tolist():
-            if place in integers:
-                column = integers[place]
-                edges = column.interval(column.whole(x[:, place].numpy()))
-                bounds[0, :, place], bounds[1, :, place] = (torch.from_numpy(e) for e in edges)
-            else:
-                values[place] = x[:, place]
-        pieces: list[Evidence] = [Observed(values)] if values else []
-        if bool(bounds.isfinite().any()):
-            pieces.append(Box(*bounds))
-        return pieces
+        if len(events) == 1 and is_frame(events[0]):
+            if known:
+                raise ValueError("Expected a frame, or columns by name, got both.")
+            return TableRows(self, events[0])
+        return super().condition(*events, **known)
 
     @takes_generator
     def impute(
@@ -218,161 +227,47 @@ class TableModel(_Drawn):
 
         Args:
             frame: Rows of the table; columns that it lacks are filled in, too.
-            draws: How many frames to draw. By default one is returned, with the mean of numbers
-                in the model's units, and the likeliest of a few values.
+            draws: How many frames to draw. By default one is returned, with medians of numbers and
+                dates, and the likeliest labels.
             generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
             A frame of the schema's columns, or a list of frames. What is known stays as it was.
         """
-        x = self.schema.encode(frame).to(self.model.loc)
-        filled = self.model.impute(x, draws)
+        rows = TableRows(self, frame)
         if draws is None:
-            return self.schema.filled(frame, filled)
-        return [self.schema.filled(frame, each) for each in filled]
+            return rows.filled()
+        return [rows.sample(1) for _ in range(check_count("draws", draws))]
 
-    def condition(self, **known: Any) -> "ConditionedTable":
-        """The law of a row given what is known of it.
-
-        Args:
-            known: By the names of columns, as `Schema.evidence` takes it.
-
-        Raises:
-            ValueError: If it does not fit the table, or cannot hold.
-        """
-        pieces = self.schema.evidence(**known)
-        law = self.model.condition(*pieces)
-        return ConditionedTable(self, known, law)
-
-    def probability(self, given: Mapping[str, Any] | None = None, **event: Any) -> float:
-        """The probability of what an event says of a row.
+    def anomaly(self, frame: Frame) -> Anomalies:
+        """How odd rows are, and which of their cells are odd given the others.
 
         Args:
-            given: What is known, by the names of columns.
-            event: What is asked, of other columns; see `Schema.evidence`. A value of a real
-                column has no probability: ask for a range.
+            frame: Rows of the table.
 
-        Raises:
-            ValueError: If a column is in both, or one of them does not fit the table.
+        Returns:
+            Scores, p-values against rows that training did not see, and p-values of cells.
         """
-        given = {} if given is None else dict(given)
-        both = sorted(set(given) & set(event))
-        if both:
-            raise ValueError(f"Expected an event about columns that are not given, got {both}.")
-        for name, said in event.items():
-            column = self.schema[name]
-            if not isinstance(column, Number) or column.integer or isinstance(said, tuple):
-                continue
-            if said != column.point:
-                raise ValueError(
-                    f"Expected a range of column {name!r} as (low, high), got {said!r}: one value "
-                    f"has no probability."
-                )
-        joint = self._log_evidence({**given, **event})
-        return float((joint - self._log_evidence(given)).exp().clamp(max=1.0))
-
-    def _log_evidence(self, known: Mapping[str, Any]) -> Tensor:
-        pieces = self.schema.evidence(**known)
-        if not pieces:
-            return torch.zeros(())
-        return self.model.condition(*pieces).log_evidence()[0]
+        return find_anomalies(self._coding, self._mixture, self._calibration, frame)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} of {len(self.schema.names)} columns: {self.model!r}"
+        size = f"{self._mixture.size:,} components"
+        return f"{type(self).__name__} of {len(self.schema.names)} columns, {size}"
 
 
-class ConditionedTable(_Drawn):
-    """The law of a row of a table given what is known of it.
-
-    Made by `TableModel.condition`.
-
-    Args:
-        table: The model.
-        known: What is known, by the names of columns.
-        law: The law of encoded rows.
-    """
-
-    def __init__(self, table: TableModel, known: Mapping[str, Any], law: ConditionedLaw) -> None:
-        self.schema, self.known, self.law = table.schema, dict(known), law
-        self._table, self._law = table, law
-
-    def probability(self, **event: Any) -> float:
-        """The probability of an event given what is known; see `TableModel.probability`."""
-        return self._table.probability(self.known, **event)
-
-    def predict_proba(self, name: str) -> dict[Any, float]:
-        """Probabilities of the values of a column of a few values.
-
-        Raises:
-            ValueError: If it is another column.
-        """
-        column = self.schema[name]
-        if not isinstance(column, Choice):
-            raise ValueError(
-                f"Expected a column of a few values, got {name!r}, which is {column}. Ask for "
-                f"quantile({name!r}, ...), or for the probability of a range."
-            )
-        law: Any = self.law
-        index = self.schema.dim + self.schema.code_names.index(name)
-        return dict(zip(column.values, law.probs(index).tolist(), strict=True))
-
-    def quantile(self, name: str, probs: float | Sequence[float]) -> np.ndarray:
-        """Quantiles of a numeric column, in its units; dates as dates.
-
-        Exact where the law has them in closed form and the column has no point, else those of
-        draws, the same at every call.
-
-        Args:
-            name: The column.
-            probs: Probabilities from 0 to 1, a number or several.
-
-        Raises:
-            ValueError: If it is another column, or probabilities are out of range.
-        """
-        column = self.schema[name]
-        if not isinstance(column, Number):
-            raise ValueError(f"Expected a numeric column, got {name!r}, which is {column}.")
-        asked = np.asarray(probs, dtype=np.float64)
-        if not ((asked >= 0) & (asked <= 1)).all():
-            raise ValueError(f"Expected probabilities from 0 to 1, got {probs!r}.")
-        place = self.schema.real_names.index(name)
-        if column.point is None:
-            try:
-                z = self.law.quantile(place, asked.flatten().tolist()).double().numpy()[:, None]
-                return column.decode(Encoded(z, z[:, :0])).reshape(asked.shape)
-            except NotImplementedError:
-                pass
-        return np.quantile(self._drawn(name), asked, method="inverted_cdf")
-
-    def interval(self, name: str, level: float = 0.9) -> tuple[Any, Any]:
-        """The central interval that holds a numeric column with a probability.
-
-        Args:
-            name: The column.
-            level: The probability.
-        """
-        tail = (1 - float(level)) / 2
-        low, high = self.quantile(name, [tail, 1 - tail])
-        return low, high
-
-    def mean(self, name: str) -> float:
-        """The mean of a column of numbers, from draws that are the same at every call.
-
-        Raises:
-            ValueError: If it is a column of dates or of a few values.
-        """
-        column = self.schema[name]
-        if not isinstance(column, Number) or isinstance(column, Date):
-            raise ValueError(f"Expected a column of numbers, got {name!r}, which is {column}.")
-        return float(self._drawn(name).mean())
-
-    def _drawn(self, name: str) -> np.ndarray:
-        drawn = self.sample(DRAWS, generator=Generator().manual_seed(0))
-        return np.asarray(drawn[name])
-
-
-def _alike(x: Tensor) -> Iterator[Tensor]:
-    """Indices of rows that have gaps at the same places, in blocks."""
-    _, kind = x.isnan().unique(dim=0, return_inverse=True)
-    for number in range(int(kind.max()) + 1 if len(kind) else 0):
-        yield from (kind == number).nonzero().squeeze(-1).split(BLOCK)
+def _coded(
+    schema: Schema, frame: Frame, max_bins: int, share: float, seed: int
+) -> tuple[Coding, np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of a frame, by bins of the rows that are not held out; and which are held out."""
+    values = schema.values(frame)
+    size = len(next(iter(values.values())))
+    if size < 2:
+        raise ValueError(f"Expected at least two rows, got {size}.")
+    if not 0 <= share < 1:
+        raise ValueError(f"Expected held_out to be a share from 0 to 1, got {share!r}.")
+    outside = np.zeros(size, dtype=bool)
+    count = min(int(share * size), MOST_HELD_OUT)
+    outside[np.random.default_rng(seed).permutation(size)[:count]] = True
+    coding = Coding.of(schema, frame, max_bins, ~outside)
+    codes, log_density = coding.encode(frame)
+    return coding, codes, log_density, outside

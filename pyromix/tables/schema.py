@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,35 +23,54 @@ import torch
 from torch import Generator, Tensor
 
 from ..evidence.pieces import Evidence
+from .cells import Cell, cells_of, check_known
 from .columns import Choice, Column, Date, Encoded, Number, as_dates
+from .events import Event
 from .frames import Frame, library_of, read, write
 from .inference import LeftOut, guess
 from .maps import Map
 from .plain import column_from_plain, column_to_plain, values_from_plain, values_to_plain
 from .statements import evidence_of
-from .values import Values, hint
+from .values import Values
 
 # Values of a column that are kept, so that its kind can be changed later.
 KEPT = 1000
 
 
-def real(point: float | None = None) -> Column:
+def real(step: float | None = None, point: float | None = None) -> Column:
     """Any real number.
 
     Args:
+        step: What all values are multiples of, such as 0.01, if they are rounded.
         point: A value that many rows have exactly.
     """
-    return Number(Map("linear"), point=point)
+    return Number(Map("linear"), step=check_step(step), point=point)
 
 
-def positive(low: float = 0.0, point: float | None = None) -> Column:
+def positive(low: float = 0.0, step: float | None = None, point: float | None = None) -> Column:
     """Real numbers above a bound, modelled by logarithms.
 
     Args:
         low: The bound.
+        step: What all values are multiples of, such as 0.01, if they are rounded: then the bound
+            is the smallest of them.
         point: A value that many rows have exactly, such as zero.
     """
-    return Number(Map("log", low), point=point)
+    if step is None:
+        return Number(Map("log", low), point=point)
+    check_step(step)
+    return Number(Map("log", low - step), step=float(step), lowest=low, point=point)
+
+
+def check_step(step: float | None) -> float | None:
+    """Checks what values are multiples of.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    if step is not None and not 0 < step < np.inf:
+        raise ValueError(f"Expected a positive step, got {step!r}.")
+    return None if step is None else float(step)
 
 
 def bounded(low: float, high: float, point: float | None = None) -> Column:
@@ -76,7 +95,7 @@ def integer(point: int | None = None) -> Column:
     Args:
         point: A value that so many rows have that it is better modelled by itself.
     """
-    return Number(Map("linear"), integer=True, point=point)
+    return Number(Map("linear"), step=1.0, point=point)
 
 
 def count(low: int = 0, point: int | None = None) -> Column:
@@ -86,7 +105,7 @@ def count(low: int = 0, point: int | None = None) -> Column:
         low: The smallest.
         point: A value that so many rows have that it is better modelled by itself.
     """
-    return Number(Map("log", low - 1), integer=True, lowest=low, point=point)
+    return Number(Map("log", low - 1), step=1.0, lowest=low, point=point)
 
 
 def categorical(values: Iterable[Any] = ()) -> Column:
@@ -118,7 +137,7 @@ def date(*, whole_days: bool = True) -> Column:
     Args:
         whole_days: Whether it takes dates alone.
     """
-    return Date(Map("linear"), integer=whole_days)
+    return Date(Map("linear"), step=1.0 if whole_days else None)
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ class Schema:
         self.names = list(self._entries)
 
     @classmethod
-    def infer(cls, frame: Frame, **kinds: Column) -> "Schema":
+    def infer(cls, frame: Frame, /, **kinds: Column) -> "Schema":
         """A schema for a frame.
 
         Args:
@@ -178,7 +197,7 @@ class Schema:
                 f"Expected a frame with rows and columns, got {len(table[0]) if table else 0} "
                 f"rows of {len(table)} columns."
             )
-        _check_known(kinds, [values.name for values in table])
+        check_known(kinds, [values.name for values in table])
         entries, left_out = {}, {}
         for values in table:
             found = kinds.get(values.name) or guess(values)
@@ -234,7 +253,7 @@ class Schema:
         Raises:
             ValueError: If there is no such column, or its values do not fit.
         """
-        _check_known([name], self.names)
+        check_known([name], self.names)
         own = self._entries[name]
         changed = replace(own, column=kind.fitted(own.like))
         return Schema(self._entries | {name: changed}, self.left_out, self._library)
@@ -245,7 +264,7 @@ class Schema:
         Raises:
             ValueError: If there are no such columns, or no others.
         """
-        _check_known(names, self.names)
+        check_known(names, self.names)
         entries = {name: own for name, own in self._entries.items() if name not in names}
         if not entries:
             raise ValueError("Expected a column that is left, got none.")
@@ -253,7 +272,7 @@ class Schema:
         return Schema(entries, self.left_out | why, self._library)
 
     def __getitem__(self, name: str) -> Column:
-        _check_known([name], self.names)
+        check_known([name], self.names)
         return self._entries[name].column
 
     @property
@@ -294,16 +313,13 @@ class Schema:
         Raises:
             ValueError: If the frame has none of the columns, or values do not fit.
         """
-        table = {values.name: values for values in read(frame)}
-        known = [name for name in self.names if name in table]
-        if not known:
-            raise ValueError(f"Expected some of the columns {self.names}, got {list(table)}.")
-        size = len(table[known[0]])
+        table = self.values(frame)
+        size = len(next(iter(table.values())))
         reals, codes = [], []
         for name, column in self.columns.items():
             if name in table:
                 own = column.encode(table[name])
-                _warn_of_unseen(name, column, table[name])
+                warn_of_unseen(name, column, table[name])
             else:
                 own = Encoded(
                     np.full((size, int(column.has_real)), np.nan),
@@ -313,20 +329,33 @@ class Schema:
             codes.append(own.codes)
         return torch.from_numpy(np.concatenate([*reals, *codes], 1))
 
-    def evidence(self, **known: Any) -> list[Evidence]:
+    def cells(self, *events: Event, **known: Any) -> list[Cell]:
+        """What is said of a row, as disjoint cells; none if it contradicts itself.
+
+        Args:
+            events: Comparisons of `col`, all of which hold.
+            known: By the name of a column: a value; a pair (low, high) of which both ends belong
+                to the range, None where it has no end; a list of values that are possible. Names
+                that are no Python names go in by ``**{...}``.
+
+        Raises:
+            ValueError: For names and values that the table does not have.
+        """
+        return cells_of(self.columns, events, known)
+
+    def evidence(self, *events: Event, **known: Any) -> list[Evidence]:
         """What is known of a row, as evidence for a model of encoded rows.
 
         Args:
-            known: By the name of a column: a value; a pair (low, high) of which both ends belong
-                to the range, None where it has no end; of columns of a few values, a list of
-                those that are possible. Names that are no Python names go in by ``**{...}``.
+            events: As `cells` takes them.
+            known: As `cells` takes it.
 
         Returns:
             Pieces for ``model.condition(*pieces)``.
 
         Raises:
-            ValueError: For names and values that the table does not have, and for ranges that
-                hold a column's point together with other values.
+            ValueError: For names and values that the table does not have, for what contradicts
+                itself, and for what takes a union of pieces.
 
         Example:
             >>> table = {"age": [31, 45, 27, 52], "city": ["Rome", "Oslo", "Rome", "Bern"]}
@@ -334,10 +363,46 @@ class Schema:
             >>> [type(piece).__name__ for piece in schema.evidence(age=(30, 40), city="Rome")]
             ['CategoricalPrior', 'Box']
         """
-        _check_known(known, self.names)
+        cells = self.cells(*events, **known)
+        if len(cells) != 1:
+            raise ValueError(
+                f"Expected one set of values for each column, got {len(cells)} disjoint cells."
+            )
         real_at = {name: place for place, name in enumerate(self.real_names)}
         code_at = {name: place + self.dim for place, name in enumerate(self.code_names)}
-        return evidence_of(self.columns, real_at, code_at, known)
+        return evidence_of(self.columns, real_at, code_at, cells[0])
+
+    @property
+    def library(self) -> str:
+        """The library of its frames."""
+        return self._library
+
+    def frame(self, values: Mapping[str, np.ndarray], index: Any = None) -> Frame:
+        """A frame of the table's library, with its types.
+
+        Args:
+            values: Of columns, as `Column.decode` returns them; days since 1970 for dates.
+            index: Labels of the rows, for pandas.
+        """
+        columns = []
+        for name, value in values.items():
+            column = self[name]
+            if isinstance(column, Date) and value.dtype.kind == "f":
+                value = as_dates(value, column.unit)
+            columns.append((self._entries[name].like, value))
+        return write(columns, self._library, index)
+
+    def values(self, frame: Frame) -> dict[str, Values]:
+        """The columns of a frame that the schema has, by name.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        table = {values.name: values for values in read(frame)}
+        known = {name: table[name] for name in self.names if name in table}
+        if not known:
+            raise ValueError(f"Expected some of the columns {self.names}, got {list(table)}.")
+        return known
 
     def decode(self, x: Tensor) -> Frame:
         """Rows of a model as a frame of the table's library, with its types.
@@ -354,29 +419,6 @@ class Schema:
             columns.append((entry.like, entry.column.decode(own)))
         return write(columns, self._library)
 
-    def filled(self, frame: Frame, x: Tensor) -> Frame:
-        """A frame with what it lacks from encoded rows; what is known stays as it was.
-
-        Args:
-            frame: Rows of the table, maybe with gaps, or without some columns.
-            x: The same rows complete, (N, dim + number of codes).
-        """
-        table, columns = {values.name: values for values in read(frame)}, []
-        for name, own in self._split(x).items():
-            column = self[name]
-            value = column.decode(own)
-            if name in table:
-                known, raw = ~table[name].missing, table[name].raw
-                if isinstance(column, Date):
-                    raw = as_dates(raw, "us")
-                elif isinstance(column, Choice):
-                    codes = column.encode(table[name]).codes[:, 0]
-                    known = ~np.isnan(codes)  # others count as gaps
-                    raw = column.decode(Encoded(own.real, codes[:, None]))
-                value = np.where(known, raw, value)
-            columns.append((self._entries[name].like, value))
-        return write(columns, self._library)
-
     def dequantize(self, x: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Encoded rows with integers spread evenly over what is rounded to them, for training.
 
@@ -388,9 +430,9 @@ class Schema:
         for place, name in enumerate(self.real_names):
             column = self[name]
             assert isinstance(column, Number)
-            if column.integer:
+            if column.step is not None:
                 noise = torch.rand(len(x), generator=generator, dtype=torch.float64).numpy() - 0.5
-                value = column.whole(x[:, place].double().cpu().numpy()) + noise
+                value = column.from_real(x[:, place].double().cpu().numpy()) + noise * column.step
                 spread[:, place] = torch.from_numpy(column.map.forward(value)).to(x)
         return spread
 
@@ -408,7 +450,7 @@ class Schema:
         total = np.zeros(len(x))
         for name, own in self._split(x).items():
             column = self[name]
-            if integers or not (isinstance(column, Number) and column.integer):
+            if integers or not (isinstance(column, Number) and column.step is not None):
                 total = total + column.log_slope(own)
         return torch.from_numpy(total).to(x)
 
@@ -447,6 +489,8 @@ def _examples(values: Values, count: int = 3) -> list[str]:
     known = values.raw[~values.missing]
     if known.dtype == object:
         return [str(value) for value in list(dict.fromkeys(known))[:count]]
+    if not len(known):
+        return []
     different = np.unique(known)
     different = different[np.linspace(0, len(different) - 1, count).round().astype(int)]
     if values.sort == "date":
@@ -457,23 +501,19 @@ def _examples(values: Values, count: int = 3) -> list[str]:
 def _some(values: Values) -> Values:
     """Some values of a column, from the smallest to the largest."""
     known = values.raw[~values.missing]
-    if known.dtype != object:
+    if known.dtype == object:
+        different = np.array(list(dict.fromkeys(known)), dtype=object)
+    else:
         known = np.sort(known)
+        different = np.unique(known)
     if len(known) > KEPT:
         known = known[np.linspace(0, len(known) - 1, KEPT).astype(int)]
+    if len(different) <= KEPT:  # so that none of them is missing from another kind
+        known = np.concatenate([known, different])
     return replace(values, raw=known)
 
 
-def _check_known(names: Iterable[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name in known:
-            continue
-        raise ValueError(
-            f"Expected one of the columns {list(known)}, got {name!r}." + hint(name, known)
-        )
-
-
-def _warn_of_unseen(name: str, column: Column, values: Values) -> None:
+def warn_of_unseen(name: str, column: Column, values: Values) -> None:
     if not isinstance(column, Choice) or values.sort == "boolean":
         return
     seen = set(column.values)
