@@ -45,6 +45,9 @@ __all__ = [
     "save",
 ]
 
+from importlib import import_module
+from typing import Any
+
 # A bare `import pyromix` has the sub-packages, too. That is cheap: what takes long to import, such
 # as SciPy and lightning-fabric, is imported where it is used.
 from . import (  # noqa: F401
@@ -106,3 +109,14 @@ from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling
 from .training.fit import History, fit
 
 _install_old_names()
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `pyromix.sklearn` when it is used: scikit-learn is not a dependency."""
+    if name != "sklearn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "sklearn"})

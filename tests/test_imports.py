@@ -25,6 +25,7 @@ LAYERS = (
     ("drmm", "rad", "frmdn", "maxent", "dcgmm"),
     ("hierarchy",),
     ("class_conditional", "testing", "tables"),
+    ("sklearn",),
 )
 
 
