@@ -1,0 +1,1 @@
+"""Laws of rows of a table: ours, and what others offer."""

@@ -1,0 +1,5 @@
+"""Runs `benchmarks.tables.compare`."""
+
+from benchmarks.tables.compare import main
+
+main()
