@@ -14,6 +14,7 @@ import warnings
 from pyro.infer import MCMC, SVI
 
 import pyromix
+from pyromix.tables import TableModel
 
 SVI_STEPS = 20
 
@@ -48,6 +49,8 @@ def shorten(replace):
     replace(pyromix, "fit", shortened(pyromix.fit, steps=40))
     solve = shortened(pyromix.MaximumEntropy.solve, steps=10, rounds=2, start_steps=10)
     replace(pyromix.MaximumEntropy, "solve", solve)
+    table = shortened(TableModel.fit, steps=20, members=1, num_components=8)
+    replace(TableModel, "fit", staticmethod(table))
     replace(MCMC, "__init__", shortened(MCMC.__init__, num_samples=20, warmup_steps=20))
     replace(SVI, "step", step_or_repeat(SVI.step))
 

@@ -1,8 +1,9 @@
-"""Data to learn on: toy laws with known shapes, images, speech, and poses of a humanoid."""
+"""Data to learn on: toy laws with known shapes, images, speech, tables, poses of a humanoid."""
 
 __all__ = [
     "PlanarHumanoid",
     "SpokenDigits",
+    "adult",
     "digits",
     "fashion_mnist",
     "gaussian_grid",
@@ -23,6 +24,7 @@ __all__ = [
 from .humanoid import PlanarHumanoid
 from .images import digits, fashion_mnist, mnist
 from .speech import SpokenDigits, spoken_digits
+from .tables import adult
 from .toy import (
     gaussian_grid,
     gaussian_ring,
