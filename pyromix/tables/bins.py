@@ -232,24 +232,28 @@ class Bins:
         own = self.segments
         total = np.zeros((self.count, len(low)))
         wide = np.flatnonzero(np.isnan(own.atom))
-        part = self._below(wide, high) - self._below(wide, low)  # (pieces, M)
+        part = self._between(wide, low, high)  # (pieces, M)
         np.add.at(total, own.bins[wide], own.share[wide, None] * part)
         return total
 
-    def _below(self, segment: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Share of segments (S,) that is below numbers z (M,): (S, M)."""
+    def _between(self, segment: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Share of segments (S,) that is between numbers z, from (M,) to (M,): (S, M).
+
+        In tails it is the density at the end that is nearer to the bulk, times what is left from
+        there, so that it is exact however small.
+        """
         own = self.segments
         low, high, tail = (
             getattr(own, name)[segment][:, None] for name in ("low", "high", "tail")
         )
-        z = np.clip(z[None], low, high)
+        start, stop = np.clip(start[None], low, high), np.clip(stop[None], low, high)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             length = np.abs(tail)
             whole = -np.expm1(-(high - low) / length)
-            up = -np.expm1(-(z - low) / length) / whole
-            down = 1 + np.expm1(-(high - z) / length) / whole
-            flat = (z - low) / (high - low)
-        return np.where(tail > 0, up, np.where(tail < 0, down, flat))
+            distance = np.where(tail > 0, start - low, high - stop)
+            falling = np.exp(-distance / length) * -np.expm1(-(stop - start) / length) / whole
+            flat = (stop - start) / (high - low)
+        return np.where(stop <= start, 0.0, np.where(tail == 0, flat, falling))
 
     # ---- sets of values ---------------------------------------------------------------------
 
@@ -296,8 +300,8 @@ class Bins:
         high[~last] = z
         share = own.share[source].copy()
         for part in np.flatnonzero(~(first & last)):
-            below = self._below(source[part : part + 1], np.array([low[part], high[part]]))[0]
-            share[part] *= below[1] - below[0]
+            ends = low[part : part + 1], high[part : part + 1]
+            share[part] *= self._between(source[part : part + 1], *ends)[0, 0]
         return Segments(own.bins[source], share, low, high, own.tail[source], own.atom[source])
 
     def _spans(self, region: Intervals) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .columns import Choice, Column, Date, Number
-from .events import All, AnyOne, Compare, Event, Expression, Not
+from .events import All, AnyOne, Compare, Event, Expression, Not, as_truth
 from .regions import Intervals, Labels, Region
 from .values import hint
 
@@ -94,7 +94,7 @@ def cells_of(
         check_known([name], columns)
         region = _said_of(name, columns[name], said)
         found = [cell & Cell({name: region}) for cell in found]
-    for event in events:
+    for event in map(as_truth, events):
         if not isinstance(event, Event):
             raise ValueError(
                 f"Expected events such as (col('age') > 30), or columns by name, got {event!r}."

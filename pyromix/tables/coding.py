@@ -2,6 +2,7 @@
 
 __all__ = ["Coding", "Division"]
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,7 +117,16 @@ class Coding:
             column = self.schema[name]
             warn_of_unseen(name, column, own)
             if isinstance(column, Number):
-                codes[:, j], log_density[:, j] = self.encode_numbers(name, own.numbers())
+                x = own.numbers()
+                outside = ~column.can_be(x)
+                if outside.any():
+                    warnings.warn(
+                        f"Column {name!r}, {column}, cannot have values such as "
+                        f"{x[outside][0]:g}: they count as missing.",
+                        stacklevel=4,
+                    )
+                    x = np.where(outside, np.nan, x)
+                codes[:, j], log_density[:, j] = self.encode_numbers(name, x)
             else:
                 found = column.encode(own).codes[:, 0]
                 codes[:, j] = np.where(np.isnan(found), -1, found)

@@ -76,7 +76,7 @@ class Number(Column):
         map: From its own units to numbers of about unit size.
         step: What all values are multiples of, one for integers; None for any numbers. A multiple
             stands for the interval around it that is rounded to it.
-        lowest: Of multiples of a step, the smallest that there is.
+        lowest: The smallest value that there is.
         point: A value that many rows have exactly, such as zero, if there is one. A code then
             tells whether a row has it.
     """
@@ -129,12 +129,13 @@ class Number(Column):
             whole = self.on_grid(x)
             if self.step == 1 and (np.abs(whole - x) > 1e-6).any():
                 wrong = x[np.abs(whole - x) > 1e-6][0]
-                raise ValueError(f"Expected integers in column {name!r}, got {wrong:g}.")
-            if self.lowest is not None and (x < self.lowest - 0.5 * self.step).any():
-                raise ValueError(
-                    f"Expected column {name!r} to be at least {self.lowest:g}, got {x.min():g}."
-                )
+                what = "whole days" if isinstance(self, Date) else "integers"
+                raise ValueError(f"Expected {what} in column {name!r}, got {wrong:g}.")
             x = whole
+        if self.lowest is not None and (x < self.lowest).any():
+            raise ValueError(
+                f"Expected column {name!r} to be at least {self.lowest:g}, got {x.min():g}."
+            )
         if self.map.form == "logit":
             inner = MARGIN * (self.map.high - self.map.low)
             x = np.where(x == self.map.low, self.map.low + inner, x)
@@ -150,15 +151,17 @@ class Number(Column):
     def on_grid(self, x: np.ndarray) -> np.ndarray:
         """The nearest multiples of the step."""
         assert self.step is not None
+        if self.step == 1:
+            return np.round(x)
         decimals = max(0, math.ceil(-math.log10(self.step) - 1e-9)) + 2
         return np.round(np.round(x / self.step) * self.step, decimals)
 
     def from_real(self, z: np.ndarray) -> np.ndarray:
         """Values of encoded numbers alone, rounded if there is a step."""
         x = self.map.inverse(z)
-        if self.step is None:
-            return x
-        return self.on_grid(x if self.lowest is None else np.maximum(x, self.lowest))
+        if self.lowest is not None:
+            x = np.maximum(x, self.lowest)
+        return x if self.step is None else self.on_grid(x)
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """Values (N,), rounded if there is a step."""
@@ -181,8 +184,7 @@ class Number(Column):
     def bounds(self, low: float, high: float) -> tuple[float, float]:
         """Encoded numbers of a range, cut off where the column ends; zeros if none is left."""
         if self.lowest is not None:
-            assert self.step is not None
-            low = max(low, self.lowest - 0.5 * self.step)
+            low = max(low, self.lowest - 0.5 * (self.step or 0.0))
         if self.map.form != "linear":
             low = max(low, self.map.low)
         if self.map.form == "logit":
@@ -191,6 +193,14 @@ class Number(Column):
             return 0.0, 0.0
         start, stop = self.map.forward(np.array([low, high])).tolist()
         return start, stop
+
+    def can_be(self, x: np.ndarray) -> np.ndarray:
+        """Which finite values are in the range of the column; others are not judged."""
+        closed = np.isin(x, [self.map.low, self.map.high]) & (self.map.form == "logit")
+        inside = self.map.reaches(x) | closed
+        if self.lowest is not None:
+            inside &= x >= self.lowest - 0.5 * (self.step or 0.0)
+        return np.asarray(inside | (x == self.point) | ~np.isfinite(x))
 
     def has_mass(self, x: float) -> bool:
         """Whether one value has a probability, not a density."""
@@ -235,6 +245,8 @@ class Number(Column):
             words = f"above {self.map.low:g}"
         elif self.map.form == "logit":
             words = f"from {self.map.low:g} to {self.map.high:g}"
+        elif self.lowest is not None and self.map.form == "linear":
+            words += f" from {self.lowest:g}"
         if self.step not in (None, 1):
             words += f" in steps of {self.step:g}"
         return words if self.point is None else f"{words}, or {self.point:g}"

@@ -1,6 +1,6 @@
 """What is said of a row, by comparisons of columns."""
 
-__all__ = ["All", "AnyOne", "Compare", "Event", "Expression", "Not", "col"]
+__all__ = ["All", "AnyOne", "Compare", "Event", "Expression", "Not", "as_truth", "col"]
 
 import operator
 from abc import ABC, abstractmethod
@@ -47,7 +47,13 @@ class Event(ABC):
         """The columns that it speaks of."""
 
 
+def as_truth(said: Any) -> Any:
+    """A column of booleans as the event that it is true; other things as they are."""
+    return Compare(said, "==", True) if isinstance(said, Expression) else said
+
+
 def _as_event(said: Any) -> Event:
+    said = as_truth(said)
     if isinstance(said, Event):
         return said
     raise ValueError(
@@ -172,6 +178,15 @@ class Expression(ABC):
     def between(self, low: Any, high: Any) -> Event:
         """That it is in a range, both ends included; None for an end that there is not."""
         return Compare(self, "between", (low, high))
+
+    def __invert__(self) -> Event:
+        return Compare(self, "==", False)
+
+    def __and__(self, other: Any) -> Event:
+        return Compare(self, "==", True) & as_truth(other)
+
+    def __or__(self, other: Any) -> Event:
+        return Compare(self, "==", True) | as_truth(other)
 
     def isna(self) -> Event:
         """Not available: gaps are summed over, and have no probability."""

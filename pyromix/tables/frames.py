@@ -5,6 +5,7 @@ __all__ = ["Frame", "index_of", "is_frame", "library_of", "read", "table_of", "w
 import importlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ def read(frame: Frame) -> list[Values]:
     if isinstance(frame, Mapping):
         frame = _import("pandas").DataFrame(dict(frame))
     names = [str(name) for name in getattr(frame, "columns", ())]
+    if library_of(frame) == "pandas" and any(not isinstance(n, str) for n in frame.columns):
+        frame = frame.set_axis(names, axis=1)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Expected columns of different names, got {twice} more than once.")
@@ -46,6 +49,12 @@ def read(frame: Frame) -> list[Values]:
 
 
 def _values(nw: Any, name: str, series: Any) -> Values:
+    native = series.to_native()
+    zone = getattr(getattr(native, "dtype", None), "tz", None)
+    if zone is not None:  # of pandas: narwhals does not know all names of zones
+        plain = nw.from_native(native.dt.tz_convert("UTC").dt.tz_localize(None), series_only=True)
+        told = f"Datetime(time_unit='{native.dtype.unit}', time_zone='{zone}')"
+        return replace(_values(nw, name, plain), dtype=told)
     dtype, told = series.dtype, str(series.dtype)
     missing = series.is_null().to_numpy().astype(bool)
     if dtype.is_numeric():
@@ -107,6 +116,14 @@ def write(columns: Sequence[tuple[Values, np.ndarray]], library: str, index: Any
             casts.append(nw.col(like.name).cast(nw.Enum(like.categories)))
         elif like.dtype.startswith("Categorical"):
             casts.append(nw.col(like.name).cast(nw.Categorical()))
+        elif like.dtype.startswith("Datetime"):
+            unit, zone = (
+                re.search(rf"{part}='([^']+)'", like.dtype) for part in ("time_unit", "time_zone")
+            )
+            times = nw.col(like.name).cast(nw.Datetime(unit[1] if unit else "us"))
+            if zone:
+                times = times.dt.replace_time_zone("UTC").dt.convert_time_zone(zone[1])
+            casts.append(times)
     return nw.from_dict(data, backend=library).with_columns(*casts).to_native()
 
 

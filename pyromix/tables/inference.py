@@ -11,7 +11,7 @@ from .maps import Map
 from .values import Values, is_number
 
 # Integers of so few different values are ordered categories.
-FEW = 12
+FEW = 6
 # Labels of more different values are left out.
 MANY = 200
 # A value that so many rows have exactly is modelled by itself.
@@ -100,11 +100,14 @@ def _number(x: np.ndarray, step: float | None) -> Column | LeftOut:
         least = x.min() if point is None else min(x.min(), point)
         low = step if abs(least - step) < 1e-9 else 0.0
         if least < 0 or not _is_skewed(x - (low - step)):
-            return Number(Map("linear"), step=step, point=point)
+            lowest = None if least < 0 else 0.0
+            return Number(Map("linear"), step=step, lowest=lowest, point=point)
         return Number(Map("log", low - step), step=step, lowest=low, point=point)
-    if x.min() > 0 and _is_skewed(x):
-        return Number(Map("log"), point=point)
-    return Number(Map("linear"), point=point)
+    some = x[x > 0]
+    if x.min() >= 0 and point in (None, 0.0) and _is_skewed(some):
+        zero = 0.0 if len(some) < len(x) else point
+        return Number(Map("log"), point=zero)
+    return Number(Map("linear"), lowest=0.0 if x.min() >= 0 else None, point=point)
 
 
 def _is_skewed(x: np.ndarray) -> bool:

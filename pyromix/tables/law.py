@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # Draws by which combinations of columns are decided on: a round, how many are to be accepted, and
 # the largest number of all.
 ROUND, ENOUGH, MOST = 2**16, 10_000, 2**22
+# Most draws of which rows are taken.
+PATIENCE = 2**27
 # Draws that stand for a law where combinations of columns are in the event.
 DRAWS = 20_000
 # Rows of given columns that a conditional mutual information averages over.
@@ -99,7 +101,7 @@ class TableLaw:
 
     # ---- the event --------------------------------------------------------------------------
 
-    def condition(self, *events: Event, **known: Any) -> "TableLaw":
+    def condition(self, /, *events: Event, **known: Any) -> "TableLaw":
         """The law given more.
 
         Args:
@@ -134,7 +136,7 @@ class TableLaw:
         return TableLaw(self._coding, self._mixture, self._cells, kept, self._said)
 
     def probability(
-        self, *events: Event, given: Event | Mapping[str, Any] | None = None, **event: Any
+        self, /, *events: Event, given: Event | Mapping[str, Any] | None = None, **event: Any
     ) -> Estimate:
         """The probability of an event.
 
@@ -152,8 +154,14 @@ class TableLaw:
                 real numbers, which has no probability.
         """
         if given is not None:
-            law = self.condition(given) if isinstance(given, Event) else self.condition(**given)
-            return law.probability(*events, **event)
+            if isinstance(given, Event):
+                return self.condition(given).probability(*events, **event)
+            if not isinstance(given, Mapping):
+                raise ValueError(
+                    f"Expected given to be an event, or a mapping from columns to what is known, "
+                    f"got {given!r}. Ask for a column of that name by col('given')."
+                )
+            return self.condition(**given).probability(*events, **event)
         asked = self.schema.cells(*events, **event)
         for name in {name for cell in asked for name in cell.regions}:
             regions = [cell.regions.get(name) for cell in asked]
@@ -334,6 +342,12 @@ class TableLaw:
         """Draws of a cell with combinations: components, and the columns in these."""
         parts, found = [], 0
         share = math.exp(self._weights.log_accepted[number])
+        if count / share > PATIENCE:
+            raise ValueError(
+                f"Expected fewer rows: about one of {1 / share:,.0f} draws meets "
+                f"{list(self._cells[number].combined)}, so that {count:,} rows take "
+                f"{count / share:,.0f} draws. Say more of single columns, which takes none."
+            )
         while found < count:
             size = int(np.clip(1.2 * (count - found) / share + 64, 256, 4 * ROUND))
             parts.append(self._try(number, size, self._weights))

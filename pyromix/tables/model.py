@@ -188,9 +188,9 @@ class TableModel(TableLaw):
     def condition(self, frame: Frame, /) -> TableRows: ...
 
     @overload
-    def condition(self, *events: Event, **known: Any) -> TableLaw: ...
+    def condition(self, /, *events: Event, **known: Any) -> TableLaw: ...
 
-    def condition(self, *events: Any, **known: Any) -> Any:
+    def condition(self, /, *events: Any, **known: Any) -> Any:
         """The law of a row given what is known of it, or the laws of many rows.
 
         Args:

@@ -43,7 +43,7 @@ def plot_column(law: Any, name: str, ax: "Axes | None" = None) -> "Axes":
         edges = _edges(low, high, column.step)
         ax.hist(drawn, bins=edges.tolist(), weights=np.full(len(drawn), 1 / len(drawn)))
         if isinstance(column, Date):
-            ax.xaxis_date()
+            _dates(ax, "x")
         ax.set_ylabel("probability of an interval")
     ax.set_xlabel(name)
     return ax
@@ -94,6 +94,9 @@ def plot_pair(law: Any, first: str, second: str, ax: "Axes | None" = None) -> "A
             if low < high:
                 place(low, high)
         ax.scatter(drawn[first], drawn[second], s=3, alpha=0.3, linewidths=0)
+        for axis, name in (("x", first), ("y", second)):
+            if isinstance(law.schema[name], Date):
+                _dates(ax, axis)
     ax.set_xlabel(first)
     ax.set_ylabel(second)
     return ax
@@ -175,6 +178,16 @@ def _plain(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind == "M":
         return x.astype("datetime64[us]").astype(np.float64) / 86_400e6
     return x.astype(np.float64)
+
+
+def _dates(ax: "Axes", axis: str) -> None:
+    """Few short dates on an axis."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(maxticks=6)
+    side = ax.xaxis if axis == "x" else ax.yaxis
+    side.set_major_locator(locator)
+    side.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def _turn_labels(ax: "Axes", labels: list[str]) -> None:

@@ -79,7 +79,7 @@ class TableRows:
         columns = dict(zip(values, probs.T, strict=True))
         return table_of(columns, self.schema.library, self._index)
 
-    def probability(self, *events: Event, **event: Any) -> np.ndarray:
+    def probability(self, /, *events: Event, **event: Any) -> np.ndarray:
         """Probabilities of an event for every row, (N,).
 
         Args:

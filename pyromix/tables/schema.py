@@ -201,6 +201,11 @@ class Schema:
         entries, left_out = {}, {}
         for values in table:
             found = kinds.get(values.name) or guess(values)
+            if not isinstance(found, Column | LeftOut):
+                raise ValueError(
+                    f"Expected a kind of column for {values.name!r}, such as real(), integer() or "
+                    f"categorical(), got {found!r}."
+                )
             if isinstance(found, LeftOut):
                 left_out[values.name] = found.reason
                 continue
@@ -329,7 +334,7 @@ class Schema:
             codes.append(own.codes)
         return torch.from_numpy(np.concatenate([*reals, *codes], 1))
 
-    def cells(self, *events: Event, **known: Any) -> list[Cell]:
+    def cells(self, /, *events: Event, **known: Any) -> list[Cell]:
         """What is said of a row, as disjoint cells; none if it contradicts itself.
 
         Args:
@@ -343,7 +348,7 @@ class Schema:
         """
         return cells_of(self.columns, events, known)
 
-    def evidence(self, *events: Event, **known: Any) -> list[Evidence]:
+    def evidence(self, /, *events: Event, **known: Any) -> list[Evidence]:
         """What is known of a row, as evidence for a model of encoded rows.
 
         Args:

@@ -103,8 +103,10 @@ class Search:
         trained(replace(plan, steps=1))  # what is imported then is not a step's time
         if len(plans) > 1 and len(held_out):
             each = COMPARING * self.time_budget / len(plans)
-            scores = []
+            scores: list[float] = []
             for candidate in plans:
+                if scores and time.perf_counter() - start > COMPARING * self.time_budget:
+                    break  # steps take longer than there is time to compare
                 own = self._timed(candidate, trained, each)
                 model = trained(own)
                 scores.append(float(Mixture.of(model).log_prob(held_out).mean()))

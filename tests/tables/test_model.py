@@ -291,7 +291,9 @@ def test_quantiles_and_means_of_dates_are_dates(model, drawn):
     assert low.dtype.kind == "M"
     assert abs(rows["joined"].between(low, high).mean() - 0.8) < 0.02
     assert abs(law.mean("joined") - rows["joined"].mean()) < pd.Timedelta(days=10)
-    known = model.condition({"height": [170.0, np.nan], "joined": pd.to_datetime([None, "2020-05-01"])})
+    known = model.condition(
+        {"height": [170.0, np.nan], "joined": pd.to_datetime([None, "2020-05-01"])}
+    )
     ends = known.interval("joined", 0.8)
     assert ends.shape == (2, 2)
     assert (ends[1] == np.datetime64("2020-05-01")).all()
@@ -389,3 +391,50 @@ def test_integers_are_spread_over_their_intervals():
     assert float(spread.max()) <= high[0]
     assert abs(float(spread.mean() - x.mean())) < 0.05 * (high[0] - low[0])
     assert schema.decode(spread)["a"].eq(3).all()
+
+
+def test_far_values_have_the_probabilities_that_densities_sum_to(model):
+    """However small: a share of a tail is not the difference of two numbers near one."""
+    for low in (150, 400, 900):
+        numbers = np.arange(low, low + 600)
+        summed = float(model.density({"visits": numbers}).sum())
+        asked = model.probability(visits=(low, low + 599))
+        assert 0 < asked < 1e-2
+        assert asked == pytest.approx(summed, rel=1e-4)
+    assert (model.condition(visits=(900, None)).sample(50)["visits"] >= 900).all()
+
+
+def test_names_and_booleans_as_users_write_them():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(60, 2)))  # named 0 and 1
+    table["self"] = rng.random(60) < 0.5
+    table["given"] = rng.normal(size=60)
+    model = TableModel.fit(table, steps=20, **QUICK)
+    assert list(model.sample(2).columns) == ["0", "1", "self", "given"]
+    total = model.probability(col("self")) + model.probability(~col("self"))
+    assert total == pytest.approx(1)
+    assert model.probability(self=True) == pytest.approx(model.probability(col("self")))
+    both = model.probability(col("self") & (col("given") > 0))
+    assert both == pytest.approx(model.probability(col("given") > 0, given={"self": True}) * (
+        model.probability(self=True)
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match="col\\('given'\\)"):
+        model.probability(given=(0, 1))
+
+
+def test_values_that_a_column_cannot_have_count_as_missing(model):
+    frame = {"visits": [-3, 5], "city": ["Oslo", "Oslo"]}
+    with pytest.warns(UserWarning, match="'visits', count from 0, cannot have values such as -3"):
+        found = model.log_prob(frame)
+    torch.testing.assert_close(found[:1], model.log_prob({"city": ["Oslo"]}))
+
+
+def test_rows_that_would_take_for_ever_are_refused(model):
+    event = (col("height") > 200 + 20 * col("rooms")) & (col("balance") > 3 * col("height"))
+    try:
+        law = model.condition(event)
+    except ValueError as error:
+        assert "none of" in str(error)  # noqa: PT017
+        return
+    with pytest.raises(ValueError, match="Expected fewer rows"):
+        law.sample(1_000_000_000)

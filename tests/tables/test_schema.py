@@ -60,10 +60,10 @@ def made_up(rows=400):
 
 
 KINDS = {
-    "height": "real",
+    "height": "real from 0",
     "income": "positive",
     "gain": "positive, or 0",
-    "share": "real",
+    "share": "real from 0",
     "visits": "count from 0",
     "balance": "integer",
     "rooms": "ordered 5",
@@ -257,3 +257,36 @@ def test_labels_of_several_types_and_ends_of_ranges():
     assert bool(schema.encode({"a": [0.0, 1.0]}).isfinite().all())
     assert str(Schema.infer({"a": [True, False]}, a=boolean())["a"]) == "boolean"
     assert str(Schema.infer({"a": pd.to_datetime(["2020-01-01", "2021-01-01"])}, a=date())["a"])
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Etc/GMT+5", "Europe/Rome"])
+def test_zones_of_any_name(zone):
+    start = pd.Timestamp("2021-03-01", tz="UTC")
+    times = (start + pd.to_timedelta(np.arange(50) * 1000, "min")).tz_convert(zone)
+    frame = pd.DataFrame({"at": times, "x": np.arange(50) * 0.5})
+    schema = Schema.infer(frame)
+    assert schema.decode(schema.encode(frame))["at"].dtype == frame["at"].dtype
+    assert (schema.decode(schema.encode(frame))["at"] - frame["at"]).abs().max() < pd.Timedelta(
+        "1ms"
+    )
+
+
+def test_times_of_polars_keep_their_types():
+    pl = pytest.importorskip("polars")
+    times = pl.datetime_range(
+        pl.datetime(2020, 1, 1), pl.datetime(2020, 2, 1), "1d", time_zone="Europe/Rome", eager=True
+    )
+    frame = pl.DataFrame({"at": times, "plain": times.dt.replace_time_zone(None)})
+    schema = Schema.infer(frame)
+    back = schema.decode(schema.encode(frame))
+    assert back.schema == frame.schema
+    assert back.equals(frame)
+
+
+def test_large_integers_and_kinds_as_text():
+    big = 10**15 + np.arange(40) ** 2
+    assert str(Schema.infer({"a": big})["a"]).startswith(("integer", "count"))
+    with pytest.raises(ValueError, match="a kind of column for 'a'"):
+        Schema.infer({"a": big}, a="integer")
+    amounts = np.r_[0.0, np.random.default_rng(0).lognormal(8, 1, 500)]
+    assert str(Schema.infer({"a": amounts})["a"]) == "positive, or 0"
