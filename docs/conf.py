@@ -86,6 +86,15 @@ def parse_attribute(
         lines[:] = ["..", "", *parsed.lines()]
 
 
+def leave_out(
+    _app: Sphinx, _what: str, _name: str, obj: object, _skip: bool, _options: object
+) -> bool | None:
+    """Leaves out what scikit-learn gives its estimators, and describes itself."""
+    inherited = str(getattr(obj, "__module__", "")).startswith("sklearn.")
+    return True if inherited else None
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-skip-member", leave_out)
     app.connect("config-inited", make_folders)
     app.connect("autodoc-process-docstring", parse_attribute, priority=400)  # before napoleon
