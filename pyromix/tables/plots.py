@@ -86,6 +86,8 @@ def plot_pair(law: Any, first: str, second: str, ax: "Axes | None" = None) -> "A
             showfliers=False,
             orientation="vertical" if labels[0] else "horizontal",
         )
+        if isinstance(law.schema[other], Date):
+            _dates(ax, "y" if labels[0] else "x")
         if labels[0]:
             _turn_labels(ax, [str(v) for v, _ in kept])
     else:
@@ -184,7 +186,7 @@ def _dates(ax: "Axes", axis: str) -> None:
     """Few short dates on an axis."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    locator = AutoDateLocator(maxticks=6)
+    locator = AutoDateLocator(minticks=3, maxticks=7)
     side = ax.xaxis if axis == "x" else ax.yaxis
     side.set_major_locator(locator)
     side.set_major_formatter(ConciseDateFormatter(locator))

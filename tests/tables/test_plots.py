@@ -9,6 +9,7 @@ from .test_schema import made_up
 
 pd = pytest.importorskip("pandas")
 plt = pytest.importorskip("matplotlib.pyplot")
+ConciseDateFormatter = pytest.importorskip("matplotlib.dates").ConciseDateFormatter
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,9 @@ def test_two_columns(pair, model, ax):
     model.condition(member=True).plot(*pair, ax=ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == pair
     assert ax.has_data()
+    for name, axis in zip(pair, (ax.xaxis, ax.yaxis), strict=True):
+        dates = isinstance(axis.get_major_formatter(), ConciseDateFormatter)
+        assert dates == (name == "joined")
 
 
 def test_dependence_and_gaps(model, ax):
