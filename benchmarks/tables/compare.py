@@ -47,7 +47,7 @@ QUICK_ROWS, QUICK_TEST = 1000, 200
 MOST_ROWS = 50_000
 TEST_ROWS = 2000
 # Cores that each method may use.
-THREADS = 2
+THREADS = 1
 
 
 def peer_class(name: str) -> type[Peer]:
@@ -66,7 +66,7 @@ def measure(name: str, table: str, rows: int, test_rows: int, seconds: float | N
         table: Of the table.
         rows: To train on, at most.
         test_rows: To test on, at most.
-        seconds: For ours to train for; by default its default number of steps.
+        seconds: For ours to train for; by default its default time.
     """
     limit_threads(THREADS)
     own = data.load(table, rows, test_rows)

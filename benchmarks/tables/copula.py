@@ -27,7 +27,7 @@ from benchmarks.tables.peer import (
     is_choice,
     number,
     numbers,
-    step_of,
+    without_gaps,
 )
 from pyromix.tables import Schema
 
@@ -90,19 +90,17 @@ class GaussianCopula(Peer):
             self.ranges[name] = x.min(), x.max()
             digits = transformers[name]._rounding_digits
             step = STEP * x.std() if digits is None else 10.0**-digits
-            self.steps[name] = step_of(number(column)) or step
+            self.steps[name] = number(column).step or step
             self.grids[name] = grid_of(number(column), numbers(frame, name))
         uniform = qmc.Sobol(len(schema.names), seed=0).random(DRAWS)
         self.uniform = np.clip(uniform, 1e-9, 1 - 1e-9)
 
     def _plain(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame as numbers and codes without gaps."""
-        rng, columns = np.random.default_rng(0), {}
-        for name, column in self.schema.columns.items():
-            x = codes(frame, name, self.schema) if is_choice(column) else numbers(frame, name)
-            gaps = np.isnan(x)
-            x[gaps] = rng.choice(x[~gaps], gaps.sum())
-            columns[name] = [f"{int(code)}" for code in x] if is_choice(column) else x
+        columns: dict[str, Any] = dict(without_gaps(frame, self.schema))
+        for name, x in columns.items():
+            if is_choice(self.schema[name]):
+                columns[name] = [f"{int(code)}" for code in x]
         return pd.DataFrame(columns)
 
     def _intervals(self, found: dict[Any, Any], name: str) -> np.ndarray:
@@ -147,7 +145,7 @@ class GaussianCopula(Peer):
             own, x = number(column), numbers(frame, name)
             known = ~np.isnan(x)
             half = self.steps[name] / 2
-            whole = known & ((step_of(own) is not None) | (x == own.point))
+            whole = known & ((own.step is not None) | (x == own.point))
             lows[whole, place], highs[whole, place] = self._ends(name, x[whole], half)
             rest = known & ~whole
             # Densities are means over what is rounded to a number: that of a Beta law is infinite

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.special import ndtr
 
 from benchmarks.tables.components import Mixture, Rows, log_normal_mass
-from benchmarks.tables.peer import choice, codes, is_choice, number, numbers, step_of, to_steps
+from benchmarks.tables.peer import choice, is_choice, number, to_steps, without_gaps
 from pyromix.tables import Schema
 
 TREES = 10
@@ -66,16 +66,12 @@ class AdversarialForest(Mixture):
 
     def _plain(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame as numbers and categories without gaps."""
-        rng, columns = np.random.default_rng(0), {}
-        for name, column in self.schema.columns.items():
-            x = codes(frame, name, self.schema) if is_choice(column) else numbers(frame, name)
-            gaps = np.isnan(x)
-            x[gaps] = rng.choice(x[~gaps], gaps.sum())
+        columns: dict[str, Any] = dict(without_gaps(frame, self.schema))
+        for name, x in columns.items():
+            column = self.schema[name]
             if is_choice(column):
                 kinds = range(choice(column).num_categories)
-                columns[name] = pd.Series(pd.Categorical(x.astype(int), categories=kinds))
-            else:
-                columns[name] = pd.Series(x)
+                columns[name] = pd.Categorical(x.astype(int), categories=kinds)
         return pd.DataFrame(columns)
 
     def _collect(self, frame: pd.DataFrame) -> None:
@@ -162,7 +158,7 @@ class AdversarialForest(Mixture):
         """Log-densities of encoded numbers in leaves, (N, K), in the table's units."""
         column = number(self.schema[name])
         loc, scale, low, high, inside = self.normals[place]
-        if step_of(column) is not None:
+        if column.step is not None:
             first, last = (end[:, None] for end in column.interval(column.from_real(z)))
             first, last = np.maximum(first, low), np.minimum(last, high)
             out = first >= last

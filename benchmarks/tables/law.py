@@ -7,7 +7,7 @@ with more beyond them. Between its values, distribution functions are linear in 
 
 import numpy as np
 
-from benchmarks.tables.peer import PROBS, Prediction, step_of
+from benchmarks.tables.peer import PROBS, Prediction
 from pyromix.tables.columns import Number
 
 GRID = 400
@@ -29,7 +29,7 @@ def grid_of(column: Number, x: np.ndarray) -> np.ndarray:
     x = x[~np.isnan(x)]
     if column.point is not None:
         x = x[x != column.point]
-    step = step_of(column)
+    step = column.step
     if step is not None:
         low, high = np.round(x.min() / step), np.round(x.max() / step)
         if high - low <= MANY:
@@ -86,7 +86,7 @@ def _inverse(
 
 
 def _rest(column: Number, grid: np.ndarray, cdf: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    step = step_of(column)
+    step = column.step
     if step is not None and _is_stepwise(column, grid, step):
         # The least value whose upper end has at least the probability.
         place = np.searchsorted(cdf, probs - 1e-12).clip(max=len(grid) - 1)

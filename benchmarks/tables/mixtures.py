@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from torch import Generator
 
 from benchmarks.tables.components import Mixture, Rows, log_normal_mass
-from benchmarks.tables.peer import number, step_of
+from benchmarks.tables.peer import number
 from pyromix.tables import Schema
 
 STEPS = 100
@@ -168,7 +168,7 @@ class ProductMixture(MixtureByEM):
         joint, z, scale = self._log_codes(rows), rows.z.copy(), np.sqrt(self.variance)
         for place, name in enumerate(self.schema.real_names):
             column = number(self.schema[name])
-            if step_of(column) is None:
+            if column.step is None:
                 continue
             known = ~np.isnan(z[:, place])
             ends = column.interval(column.from_real(z[known, place]))

@@ -19,7 +19,7 @@ class ResidualMixture(Peer):
     """`TableModel` with its defaults.
 
     Args:
-        seconds: To train for; by default the default number of steps.
+        seconds: To train for; by default the default time.
     """
 
     has_density: ClassVar[bool] = True

@@ -96,14 +96,20 @@ def choice(column: Column) -> Choice:
     return column
 
 
-def step_of(column: Number) -> float | None:
-    """What all values of a column are multiples of, one for integers; None for any numbers."""
-    return getattr(column, "step", 1.0 if getattr(column, "integer", False) else None)
+def without_gaps(frame: pd.DataFrame, schema: Schema) -> dict[str, np.ndarray]:
+    """Numbers and codes of all columns, gaps filled with values that other rows have."""
+    rng, columns = np.random.default_rng(0), {}
+    for name, column in schema.columns.items():
+        x = codes(frame, name, schema) if is_choice(column) else numbers(frame, name)
+        gaps = np.isnan(x)
+        x[gaps] = rng.choice(x[~gaps], gaps.sum())
+        columns[name] = x
+    return columns
 
 
 def to_steps(column: Number, x: np.ndarray) -> np.ndarray:
     """Numbers rounded to multiples of the column's step, if it has one."""
-    step = step_of(column)
+    step = column.step
     return x if step is None else np.round(x / step) * step
 
 

@@ -122,8 +122,8 @@ class MixtureAnomalyDetector(OutlierMixin, MixtureEstimator):
 
     def _scores(self, frame: Frame) -> np.ndarray:
         coding = self.model_._coding
-        codes, log_density = coding.encode(frame)
         values = coding.schema.values(frame)
+        codes, log_density = coding.encode_values(values)
         gaps = np.stack([values[name].missing for name in coding.names], 1)
         more = np.where(gaps, self._usual, np.where(codes < 0, self._unseen, 0.0))
         return self.model_._mixture.log_prob(codes) + (log_density + more).sum(1)

@@ -54,7 +54,8 @@ def find_anomalies(
         calibration: Rows that training did not see.
         frame: The rows.
     """
-    codes, log_density = coding.encode(frame)
+    values = coding.schema.values(frame)
+    codes, log_density = coding.encode_values(values)
     scores = -(mixture.log_prob(codes) + log_density.sum(1))
     p_values = np.full(len(codes), np.nan)
     if calibration is not None and len(calibration.codes):
@@ -63,7 +64,6 @@ def find_anomalies(
             rows = kind.reshape(-1) == number
             p_values[rows] = _shares(mixture, calibration, known, scores[rows])
     cells = {name: np.full(len(codes), np.nan) for name in coding.names}
-    values = coding.schema.values(frame)
     for part in mixture.blocks(len(codes)):
         log_joint = mixture.log_joint(codes[part])
         for j, name in enumerate(coding.names):

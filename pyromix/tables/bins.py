@@ -77,6 +77,17 @@ class Segments:
             down = high + length * np.log1p(-(1 - u) * whole)
         return np.where(tail > 0, up, np.where(tail < 0, down, flat))
 
+    def mass(self, belongs: np.ndarray) -> np.ndarray:
+        """Probabilities of sets of segments given each bin, (sets, bins).
+
+        Args:
+            belongs: Which segments they hold, (sets, S).
+        """
+        total = np.zeros((len(belongs), int(self.bins.max()) + 1))
+        for row, own in zip(total, belongs, strict=True):
+            np.add.at(row, self.bins[own], self.share[own])
+        return np.minimum(total, 1.0)
+
     def take(self, index: np.ndarray) -> "Segments":
         """Some of the segments."""
         return Segments(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
@@ -170,21 +181,12 @@ class Bins:
             codes[known] = own.bins[wide][place]
             log_density[known] = self._log_density(place, z) + column.map.log_slope(value)
             return codes, log_density
+        # Pieces end at ends of what is rounded: a multiple of the step is within one of them.
         low, high = column.edges(column.on_grid(value))
-        place = np.clip(
-            np.searchsorted(starts, (low + high) / 2, side="right") - 1, 0, len(starts) - 1
-        )
+        middle = np.searchsorted(starts, (low + high) / 2, side="right") - 1
+        place = np.clip(middle, 0, len(starts) - 1)
         codes[known] = own.bins[wide][place]
-        different, back = np.unique(np.stack([low, high]), axis=1, return_inverse=True)
-        masses = self._mass_within(*different)  # (bins, different)
-        with np.errstate(divide="ignore"):
-            found = np.log(masses[codes[known], back.reshape(-1)])
-        # In long tails, differences of probabilities near one have no digits left.
-        segment = np.flatnonzero(wide)[place]
-        inside = (low >= own.low[segment]) & (high <= own.high[segment])
-        tails = inside & (own.tail[segment] != 0)
-        found[tails] = self._log_tail_mass(segment[tails], low[tails], high[tails])
-        log_density[known] = found
+        log_density[known] = self._log_mass(np.flatnonzero(wide)[place], low, high)
         return codes, log_density
 
     def cdf(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -217,15 +219,20 @@ class Bins:
             shape = np.where(tail == 0, -np.log(high - low), falling)
             return np.log(own.share[place]) + shape
 
-    def _log_tail_mass(self, segment: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Log-probabilities of intervals (M,) of z within tails (M,), given their bins."""
+    def _log_mass(self, segment: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Log-probabilities of intervals (M,) of z within segments (M,), given their bins.
+
+        In logarithms, as those far out in tails are too small for numbers.
+        """
         own = self.segments
-        tail, length = own.tail[segment], np.abs(own.tail[segment])
-        nearer = np.where(tail > 0, low - own.low[segment], own.high[segment] - high)
-        whole = -np.expm1(-(own.high[segment] - own.low[segment]) / length)
-        with np.errstate(divide="ignore"):
-            width: np.ndarray = np.log(-np.expm1(-(high - low) / length) / whole)
-            return np.log(own.share[segment]) - nearer / length + width
+        start, stop, tail = own.low[segment], own.high[segment], own.tail[segment]
+        length = np.abs(tail)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            nearer = np.where(tail > 0, low - start, stop - high)
+            whole = -np.expm1(-(stop - start) / length)
+            falling = np.log(-np.expm1(-(high - low) / length) / whole) - nearer / length
+            flat = np.log((high - low) / (stop - start))
+            return np.log(own.share[segment]) + np.where(tail == 0, flat, falling)
 
     def _mass_within(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Probabilities of intervals (M,) of z given each bin, (bins, M); of wide pieces alone."""
@@ -316,14 +323,6 @@ class Bins:
                 found.append(ends)
         return found
 
-    def mass(self, regions: Sequence[Intervals]) -> np.ndarray:
-        """Probabilities of sets of values given each bin, (sets, bins)."""
-        segments, belongs = self.cut(regions)
-        total = np.zeros((len(regions), self.count))
-        for number, own in enumerate(belongs):
-            np.add.at(total[number], segments.bins[own], segments.share[own])
-        return total
-
     def draw(
         self, code: np.ndarray, segments: Segments | None = None, held: np.ndarray | None = None
     ) -> np.ndarray:
@@ -397,6 +396,9 @@ def _pieces(column: Number, x: np.ndarray, most: int) -> tuple[np.ndarray, ...]:
     if not len(different):  # nothing but single numbers: a wide bin for what may come
         reach = column.bounds(-math.inf, math.inf)
         start, stop = max(reach[0], -1.0), min(reach[1], 1.0)
+        if column.step is not None:
+            ends = column.edges(column.from_real(np.array([start, stop])))
+            start, stop = float(ends[0][0]), float(ends[1][1])
         return _with_tails(column, [(0, start, stop, 1.0)])
     if column.step is not None:
         low, high = column.edges(different)

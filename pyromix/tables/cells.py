@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .columns import Choice, Column, Date, Number
-from .events import All, AnyOne, Compare, Event, Expression, Not, as_truth
+from .events import All, AnyOne, Compare, Event, Expression, Not, as_truth, col
 from .regions import Intervals, Labels, Region
 from .values import hint
 
@@ -217,14 +217,10 @@ def _compare_labels(columns: Mapping[str, Column], said: Compare, holds: bool) -
         raise ValueError(f"Expected labels to be compared by == or != with labels, got {said}.")
     cells = []
     for code, value in enumerate(first.values):
-        if value in second.values:
-            own = Labels(frozenset([code]), len(first.values))
-            other = Labels(frozenset([second.values.index(value)]), len(second.values))
-            wanted = other if (said.relation == "==") == holds else ~other
-        else:
-            own = Labels(frozenset([code]), len(first.values))
-            every = Labels(frozenset(range(len(second.values))), len(second.values))
-            wanted = ~every if (said.relation == "==") == holds else every
+        own = Labels(frozenset([code]), len(first.values))
+        same = [k for k, other in enumerate(second.values) if other == value]
+        other = Labels(frozenset(same), len(second.values))
+        wanted = other if (said.relation == "==") == holds else ~other
         cells.append(Cell({names[0]: own, names[1]: wanted}))
     return _limited([cell for cell in cells if not cell.empty])
 
@@ -266,7 +262,6 @@ def _labels(column: Choice, name: str, relation: str, right: Any) -> Labels:
             f"Expected a value of column {name!r}, or a list of values, got a comparison by "
             f"{relation}: its values have no order. Make it ordered([...])."
         )
-    places = Intervals.everything()
     places = _relation(relation, right, lambda value: float(parse_code(name, column, value)))
     return Labels(frozenset(np.flatnonzero(places.contains(np.arange(count))).tolist()), count)
 
@@ -317,13 +312,8 @@ def _said_of(name: str, column: Column, said: Any) -> Region:
                     f"Expected a value of column {name!r}, or a list of values, got {said!r}: "
                     f"ranges are for columns with an order."
                 )
-            low, high = said
-            if column.numeric:
-                region: Region = _one_column(
-                    column, name, Compare(_named(name), "between", said), 1.0, 0.0, said
-                )
-            else:
-                region = _labels(column, name, "between", (low, high))
+            between = Compare(col(name), "between", said)
+            region: Region = _one_column(column, name, between, 1.0, 0.0, said)
         else:
             region = _labels(column, name, "in", said if several else [said])
         if region.empty:
@@ -349,12 +339,6 @@ def _said_of(name: str, column: Column, said: Any) -> Region:
     points = Intervals.points(values)
     _check_reached(name, column, points, said)
     return points
-
-
-def _named(name: str) -> Expression:
-    from .events import col
-
-    return col(name)
 
 
 def _check_reached(name: str, column: Number, region: Intervals, said: Any) -> None:

@@ -14,6 +14,7 @@ from .columns import Choice, Number
 from .frames import Frame
 from .regions import Intervals, Labels, Region
 from .schema import Schema, warn_of_unseen
+from .values import Values
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,17 @@ class Division:
     """A column in parts that several sets of values hold or do not hold.
 
     Args:
-        bins: The code of each part, (S,).
-        share: Probability of each part given its code, (S,).
-        belongs: Which sets hold it, (sets, S).
-        count: Number of codes.
-        segments: The parts, of a numeric column.
+        segments: The parts; of labels, one for each.
+        belongs: Which sets hold them, (sets, S).
     """
 
-    bins: np.ndarray
-    share: np.ndarray
+    segments: Segments
     belongs: np.ndarray
-    count: int
-    segments: Segments | None
 
     @property
     def mass(self) -> np.ndarray:
         """Probabilities of the sets given each code, (sets, codes)."""
-        total = np.zeros((len(self.belongs), self.count))
-        for number, own in enumerate(self.belongs):
-            np.add.at(total[number], self.bins[own], self.share[own])
-        return np.minimum(total, 1.0)
+        return self.segments.mass(self.belongs)
 
 
 class Coding:
@@ -58,17 +50,16 @@ class Coding:
 
     @classmethod
     def of(
-        cls, schema: Schema, frame: Frame, most_bins: int, rows: np.ndarray | None = None
+        cls, schema: Schema, values: Mapping[str, Values], most_bins: int, rows: np.ndarray
     ) -> "Coding":
         """Codes for the values of a frame.
 
         Args:
             schema: The columns.
-            frame: Rows of the table.
+            values: Those of rows of the table, as `Schema.values` reads them.
             most_bins: About the largest number of bins of a numeric column.
-            rows: Which rows decide on bins, (N,); by default all.
+            rows: Which rows decide on bins, (N,).
         """
-        values = schema.values(frame)
         missing = [name for name in schema.names if name not in values]
         if missing:
             raise ValueError(f"Expected all columns of the schema, got a frame without {missing}.")
@@ -77,7 +68,7 @@ class Coding:
             if isinstance(column, Number):
                 x = values[name].numbers()
                 column.reached(name, x[~np.isnan(x) & (x != column.point)])
-                bins[name] = Bins.of(column, x if rows is None else x[rows], most_bins)
+                bins[name] = Bins.of(column, x[rows], most_bins)
         return cls(schema, bins)
 
     @property
@@ -106,7 +97,10 @@ class Coding:
         Raises:
             ValueError: If the frame has none of the columns, or values do not fit.
         """
-        values = self.schema.values(frame)
+        return self.encode_values(self.schema.values(frame))
+
+    def encode_values(self, values: Mapping[str, Values]) -> tuple[np.ndarray, np.ndarray]:
+        """The same of columns that `Schema.values` has read from a frame."""
         size = len(next(iter(values.values())))
         codes = np.full((size, len(self.names)), -1)
         log_density = np.zeros((size, len(self.names)))
@@ -157,17 +151,15 @@ class Coding:
         if name in self.bins:
             sets = [Intervals.everything() if r is None else r for r in regions]
             assert all(isinstance(region, Intervals) for region in sets)
-            segments, belongs = self.bins[name].cut(sets)  # type: ignore[arg-type]
-            return Division(
-                segments.bins, segments.share, belongs, self.bins[name].count, segments
-            )
+            return Division(*self.bins[name].cut(sets))  # type: ignore[arg-type]
         count = self.schema[name].num_categories
         belongs = np.ones((len(regions), count), dtype=bool)
         for row, region in zip(belongs, regions, strict=True):
             if region is not None:
                 assert isinstance(region, Labels)
                 row[:] = np.isin(np.arange(count), list(region.codes))
-        return Division(np.arange(count), np.ones(count), belongs, count, None)
+        code, nothing = np.arange(count), np.zeros(count)
+        return Division(Segments(code, nothing + 1, code, code, nothing, code), belongs)
 
     def is_density(self, name: str, x: float) -> bool:
         """Whether one value of a numeric column has a density, not a probability."""

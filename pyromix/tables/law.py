@@ -207,6 +207,14 @@ class TableLaw:
         return found
 
     @cached_property
+    def _pinned_codes(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Their codes, and log-densities given these, by cell."""
+        return {
+            name: self._coding.encode_numbers(name, np.array(values))
+            for name, values in self._pinned.items()
+        }
+
+    @cached_property
     def _constrained(self) -> list[str]:
         """Columns of which something is said, in the order of the table."""
         said = {name for cell in self._cells for name in cell.regions}
@@ -227,9 +235,8 @@ class TableLaw:
         found = {}
         for name in self._constrained:
             if name in self._pinned:
-                codes, _ = self._coding.encode_numbers(name, np.array(self._pinned[name]))
-                found[name] = np.zeros((len(self._cells), self._division(name).count))
-                found[name][np.arange(len(codes)), codes] = 1.0
+                count = self._mixture.probs[self._column(name)].shape[1]
+                found[name] = np.eye(count)[self._pinned_codes[name][0]]
             else:
                 found[name] = self._division(name).mass
         return found
@@ -239,21 +246,23 @@ class TableLaw:
 
     @cached_property
     def _log_masses(self) -> dict[str, np.ndarray]:
-        """Log-probabilities of cells given components, of what is said of each column."""
-        with np.errstate(divide="ignore"):
-            return {
-                name: np.log(mass @ self._mixture.probs[self._column(name)].T)
-                for name, mass in self._masses.items()
-            }
+        """Log-probabilities of cells given components, of what is said of each column.
+
+        Log-densities where it is one value that has one: (cells, H).
+        """
+        found = {}
+        for name, mass in self._masses.items():
+            with np.errstate(divide="ignore"):
+                found[name] = np.log(mass @ self._mixture.probs[self._column(name)].T)
+            if name in self._pinned:
+                found[name] += self._pinned_codes[name][1][:, None]
+        return found
 
     @cached_property
     def _weights(self) -> _Weights:
         log_joint = np.tile(self._mixture.log_prior, (len(self._cells), 1))
-        for name, own in self._log_masses.items():
+        for own in self._log_masses.values():
             log_joint = log_joint + own
-            if name in self._pinned:
-                values = np.array(self._pinned[name])
-                log_joint = log_joint + self._coding.encode_numbers(name, values)[1][:, None]
         total = log_sum(log_joint)
         possible = np.isfinite(total)
         if not possible.any():
@@ -317,25 +326,19 @@ class TableLaw:
         weights = self._weights
         pair = draw_rows(weights.probs.reshape(1, -1), np.zeros(count, dtype=int))
         cell, component = np.divmod(pair, self._mixture.size)
+        rows = {int(number): np.flatnonzero(cell == number) for number in np.unique(cell)}
         known: dict[int, dict[str, np.ndarray]] = {}
-        for number in np.unique(cell):
-            if not self._cells[number].combined:
-                continue
-            rows = np.flatnonzero(cell == number)
-            component[rows], known[number] = self._draw_combined(number, len(rows))
+        for number, own in rows.items():
+            if self._cells[number].combined:
+                component[own], known[number] = self._draw_combined(number, len(own))
         values = {}
         for name in self.names:
-            parts = []
-            for number in np.unique(cell):
-                rows = np.flatnonzero(cell == number)
-                own = known.get(number, {}).get(name)
-                parts.append(
-                    (rows, self._draw(name, number, component[rows]) if own is None else own)
-                )
-            dtype = parts[0][1].dtype if parts else self._draw(name, 0, component).dtype
-            values[name] = np.empty(count, dtype=dtype)
-            for rows, own in parts:
-                values[name][rows] = own
+            values[name] = np.empty(count, dtype=float if name in self._coding.bins else object)
+            for number, own in rows.items():
+                drawn = known.get(number, {}).get(name)
+                if drawn is None:
+                    drawn = self._draw(name, number, component[own])
+                values[name][own] = drawn
         return values
 
     def _draw_combined(self, number: int, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -366,7 +369,7 @@ class TableLaw:
         if name in self._masses:
             table = table * self._masses[name][number]
         code = draw_rows(table, component)
-        if division.segments is None:
+        if name not in self._coding.bins:
             return self._coding.labels(name, code)
         return self._coding.bins[name].draw(code, division.segments, division.belongs[number])
 
@@ -400,11 +403,11 @@ class TableLaw:
             ValueError: If values do not fit, or a combination of columns is known of which a row
                 lacks one.
         """
-        codes, log_density = self._coding.encode(frame)
+        values = self.schema.values(frame)
+        codes, log_density = self._coding.encode_values(values)
         hidden = [j for j, name in enumerate(self._coding.names) if name not in self.names]
         codes[:, hidden], log_density[:, hidden] = -1, 0.0
         total = np.full(len(codes), -np.inf)
-        values = self.schema.values(frame)
         for number, cell in enumerate(self._cells):
             own = self._log_joint_with(number, cell, codes, values)
             total = np.logaddexp(total, own)
@@ -445,11 +448,7 @@ class TableLaw:
             log_joint = self._mixture.log_joint(codes[part])
             for name in cell.regions:
                 gap = codes[part, self._column(name)] < 0
-                extra = self._log_masses[name][number]
-                if name in self._pinned:
-                    value = np.array([self._pinned[name][number]])
-                    extra = extra + self._coding.encode_numbers(name, value)[1]
-                log_joint[gap] += extra
+                log_joint[gap] += self._log_masses[name][number]
             found.append(log_sum(log_joint))
         return np.where(inside, np.concatenate([np.zeros(0), *found]), -np.inf)
 
@@ -468,7 +467,8 @@ class TableLaw:
         if name in self._masses:
             probs = probs * np.exp(-np.where(probs > 0, self._log_masses[name], 0.0))
         code = probs @ table  # (cells, codes)
-        weight: np.ndarray = (division.belongs * code[:, division.bins]).sum(0) * division.share
+        parts = division.segments
+        weight: np.ndarray = (division.belongs * code[:, parts.bins]).sum(0) * parts.share
         return weight / weight.sum()
 
     def predict_proba(self, name: str) -> dict[Any, float]:
@@ -504,7 +504,6 @@ class TableLaw:
             mean = float(np.average(self._pinned[name], weights=self._weights.probs.sum(1)))
         else:
             segments = self._division(name).segments
-            assert segments is not None
             mean = float(self._parts(name) @ self._coding.bins[name].means(segments))
         return as_dates(np.array([mean]), "us")[0] if isinstance(column, Date) else mean
 
@@ -522,28 +521,18 @@ class TableLaw:
             ValueError: If it is another column, or probabilities are out of range.
         """
         column = check_ordered(name, self._check_column(name))
-        asked = np.asarray(probs, dtype=np.float64)
-        if not ((asked >= 0) & (asked <= 1)).all():
-            raise ValueError(f"Expected probabilities from 0 to 1, got {probs!r}.")
+        asked = check_probs(probs)
         if isinstance(column, Choice):
-            weight = self._code_weights(name, column)
-            code = np.searchsorted(np.cumsum(weight), asked * (1 - 1e-12)).clip(0, len(weight) - 1)
-            return np.asarray(column.values)[code]
+            weight = np.array(list(self.predict_proba(name).values()))
+            return quantile_labels(column, weight[None], asked.reshape(-1))[0].reshape(asked.shape)
         if self._by_draws or name in self._pinned:
             drawn = self._stand_in[name]
             found = np.quantile(drawn, asked, method="inverted_cdf")
         else:
-            segments = self._division(name).segments
-            assert segments is not None
-            found = (
-                self._coding.bins[name]
-                .quantiles(segments, self._parts(name)[None], asked.reshape(-1))[0]
-                .reshape(asked.shape)
-            )
+            bins, segments = self._coding.bins[name], self._division(name).segments
+            found = bins.quantiles(segments, self._parts(name)[None], asked.reshape(-1))[0]
+            found = found.reshape(asked.shape)
         return as_dates(found, column.unit) if isinstance(column, Date) else found
-
-    def _code_weights(self, name: str, column: Choice) -> np.ndarray:
-        return np.array([self.predict_proba(name)[value] for value in column.values])
 
     def interval(self, name: str, level: float = 0.9) -> tuple[Any, Any]:
         """The central interval that holds a column with at least a probability.
@@ -555,10 +544,7 @@ class TableLaw:
         Raises:
             ValueError: If it is a column without an order, or the level is not from 0 to 1.
         """
-        if not 0 <= level <= 1:
-            raise ValueError(f"Expected a level from 0 to 1, got {level!r}.")
-        tail = (1 - float(level)) / 2
-        low, high = self.quantile(name, [tail, 1 - tail])
+        low, high = self.quantile(name, ends_of(level))
         return low, high
 
     # ---- several columns ----------------------------------------------------------------------
@@ -610,10 +596,11 @@ class TableLaw:
     def _parts_by_component(self, name: str) -> np.ndarray:
         """Probabilities of the parts of a column given cells and components, (cells, H, S)."""
         division, table = self._division(name), self._mixture.probs[self._column(name)]
-        part = table[None, :, division.bins] * division.share * division.belongs[:, None]
+        segments = division.segments
+        part = table[None, :, segments.bins] * segments.share * division.belongs[:, None]
         if name in self._masses:
             if name in self._pinned:
-                part = part * self._masses[name][:, None, division.bins]
+                part = part * self._masses[name][:, None, segments.bins]
             total = part.sum(-1, keepdims=True)
             part = part / np.where(total > 0, total, 1.0)
         return part
@@ -692,27 +679,24 @@ class TableLaw:
 
     def _log_peaks(self, name: str) -> np.ndarray:
         """Log-densities at the middle of the parts of a column given these, (S,)."""
-        division = self._division(name)
-        if division.segments is None or name in self._pinned:
-            return np.zeros(len(division.bins))
-        middle = self._coding.bins[name].decode(
-            division.segments, np.arange(len(division.bins)), np.full(len(division.bins), 0.5)
-        )
+        parts = self._division(name).segments
+        if name not in self._coding.bins or name in self._pinned:
+            return np.zeros(len(parts))
+        each = np.arange(len(parts))
+        middle = self._coding.bins[name].decode(parts, each, np.full(len(parts), 0.5))
         codes, log_density = self._coding.encode_numbers(name, middle)
         with np.errstate(divide="ignore"):
-            found: np.ndarray = np.where(
-                codes == division.bins, log_density - np.log(division.share), -np.inf
-            )
-        return found
+            return np.where(codes == parts.bins, log_density - np.log(parts.share), -np.inf)
 
     def _peak(self, name: str, part: int) -> np.ndarray:
         """The middle of a part of a column, (1,)."""
-        division = self._division(name)
         if name in self._pinned:
             return np.array(self._pinned[name][:1])
-        if division.segments is None:
-            return self._coding.labels(name, np.array([part]))
-        return self._coding.bins[name].decode(division.segments, np.array([part]), np.array([0.5]))
+        index = np.array([part])
+        if name not in self._coding.bins:
+            return self._coding.labels(name, index)
+        segments = self._division(name).segments
+        return self._coding.bins[name].decode(segments, index, np.array([0.5]))
 
     def __repr__(self) -> str:
         given = f" given {self._said}" if self._said else ""
@@ -738,6 +722,37 @@ def _in_words(events: Sequence[Event], known: Mapping[str, Any]) -> str:
     if events:
         parts.append(str(All(tuple(events)) if len(events) > 1 else events[0]))
     return ", ".join(parts)
+
+
+def check_probs(probs: float | Sequence[float]) -> np.ndarray:
+    """Probabilities, a number or several, as an array.
+
+    Raises:
+        ValueError: If they are out of range.
+    """
+    asked = np.asarray(probs, dtype=np.float64)
+    if not ((asked >= 0) & (asked <= 1)).all():
+        raise ValueError(f"Expected probabilities from 0 to 1, got {probs!r}.")
+    return asked
+
+
+def ends_of(level: float) -> list[float]:
+    """Probabilities at which the central interval of a level ends.
+
+    Raises:
+        ValueError: If the level is not from 0 to 1.
+    """
+    if not 0 <= level <= 1:
+        raise ValueError(f"Expected a level from 0 to 1, got {level!r}.")
+    tail = (1 - float(level)) / 2
+    return [tail, 1 - tail]
+
+
+def quantile_labels(column: Choice, weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Quantiles of labels in their order, (R, P), from their probabilities (R, n)."""
+    reached = np.cumsum(weights, -1)[:, None]
+    code = (reached < probs[:, None] * (1 - 1e-12)).sum(-1)
+    return np.asarray(column.values)[code.clip(0, weights.shape[1] - 1)]
 
 
 def check_choice(name: str, column: Number | Choice) -> Choice:

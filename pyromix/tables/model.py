@@ -268,6 +268,6 @@ def _coded(
     outside = np.zeros(size, dtype=bool)
     count = min(int(share * size), MOST_HELD_OUT)
     outside[np.random.default_rng(seed).permutation(size)[:count]] = True
-    coding = Coding.of(schema, frame, max_bins, ~outside)
-    codes, log_density = coding.encode(frame)
+    coding = Coding.of(schema, values, max_bins, ~outside)
+    codes, log_density = coding.encode_values(values)
     return coding, codes, log_density, outside

@@ -15,7 +15,15 @@ from .cells import check_known
 from .columns import Choice, Date, Number, as_dates
 from .events import Event
 from .frames import Frame, index_of, table_of
-from .law import TableLaw, check_choice, check_numeric, check_ordered
+from .law import (
+    TableLaw,
+    check_choice,
+    check_numeric,
+    check_ordered,
+    check_probs,
+    ends_of,
+    quantile_labels,
+)
 from .mixture import log_sum, normalized
 from .random import draw_rows
 
@@ -34,7 +42,7 @@ class TableRows:
     def __init__(self, table: TableLaw, frame: Frame) -> None:
         self.schema, self._coding, self._mixture = table.schema, table._coding, table._mixture
         self._values, self._index = self.schema.values(frame), index_of(frame)
-        self._codes, self._log_density = self._coding.encode(frame)
+        self._codes, self._log_density = self._coding.encode_values(self._values)
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -153,23 +161,20 @@ class TableRows:
         """
         j, column = self._column(name)
         check_ordered(name, column)
-        asked = np.asarray(probs, dtype=np.float64)
-        if not ((asked >= 0) & (asked <= 1)).all() or asked.ndim > 1:
-            raise ValueError(f"Expected probabilities from 0 to 1, got {probs!r}.")
-        weight = self._code_probs(j)
+        asked = check_probs(probs)
+        if asked.ndim > 1:
+            raise ValueError(f"Expected a number or several, got probabilities {probs!r}.")
         shape = (len(self), *asked.shape)
         if isinstance(column, Choice):
-            reached = np.cumsum(weight, -1)[:, None]
-            code = (reached < asked.reshape(1, -1, 1) * (1 - 1e-12)).sum(-1)
-            found = np.asarray(column.values)[code.clip(0, weight.shape[1] - 1)]
-            return found.reshape(shape)
-        bins = self._coding.bins[name]
-        segments = self._coding.divide(name, [None]).segments
-        assert segments is not None
-        parts = weight[:, segments.bins] * segments.share
-        found = self._kept(name, j, bins.quantiles(segments, parts, asked.reshape(-1)))
-        found = found.reshape(shape)
+            return quantile_labels(column, self._code_probs(j), asked.reshape(-1)).reshape(shape)
+        found = self._quantiles(name, j, asked.reshape(-1)).reshape(shape)
         return as_dates(found, column.unit) if isinstance(column, Date) else found
+
+    def _quantiles(self, name: str, j: int, probs: np.ndarray) -> np.ndarray:
+        """Quantiles (N, P) of a numeric column as numbers, those of dates too."""
+        segments = self._coding.divide(name, [None]).segments
+        parts = self._code_probs(j)[:, segments.bins] * segments.share
+        return self._kept(name, j, self._coding.bins[name].quantiles(segments, parts, probs))
 
     def interval(self, name: str, level: float = 0.9) -> np.ndarray:
         """Central intervals that hold a column with at least a probability, (N, 2).
@@ -181,8 +186,7 @@ class TableRows:
         Raises:
             ValueError: If it is a column without an order.
         """
-        tail = (1 - float(level)) / 2
-        return self.quantile(name, [tail, 1 - tail])
+        return self.quantile(name, ends_of(level))
 
     @takes_generator
     def sample(self, count: int, *, generator: Generator | None = None) -> Frame:
@@ -207,7 +211,9 @@ class TableRows:
         values = {}
         for j, (name, own) in enumerate(parts.items()):
             value = np.concatenate(own) if own else self._decoded(name, np.zeros(0, dtype=int))
-            values[name] = self._with_known(name, j, value.reshape(-1, count)).reshape(-1)
+            if name in self._coding.bins:
+                value = self._kept(name, j, value.reshape(-1, count)).reshape(-1)
+            values[name] = value
         index = None if self._index is None else self._index.repeat(count)
         return self.schema.frame(values, index)
 
@@ -217,13 +223,6 @@ class TableRows:
             return self._coding.labels(name, code)
         return self._coding.bins[name].draw(code)
 
-    def _with_known(self, name: str, j: int, values: np.ndarray) -> np.ndarray:
-        """Values (N, draws) with those that are known in their place."""
-        known = self._codes[:, j] >= 0
-        if name in self._coding.bins and known.any():
-            values[known] = self._values[name].numbers()[known, None]
-        return values
-
     def filled(self) -> Frame:
         """The rows with gaps filled in: by medians of numbers and dates, and the likeliest labels.
 
@@ -231,20 +230,15 @@ class TableRows:
         """
         values = {}
         for j, name in enumerate(self._coding.names):
-            if (self._codes[:, j] >= 0).all():
-                code = self._codes[:, j]
-                values[name] = (
-                    self._values[name].numbers()
-                    if name in self._coding.bins
-                    else self._coding.labels(name, code)
-                )
-            elif name in self._coding.bins:
-                middle = self.quantile(name, 0.5)
-                if middle.dtype.kind == "M":
-                    middle = (middle - np.datetime64(0, "us")) / np.timedelta64(1, "D")
-                values[name] = middle
+            code = self._codes[:, j]
+            known = bool((code >= 0).all())  # then nothing has to be worked out
+            if name not in self._coding.bins:
+                code = code if known else self._code_probs(j).argmax(1)
+                values[name] = self._coding.labels(name, code)
+            elif known:
+                values[name] = self._values[name].numbers()
             else:
-                values[name] = self._coding.labels(name, self._code_probs(j).argmax(1))
+                values[name] = self._quantiles(name, j, np.array([0.5]))[:, 0]
         return self.schema.frame(values, self._index)
 
     def __repr__(self) -> str:

@@ -100,7 +100,8 @@ class Search:
 
         plans = list(self._plans(len(codes)))
         plan = plans[0]
-        trained(replace(plan, steps=1))  # what is imported then is not a step's time
+        if self.steps is None:
+            trained(replace(plan, steps=1))  # what is imported then is not a step's time
         if len(plans) > 1 and len(held_out):
             each = COMPARING * self.time_budget / len(plans)
             scores: list[float] = []

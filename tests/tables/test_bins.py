@@ -84,10 +84,10 @@ def test_masses_distributions_means_and_quantiles_are_those_of_draws(name):
     low, high = np.quantile(x, [0.3, 0.8])
     some = Intervals.between(low, high, with_low=False)
     for region in (some, ~some, Intervals.points([x[0]])):
-        mass = bins.mass([region])[0]
+        segments, belongs = bins.cut([region])
+        mass = segments.mass(belongs)[0]
         share = np.bincount(code, region.contains(drawn)) / np.bincount(code)
         np.testing.assert_allclose(mass, share, atol=0.08)
-        segments, belongs = bins.cut([region])
         if mass.max() > 0:
             inner = bins.draw(np.full(500, mass.argmax()), segments, belongs[0])
             assert region.contains(inner).all()
@@ -116,5 +116,6 @@ def test_common_values_have_bins_of_their_own():
     # They do not make the bins of the others wider.
     assert bins.count > 14
     # A gap between them has little probability, and some.
-    mass = bins.mass([Intervals.between(120, 200)])[0]
+    segments, belongs = bins.cut([Intervals.between(120, 200)])
+    mass = segments.mass(belongs)[0]
     assert 0 < mass.max() < 0.1
