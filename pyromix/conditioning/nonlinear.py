@@ -21,7 +21,6 @@ the likeliest point, in equal parts.
 __all__ = ["NonlinearLaw"]
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,6 +28,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from ..core.advice import warn_user
 from ..core.checks import check_value
 from ..evidence.pieces import Nonlinear
 from ..numerics.diagonal_density import LOG_2PI
@@ -301,7 +301,7 @@ class NonlinearLaw(ConditionedLaw):
             )
         else:
             return
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn_user(message, RuntimeWarning)
 
     def _nearest(self, drawn: "_Draws") -> Tensor:
         """The functions (m,) of the draw that comes nearest to the value; NaN if none counts."""

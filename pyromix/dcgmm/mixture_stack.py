@@ -2,12 +2,12 @@
 
 __all__ = ["MixtureStack"]
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..core.advice import warn_user
 from ..core.checks import is_traced
 from ..core.conversions import TensorLike, as_value
 from ..core.law_module import LawModule
@@ -111,9 +111,8 @@ class MixtureStack(LawModule[TopDownLaw]):
             least, most = (float(t) for t in value.detach().aminmax())
             margin = MARGIN * (high - low)
             if least < low - margin or most > high + margin:
-                warnings.warn(
+                warn_user(
                     f"Pixels range from {least:.3g} to {most:.3g}, those of the training data "
                     f"from {low:.3g} to {high:.3g}. Scale images as for training.",
-                    stacklevel=3,
                 )
         return value

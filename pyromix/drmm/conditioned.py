@@ -9,7 +9,6 @@ __all__ = ["ConditionedDRMM", "ResidualPrior", "Settings"]
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -24,6 +23,7 @@ from ..conditioning.mixture import MODE_DRAWS, ConditionedMixture, MixturePrior,
 from ..conditioning.parts import register_part
 from ..conditioning.truncated import ConflictError
 from ..conditioning.union import condition_on
+from ..core.advice import warn_user
 from ..core.checks import check_dims, check_index, check_value
 from ..core.constraints import mixed_columns
 from ..evidence.linear import LinearEvidence
@@ -685,13 +685,12 @@ class ConditionedDRMM(ConditionedLaw):
     def _warn(self) -> None:
         share = self.effective_sample_size / self.num_particles
         if bool((share < LOW_SHARE).any()):
-            warnings.warn(
+            warn_user(
                 f"The {self.num_particles} codes that were found are worth "
                 f"{float(self.effective_sample_size.min()):.0f} independent ones: draws may miss "
                 f"part of the law. Raise num_particles, or see whether the evidence contradicts "
                 f"the model.",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
     def _shown(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ by window, by a particle filter. So all constraints hold in every draw.
 __all__ = ["ConditionedHierarchy", "condition_hierarchy"]
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from ..conditioning.law import ConditionedLaw
 from ..conditioning.mixture import MixturePrior, log_factor
 from ..conditioning.polytope import Polytope
 from ..conditioning.truncated import ConflictError
+from ..core.advice import warn_user
 from ..core.checks import check_value
 from ..core.draws import without_graph
 from ..core.expanded import Expandable
@@ -117,11 +117,10 @@ class ConditionedHierarchy(Expandable):
         self._error = self._log_evidence.new_zeros(()) if error is None else error.double()
         self.effective_sample_size = 1 / self._weight.square().sum()
         if self.effective_sample_size < FEW <= len(self._weight):
-            warnings.warn(
+            warn_user(
                 f"The {len(self._weight)} particles are worth "
                 f"{float(self.effective_sample_size):.1f} by their weights: what is asked is rare "
                 f"under the model. Take more, by num_particles.",
-                stacklevel=6,
             )
         super().__init__(Size(), model.event_shape, validate_args=False)
         self._validate_args = model._validate_args

@@ -6,7 +6,6 @@ import copy
 import math
 import statistics
 import time
-import warnings
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch.distributions import Distribution
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from ..core.advice import warn_user
 from ..core.module import DistributionModule
 from ..mixtures import GaussianMixture
 from ..training.fit import OptimizerFactory
@@ -376,12 +376,11 @@ class Search:
         ratio = new / old.clamp(min=torch.finfo(old.dtype).tiny)
         worst = int(ratio.argmax())
         gain = rounds[-1].entropy - rounds[0].entropy
-        warnings.warn(
+        warn_user(
             f"The entropy has risen all the time, by {gain:.2g} nats. Either the rounds are too "
             f"few, or the constraints leave a direction free, so that there is no maximum: "
             f"coordinate {worst} of the draws has spread by a factor of {float(ratio[worst]):.2g} "
             f"since the first round. Constrain its spread, or bound the support.",
-            stacklevel=4,
         )
 
     def _state(self) -> dict[str, Tensor]:

@@ -2,12 +2,12 @@
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.advice import warn_user
 from ..core.checks import check_positive_int
 from ..core.conversions import TensorLike, as_numbers
 
@@ -122,11 +122,10 @@ def precision_recall(
     for name, radii in (("real", x_radii), ("generated", y_radii)):
         empty = int((radii == 0).sum())
         if 2 * empty > len(radii):
-            warnings.warn(
+            warn_user(
                 f"{empty} of {len(radii)} {name} points are repeated more than k = {k} times, so "
                 f"that their balls have radius zero and cover nothing else. Add the model's noise "
                 f"to its draws, or compare distinct points with unique=True.",
-                stacklevel=2,
             )
     precision = _is_covered(y, x, x_radii, floor, chunk_size)
     recall = _is_covered(x, y, y_radii, floor, chunk_size)

@@ -2,7 +2,6 @@
 
 __all__ = ["FiniteMixture"]
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
 from ..conditioning.parts import register_part
+from ..core.advice import warn_user
 from ..core.checks import (
     check_count,
     check_dims,
@@ -357,13 +357,12 @@ class FiniteMixture(TensorLaw):
     def _given_mapping(self, values: Any, *, missing: bool) -> "FiniteMixture":
         """The law of the other coordinates, with a warning that this is to change."""
         law = self._conditioned(values, missing=missing)
-        warnings.warn(
+        warn_user(
             "condition({...}) gives the law of the other coordinates today. From version 0.3 on "
             "it will keep the observed ones, as evidence and other models do. Write "
             "condition(Observed({...})) for the law of all coordinates, and "
             "condition(Observed({...})).free() for that of the others.",
             FutureWarning,
-            stacklevel=3,
         )
         return law
 

@@ -194,7 +194,7 @@ def fit(
             if initialize and saved is None:
                 preview = fabric.to_device(stream.preview())
                 if fabric.global_rank == 0:
-                    warn_about_integers(model, preview, stacklevel=4)
+                    warn_about_integers(model, preview)
                 model.initialize(preview)
         if fabric.global_rank > 0:  # every process has noise of its own in its loss
             for generator in generators:

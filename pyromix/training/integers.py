@@ -2,13 +2,13 @@
 
 __all__ = ["warn_about_integers"]
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ..core.advice import warn_user
 from ..core.batch import split_batch
 from ..core.constraints import is_over_reals, mixed_columns
 
@@ -19,7 +19,7 @@ MIN_REPEATS = 5
 GLANCE_ROWS = 256
 
 
-def warn_about_integers(law: Distribution, batch: Any, stacklevel: int = 3) -> None:
+def warn_about_integers(law: Distribution, batch: Any) -> None:
     """Warns if real columns of data hold few different values, all of them whole numbers.
 
     The likelihood of a density on such data grows without bound, as its peaks narrow.
@@ -28,7 +28,6 @@ def warn_about_integers(law: Distribution, batch: Any, stacklevel: int = 3) -> N
         law: The model that is to be trained. Only laws of vectors are looked at: images and
             sequences of few levels are common, and have pages of their own.
         batch: Training data, in the form of a batch; others are left alone.
-        stacklevel: Of the warning, whose place is the line that trains.
     """
     if len(law.event_shape) != 1 or not is_over_reals(law):
         return
@@ -42,12 +41,11 @@ def warn_about_integers(law: Distribution, batch: Any, stacklevel: int = 3) -> N
     columns = _few_whole_numbers(value.detach()[:, :real])
     if columns:
         most = max(columns.values())
-        warnings.warn(
+        warn_user(
             f"Columns {list(columns)} of the data hold whole numbers alone, at most {most} "
             f"different ones in a column. A density of real columns grows without bound on them. "
             f"Add noise (pyromix.dequantize for counts from zero), or model them as categories "
             f"(DRMM(..., categories=(...,))).",
-            stacklevel=stacklevel,
         )
 
 

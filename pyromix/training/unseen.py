@@ -2,13 +2,13 @@
 
 __all__ = ["warn_about_unseen"]
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.advice import warn_user
 from .minibatches import LoaderStream, TensorStream
 
 CHUNK = 10_000
@@ -56,11 +56,10 @@ def warn_about_unseen(
             "To hold out the end of every sequence instead, pass validation_from=0.8, say, in "
             "place of validation."
         )
-    warnings.warn(
+    warn_user(
         f"{int(rows.sum())} of {len(rows)} held-out items have labels, or static contexts, that "
         f"no item of the training data has: the model does not learn what they mean, and the "
         f"validation loss says little. {remedy}",
-        stacklevel=4,
     )
 
 

@@ -3,13 +3,13 @@
 __all__ = ["Verdict"]
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
+from ..core.advice import warn_user
 from ..core.law_module import LawModule
 from ..core.module import DistributionModule
 from ..core.random import draws_from, seeded
@@ -57,7 +57,7 @@ class Verdict:
             return
         problem = self._swallowed(self.rows) or self._worse(self.rows, self.start, steps)
         if problem:
-            warnings.warn(problem, stacklevel=4)
+            warn_user(problem)
 
     def _scores(self, rows: Tensor) -> Tensor | None:
         """Log-densities (N,) of rows; None for models without."""

@@ -11,12 +11,12 @@ __all__ = ["fit_em"]
 import copy
 import math
 import time
-import warnings
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...core.advice import warn_user
 from ...core.checks import as_int, check_positive_int, check_squares
 from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
@@ -123,11 +123,10 @@ def fit_em(
     model.eval()
     at_floor = best[1].columns_at_floor()
     if at_floor is not None and bool(at_floor.all()):
-        warnings.warn(
+        warn_user(
             f"Every variance is at variance_floor={model.variance_floor}. Either the data are in "
             f"smaller units than it supposes: build the mixture with standardize=True, or lower "
             f"it. Or every component has collapsed onto a point: use fewer.",
-            stacklevel=2,
         )
     return best[2]
 
