@@ -2,13 +2,13 @@
 
 __all__ = ["Coding", "Division"]
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..core.advice import warn_user
 from .bins import Bins, Segments
 from .columns import Choice, Number
 from .frames import Frame
@@ -114,10 +114,9 @@ class Coding:
                 x = own.numbers()
                 outside = ~column.can_be(x)
                 if outside.any():
-                    warnings.warn(
+                    warn_user(
                         f"Column {name!r}, {column}, cannot have values such as "
                         f"{x[outside][0]:g}: they count as missing.",
-                        stacklevel=4,
                     )
                     x = np.where(outside, np.nan, x)
                 codes[:, j], log_density[:, j] = self.encode_numbers(name, x)

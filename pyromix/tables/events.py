@@ -16,6 +16,8 @@ SYMBOLS: dict[str, Callable[[Any, Any], Any]] = {
     "*": operator.mul,
     "/": operator.truediv,
     "**": operator.pow,
+    "%": operator.mod,
+    "//": operator.floordiv,
 }
 
 
@@ -233,6 +235,12 @@ class Expression(ABC):
     def __pow__(self, other: Any) -> "Expression":
         return _Arithmetic("**", self, _as_expression(other))
 
+    def __mod__(self, other: Any) -> "Expression":
+        return _Arithmetic("%", self, _as_expression(other))
+
+    def __floordiv__(self, other: Any) -> "Expression":
+        return _Arithmetic("//", self, _as_expression(other))
+
     def __neg__(self) -> "Expression":
         return _Arithmetic("*", _Constant(-1.0), self)
 
@@ -303,7 +311,7 @@ class _Arithmetic(Expression):
             return factors, left[1] + sign * right[1]
         if self.symbol == "*" and not left[0]:
             left, right = right, left
-        if right[0] or self.symbol == "**" or (self.symbol == "/" and right[1] == 0):
+        if right[0] or self.symbol not in ("*", "/") or (self.symbol == "/" and right[1] == 0):
             return None
         factor = right[1] if self.symbol == "*" else 1 / right[1]
         return {name: factor * own for name, own in left[0].items()}, factor * left[1]

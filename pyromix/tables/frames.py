@@ -1,10 +1,10 @@
 """Data frames as columns of values, and back."""
 
-__all__ = ["Frame", "index_of", "is_frame", "library_of", "read", "table_of", "write"]
+__all__ = ["Frame", "filled_in", "index_of", "is_frame", "library_of", "read", "table_of", "write"]
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,10 @@ Frame = Any
 """A data frame of pandas or polars, or a mapping of names to sequences."""
 
 DAY = np.timedelta64(1, "D")
+# Types of pandas that take all values of a sort, and those without gaps with what has them.
+GENERAL = {"boolean": "boolean", "number": "float64"}
+INTEGERS = [f"{sign}nt{bits}" for sign in ("I", "UI") for bits in (8, 16, 32, 64)]
+GAPLESS = {name.lower(): name for name in INTEGERS} | {"bool": "boolean"}
 
 
 def read(frame: Frame) -> list[Values]:
@@ -33,6 +37,10 @@ def read(frame: Frame) -> list[Values]:
         frame = _import("pandas").DataFrame(dict(frame))
     names = [str(name) for name in getattr(frame, "columns", ())]
     if library_of(frame) == "pandas" and any(not isinstance(n, str) for n in frame.columns):
+        if getattr(frame.columns, "nlevels", 1) > 1:
+            raise ValueError(
+                f"Expected names of one level, got {frame.columns.nlevels} levels: join them."
+            )
         frame = frame.set_axis(names, axis=1)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -45,7 +53,10 @@ def read(frame: Frame) -> list[Values]:
             f"Expected a data frame of pandas or polars, or a mapping of names to columns, got "
             f"{type(frame).__name__}."
         ) from None
-    return [_values(nw, str(name), table[name]) for name in table.columns]
+    found = [_values(nw, str(name), table[name]) for name in table.columns]
+    if library_of(frame) != "pandas":
+        return found
+    return [replace(own, native=str(frame[own.name].dtype)) for own in found]
 
 
 def _values(nw: Any, name: str, series: Any) -> Values:
@@ -69,6 +80,12 @@ def _values(nw: Any, name: str, series: Any) -> Values:
     raw = np.empty(len(missing), dtype=object)
     for row, (value, gone) in enumerate(zip(series.to_list(), missing, strict=True)):
         raw[row] = None if gone or _is_nan(value) else value
+    if any(not isinstance(value, Hashable) for value in raw):
+        raise ValueError(
+            f"Expected numbers, labels or dates in column {name!r}, got a "
+            f"{next(type(v).__name__ for v in raw if not isinstance(v, Hashable))}: leave it out, "
+            f"or make columns of its parts."
+        )
     if dtype == nw.Boolean:
         return Values(name, "boolean", raw, told, (False, True))
     if dtype in (nw.Categorical, nw.Enum):
@@ -106,12 +123,16 @@ def write(columns: Sequence[tuple[Values, np.ndarray]], library: str, index: Any
         frame = pd.DataFrame({like.name: _pandas_column(pd, like, x) for like, x in columns})
         return frame if index is None else frame.set_axis(index)
     nw = _import("narwhals.stable.v2")
-    data, casts = {}, []
+    data: dict[str, Any] = {}
+    casts = []
     for like, x in columns:
-        whole = like.dtype.startswith(("Int", "UInt")) and not np.isnan(x).any()
-        data[like.name] = x.astype(np.int64) if whole else x
+        data[like.name] = x
         if x.dtype == object:
             data[like.name] = x.tolist()
+        elif x.dtype.kind == "f":
+            data[like.name] = [None if gap else v for v, gap in zip(x, np.isnan(x), strict=True)]
+        if like.dtype.startswith(("Int", "UInt", "Float")):
+            casts.append(nw.col(like.name).cast(getattr(nw, like.dtype)))
         if like.dtype.startswith("Enum"):
             casts.append(nw.col(like.name).cast(nw.Enum(like.categories)))
         elif like.dtype.startswith("Categorical"):
@@ -125,6 +146,29 @@ def write(columns: Sequence[tuple[Values, np.ndarray]], library: str, index: Any
                 times = times.dt.replace_time_zone("UTC").dt.convert_time_zone(zone[1])
             casts.append(times)
     return nw.from_dict(data, backend=library).with_columns(*casts).to_native()
+
+
+def filled_in(frame: Frame, answers: Frame) -> Frame:
+    """A frame with some columns in place of its own, and those that it lacks after them.
+
+    Args:
+        frame: The frame; its other columns stay.
+        answers: Columns for the same rows, a frame of any library that narwhals knows.
+    """
+    if isinstance(frame, Mapping):
+        frame = _import("pandas").DataFrame(dict(frame))
+    if library_of(frame) == "pandas" and library_of(answers) == "pandas":
+        label_of = {str(label): label for label in frame.columns}
+        columns = {label_of.get(name, name): answers[name].array for name in answers.columns}
+        result = frame.copy()
+        for label, column in columns.items():
+            result[label] = column
+        return result
+    if library_of(frame) != library_of(answers):
+        return answers
+    nw = _import("narwhals.stable.v2")
+    given, found = (nw.from_native(one, eager_only=True) for one in (frame, answers))
+    return given.with_columns(*(found[name] for name in found.columns)).to_native()
 
 
 def index_of(frame: Frame) -> Any:
@@ -142,22 +186,18 @@ def table_of(columns: Mapping[Any, np.ndarray], library: str, index: Any = None)
 
 
 def _pandas_column(pd: Any, like: Values, x: np.ndarray) -> Any:
-    if like.categories is not None and like.sort == "label":
+    """A column with the type that it had, or the nearest one that has gaps."""
+    if like.sort == "date":
+        return _pandas_dates(pd, like, x)
+    if like.sort == "label" and like.categories is not None:
         return pd.Categorical(list(x), categories=list(like.categories), ordered=like.ordered)
-    if like.sort == "boolean":
-        gaps = any(value is None for value in x)
-        return pd.array(list(x), dtype="boolean") if gaps else np.array(list(x), dtype=bool)
     if like.sort == "number":
-        numbers = np.array([np.nan if v is None else v for v in x], dtype=np.float64)
-        if like.dtype.startswith(("Int", "UInt")):
-            whole = like.dtype.lower()
-            return (
-                numbers.astype(whole)
-                if not np.isnan(numbers).any()
-                else pd.array([None if np.isnan(v) else int(v) for v in numbers], dtype=like.dtype)
-            )
-        return numbers
-    return _pandas_dates(pd, like, x) if like.sort == "date" else pd.Series(list(x))
+        x = np.array([np.nan if v is None else v for v in x], dtype=np.float64)
+    column = pd.Series(x if x.dtype != object else list(x), dtype=GENERAL.get(like.sort))
+    native = like.native or None
+    if native in GAPLESS and column.isna().any():
+        native = GAPLESS[native]
+    return column if native is None else column.astype(native)
 
 
 def _pandas_dates(pd: Any, like: Values, x: np.ndarray) -> Any:

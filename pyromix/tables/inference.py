@@ -24,6 +24,8 @@ NUMBERS = 0.8
 TIES = 0.5
 # Most decimals that rounded numbers have.
 MOST_DECIMALS = 4
+# What narwhals calls spans of time, and times of day.
+SPANS = ("Duration", "Time")
 # How much less skewed logarithms must be to be preferred.
 LESS_SKEWED = 0.5
 
@@ -42,6 +44,8 @@ def guess(values: Values) -> Column | LeftOut:
         return LeftOut("has no values")
     if values.sort == "boolean":
         return Choice((False, True))
+    if values.dtype.startswith(SPANS):
+        return LeftOut("holds spans or times of day: make them numbers first, such as hours")
     if values.sort == "label":
         return _label(values, int(known.sum()))
     x = values.raw[known]

@@ -21,7 +21,7 @@ from .anomalies import Anomalies, Calibration, find_anomalies
 from .cells import check_known
 from .coding import Coding
 from .events import Event
-from .frames import Frame, is_frame
+from .frames import Frame, filled_in, is_frame
 from .law import TableLaw
 from .mixture import Mixture
 from .rows import TableRows
@@ -232,12 +232,14 @@ class TableModel(TableLaw):
             generator: Where random numbers come from; by default PyTorch's global generator.
 
         Returns:
-            A frame of the schema's columns, or a list of frames. What is known stays as it was.
+            The frame, or a list of frames. What is known stays as it was, and so do columns that
+            the model does not have.
         """
         rows = TableRows(self, frame)
         if draws is None:
-            return rows.filled()
-        return [rows.sample(1) for _ in range(check_count("draws", draws))]
+            return filled_in(frame, rows.filled())
+        draws = check_count("draws", draws)
+        return [filled_in(frame, rows.sample(1)) for _ in range(draws)]
 
     def anomaly(self, frame: Frame) -> Anomalies:
         """How odd rows are, and which of their cells are odd given the others.

@@ -34,7 +34,7 @@ def column_from_plain(plain: dict[str, Any]) -> Column:
 def values_to_plain(values: Values) -> dict[str, Any]:
     """Values of a column, None where they are not known."""
     raw = [None if gone else _plain(v) for v, gone in zip(values.raw, values.missing, strict=True)]
-    parts = {"name": values.name, "sort": values.sort, "dtype": values.dtype}
+    parts = {name: getattr(values, name) for name in ("name", "sort", "dtype", "native")}
     categories = None if values.categories is None else [_plain(v) for v in values.categories]
     return parts | {"raw": raw, "categories": categories, "ordered": values.ordered}
 

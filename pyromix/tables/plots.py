@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DRAWS, BARS, LABELS = 4000, 40, 30
 # Quantiles between which a numeric column is shown.
 SHOWN = (0.002, 0.998)
+# Positive numbers that range over more than such a factor have logarithmic axes.
+WIDE = 100.0
 
 
 def plot_column(law: Any, name: str, ax: "Axes | None" = None) -> "Axes":
@@ -40,7 +42,10 @@ def plot_column(law: Any, name: str, ax: "Axes | None" = None) -> "Axes":
     else:
         drawn = _plain(np.asarray(_draws(law.marginal(name), 5 * DRAWS)[name]))
         low, high = np.quantile(drawn, SHOWN).tolist()
-        edges = _edges(low, high, column.step)
+        wide = _is_wide(column, low, high)
+        edges = np.geomspace(low, high, BARS + 1) if wide else _edges(low, high, column.step)
+        if wide:
+            ax.set_xscale("log")
         ax.hist(drawn, bins=edges.tolist(), weights=np.full(len(drawn), 1 / len(drawn)))
         if isinstance(column, Date):
             _dates(ax, "x")
@@ -88,11 +93,20 @@ def plot_pair(law: Any, first: str, second: str, ax: "Axes | None" = None) -> "A
         )
         if isinstance(law.schema[other], Date):
             _dates(ax, "y" if labels[0] else "x")
+        elif kept and _is_wide(
+            law.schema[other], *np.quantile(_plain(np.concatenate([g for _, g in kept])), SHOWN)
+        ):
+            (ax.set_yscale if labels[0] else ax.set_xscale)("log")
         if labels[0]:
             _turn_labels(ax, [str(v) for v, _ in kept])
     else:
-        for place, name in ((ax.set_xlim, first), (ax.set_ylim, second)):
+        for place, scale, name in (
+            (ax.set_xlim, ax.set_xscale, first),
+            (ax.set_ylim, ax.set_yscale, second),
+        ):
             low, high = law.quantile(name, SHOWN)
+            if _is_wide(law.schema[name], low, high):
+                scale("log")
             if low < high:
                 place(low, high)
         ax.scatter(drawn[first], drawn[second], s=3, alpha=0.3, linewidths=0)
@@ -143,6 +157,13 @@ def plot_missing(frame: Frame, ax: "Axes | None" = None) -> "Axes":
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_ylabel("row")
     return ax
+
+
+def _is_wide(column: Number | Choice, low: Any, high: Any) -> bool:
+    """Whether a range of a column is better seen by its logarithms."""
+    if isinstance(column, Choice | Date) or column.map.form != "log":
+        return False
+    return bool(low > 0 and high > WIDE * low)
 
 
 def _edges(low: float, high: float, step: float | None) -> np.ndarray:

@@ -13,7 +13,6 @@ __all__ = [
     "real",
 ]
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..core.advice import warn_user
 from ..evidence.pieces import Evidence
 from .cells import Cell, cells_of, check_known
 from .columns import Choice, Column, Date, Encoded, Number, as_dates
@@ -524,8 +524,7 @@ def warn_of_unseen(name: str, column: Column, values: Values) -> None:
     seen = set(column.values)
     new = sorted({str(v) for v in values.labels() if v is not None and v not in seen})
     if new:
-        warnings.warn(
+        warn_user(
             f"Column {name!r} has values that the schema does not know, {new[:5]}: they count as "
             f"missing.",
-            stacklevel=3,
         )

@@ -21,9 +21,10 @@ class Values:
         name: Of the column.
         sort: What its values are.
         raw: Floats with NaN for numbers and for dates, in days since 1970; else objects with None.
-        dtype: What the frame calls their type.
+        dtype: What narwhals calls their type.
         categories: All values that there can be, where the frame tells.
         ordered: Whether the frame tells that they are ordered.
+        native: What pandas calls their type; empty for other libraries.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Values:
     dtype: str = ""
     categories: tuple[Any, ...] | None = None
     ordered: bool = False
+    native: str = ""
 
     def __len__(self) -> int:
         return len(self.raw)

@@ -269,14 +269,17 @@ def test_gaps_are_filled_in(model, drawn):
     assert (whole.index == frame.index).all()
     assert (model.anomaly(frame).cells.index == frame.index).all()
     names = model.schema.names
-    assert list(whole.columns) == names
-    assert not whole.isna().any().any()
+    assert list(whole.columns) == list(frame.columns)
+    assert whole["share"].equals(frame["share"])  # which the model does not have
+    assert not whole[names].isna().any().any()
+    fewer = frame.drop(columns="city")
+    assert list(model.impute(fewer).columns) == [*fewer.columns, "city"]
     several = model.impute(frame, draws=2)
     for filled in (whole, *several):
         for name in names:
             known = frame[name].notna()
             assert (filled[name][known] == frame[name][known]).all()
-        assert filled.dtypes.to_dict() == frame[names].dtypes.to_dict()
+        assert filled.dtypes.to_dict() == frame.dtypes.to_dict()
     generator = torch.Generator().manual_seed(0)
     rows = pd.concat(model.impute({"city": ["Oslo"]}, 400, generator=generator))
     assert (rows["city"] == "Oslo").all()
@@ -307,16 +310,73 @@ def test_frames_of_polars_come_back():
         {
             "level": rng.normal(size=200),
             "kind": pl.Series(rng.choice(["a", "b"], 200), dtype=pl.Categorical),
-            "visits": rng.poisson(20, 200),
+            "visits": pl.Series(rng.poisson(20, 200), dtype=pl.UInt16),
+            "weight": pl.Series(rng.normal(size=200), dtype=pl.Float32),
         }
     )
     model = TableModel.fit(table, steps=30, **QUICK)
+    other = table.with_columns(
+        pl.when(pl.col("level") > 0).then("weight").alias("weight"), note=pl.lit("kept")
+    )
+    whole = model.impute(other)
+    assert whole.schema == other.schema
+    assert whole.null_count().sum_horizontal().item() == 0
     for frame in (model.sample(5), model.impute(table), model.mode(), model.anomaly(table).cells):
         assert isinstance(frame, pl.DataFrame)
     assert model.sample(5).schema == table.schema
     assert model.condition(table.drop("kind")).predict_proba("kind").columns == list(
         model.schema["kind"].values
     )
+
+
+def test_types_of_pandas_come_back():
+    rng = np.random.default_rng(0)
+    size = 90
+    table = pd.DataFrame(
+        {
+            "whole": pd.array([*rng.integers(0, 50, size - 1), None], dtype="Int32"),
+            "real": pd.array([*rng.normal(size=size - 1), None], dtype="Float64"),
+            "text": pd.array(["u", "v", None] * (size // 3), dtype="string"),
+            "truth": pd.array([True, False, None] * (size // 3), dtype="boolean"),
+            "single": rng.normal(size=size).astype("float32"),
+            "byte": rng.integers(0, 50, size).astype("int8"),
+            "sure": rng.random(size) < 0.5,
+        }
+    )
+    model = TableModel.fit(table, steps=20, **QUICK)
+    for frame in (model.sample(5), model.impute(table), model.mode()):
+        assert frame.dtypes.to_dict() == table.dtypes.to_dict()
+    pd.testing.assert_frame_equal(model.schema.decode(model.schema.encode(table)), table)
+    gaps = table.drop(columns=["byte", "sure"]).assign(byte=None, sure=None)
+    assert model.impute(gaps)[["byte", "sure"]].dtypes.to_list() == [np.int8, bool]
+    decoded = model.schema.decode(model.schema.encode(gaps))
+    assert [str(t) for t in decoded[["byte", "sure"]].dtypes] == ["Int8", "boolean"]
+
+
+def test_warnings_name_the_line_that_asked(model):
+    frame = made_up().head(20).assign(city="Atlantis")
+    asks = [
+        lambda: model.log_prob(frame),
+        lambda: model.condition(frame),
+        lambda: model.impute(frame, draws=1),
+        lambda: model.anomaly(frame),
+        lambda: TableModel.fit(frame, model.schema, steps=1, **QUICK),
+    ]
+    for ask in asks:
+        with pytest.warns(UserWarning, match="Atlantis") as caught:
+            ask()
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_remainders(model, drawn):
+    for event, met in (
+        (col("visits") % 7 == 0, drawn["visits"] % 7 == 0),
+        (col("visits") // 10 >= 1, drawn["visits"] // 10 >= 1),
+    ):
+        found = model.probability(event)
+        assert abs(found - met.mean()) < 4 * math.hypot(found.error, _error(met.mean(), 100_000))
+        assert (model.condition(event).sample(50)["visits"] >= 0).all()
+    assert (model.condition(col("visits") % 7 == 0).sample(50)["visits"] % 7 == 0).all()
 
 
 @pytest.mark.parametrize(
