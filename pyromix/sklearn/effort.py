@@ -5,18 +5,17 @@ __all__ = ["Effort"]
 from dataclasses import dataclass
 from typing import Any
 
+from ..tables.search import BATCH, LAYERS, WHOLE, shapes_of
+
 # Seconds that training takes by default on one core, about, at most.
 SECONDS = 60.0
-# Seconds of a step, about: of any, of a column, and of a row, component and code.
-STEP, COLUMN, PRODUCT = 6e-3, 3e-4, 3e-10
-# Rows for each component that is chosen, the most of these, and rows for each bin.
-ROWS, MOST_COMPONENTS, BIN_ROWS = 7, 1024, 30
-BATCH = 512
+# Seconds of a step, about: of any, of a column, and of a row, code and number of a product.
+STEP, COLUMN, PRODUCT = 6e-3, 3e-4, 4e-10
 # Fewest steps of a mixture, the most of small tables, and of tables of more rows than SMALL.
-FEWEST, MOST, MOST_OF_LARGE, SMALL = 60, 100, 300, 1000
-# Where there is time for so many steps, two strengths of the prior are compared, and two mixtures
-# averaged.
-ENOUGH = 100
+FEWEST, MOST, SMALL = 60, 100, 1000
+# Of trainings that take less than a part of the time, as many as that: two strengths of the prior
+# are compared, and two mixtures averaged.
+TRAININGS = 4
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,17 @@ class Effort:
         steps, members, shrinkage = estimator.steps, estimator.members, estimator.shrinkage
         if estimator.time_budget is not None:
             return cls(steps, members, shrinkage, estimator.time_budget)
-        size = min(MOST_COMPONENTS, rows / ROWS)
+        shapes = shapes_of(rows)
+        layers, components = shapes.then or shapes.first[-1]
         if estimator.num_components is not None:
-            size = estimator.num_components ** (estimator.num_layers or 2)
-        codes = columns * min(estimator.max_bins, 1 + rows / BIN_ROWS)
-        total = SECONDS / (STEP + COLUMN * columns + PRODUCT * min(rows, BATCH) * size * codes)
-        few = total < 4 * ENOUGH
-        most = MOST if rows <= SMALL else MOST_OF_LARGE
+            layers, components = estimator.num_layers or LAYERS, estimator.num_components
+        product = min(rows, BATCH) * components**layers * (layers * components + columns)
+        total = SECONDS / (STEP + COLUMN * columns + PRODUCT * product)
+        most = MOST if rows <= SMALL else WHOLE
+        several = total >= TRAININGS * most
         return cls(
-            steps or int(min(most, max(FEWEST, total if few else total / 4))),
-            members or (1 if few else 2),
-            1.0 if few and shrinkage is None else shrinkage,
+            steps or int(min(most, max(FEWEST, total / TRAININGS if several else total))),
+            members or (2 if several else 1),
+            shrinkage if several or shrinkage is not None else 1.0,
             SECONDS,
         )

@@ -48,11 +48,14 @@ class Mixture:
         return cls(log_prior.double().cpu().numpy(), probs)
 
     @classmethod
-    def average(cls, parts: Sequence["Mixture"]) -> "Mixture":
-        """The mixture of several with equal weights."""
+    def average(
+        cls, parts: Sequence["Mixture"], weights: Sequence[float] | np.ndarray | None = None
+    ) -> "Mixture":
+        """The mixture of several, by default with equal weights."""
         columns = zip(*(part.probs for part in parts), strict=True)
+        shares = np.log(np.ones(len(parts)) if weights is None else np.asarray(weights))
         return cls(
-            np.concatenate([part.log_prior for part in parts]),
+            np.concatenate([p.log_prior + own for p, own in zip(parts, shares, strict=True)]),
             [np.concatenate(own) for own in columns],
         )
 

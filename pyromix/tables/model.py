@@ -45,10 +45,11 @@ class TableModel(TableLaw):
     Args:
         coding: The codes of columns.
         models: Residual mixtures of codes, ``DRMM(0, ..., categories=coding.categories)``.
+        weights: Of the mixtures in their average, by default equal.
         calibration: Rows that training did not see, for p-values of `anomaly`.
 
     Raises:
-        ValueError: If a model has other columns.
+        ValueError: If a model has other columns, or weights are no shares of as many.
 
     Example:
         >>> from pyromix.tables import col
@@ -64,7 +65,11 @@ class TableModel(TableLaw):
     """
 
     def __init__(
-        self, coding: Coding, models: Sequence[DRMM], calibration: Calibration | None = None
+        self,
+        coding: Coding,
+        models: Sequence[DRMM],
+        weights: Sequence[float] | np.ndarray | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         for model in models:
             if (model.dim, tuple(model.categories)) != (0, coding.categories):
@@ -73,7 +78,11 @@ class TableModel(TableLaw):
                     f"{model.dim} and {tuple(model.categories)}."
                 )
         self.models = list(models)
-        super().__init__(coding, Mixture.average([Mixture.of(model) for model in models]))
+        shares = np.ones(len(models)) if weights is None else np.asarray(weights, dtype=float)
+        if shares.shape != (len(models),) or not (shares > 0).all():
+            raise ValueError(f"Expected {len(models)} positive weights, got {weights!r}.")
+        self.weights = shares / shares.sum()
+        super().__init__(coding, Mixture.average([Mixture.of(m) for m in models], self.weights))
         self._calibration = calibration
 
     @classmethod
@@ -97,8 +106,8 @@ class TableModel(TableLaw):
         """Trains a model of a table.
 
         What is not given is chosen by how well rows that are held out are predicted, within the
-        time budget: layers and components of mixtures, how strong their prior is, how many
-        mixtures are averaged, and when training stops.
+        time budget: how strong the prior of mixtures is, how many are averaged and with which
+        weights, and when training stops. Layers and components follow from the number of rows.
 
         Args:
             frame: Its rows, with gaps where nothing is known.
@@ -135,8 +144,8 @@ class TableModel(TableLaw):
         )
         coding, codes, log_density, outside = _coded(schema, frame, max_bins, held_out, seed)
         calibration = Calibration(codes[outside], log_density[outside])
-        models = search.run(codes[~outside], codes[outside], coding, seed)
-        return cls(coding, models, calibration)
+        models, weights = search.run(codes[~outside], codes[outside], coding, seed)
+        return cls(coding, models, weights, calibration)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Saves the model and its schema, without pickle.
@@ -154,6 +163,7 @@ class TableModel(TableLaw):
             "schema": self.schema.to_plain(),
             "bins": self._coding.to_plain(),
             "models": len(self.models),
+            "weights": self.weights.tolist(),
         }
         (place / SCHEMA).write_text(json.dumps(plain))
         if self._calibration is not None:
@@ -182,7 +192,7 @@ class TableModel(TableLaw):
         calibration = None
         if (place / CALIBRATION).exists():
             calibration = Calibration(**load_file(place / CALIBRATION))
-        return cls(coding, models, calibration)
+        return cls(coding, models, plain.get("weights"), calibration)
 
     @overload
     def condition(self, frame: Frame, /) -> TableRows: ...

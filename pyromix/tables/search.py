@@ -1,35 +1,57 @@
 """Which residual mixtures are trained on a table, within a time."""
 
-__all__ = ["Search"]
+__all__ = ["BATCH", "LAYERS", "WHOLE", "Search", "shapes_of"]
 
+import itertools
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.checks import check_positive_int
 from ..drmm import DRMM
 from .coding import Coding
-from .mixture import Mixture
+from .mixture import Mixture, normalized
 from .training import Plan, train
 
-# From so many rows on, layers and components that are compared, with each strength of the prior.
+
+class Shapes(NamedTuple):
+    """Layers and components of the mixtures of a table."""
+
+    first: tuple[tuple[int, int], ...]
+    """Of those that are trained first, with each strength of the prior, to choose it."""
+    then: tuple[int, int] | None
+    """Of those that the rest of the time is for; by default the best of the first ones. Deep ones
+    need rows and steps: a short training does not show what they are worth."""
+
+
+# From so many rows on.
 SHAPES = (
-    (0, ((2, 6),)),
-    (300, ((2, 6), (2, 12))),
-    (2_000, ((2, 12), (2, 20))),
-    (8_000, ((2, 32), (3, 12))),
+    (0, Shapes(((2, 6),), None)),
+    (300, Shapes(((2, 6), (2, 12)), None)),
+    (2_000, Shapes(((2, 20),), (6, 3))),
+    (8_000, Shapes(((2, 32),), (6, 4))),
 )
+# Layers where only components are given.
+LAYERS = 2
 SHRINKAGES = (1.0, 4.0)
 # Share of the time that comparing takes.
 COMPARING = 0.25
-# Steps by which the time of one is measured; of a whole training, and of one worth while.
-PROBE, WHOLE, LEAST = 12, 900, 60
+# Steps by which the time of one is measured, and the fewest that are worth while.
+PROBE, LEAST = 12, 60
+# Steps of a whole training of up to so many layers and of deeper ones, or as many as see each row
+# so many times, if that is more.
+SHALLOW, WHOLE_SHALLOW, WHOLE, PASSES = 2, 900, 2000, 20
+BATCH = 512
 # Largest number of components of a mixture.
 MOST_COMPONENTS = 2**14
-# Most mixtures that are averaged.
+# Most mixtures that the rest of the time is for.
 MEMBERS = 4
+# Held-out rows that the weight of each mixture starts from, and the smallest weight that is kept.
+PRIOR_ROWS, LEAST_WEIGHT, ROUNDS = 2.0, 0.02, 200
 
 
 @dataclass(frozen=True)
@@ -61,10 +83,11 @@ class Search:
             value = getattr(self, name)
             if value is not None:
                 check_positive_int(name, value)
-        if (self.num_components or 1) ** (self.num_layers or 2) > MOST_COMPONENTS:
+        if (self.num_components or 1) ** (self.num_layers or LAYERS) > MOST_COMPONENTS:
             raise ValueError(
                 f"Expected num_components ** num_layers to be at most {MOST_COMPONENTS:,}, as all "
-                f"components are summed over, got {self.num_components} ** {self.num_layers or 2}."
+                f"components are summed over, got {self.num_components} ** "
+                f"{self.num_layers or LAYERS}."
             )
         if self.shrinkage is not None and not self.shrinkage >= 0:
             raise ValueError(f"Expected shrinkage not to be negative, got {self.shrinkage!r}.")
@@ -73,7 +96,7 @@ class Search:
 
     def run(
         self, codes: np.ndarray, held_out: np.ndarray, coding: Coding, seed: int
-    ) -> list[DRMM]:
+    ) -> tuple[list[DRMM], np.ndarray]:
         """Trains mixtures of codes.
 
         Args:
@@ -81,71 +104,125 @@ class Search:
             held_out: Rows by which to choose.
             coding: The codes of columns.
             seed: Seed of everything random.
+
+        Returns:
+            The mixtures, and their weights.
         """
         start = time.perf_counter()
         codes, held_out = (c[(c >= 0).any(1)] for c in (codes, held_out))
         if not len(codes):
             raise ValueError("Expected rows of which something is known, got none.")
+        numbers = itertools.count()
 
-        def trained(plan: Plan, number: int = 0) -> DRMM:
+        def trained(plan: Plan, *, shown: bool = False) -> DRMM:
             return train(
                 codes,
                 held_out,
                 coding.categories,
                 coding.ordered,
                 plan,
-                seed=seed + number,
-                progress_bar=self.progress_bar and number > 0,
+                seed=seed + next(numbers),
+                progress_bar=self.progress_bar and shown,
             )
 
-        plans = list(self._plans(len(codes)))
-        plan = plans[0]
-        if self.steps is None:
-            trained(replace(plan, steps=1))  # what is imported then is not a step's time
-        if len(plans) > 1 and len(held_out):
-            each = COMPARING * self.time_budget / len(plans)
-            scores: list[float] = []
-            for candidate in plans:
-                if scores and time.perf_counter() - start > COMPARING * self.time_budget:
-                    break  # steps take longer than there is time to compare
-                own = self._timed(candidate, trained, each)
-                model = trained(own)
-                scores.append(float(Mixture.of(model).log_prob(held_out).mean()))
-            plan = plans[int(np.argmax(scores))]
-        left = self.time_budget - (time.perf_counter() - start)
-        plan = self._timed(plan, trained, left)
+        def spent() -> float:
+            return time.perf_counter() - start
+
+        first, then = self._plans(len(codes))
         models: list[DRMM] = []
-        while len(models) < (self.members or MEMBERS):
-            begun = time.perf_counter()
-            models.append(trained(plan, 1 + len(models)))
-            took = time.perf_counter() - begun
-            left = self.time_budget - (time.perf_counter() - start)
-            if self.members is None and left < 0.8 * took:
+        if self.steps is None:
+            trained(replace(first[0], steps=1))  # what is imported then is not a step's time
+        best = first[0]
+        if len(first) > 1 and len(held_out):
+            each = COMPARING * self.time_budget / len(first)
+            scores: list[float] = []
+            for plan in first:
+                if scores and spent() > COMPARING * self.time_budget:
+                    break  # steps take longer than there is time to compare
+                per_step = self._seconds_a_step(plan, trained)
+                models.append(trained(self._within(plan, len(codes), each, per_step, 1)))
+                scores.append(float(Mixture.of(models[-1]).log_prob(held_out).mean()))
+            best = first[int(np.argmax(scores))]
+        if then is not None:
+            best = replace(best, num_layers=then[0], num_components=then[1])
+        per_step = self._seconds_a_step(best, trained)
+        left = self.time_budget - spent()
+        count = self.members or MEMBERS
+        if self.members is None and self.steps is None:
+            whole = left / per_step / _whole(best, len(codes))
+            count = int(np.clip(round(whole), 1, MEMBERS))
+        best = self._within(best, len(codes), left, per_step, count)
+        if self.members is not None:
+            models = []  # as many as were asked for
+        for _ in range(count):
+            begun = spent()
+            models.append(trained(best, shown=True))
+            took = spent() - begun
+            if self.members is None and self.time_budget - spent() < 0.8 * took:
                 break
-        return models
+        weights = _weights(models, held_out)
+        if self.members is not None:
+            return models, weights
+        kept = np.flatnonzero(weights >= LEAST_WEIGHT)
+        return [models[k] for k in kept], weights[kept] / weights[kept].sum()
 
-    def _plans(self, rows: int) -> Iterator[Plan]:
-        """What is compared."""
-        shapes = [shapes for least, shapes in SHAPES if rows >= least][-1]
-        if self.num_layers is not None or self.num_components is not None:
-            layers, components = shapes[-1] if self.num_layers == shapes[-1][0] else shapes[0]
-            shapes = ((self.num_layers or layers, self.num_components or components),)
-        for layers, components in shapes:
-            for shrinkage in SHRINKAGES if self.shrinkage is None else (self.shrinkage,):
-                yield Plan(
-                    layers,
-                    components,
-                    shrinkage=shrinkage,
-                    batch_size=min(512, rows),
-                    targets=self.targets,
-                )
+    def _plans(self, rows: int) -> tuple[list[Plan], tuple[int, int] | None]:
+        """Those that are trained first, and layers and components of the others."""
+        shapes = shapes_of(rows)
+        if self.num_components is not None:
+            shapes = Shapes(((self.num_layers or LAYERS, self.num_components),), None)
+        elif self.num_layers is not None:
+            layers, components = shapes.then or shapes.first[-1]
+            same = round(components ** (layers / self.num_layers))  # about as many codes
+            shapes = Shapes(((self.num_layers, max(2, same)),), None)
+        plans = [
+            Plan(
+                layers,
+                components,
+                shrinkage=shrinkage,
+                batch_size=min(BATCH, rows),
+                targets=self.targets,
+            )
+            for layers, components in shapes.first
+            for shrinkage in (SHRINKAGES if self.shrinkage is None else (self.shrinkage,))
+        ]
+        return plans, shapes.then
 
-    def _timed(self, plan: Plan, trained: Callable[[Plan], DRMM], seconds: float) -> Plan:
-        """The plan with as many steps as fit into a time."""
+    def _within(
+        self, plan: Plan, rows: int, seconds: float, per_step: float, members: int
+    ) -> Plan:
+        """The plan with as many steps as fit into a time for each of several mixtures."""
         if self.steps is not None:
             return replace(plan, steps=self.steps)
-        quiet = replace(plan, steps=PROBE)
+        steps = np.clip(seconds / per_step / members, LEAST, _whole(plan, rows))
+        return replace(plan, steps=int(steps))
+
+    def _seconds_a_step(self, plan: Plan, trained: Callable[[Plan], DRMM]) -> float:
+        if self.steps is not None:
+            return math.nan
         begun = time.perf_counter()
-        trained(quiet)
-        per_step = (time.perf_counter() - begun) / PROBE
-        return replace(plan, steps=int(np.clip(seconds / per_step, LEAST, WHOLE)))
+        trained(replace(plan, steps=PROBE))
+        return (time.perf_counter() - begun) / PROBE
+
+
+def shapes_of(rows: int) -> Shapes:
+    """What is trained on a table of so many rows."""
+    return [shapes for least, shapes in SHAPES if rows >= least][-1]
+
+
+def _whole(plan: Plan, rows: int) -> int:
+    """Steps of a whole training on so many rows."""
+    whole = WHOLE_SHALLOW if plan.num_layers <= SHALLOW else WHOLE
+    return max(whole, PASSES * rows // plan.batch_size)
+
+
+def _weights(models: Sequence[DRMM], held_out: np.ndarray) -> np.ndarray:
+    """Weights with which an average of models makes held-out rows likeliest, by EM."""
+    weights = np.full(len(models), 1 / len(models))
+    if len(models) == 1 or not len(held_out):
+        return weights
+    scores = np.stack([Mixture.of(model).log_prob(held_out) for model in models], 1)
+    for _ in range(ROUNDS):
+        counts = normalized(scores + np.log(weights)).sum(0) + PRIOR_ROWS
+        weights = counts / counts.sum()
+    return weights

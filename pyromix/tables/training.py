@@ -11,7 +11,7 @@ components near the frequencies of all rows, and neighbouring bins alike.
 
 __all__ = ["Plan", "train"]
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from ..drmm import DRMM
-from ..drmm.columns import runs_of
 from ..training import fit
 
 # Conditional log-densities count this much beside the joint one.
@@ -29,6 +28,8 @@ CONDITIONAL = 10.0
 # How far logits start above those of all rows, at the row that a component starts from; which part
 # of the bins of an ordered column is near it; and how far apart those of later layers start.
 BUMP, WIDTH, SPREAD = 2.0, 8.0, 0.2
+# Numbers of rows and codes that are worked on at once.
+CACHED = 2**18
 # Smallest sum of products of exponentials.
 LEAST = 1e-37
 # The prior: rows with the frequencies of all data, for each component of a layer; and precisions
@@ -63,26 +64,60 @@ class Plan:
     targets: tuple[int, ...] = ()
 
 
-class _LogSum(torch.autograd.Function):
-    """Logsumexp over the last dimension, that keeps probabilities for the backward pass.
+class _WeightedLogSums(torch.autograd.Function):
+    """Weighted sum of the log-probabilities of rows, summed over all codes.
 
-    PyTorch's own exponentiates once more there, which is most of the time of a step.
+    The gradient is worked out together with the value, for as few rows at a time as stay in the
+    cache: the table of rows and codes is never written out, which is most of the time of a step.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        """Sums (N,) of scores (N, codes)."""
-        top = scores.amax(-1, keepdim=True)
-        probs = (scores - top).exp_()
-        total = probs.sum(-1, keepdim=True)
-        ctx.save_for_backward(probs.div_(total))
-        return (total.log() + top).squeeze(-1)
+    def forward(
+        ctx: Any,
+        parts: Tensor,
+        counts: Tensor,
+        weights: Tensor,
+        spread: Tensor,
+        totals: Tensor,
+        log_prior: Tensor,
+    ) -> Tensor:
+        """Sums over rows, of one weight or several.
+
+        Args:
+            ctx: What is kept for the backward pass.
+            parts: Logits of rows under the components of each layer, (N, L K).
+            counts: How often each column is known in a row, (N, J).
+            weights: Of rows, (N,).
+            spread: Which components of layers make up a code, (L K, codes).
+            totals: What normalises columns, (J, codes).
+            log_prior: Log-probabilities of codes, (codes,).
+        """
+        wanted = any(ctx.needs_input_grad)
+        table = torch.cat([spread, -totals])
+        rows = torch.cat([parts, counts], 1)
+        value = torch.zeros((), device=parts.device, dtype=parts.dtype)
+        by_part, by_total = torch.empty_like(parts), torch.zeros_like(totals)
+        by_prior = torch.zeros_like(log_prior)
+        size = max(1, CACHED // table.shape[1])
+        for own in (slice(start, start + size) for start in range(0, len(rows), size)):
+            scores = torch.addmm(log_prior, rows[own], table)
+            top = scores.amax(-1, keepdim=True)
+            probs = scores.sub_(top).exp_()
+            sums = probs.sum(-1)
+            value += weights[own] @ (sums.log() + top.squeeze(-1))
+            if wanted:
+                share = weights[own] / sums
+                by_part[own] = (probs @ spread.T).mul_(share.unsqueeze(-1))
+                by_total.addmm_((counts[own] * share.unsqueeze(-1)).T, probs, alpha=-1.0)
+                by_prior += share @ probs
+        ctx.save_for_backward(by_part, by_total, by_prior)
+        return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Probabilities of codes, times the gradient of each row."""
-        (probs,) = ctx.saved_tensors
-        return probs * gradient.unsqueeze(-1)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of logits, of what normalises them, and of the prior."""
+        by_part, by_total, by_prior = ctx.saved_tensors
+        return gradient * by_part, None, None, None, gradient * by_total, gradient * by_prior
 
 
 class _Trainee(nn.Module):
@@ -99,19 +134,23 @@ class _Trainee(nn.Module):
     sizes: Tensor
     starts: Tensor
     frequency: Tensor
+    neighbours: Tensor
+    """Which codes (S - 1,) are alike to the next."""
 
     def __init__(
         self, model: DRMM, codes: np.ndarray, ordered: Sequence[bool], plan: Plan
     ) -> None:
         super().__init__()
         self.model, self.rows, self.plan = model, len(codes), plan
-        self.ordered = list(ordered)
         sizes = torch.tensor(model.categories)
         codes_of_layers = model.law.all_codes()[0]  # (codes, L)
         hot = torch.nn.functional.one_hot(codes_of_layers, model.num_components)
         self.register_buffer("spread", hot.flatten(1).T.to(model.loc).contiguous())
         self.register_buffer("sizes", sizes)
         self.register_buffer("starts", sizes.cumsum(0) - sizes)
+        own = torch.arange(len(sizes)).repeat_interleave(sizes)
+        alike = (torch.tensor(ordered) & (sizes > 2))[own[1:]] & (own[1:] == own[:-1])
+        self.register_buffer("neighbours", alike.to(model.loc))
         shares = [
             _frequencies(own, size) for own, size in zip(codes.T, sizes.tolist(), strict=True)
         ]
@@ -119,12 +158,8 @@ class _Trainee(nn.Module):
 
     def loss(self, codes: Tensor, progress: float = 1.0) -> Tensor:  # noqa: ARG002
         """The loss of a batch of codes (N, J), minus one where nothing is known."""
-        runs = self._runs()
-        tables = [
-            torch.cat([run[:, layer].transpose(0, 1).flatten(1) for run in runs], 1)
-            for layer in range(self.model.num_layers)
-        ]
-        totals = torch.cat([_log_totals(run) for run in runs])
+        logits = torch.cat(list(self.model.column_logits), -1)  # (L, K, S)
+        totals = _log_totals(logits, self.sizes)
         log_prior = self.model.law.all_codes()[1]
         known, hot = (codes >= 0).to(totals), self._one_hot(codes)
 
@@ -138,24 +173,22 @@ class _Trainee(nn.Module):
         count = torch.cat([known * own for own in kept])
         # Logits of rows under the components of each layer are spread over codes by a product
         # with zeros and ones, which takes one pass over the numbers of all rows and codes.
-        parts = torch.cat([*(some @ table.T for table in tables), count], 1)
-        scores = torch.addmm(log_prior, parts, torch.cat([self.spread, -totals]))
-        joint, *given = _LogSum.apply(scores).split(len(codes))
+        parts = some @ logits.flatten(0, 1).T
         weight = self.plan.conditional
-        weights = [*([weight] if weight else []), *[TARGET] * len(self.plan.targets)]
-        loss = -joint.mean()
-        for share, hidden in zip(weights, given, strict=True):
-            loss = loss - share * (joint - hidden).mean()
+        hidden = [*([weight] if weight else []), *[TARGET] * len(self.plan.targets)]
+        weights = totals.new_tensor([-1.0 - sum(hidden), *hidden]) / len(codes)
+        loss = _WeightedLogSums.apply(
+            parts,
+            count,
+            weights.repeat_interleave(len(codes)),
+            self.spread,
+            totals,
+            log_prior,
+        )
         if not self.training:
             return loss
-        prior = self._penalty(runs) + PSEUDO_ROWS * self._divergence(tables, totals)
+        prior = self._penalty(logits) + PSEUDO_ROWS * self._divergence(logits, totals)
         return loss + self.plan.shrinkage * (1 + weight / 2) * prior / self.rows
-
-    def _runs(self) -> list[Tensor]:
-        """Logits of neighbouring columns with as many codes, (columns, L, K, n) each."""
-        left = iter(self.model.column_logits)
-        sizes = runs_of(self.model.categories)
-        return [torch.stack(list(itertools.islice(left, count))) for _, count in sizes]
 
     def _one_hot(self, codes: Tensor) -> Tensor:
         hot = self.model.loc.new_zeros(len(codes), int(self.sizes.sum()))
@@ -172,53 +205,61 @@ class _Trainee(nn.Module):
         but_one.scatter_(1, one, 0.0)
         return torch.where(torch.rand(len(known), 1, device=known.device) < 0.5, but_one, some)
 
-    def _divergence(self, tables: Sequence[Tensor], totals: Tensor) -> Tensor:
+    def _divergence(self, logits: Tensor, totals: Tensor) -> Tensor:
         """Minus log-probabilities of rows of average frequencies, one for each component."""
         count = self.model.num_layers * self.model.num_components
-        mean = torch.stack([(table @ self.frequency).mean() for table in tables]).sum()
-        return count * (totals.mean(1).sum() - mean)
+        return count * (totals.mean(1).sum() - (logits.mean(1) @ self.frequency).sum())
 
-    def _penalty(self, runs: Sequence[Tensor]) -> Tensor:
+    def _penalty(self, logits: Tensor) -> Tensor:
         """Minus the log-density of logits under normals around the mean of a layer."""
-        total = torch.zeros((), device=self.model.loc.device)
-        columns = iter(self.ordered)
-        for run in runs:
-            apart = run - run.mean(2, keepdim=True)
-            total = total + 0.5 * PRECISION * apart.square().sum()
-            near = list(itertools.islice(columns, len(run)))
-            if run.shape[-1] > 2 and any(near):
-                steps = apart[near].diff(dim=-1)
-                total = total + 0.5 * SMOOTHNESS * steps.square().sum()
-        return total
+        apart = logits - logits.mean(1, keepdim=True)
+        steps = apart.diff(dim=-1) * self.neighbours
+        return 0.5 * (PRECISION * apart.square().sum() + SMOOTHNESS * steps.square().sum())
 
     def learning_rate_factor(self, progress: float) -> float:
         """Up within a twentieth of training, down in its second half."""
         return min(1.0, 0.02 + 20 * progress) * min(1.0, 2 - 2 * progress)
 
 
-def _log_totals(logits: Tensor) -> Tensor:
+def _log_totals(logits: Tensor, sizes: Tensor) -> Tensor:
     r"""What normalises columns, :math:`\log \sum_c e^{\sum_l t_{lj}[h_l, c]}`.
 
-    Sums of products of exponentials are matrix products, so that the probabilities of all codes
-    need not be written out.
+    Sums of products of exponentials are matrix products, of the first half of the layers and the
+    other, so that the probabilities of all codes need not be written out.
 
     Args:
-        logits: Of the layers, (J, L, K, n).
+        logits: Of the layers, of the codes of all columns side by side, (L, K, S).
+        sizes: Numbers of codes of the columns, (J,).
 
     Returns:
         Tensor of shape (J, K^L).
     """
-    peaks = logits.detach().amax(-1)  # (J, L, K)
-    parts = (logits - peaks.unsqueeze(-1)).exp().unbind(1)
-    product, peak = parts[0], peaks[:, 0]
-    for layer, part in enumerate(parts[1:-1], 1):
-        product = (product.unsqueeze(2) * part.unsqueeze(1)).flatten(1, 2)
-        peak = (peak.unsqueeze(2) + peaks[:, layer].unsqueeze(1)).flatten(1)
-    if len(parts) == 1:
-        return product.sum(-1).log() + peak
-    total = (product @ parts[-1].mT).flatten(1)
-    peak = (peak.unsqueeze(2) + peaks[:, -1].unsqueeze(1)).flatten(1)
-    return total.clamp(min=LEAST).log() + peak
+    column = torch.arange(len(sizes), device=logits.device).repeat_interleave(sizes)
+    with torch.no_grad():
+        lowest = logits.new_full((*logits.shape[:2], len(sizes)), -math.inf)
+        peaks = lowest.scatter_reduce(2, column.expand(logits.shape), logits, "amax")
+    parts = (logits - peaks[..., column]).exp()
+    middle = (len(parts) + 1) // 2
+    product, other = _all_products(parts[:middle]), _all_products(parts[middle:])
+    widths = sizes.tolist()
+    totals = torch.stack(
+        [
+            (a @ b.T).flatten()
+            for a, b in zip(product.split(widths, 1), other.split(widths, 1), strict=True)
+        ]
+    )
+    top = peaks[0]
+    for peak in peaks[1:]:
+        top = (top.unsqueeze(1) + peak).flatten(0, 1)
+    return totals.clamp(min=LEAST).log() + top.T
+
+
+def _all_products(parts: Tensor) -> Tensor:
+    """Products of numbers of layers (L, K, S) over all codes, (K^L, S); ones without layers."""
+    product = parts.new_ones(1, parts.shape[-1])
+    for part in parts:
+        product = (product.unsqueeze(1) * part).flatten(0, 1)
+    return product
 
 
 def train(

@@ -398,6 +398,7 @@ def test_remainders(model, drawn):
         (lambda m: m.condition({"city": ["Oslo"]}, size="M"), "got both"),
         (lambda m: m.condition({"city": ["Oslo"]}).probability(city="Oslo"), "unknown columns"),
         (lambda m: TableModel(m._coding, [DRMM(0, 1, 2, categories=(2,))]), "Expected models of"),
+        (lambda m: TableModel(m._coding, m.models, [0.5, 0.5]), "Expected 1 positive weights"),
         (lambda m: TableModel.fit({"a": [1.5, 2.5]}, targets="b", **QUICK), "'b'"),
         (lambda m: TableModel.fit({"a": [1.5]}, Schema.infer({"a": [1.0, 2.5]})), "two rows"),
         (lambda m: TableModel.fit({"a": [1.5, 2.5]}, time_budget=0), "positive time_budget"),
@@ -422,6 +423,10 @@ def test_models_are_saved_with_their_schema(model, tmp_path):
     ]
     pd.testing.assert_frame_equal(*rows)
     assert str(copy.schema.set("rooms", integer())["rooms"]) == "integer"
+    halves = TableModel(model._coding, [*model.models, *model.models], [3.0, 1.0])
+    torch.testing.assert_close(halves.log_prob(frame), model.log_prob(frame))
+    halves.save(tmp_path / "table")
+    assert TableModel.load(tmp_path / "table").weights.tolist() == [0.75, 0.25]
     with pytest.raises(FileNotFoundError, match="schema"):
         TableModel.load(tmp_path)
 
