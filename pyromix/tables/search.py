@@ -5,9 +5,9 @@ __all__ = ["BATCH", "LAYERS", "WHOLE", "Search", "shapes_of"]
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from ..drmm import DRMM
 from .coding import Coding
 from .mixture import Mixture, normalized
 from .training import Plan, train
+
+
+class _Trainer(Protocol):
+    def __call__(self, plan: Plan, *, rows: int | None = None, shown: bool = False) -> DRMM:
+        """Trains a mixture by a plan, with some of the rows that are held out, or all."""
 
 
 class Shapes(NamedTuple):
@@ -40,8 +45,9 @@ LAYERS = 2
 SHRINKAGES = (1.0, 4.0)
 # Share of the time that comparing takes.
 COMPARING = 0.25
-# Steps by which the time of one is measured, and the fewest that are worth while.
-PROBE, LEAST = 12, 60
+# Steps by which the time of one is measured, with few rows held out, and the fewest that are worth
+# while.
+PROBE, FEW, LEAST = 16, 16, 60
 # Steps of a whole training of up to so many layers and of deeper ones, or as many as see each row
 # so many times, if that is more.
 SHALLOW, WHOLE_SHALLOW, WHOLE, PASSES = 2, 900, 2000, 20
@@ -114,10 +120,10 @@ class Search:
             raise ValueError("Expected rows of which something is known, got none.")
         numbers = itertools.count()
 
-        def trained(plan: Plan, *, shown: bool = False) -> DRMM:
+        def trained(plan: Plan, *, rows: int | None = None, shown: bool = False) -> DRMM:
             return train(
                 codes,
-                held_out,
+                held_out[:rows],
                 coding.categories,
                 coding.ordered,
                 plan,
@@ -131,7 +137,7 @@ class Search:
         first, then = self._plans(len(codes))
         models: list[DRMM] = []
         if self.steps is None:
-            trained(replace(first[0], steps=1))  # what is imported then is not a step's time
+            trained(replace(first[0], steps=1), rows=FEW)  # what is imported then takes time
         best = first[0]
         if len(first) > 1 and len(held_out):
             each = COMPARING * self.time_budget / len(first)
@@ -197,12 +203,16 @@ class Search:
         steps = np.clip(seconds / per_step / members, LEAST, _whole(plan, rows))
         return replace(plan, steps=int(steps))
 
-    def _seconds_a_step(self, plan: Plan, trained: Callable[[Plan], DRMM]) -> float:
+    def _seconds_a_step(self, plan: Plan, trained: _Trainer) -> float:
+        """Time of a step, without what a training takes besides."""
         if self.steps is not None:
             return math.nan
-        begun = time.perf_counter()
-        trained(replace(plan, steps=PROBE))
-        return (time.perf_counter() - begun) / PROBE
+        times = []
+        for steps in (1, 1 + PROBE):
+            begun = time.perf_counter()
+            trained(replace(plan, steps=steps), rows=FEW)
+            times.append(time.perf_counter() - begun)
+        return max(times[1] - times[0], 1e-6) / PROBE
 
 
 def shapes_of(rows: int) -> Shapes:

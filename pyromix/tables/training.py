@@ -36,7 +36,7 @@ LEAST = 1e-37
 # of logits around the mean of a layer, and of differences between neighbouring bins.
 PSEUDO_ROWS, PRECISION, SMOOTHNESS = 1.0, 0.05, 2.0
 # So much do those of columns that will be predicted, given all others.
-TARGET = 5.0
+TARGET = 20.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class _WeightedLogSums(torch.autograd.Function):
         spread: Tensor,
         totals: Tensor,
         log_prior: Tensor,
+        wanted: bool,
     ) -> Tensor:
-        """Sums over rows, of one weight or several.
+        """Sums over rows.
 
         Args:
             ctx: What is kept for the backward pass.
@@ -91,8 +92,8 @@ class _WeightedLogSums(torch.autograd.Function):
             spread: Which components of layers make up a code, (L K, codes).
             totals: What normalises columns, (J, codes).
             log_prior: Log-probabilities of codes, (codes,).
+            wanted: Whether there will be a backward pass.
         """
-        wanted = any(ctx.needs_input_grad)
         table = torch.cat([spread, -totals])
         rows = torch.cat([parts, counts], 1)
         value = torch.zeros((), device=parts.device, dtype=parts.dtype)
@@ -117,7 +118,7 @@ class _WeightedLogSums(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of logits, of what normalises them, and of the prior."""
         by_part, by_total, by_prior = ctx.saved_tensors
-        return gradient * by_part, None, None, None, gradient * by_total, gradient * by_prior
+        return gradient * by_part, None, None, None, gradient * by_total, gradient * by_prior, None
 
 
 class _Trainee(nn.Module):
@@ -184,6 +185,7 @@ class _Trainee(nn.Module):
             self.spread,
             totals,
             log_prior,
+            torch.is_grad_enabled(),
         )
         if not self.training:
             return loss
