@@ -5,7 +5,7 @@ __all__ = ["TableLaw"]
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -15,15 +15,24 @@ from ..conditioning.truncated import ConflictError
 from ..core.checks import check_count
 from ..core.random import takes_generator
 from .cells import Cell, check_known
+from .checks import (
+    check_choice,
+    check_numeric,
+    check_ordered,
+    check_probs,
+    ends_of,
+    quantile_labels,
+)
 from .coding import Coding, Division
 from .columns import Choice, Date, Number, as_dates
 from .estimate import Estimate
 from .events import All, Event
-from .frames import Frame
-from .mixture import Mixture, log_sum, normalized
+from .frames import Frame, is_frame
+from .mixture import LEAST, Mixture, log_sum, normalized
 from .plots import plot_column, plot_dependence, plot_pair
 from .random import draw_rows
 from .regions import Intervals, Labels, Region
+from .rows import TableRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,23 +110,66 @@ class TableLaw:
 
     # ---- the event --------------------------------------------------------------------------
 
-    def condition(self, /, *events: Event, **known: Any) -> "TableLaw":
-        """The law given more.
+    @overload
+    def condition(self, frame: Frame, /, *events: Event, **known: Any) -> TableRows: ...
+
+    @overload
+    def condition(self, /, *events: Event, **known: Any) -> "TableLaw": ...
+
+    def condition(self, /, *events: Any, **known: Any) -> Any:
+        """The law of a row given what is known of it, or the laws of many rows.
 
         Args:
-            events: Comparisons of `col`, joined by ``&``, ``|`` and ``~``.
+            events: Comparisons of `col`, joined by ``&``, ``|`` and ``~``. A data frame before
+                them is what is known of many rows, each of which gets a law of its own
+                (`TableRows`); the rest is then about columns that no row knows.
             known: By the name of a column: a value; a pair (low, high), both ends included, None
-                for an end that there is not; a list of values that are possible.
+                for an end that there is not; a list of values that are possible. Names that are no
+                Python names go in by ``**{...}``.
 
         Raises:
             ValueError: If it does not fit the table, or cannot hold.
 
         Example:
-            See `TableModel`.
+            >>> from pyromix.tables import TableModel
+            >>> rng = np.random.default_rng(0)
+            >>> table = {"x": rng.normal(size=200), "label": rng.choice(["a", "b"], 200)}
+            >>> model = TableModel.fit(table, time_budget=1, seed=0, progress_bar=False)
+            >>> law = model.condition(x=(0, 1), label="a")
+            >>> 0 < law.mean("x") < 1
+            True
+            >>> model.condition({"x": [0.5, -0.5]}).predict_proba("label").shape
+            (2, 2)
         """
+        if events and is_frame(events[0]):
+            frame, *others = events
+            law = self._given(others, known) if others or known else self
+            return law._rows(frame)
+        return self._given(events, known)
+
+    def _given(self, events: Sequence[Event], known: Mapping[str, Any]) -> "TableLaw":
         cells = self._with(events, known)
         said = " & ".join(filter(None, [self._said, _in_words(events, known)]))
         return TableLaw(self._coding, self._mixture, cells, self.names, said)
+
+    def _rows(self, frame: Frame) -> TableRows:
+        """The laws of the rows of a frame."""
+        cell = self._cells[0]
+        if len(self._cells) > 1 or cell.combined or self._pinned:
+            raise NotImplementedError(
+                f"Not available: rows of a frame go with ranges, or sets of values, of single "
+                f"columns, not with unions across columns, combinations of columns or values "
+                f"that have a density, got {self._said}. Say them in the frame, or draw rows."
+            )
+        probs, log_prior = list(self._mixture.probs), self._mixture.log_prior
+        for name in self._constrained:
+            own = self._log_masses[name][0]
+            log_prior = log_prior + own
+            table = probs[self._column(name)] * self._masses[name][0]
+            probs[self._column(name)] = table / np.maximum(table.sum(1, keepdims=True), LEAST)
+        possible = np.isfinite(log_prior)
+        mixture = Mixture(log_prior[possible], [table[possible] for table in probs])
+        return TableRows(self._coding, mixture, frame, cell, self.names)
 
     def marginal(self, columns: str | Iterable[str]) -> "TableLaw":
         """The law of some columns.
@@ -155,13 +207,13 @@ class TableLaw:
         """
         if given is not None:
             if isinstance(given, Event):
-                return self.condition(given).probability(*events, **event)
+                return self._given([given], {}).probability(*events, **event)
             if not isinstance(given, Mapping):
                 raise ValueError(
                     f"Expected given to be an event, or a mapping from columns to what is known, "
                     f"got {given!r}. Ask for a column of that name by col('given')."
                 )
-            return self.condition(**given).probability(*events, **event)
+            return self._given([], given).probability(*events, **event)
         asked = self.schema.cells(*events, **event)
         for name in {name for cell in asked for name in cell.regions}:
             regions = [cell.regions.get(name) for cell in asked]
@@ -722,64 +774,3 @@ def _in_words(events: Sequence[Event], known: Mapping[str, Any]) -> str:
     if events:
         parts.append(str(All(tuple(events)) if len(events) > 1 else events[0]))
     return ", ".join(parts)
-
-
-def check_probs(probs: float | Sequence[float]) -> np.ndarray:
-    """Probabilities, a number or several, as an array.
-
-    Raises:
-        ValueError: If they are out of range.
-    """
-    asked = np.asarray(probs, dtype=np.float64)
-    if not ((asked >= 0) & (asked <= 1)).all():
-        raise ValueError(f"Expected probabilities from 0 to 1, got {probs!r}.")
-    return asked
-
-
-def ends_of(level: float) -> list[float]:
-    """Probabilities at which the central interval of a level ends.
-
-    Raises:
-        ValueError: If the level is not from 0 to 1.
-    """
-    if not 0 <= level <= 1:
-        raise ValueError(f"Expected a level from 0 to 1, got {level!r}.")
-    tail = (1 - float(level)) / 2
-    return [tail, 1 - tail]
-
-
-def quantile_labels(column: Choice, weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Quantiles of labels in their order, (R, P), from their probabilities (R, n)."""
-    reached = np.cumsum(weights, -1)[:, None]
-    code = (reached < probs[:, None] * (1 - 1e-12)).sum(-1)
-    return np.asarray(column.values)[code.clip(0, weights.shape[1] - 1)]
-
-
-def check_choice(name: str, column: Number | Choice) -> Choice:
-    """Checks that a column has a few values."""
-    if not isinstance(column, Choice):
-        raise ValueError(
-            f"Expected a column of a few values, got {name!r}, which is {column}. Ask for "
-            f"quantile({name!r}, ...), or for the probability of a range."
-        )
-    return column
-
-
-def check_numeric(name: str, column: Number | Choice) -> Number | Choice:
-    """Checks that a column has numbers or dates."""
-    if isinstance(column, Choice) and not column.numeric:
-        raise ValueError(
-            f"Expected a column of numbers, got {name!r}, which is {column}. Ask for "
-            f"predict_proba({name!r})."
-        )
-    return column
-
-
-def check_ordered(name: str, column: Number | Choice) -> Number | Choice:
-    """Checks that the values of a column have an order."""
-    if isinstance(column, Choice) and not (column.numeric or column.ordered):
-        raise ValueError(
-            f"Expected a column with an order, got {name!r}, which is {column}. Ask for "
-            f"predict_proba({name!r})."
-        )
-    return column

@@ -6,7 +6,7 @@ It is a residual mixture of categorical columns with all its codes written out, 
 question is a few products of matrices.
 """
 
-__all__ = ["Mixture", "log_sum", "normalized"]
+__all__ = ["LEAST", "Mixture", "log_sum", "normalized"]
 
 from collections.abc import Iterator, Sequence
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,11 +19,9 @@ from ..drmm import DRMM
 from .anomalies import Anomalies, Calibration, find_anomalies
 from .cells import check_known
 from .coding import Coding
-from .events import Event
-from .frames import Frame, filled_in, is_frame
+from .frames import Frame, filled_in
 from .law import TableLaw
 from .mixture import Mixture
-from .rows import TableRows
 from .schema import Schema
 from .search import Search
 
@@ -194,41 +191,6 @@ class TableModel(TableLaw):
             calibration = Calibration(**load_file(place / CALIBRATION))
         return cls(coding, models, plain.get("weights"), calibration)
 
-    @overload
-    def condition(self, frame: Frame, /) -> TableRows: ...
-
-    @overload
-    def condition(self, /, *events: Event, **known: Any) -> TableLaw: ...
-
-    def condition(self, /, *events: Any, **known: Any) -> Any:
-        """The law of a row given what is known of it, or the laws of many rows.
-
-        Args:
-            events: Comparisons of `col`, joined by ``&``, ``|`` and ``~``. Or one data frame: what
-                is known of many rows, each of which gets a law of its own (`TableRows`).
-            known: By the name of a column: a value; a pair (low, high), both ends included, None
-                for an end that there is not; a list of values that are possible. Names that are no
-                Python names go in by ``**{...}``.
-
-        Raises:
-            ValueError: If it does not fit the table, or cannot hold.
-
-        Example:
-            >>> rng = np.random.default_rng(0)
-            >>> table = {"x": rng.normal(size=200), "label": rng.choice(["a", "b"], 200)}
-            >>> model = TableModel.fit(table, time_budget=1, seed=0, progress_bar=False)
-            >>> law = model.condition(x=(0, 1), label="a")
-            >>> 0 < law.mean("x") < 1
-            True
-            >>> model.condition({"x": [0.5, -0.5]}).predict_proba("label").shape
-            (2, 2)
-        """
-        if len(events) == 1 and is_frame(events[0]):
-            if known:
-                raise ValueError("Expected a frame, or columns by name, got both.")
-            return TableRows(self, events[0])
-        return super().condition(*events, **known)
-
     @takes_generator
     def impute(
         self, frame: Frame, draws: int | None = None, *, generator: Generator | None = None
@@ -245,7 +207,7 @@ class TableModel(TableLaw):
             The frame, or a list of frames. What is known stays as it was, and so do columns that
             the model does not have.
         """
-        rows = TableRows(self, frame)
+        rows = self._rows(frame)
         if draws is None:
             return filled_in(frame, rows.filled())
         draws = check_count("draws", draws)

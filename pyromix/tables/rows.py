@@ -11,12 +11,9 @@ from torch import Generator, Tensor
 
 from ..core.checks import check_count
 from ..core.random import takes_generator
-from .cells import check_known
-from .columns import Choice, Date, Number, as_dates
-from .events import Event
-from .frames import Frame, index_of, table_of
-from .law import (
-    TableLaw,
+from .bins import Segments
+from .cells import Cell, check_known
+from .checks import (
     check_choice,
     check_numeric,
     check_ordered,
@@ -24,31 +21,67 @@ from .law import (
     ends_of,
     quantile_labels,
 )
-from .mixture import log_sum, normalized
+from .coding import Coding
+from .columns import Choice, Date, Number, as_dates
+from .events import Event
+from .frames import Frame, index_of, table_of
+from .mixture import Mixture, log_sum, normalized
 from .random import draw_rows
 
 
 class TableRows:
     """The laws of N rows, each given what a frame knows of it.
 
-    Made by `TableModel.condition` with a frame. A column that a row knows keeps its value in all
+    Made by `TableLaw.condition` with a frame. A column that a row knows keeps its value in all
     answers: leave it out of the frame to predict it.
 
     Args:
-        table: The model.
+        coding: The codes of columns.
+        mixture: The law of codes, given an event if there is one.
         frame: The rows, with gaps where nothing is known. Columns may be missing.
+        event: What it says of single columns.
+        names: The columns that rows have; by default all.
+
+    Raises:
+        ValueError: If a row knows a column that the event speaks of.
     """
 
-    def __init__(self, table: TableLaw, frame: Frame) -> None:
-        self.schema, self._coding, self._mixture = table.schema, table._coding, table._mixture
+    def __init__(
+        self,
+        coding: Coding,
+        mixture: Mixture,
+        frame: Frame,
+        event: Cell | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.schema, self._coding, self._mixture = coding.schema, coding, mixture
+        self._event, self.names = event or Cell(), list(coding.names if names is None else names)
+        self._parts = {
+            name: coding.divide(name, [region]) for name, region in self._event.regions.items()
+        }
         self._values, self._index = self.schema.values(frame), index_of(frame)
-        self._codes, self._log_density = self._coding.encode_values(self._values)
+        self._codes, self._log_density = coding.encode_values(self._values)
+        hidden = [j for j, name in enumerate(coding.names) if name not in self.names]
+        self._codes[:, hidden], self._log_density[:, hidden] = -1, 0.0
+        for name in self._parts:
+            self._check_unknown(name)
+
+    def _check_unknown(self, name: str) -> None:
+        if (self._codes[:, self._coding.names.index(name)] >= 0).any():
+            raise ValueError(f"Expected an event about unknown columns, got {name!r}.")
+
+    def _division(self, name: str) -> tuple[Segments, np.ndarray]:
+        """A column in parts, and their probabilities given codes and the event, (S,)."""
+        own = self._parts.get(name) or self._coding.divide(name, [None])
+        weight = own.segments.share * own.belongs[0]
+        total = own.mass[0][own.segments.bins]
+        return own.segments, weight / np.where(total > 0, total, 1.0)
 
     def __len__(self) -> int:
         return len(self._codes)
 
     def log_evidence(self) -> Tensor:
-        """Log-density of what is known of each row, (N,), in the table's units."""
+        """Log-density of what is known of each row given the event, (N,), in the table's units."""
         found = self._mixture.log_prob(self._codes) + self._log_density.sum(1)
         return torch.from_numpy(found)
 
@@ -58,7 +91,7 @@ class TableRows:
             yield part, normalized(self._mixture.log_joint(self._codes[part]))
 
     def _column(self, name: str) -> tuple[int, Number | Choice]:
-        check_known([name], self._coding.names)
+        check_known([name], self.names)
         column = self.schema[name]
         assert isinstance(column, Number | Choice)
         return self._coding.names.index(name), column
@@ -107,11 +140,15 @@ class TableRows:
                     f"{list(cell.combined)}. Draw rows, and count."
                 )
             extra = np.zeros(self._mixture.size)
-            for name, region in cell.regions.items():
+            for name, region in (cell & self._event).regions.items():
+                if name not in cell.regions:
+                    continue
                 j, _ = self._column(name)
-                if (self._codes[:, j] >= 0).any():
-                    raise ValueError(f"Expected an event about unknown columns, got {name!r}.")
+                self._check_unknown(name)
                 mass = self._coding.divide(name, [region]).mass
+                if name in self._parts:
+                    whole = self._parts[name].mass
+                    mass = mass / np.where(whole > 0, whole, 1.0)
                 with np.errstate(divide="ignore"):
                     extra = extra + np.log(mass @ self._mixture.probs[j].T)[0]
             for part in self._mixture.blocks(len(self)):
@@ -133,8 +170,10 @@ class TableRows:
         if isinstance(column, Choice):
             return self._code_probs(j) @ np.array(column.values, dtype=float)
         bins = self._coding.bins[name]
-        own = bins.segments.share * bins.means(bins.segments)
-        each = np.bincount(bins.segments.bins, own, minlength=bins.count)
+        segments, share = self._division(name)
+        some = share > 0
+        own = share[some] * bins.means(segments.take(some))
+        each = np.bincount(segments.bins[some], own, minlength=bins.count)
         mean = self._kept(name, j, self._code_probs(j) @ each)
         return as_dates(mean, "us") if isinstance(column, Date) else mean
 
@@ -172,8 +211,8 @@ class TableRows:
 
     def _quantiles(self, name: str, j: int, probs: np.ndarray) -> np.ndarray:
         """Quantiles (N, P) of a numeric column as numbers, those of dates too."""
-        segments = self._coding.divide(name, [None]).segments
-        parts = self._code_probs(j)[:, segments.bins] * segments.share
+        segments, share = self._division(name)
+        parts = self._code_probs(j)[:, segments.bins] * share
         return self._kept(name, j, self._coding.bins[name].quantiles(segments, parts, probs))
 
     def interval(self, name: str, level: float = 0.9) -> np.ndarray:
@@ -200,16 +239,18 @@ class TableRows:
             A frame of N times as many rows; of pandas, with their labels repeated.
         """
         count = check_count("count", count)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._coding.names}
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.names}
         for part, posterior in self._posteriors():
             rows = np.repeat(np.arange(len(posterior)), count)
             component = draw_rows(posterior, rows)
-            for j, name in enumerate(self._coding.names):
+            for name in self.names:
+                j, _ = self._column(name)
                 code = draw_rows(self._mixture.probs[j], component)
                 known = np.repeat(self._codes[part, j], count)
                 parts[name].append(self._decoded(name, np.where(known >= 0, known, code)))
         values = {}
-        for j, (name, own) in enumerate(parts.items()):
+        for name, own in parts.items():
+            j, _ = self._column(name)
             value = np.concatenate(own) if own else self._decoded(name, np.zeros(0, dtype=int))
             if name in self._coding.bins:
                 value = self._kept(name, j, value.reshape(-1, count)).reshape(-1)
@@ -221,7 +262,9 @@ class TableRows:
         """Values of codes; of numbers, draws within their bins."""
         if name not in self._coding.bins:
             return self._coding.labels(name, code)
-        return self._coding.bins[name].draw(code)
+        own = self._parts.get(name)
+        parts = (None, None) if own is None else (own.segments, own.belongs[0])
+        return self._coding.bins[name].draw(code, *parts)
 
     def filled(self) -> Frame:
         """The rows with gaps filled in: by medians of numbers and dates, and the likeliest labels.
@@ -229,7 +272,8 @@ class TableRows:
         What is known stays as it was.
         """
         values = {}
-        for j, name in enumerate(self._coding.names):
+        for name in self.names:
+            j, _ = self._column(name)
             code = self._codes[:, j]
             known = bool((code >= 0).all())  # then nothing has to be worked out
             if name not in self._coding.bins:
@@ -242,4 +286,4 @@ class TableRows:
         return self.schema.frame(values, self._index)
 
     def __repr__(self) -> str:
-        return f"Laws of {len(self)} rows of {len(self._coding.names)} columns"
+        return f"Laws of {len(self)} rows of {len(self.names)} columns"

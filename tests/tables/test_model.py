@@ -263,6 +263,46 @@ def test_frames_of_evidence(model):
     )
 
 
+def test_frames_of_evidence_given_an_event(model):
+    """Against laws of one row at a time, and draws."""
+    frame = pd.DataFrame({"city": ["Oslo", "Pisa", None], "rooms": [3, None, 2]})
+    event = {"height": (160, 172.5), "size": ["M", "L"], "visits": (None, 9)}
+    rows = model.condition(frame, **event)
+    generator = torch.Generator().manual_seed(0)
+    sampled = rows.sample(4000, generator=generator)
+    assert sampled["height"].between(160, 172.5).all()
+    assert sampled["size"].isin(["M", "L"]).all()
+    assert (sampled["visits"] <= 9).all()
+    filled = rows.filled()
+    assert filled["height"].between(160, 172.5).all()
+    asked = rows.probability((col("height") > 165) & (col("joined") > "2020-01-01"), size="M")
+    for k in range(len(frame)):
+        known = {name: value for name, value in frame.iloc[k].items() if not pd.isna(value)}
+        one = model.condition(**event, **known)
+        np.testing.assert_allclose(rows.mean("height")[k], one.mean("height"), rtol=1e-6)
+        probs = [0.1, 0.5, 0.9]
+        for name in ("height", "visits"):
+            np.testing.assert_allclose(
+                rows.quantile(name, probs)[k], one.quantile(name, probs), rtol=1e-6
+            )
+        for name in ("size", "city"):
+            expected = list(one.predict_proba(name).values())
+            np.testing.assert_allclose(rows.predict_proba(name).iloc[k], expected, atol=1e-9)
+        expected = one.probability(col("height") > 165, col("joined") > "2020-01-01", size="M")
+        np.testing.assert_allclose(asked[k], expected, rtol=1e-6)
+        assert rows.log_evidence()[k] == pytest.approx(
+            float(np.log(model.probability(**known, given=event))) if known else 0.0, abs=1e-6
+        )
+        drawn = sampled["height"].iloc[4000 * k : 4000 * (k + 1)]
+        assert abs(drawn.mean() - one.mean("height")) < 5 * (drawn.var() / 4000) ** 0.5
+    for wrong in (col("height") == 170.0, col("height") > 10 * col("visits")):
+        with pytest.raises(NotImplementedError, match="Say them in the frame"):
+            model.condition(frame, wrong)
+    few = model.marginal(["city", "size"]).condition(frame)
+    assert list(few.sample(1).columns) == ["city", "size"]
+    assert few.log_evidence()[0] == pytest.approx(float(np.log(model.probability(city="Oslo"))))
+
+
 def test_gaps_are_filled_in(model, drawn):
     frame = made_up().head(60).set_axis(range(100, 160))
     whole = model.impute(frame)
@@ -395,7 +435,8 @@ def test_remainders(model, drawn):
         (lambda m: m.marginal([]), "at least one column"),
         (lambda m: m.mutual_information("city", "city"), "different columns"),
         (lambda m: m.log_prob({"nothing": [1]}), "some of the columns"),
-        (lambda m: m.condition({"city": ["Oslo"]}, size="M"), "got both"),
+        (lambda m: m.condition({"city": ["Oslo"]}, city="Oslo"), "unknown columns"),
+        (lambda m: m.marginal("size").condition({"size": ["M"]}).mean("height"), "of the columns"),
         (lambda m: m.condition({"city": ["Oslo"]}).probability(city="Oslo"), "unknown columns"),
         (lambda m: TableModel(m._coding, [DRMM(0, 1, 2, categories=(2,))]), "Expected models of"),
         (lambda m: TableModel(m._coding, m.models, [0.5, 0.5]), "Expected 1 positive weights"),
