@@ -30,10 +30,11 @@ from benchmarks.common.timing import limit_threads, timed
 from benchmarks.tables import data, measures, report
 from benchmarks.tables.peer import Peer
 
-OURS, FOR_INCOME = "residual mixture", "residual mixture for income"
+OURS, FOR_INCOME, SHALLOW = "residual mixture", "residual mixture for income", "two layers"
 PEERS = {
     OURS: "ours:ResidualMixture",
     FOR_INCOME: "ours:ForIncome",
+    SHALLOW: "ours:TwoLayers",
     "normal mixture": "mixtures:NormalMixture",
     "product mixture": "mixtures:ProductMixture",
     "adversarial forest": "forest:AdversarialForest",
@@ -71,7 +72,7 @@ def measure(name: str, table: str, rows: int, test_rows: int, seconds: float | N
     limit_threads(THREADS)
     own = data.load(table, rows, test_rows)
     kind = peer_class(name)
-    peer: Peer = kind(seconds) if name in (OURS, FOR_INCOME) else kind()  # type: ignore[call-arg]
+    peer: Peer = kind(seconds) if name in (OURS, FOR_INCOME, SHALLOW) else kind()  # type: ignore[call-arg]
     spent: list[float] = []
     peak = peak_of(lambda: spent.append(timed(lambda: peer.fit(own.train, own.schema))))
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """A residual mixture of a table, pyromix's own."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ class ResidualMixture(Peer):
 
     has_density: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...]] = ()
+    shape: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
@@ -32,7 +33,7 @@ class ResidualMixture(Peer):
         self.schema = schema
         limit = {} if self.seconds is None else {"time_budget": self.seconds}
         self.model = TableModel.fit(
-            frame, schema, targets=self.targets, seed=0, progress_bar=False, **limit
+            frame, schema, targets=self.targets, seed=0, progress_bar=False, **limit, **self.shape
         )
 
     def log_prob(self, frame: pd.DataFrame) -> np.ndarray:
@@ -68,6 +69,12 @@ class ForIncome(ResidualMixture):
     """`TableModel` of adult that is told which column will be predicted."""
 
     targets: ClassVar[tuple[str, ...]] = ("income",)
+
+
+class TwoLayers(ResidualMixture):
+    """`TableModel` of two layers of 64 components: as many codes as six layers of four have."""
+
+    shape: ClassVar[dict[str, Any]] = {"num_layers": 2, "num_components": 64}
 
 
 def _blocks(frame: pd.DataFrame) -> list[pd.DataFrame]:

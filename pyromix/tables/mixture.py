@@ -6,7 +6,7 @@ It is a residual mixture of categorical columns with all its codes written out, 
 question is a few products of matrices.
 """
 
-__all__ = ["LEAST", "Mixture", "log_sum", "normalized"]
+__all__ = ["LEAST", "Mixture", "log_sum", "normalized", "weights_of"]
 
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +17,8 @@ from ..drmm import DRMM
 
 # Rows times components that are worked on at once.
 BLOCK_NUMBERS = 2**22
+# Rows that the weight of each part of an average starts from, and rounds of EM.
+PRIOR_ROWS, ROUNDS = 2.0, 200
 # Smallest probability of a code: logarithms stay finite.
 LEAST = 1e-30
 
@@ -107,3 +109,20 @@ def normalized(x: np.ndarray) -> np.ndarray:
     weight: np.ndarray = np.exp(x - x.max(-1, keepdims=True))
     weight /= weight.sum(-1, keepdims=True)
     return weight
+
+
+def weights_of(parts: Sequence[Mixture], codes: np.ndarray) -> np.ndarray:
+    """Weights with which the average of mixtures makes rows that none was trained on likeliest.
+
+    Args:
+        parts: The mixtures.
+        codes: The rows, (N, J); without any, weights are equal.
+    """
+    weights = np.full(len(parts), 1 / len(parts))
+    if len(parts) == 1 or not len(codes):
+        return weights
+    scores = np.stack([part.log_prob(codes) for part in parts], 1)
+    for _ in range(ROUNDS):
+        counts = normalized(scores + np.log(weights)).sum(0) + PRIOR_ROWS
+        weights = counts / counts.sum()
+    return weights

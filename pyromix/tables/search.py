@@ -5,7 +5,6 @@ __all__ = ["BATCH", "LAYERS", "WHOLE", "Search", "shapes_of"]
 import itertools
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -14,7 +13,7 @@ import numpy as np
 from ..core.checks import check_positive_int
 from ..drmm import DRMM
 from .coding import Coding
-from .mixture import Mixture, normalized
+from .mixture import Mixture, weights_of
 from .training import Plan, train
 
 
@@ -56,8 +55,8 @@ BATCH = 512
 MOST_COMPONENTS = 2**14
 # Most mixtures that the rest of the time is for.
 MEMBERS = 4
-# Held-out rows that the weight of each mixture starts from, and the smallest weight that is kept.
-PRIOR_ROWS, LEAST_WEIGHT, ROUNDS = 2.0, 0.02, 200
+# Smallest weight in an average that is worth a mixture.
+LEAST_WEIGHT = 0.02
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class Search:
             took = spent() - begun
             if self.members is None and self.time_budget - spent() < 0.8 * took:
                 break
-        weights = _weights(models, held_out)
+        weights = weights_of([Mixture.of(model) for model in models], held_out)
         if self.members is not None:
             return models, weights
         kept = np.flatnonzero(weights >= LEAST_WEIGHT)
@@ -224,15 +223,3 @@ def _whole(plan: Plan, rows: int) -> int:
     """Steps of a whole training on so many rows."""
     whole = WHOLE_SHALLOW if plan.num_layers <= SHALLOW else WHOLE
     return max(whole, PASSES * rows // plan.batch_size)
-
-
-def _weights(models: Sequence[DRMM], held_out: np.ndarray) -> np.ndarray:
-    """Weights with which an average of models makes held-out rows likeliest, by EM."""
-    weights = np.full(len(models), 1 / len(models))
-    if len(models) == 1 or not len(held_out):
-        return weights
-    scores = np.stack([Mixture.of(model).log_prob(held_out) for model in models], 1)
-    for _ in range(ROUNDS):
-        counts = normalized(scores + np.log(weights)).sum(0) + PRIOR_ROWS
-        weights = counts / counts.sum()
-    return weights

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pyromix import DRMM
-from pyromix.tables import TableModel, search, training
-from pyromix.tables.mixture import Mixture
+from pyromix.tables import TableModel, training
+from pyromix.tables.mixture import Mixture, weights_of
 from pyromix.tables.training import Plan, _Trainee, _WeightedLogSums
 
 CATEGORIES, ORDERED = (2, 5, 5, 3, 7), (False, True, True, False, True)
@@ -49,10 +49,11 @@ def test_mixtures_are_weighted_by_rows_that_are_held_out():
             (rng.permuted(codes[:300], axis=0), Plan(1, 5, steps=20, batch_size=300)),
         )
     ]
-    weights = search._weights(models, codes[300:])
+    mixtures = [Mixture.of(model) for model in models]
+    weights = weights_of(mixtures, codes[300:])
     assert weights[0] > 0.9
     scores = [
-        float(Mixture.average([Mixture.of(m) for m in models], w).log_prob(codes[300:]).mean())
+        float(Mixture.average(mixtures, w).log_prob(codes[300:]).mean())
         for w in (weights, [0.5, 0.5], [1 - 1e-9, 1e-9])
     ]
     assert scores[0] > scores[1]
