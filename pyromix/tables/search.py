@@ -37,7 +37,7 @@ SHAPES = (
     (0, Shapes(((2, 6),), None)),
     (300, Shapes(((2, 6), (2, 12)), None)),
     (2_000, Shapes(((2, 20),), (6, 3))),
-    (8_000, Shapes(((2, 32),), (6, 4))),
+    (5_000, Shapes(((2, 32),), (6, 4))),
 )
 # Layers where only components are given.
 LAYERS = 2
