@@ -26,7 +26,7 @@ from pyromix.tables.training import Plan, train
 
 # Layers and components, and strengths of the prior.
 SHAPES, SHRINKAGES = ((6, 4), (2, 64)), {"quick": (1.0,), "default": (1.0, 4.0)}
-STEPS, BATCH, LR = {"quick": 100, "default": 3000}, 256, 0.1
+STEPS, BATCH, LR = {"quick": 100, "default": 1500}, 256, 0.1
 
 
 class Published(NamedTuple):
