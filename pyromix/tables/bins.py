@@ -24,6 +24,8 @@ from .regions import Intervals
 
 # Fewest values that are worth a bin, and fewest that are worth a piece of one.
 LEAST_ROWS, LEAST_IN_PIECE = 15, 15
+# Fewest rows with one value that are worth a bin for it alone.
+SPIKE_ROWS = 8
 # Most pieces of a bin.
 PIECES = 4
 # Rows that numbers which did not occur count for.
@@ -33,7 +35,7 @@ SPIKE = 0.5
 # Values that this share of all rows have do not count in the size of bins.
 COMMON = 0.1
 # Of a real column, values that this share of rows have are single numbers with a probability.
-ATOM = 0.01
+ATOM = 0.005
 # Longest tail, in standard deviations of the axis; longer ones have no mean by logarithms.
 LONGEST_TAIL = 0.25
 # Pieces of a bin are cut in as many by averages over a piece.
@@ -119,7 +121,7 @@ class Bins:
         atoms = np.array([])
         if column.step is None:
             different, counts = np.unique(x, return_counts=True)
-            atoms = different[counts > max(LEAST_ROWS, ATOM * len(x))]
+            atoms = different[counts > max(SPIKE_ROWS, ATOM * len(x))]
             if column.point is not None:
                 atoms = np.union1d(atoms, [column.point])
             x = x[~np.isin(x, atoms)]
@@ -344,7 +346,16 @@ class Bins:
 
     def decode(self, segments: Segments, index: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Values at probabilities u within segments, numbers that the column can have."""
-        value = self.column.from_real(segments.place(index, u))
+        column = self.column
+        value = column.from_real(segments.place(index, u))
+        if column.step is not None:  # ends of segments are between two multiples
+            low, high = (column.map.inverse(end) for end in (segments.low, segments.high))
+            first, last = (
+                column.on_grid(low + 0.5 * column.step),
+                column.on_grid(high - 0.5 * column.step),
+            )
+            inside = first <= last
+            value = np.where(inside[index], np.clip(value, first[index], last[index]), value)
         atom = segments.atom[index]
         return np.where(np.isnan(atom), value, atom)
 
@@ -362,7 +373,8 @@ class Bins:
         order = np.lexsort((segments.high, segments.low))
         own = segments.take(order)
         total = np.cumsum(weights[:, order], -1)
-        wanted = np.clip(probs, 1e-12, 1 - 1e-14) * total[:, -1:]  # (R, P)
+        # A probability that is reached by a value but for rounding means that value.
+        wanted = np.clip(probs, 1e-12, 1 - 1e-14) * (1 - 1e-12) * total[:, -1:]  # (R, P)
         index = np.empty(wanted.shape, dtype=int)
         for row, (reached, p) in enumerate(zip(total, wanted, strict=True)):
             index[row] = np.searchsorted(reached, p)
@@ -370,7 +382,7 @@ class Bins:
         weight = np.take_along_axis(weights[:, order], index, 1)
         before = np.take_along_axis(total, index, 1) - weight
         u = np.clip((wanted - before) / np.where(weight > 0, weight, 1.0), 0, 1)
-        u = np.where(probs >= 1, 1.0, u)
+        u = np.where(probs >= 1, 1.0, np.where(probs <= 0, 0.0, u * (1 - 1e-9)))
         return self.decode(own, index, u)
 
     def means(self, segments: Segments) -> np.ndarray:
@@ -431,7 +443,7 @@ def _cuts(counts: np.ndarray, most: int) -> list[int]:
     # Values that many rows have do not make the bins of the others wider.
     rest = counts[counts <= COMMON * counts.sum()].sum()
     target = max(rest / most, LEAST_ROWS)
-    spike = counts >= max(LEAST_ROWS, SPIKE * target)
+    spike = counts >= max(SPIKE_ROWS, SPIKE * target)
     cuts, filled = [], 0
     for index, count in enumerate(counts):
         filled += count

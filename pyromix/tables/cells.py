@@ -2,6 +2,7 @@
 
 __all__ = ["Cell", "cells_of"]
 
+import datetime
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,21 @@ def cells_of(
     return _disjoint(found)
 
 
+def joined(cells: Sequence[Cell]) -> list[Cell]:
+    """Disjoint cells as one, if they differ in the values of one column alone."""
+    first = cells[0]
+    names = {name for cell in cells for name in cell.regions}
+    if any(cell.combined or set(cell.regions) != names for cell in cells):
+        return list(cells)
+    other = [n for n in names if any(cell.regions[n] != first.regions[n] for cell in cells)]
+    if len(other) != 1:
+        return list(cells)
+    region = first.regions[other[0]]
+    for cell in cells[1:]:
+        region = region | cell.regions[other[0]]  # type: ignore[operator]
+    return [Cell({**first.regions, other[0]: region})]
+
+
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
     """Checks that there are such columns.
 
@@ -168,6 +184,16 @@ def _limited(cells: list[Cell]) -> list[Cell]:
 def _compare(columns: Mapping[str, Column], said: Compare, holds: bool) -> list[Cell]:
     check_known(said.names, columns)
     left, relation, right = said.left, said.relation, said.right
+    several = right if isinstance(right, list) else [right]
+    if any(isinstance(value, bool) for value in several) and not all(
+        _has_labels(columns[name]) for name in said.names
+    ):
+        raise ValueError(
+            f"Expected a comparison, such as ({left} > 0), got {left} alone, or compared with "
+            f"{right}: it is not a column of booleans."
+        )
+    if relation == "in" and isinstance(right, str):
+        raise ValueError(f"Expected a list of values, got {right!r}: say isin([{right!r}]).")
     labels = [name for name in said.names if _has_labels(columns[name])]
     if labels and isinstance(right, Expression):
         return _compare_labels(columns, said, holds)
@@ -302,6 +328,8 @@ def _said_of(name: str, column: Column, said: Any) -> Region:
             f"Expected a value, a range or a list of column {name!r}, got {said}. Pass events "
             f"without a name."
         )
+    if isinstance(said, range | np.ndarray) or hasattr(said, "to_list"):
+        said = list(said)
     several = isinstance(said, list | set | frozenset)
     if isinstance(said, tuple) and len(said) != 2:
         raise ValueError(f"Expected a range of column {name!r} as (low, high), got {said!r}.")
@@ -358,6 +386,7 @@ def parse_number(name: str, column: Number, said: Any) -> float:
     """
     try:
         if isinstance(column, Date):
+            said = _in_utc(said)
             stamp = np.datetime64(said) if isinstance(said, str) else np.datetime64(said, "us")
             number = (stamp.astype("datetime64[us]") - np.datetime64(0, "us")) / np.timedelta64(
                 1, "D"
@@ -372,6 +401,19 @@ def parse_number(name: str, column: Number, said: Any) -> float:
             f"Expected a value of column {name!r}, got {said!r}. Leave out what is not known."
         )
     return float(number)
+
+
+def _in_utc(said: Any) -> Any:
+    """A time with a zone or an offset as one without, in UTC; other things as they are."""
+    if isinstance(said, str) and len(said) > 10:
+        try:
+            stamp = datetime.datetime.fromisoformat(said)
+        except ValueError:
+            return said
+        said = stamp if stamp.tzinfo is not None else said
+    if getattr(said, "tzinfo", None) is None:
+        return said
+    return said.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
 def parse_code(name: str, column: Choice, said: Any) -> int:

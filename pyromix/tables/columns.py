@@ -152,9 +152,9 @@ class Number(Column):
         """The nearest multiples of the step."""
         assert self.step is not None
         if self.step == 1:
-            return np.round(x)
+            return np.round(x) + 0.0  # no negative zeros
         decimals = max(0, math.ceil(-math.log10(self.step) - 1e-9)) + 2
-        return np.round(np.round(x / self.step) * self.step, decimals)
+        return np.round(np.round(x / self.step) * self.step, decimals) + 0.0
 
     def from_real(self, z: np.ndarray) -> np.ndarray:
         """Values of encoded numbers alone, rounded if there is a step."""

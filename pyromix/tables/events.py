@@ -43,6 +43,9 @@ class Event(ABC):
             f"'and', 'or', 'not' or a chain such as a < b < c about {self}."
         )
 
+    def __repr__(self) -> str:
+        return str(self)
+
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
@@ -64,7 +67,7 @@ def _as_event(said: Any) -> Event:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Several(Event):
     """Events that are joined."""
 
@@ -92,7 +95,7 @@ class AnyOne(_Several):
     symbol = "|"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Not(Event):
     """That an event does not hold."""
 
@@ -107,7 +110,7 @@ class Not(Event):
         return f"~{self.part}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Compare(Event):
     """A comparison of an expression with a value, with several, or with another expression.
 
@@ -175,7 +178,7 @@ class Expression(ABC):
 
     def isin(self, values: Iterable[Any]) -> Event:
         """That it is one of several values."""
-        return Compare(self, "in", list(values))
+        return Compare(self, "in", values if isinstance(values, str) else list(values))
 
     def between(self, low: Any, high: Any) -> Event:
         """That it is in a range, both ends included; None for an end that there is not."""

@@ -2,15 +2,16 @@
 
 __all__ = ["Frame", "filled_in", "index_of", "is_frame", "library_of", "read", "table_of", "write"]
 
+import datetime
 import importlib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .values import Values
+from .values import Values, as_dates_of_day
 
 Frame = Any
 """A data frame of pandas or polars, or a mapping of names to sequences."""
@@ -22,12 +23,13 @@ INTEGERS = [f"{sign}nt{bits}" for sign in ("I", "UI") for bits in (8, 16, 32, 64
 GAPLESS = {name.lower(): name for name in INTEGERS} | {"bool": "boolean"}
 
 
-def read(frame: Frame) -> list[Values]:
+def read(frame: Frame, wanted: Collection[str] | None = None) -> list[Values]:
     """The columns of a frame.
 
     Args:
         frame: A frame of pandas, polars or another library that narwhals knows, or a mapping of
             names to sequences of the same length.
+        wanted: Names of those that are read; by default all.
 
     Raises:
         ValueError: If it is no frame, or two columns have the same name.
@@ -53,7 +55,8 @@ def read(frame: Frame) -> list[Values]:
             f"Expected a data frame of pandas or polars, or a mapping of names to columns, got "
             f"{type(frame).__name__}."
         ) from None
-    found = [_values(nw, str(name), table[name]) for name in table.columns]
+    chosen = [name for name in table.columns if wanted is None or name in wanted]
+    found = [_values(nw, str(name), table[name]) for name in chosen]
     if library_of(frame) != "pandas":
         return found
     return [replace(own, native=str(frame[own.name].dtype)) for own in found]
@@ -70,7 +73,7 @@ def _values(nw: Any, name: str, series: Any) -> Values:
     missing = series.is_null().to_numpy().astype(bool)
     if dtype.is_numeric():
         raw = np.full(len(missing), np.nan)
-        raw[~missing] = series.filter(~series.is_null()).to_numpy().astype(np.float64)
+        raw[~missing] = series.filter(~series.is_null()).to_numpy().astype(np.float64) + 0.0
         return Values(name, "number", raw, told)
     if dtype.is_temporal() and dtype != nw.Duration and dtype != nw.Time:
         raw = np.full(len(missing), np.nan)
@@ -86,6 +89,9 @@ def _values(nw: Any, name: str, series: Any) -> Values:
             f"{next(type(v).__name__ for v in raw if not isinstance(v, Hashable))}: leave it out, "
             f"or make columns of its parts."
         )
+    known = [value for value in raw if value is not None]
+    if known and all(isinstance(value, datetime.date) for value in known):
+        return as_dates_of_day(Values(name, "label", raw, told))
     if dtype == nw.Boolean:
         return Values(name, "boolean", raw, told, (False, True))
     if dtype in (nw.Categorical, nw.Enum):
@@ -131,6 +137,8 @@ def write(columns: Sequence[tuple[Values, np.ndarray]], library: str, index: Any
             data[like.name] = x.tolist()
         elif x.dtype.kind == "f":
             data[like.name] = [None if gap else v for v, gap in zip(x, np.isnan(x), strict=True)]
+        if not len(x) and like.dtype in ("String", "Boolean"):
+            casts.append(nw.col(like.name).cast(getattr(nw, like.dtype)))
         if like.dtype.startswith(("Int", "UInt", "Float")):
             casts.append(nw.col(like.name).cast(getattr(nw, like.dtype)))
         if like.dtype.startswith("Enum"):
@@ -149,26 +157,52 @@ def write(columns: Sequence[tuple[Values, np.ndarray]], library: str, index: Any
 
 
 def filled_in(frame: Frame, answers: Frame) -> Frame:
-    """A frame with some columns in place of its own, and those that it lacks after them.
+    """A frame whose gaps are filled in, with the columns that it lacks after its own.
+
+    What is known stays, and so do types that take the answers.
 
     Args:
-        frame: The frame; its other columns stay.
-        answers: Columns for the same rows, a frame of any library that narwhals knows.
+        frame: The frame.
+        answers: Columns for the same rows, without gaps, a frame of the same library.
     """
     if isinstance(frame, Mapping):
         frame = _import("pandas").DataFrame(dict(frame))
-    if library_of(frame) == "pandas" and library_of(answers) == "pandas":
-        label_of = {str(label): label for label in frame.columns}
-        columns = {label_of.get(name, name): answers[name].array for name in answers.columns}
-        result = frame.copy()
-        for label, column in columns.items():
-            result[label] = column
-        return result
     if library_of(frame) != library_of(answers):
         return answers
+    if library_of(frame) == "pandas":
+        label_of = {str(label): label for label in frame.columns}
+        result = frame.copy()
+        for name in answers.columns:
+            label = label_of.get(name, name)
+            own = answers[name].set_axis(frame.index)
+            result[label] = _without_gaps(frame[label], own) if label in frame.columns else own
+        return result
     nw = _import("narwhals.stable.v2")
     given, found = (nw.from_native(one, eager_only=True) for one in (frame, answers))
-    return given.with_columns(*(found[name] for name in found.columns)).to_native()
+    columns = []
+    for name in found.columns:
+        own = found[name]
+        if name in given.columns and not given[name].is_null().all():
+            old = given[name]
+            gone = old.is_null() | old.is_nan() if old.dtype.is_float() else old.is_null()
+            own = old.zip_with(~gone, own.cast(old.dtype))
+        columns.append(own.alias(name))
+    return given.with_columns(*columns).to_native()
+
+
+def _without_gaps(column: Any, answers: Any) -> Any:
+    """A column of pandas with its gaps filled in, of its own type if that takes the answers."""
+    gone = column.isna()
+    if not gone.any():
+        return column
+    if gone.all():
+        return answers
+    try:
+        filled = column.copy()
+        filled[gone.to_numpy()] = answers[gone.to_numpy()].to_numpy()
+        return filled
+    except (TypeError, ValueError):
+        return answers.where(gone, column.astype(object))
 
 
 def index_of(frame: Frame) -> Any:

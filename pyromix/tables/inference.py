@@ -8,7 +8,7 @@ import numpy as np
 
 from .columns import Choice, Column, Date, Number, as_dates
 from .maps import Map
-from .values import Values, is_number
+from .values import Values, is_date, is_number
 
 # Integers of so few different values are ordered categories.
 FEW = 6
@@ -72,6 +72,8 @@ def _label(values: Values, count: int) -> Column | LeftOut:
         others = [label for label in found if not is_number(label)][:3]
         also = f", and {others}" if others else ""
         return LeftOut(f"holds numbers as text{also}: make it numeric first")
+    if sum(map(is_date, found)) > NUMBERS * len(found) and not values.ordered:
+        return LeftOut("holds dates as text: make them dates first, as by pandas.to_datetime")
     if len(found) > MANY or (count > 20 and len(found) > NAMES * count):
         return LeftOut(f"has {len(found)} different labels among {count}: names of rows, maybe")
     return Choice(tuple(found), values.ordered)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from ..conditioning.truncated import ConflictError
 from ..core.checks import check_count
 from ..core.random import takes_generator
-from .cells import Cell, check_known
+from .cells import Cell, check_known, joined
 from .checks import (
     check_choice,
     check_numeric,
@@ -154,8 +154,12 @@ class TableLaw:
 
     def _rows(self, frame: Frame) -> TableRows:
         """The laws of the rows of a frame."""
-        cell = self._cells[0]
-        if len(self._cells) > 1 or cell.combined or self._pinned:
+        cells = joined(self._cells)
+        if len(self._cells) > len(cells) == 1:  # a union of ranges of one column
+            law = TableLaw(self._coding, self._mixture, cells, self.names, self._said)
+            return law._rows(frame)
+        cell = cells[0]
+        if len(cells) > 1 or cell.combined or self._pinned:
             raise NotImplementedError(
                 f"Not available: rows of a frame go with ranges, or sets of values, of single "
                 f"columns, not with unions across columns, combinations of columns or values "
@@ -428,12 +432,18 @@ class TableLaw:
     @cached_property
     def _stand_in(self) -> dict[str, np.ndarray]:
         """Draws that stand for the law where combinations are compared, the same at every call."""
-        drawn: dict[str, np.ndarray] = self._seeded_draws(generator=Generator().manual_seed(0))
+        drawn: dict[str, np.ndarray] = self.draws(DRAWS, generator=Generator().manual_seed(0))
         return drawn
 
     @takes_generator
-    def _seeded_draws(self, *, generator: Generator | None = None) -> dict[str, np.ndarray]:
-        return self._draws(DRAWS)
+    def draws(self, count: int, *, generator: Generator | None = None) -> dict[str, np.ndarray]:
+        """Draws of all columns, by name: objects for labels, and days since 1970 for dates.
+
+        Args:
+            count: Number of rows.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
+        return self._draws(check_count("count", count))
 
     @property
     def _by_draws(self) -> bool:

@@ -3,7 +3,7 @@
 __all__ = ["TableModel"]
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 from torch import Generator
 
 from ..checkpoints import load, save
-from ..core.checks import check_count
+from ..core.checks import check_count, check_positive_int
 from ..core.random import takes_generator
 from ..drmm import DRMM
 from .anomalies import Anomalies, Calibration, find_anomalies
 from .cells import check_known
 from .coding import Coding
+from .columns import Column
 from .frames import Frame, filled_in
 from .law import TableLaw
 from .mixture import Mixture
@@ -86,7 +87,7 @@ class TableModel(TableLaw):
     def fit(
         cls,
         frame: Frame,
-        schema: Schema | None = None,
+        schema: Schema | Mapping[str, Column] | None = None,
         *,
         targets: str | Sequence[str] = (),
         time_budget: float = 150.0,
@@ -108,7 +109,8 @@ class TableModel(TableLaw):
 
         Args:
             frame: Its rows, with gaps where nothing is known.
-            schema: Its columns; by default as `Schema.infer` guesses them.
+            schema: Its columns, or kinds of some by name; by default as `Schema.infer` guesses
+                them.
             targets: Columns that will be predicted from all others, if that matters most:
                 training makes the most of these predictions.
             time_budget: Seconds that training may take, about.
@@ -125,7 +127,9 @@ class TableModel(TableLaw):
         Raises:
             ValueError: If the frame does not fit.
         """
-        schema = Schema.infer(frame) if schema is None else schema
+        if schema is None or isinstance(schema, Mapping):
+            schema = Schema.infer(frame, **(schema or {}))
+        check_positive_int("max_bins", max_bins)
         seed = int(torch.randint(2**31, ())) if seed is None else int(seed)
         wanted = [targets] if isinstance(targets, str) else list(targets)
         check_known(wanted, schema.names)

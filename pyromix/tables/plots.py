@@ -184,8 +184,10 @@ def _axes(ax: "Axes | None") -> "Axes":
     return plt.gca()
 
 
-def _draws(law: Any, count: int) -> Any:
-    return law.sample(count, generator=Generator().manual_seed(0))
+def _draws(law: Any, count: int) -> dict[str, np.ndarray]:
+    """Draws of all columns, by name; days since 1970 for dates."""
+    drawn: dict[str, np.ndarray] = law.draws(count, generator=Generator().manual_seed(0))
+    return drawn
 
 
 def _values(law: Any, name: str) -> list[Any]:

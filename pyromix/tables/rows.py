@@ -68,7 +68,10 @@ class TableRows:
 
     def _check_unknown(self, name: str) -> None:
         if (self._codes[:, self._coding.names.index(name)] >= 0).any():
-            raise ValueError(f"Expected an event about unknown columns, got {name!r}.")
+            raise ValueError(
+                f"Expected an event about unknown columns, but rows of the frame know {name!r}: "
+                f"leave it out of one of them."
+            )
 
     def _division(self, name: str) -> tuple[Segments, np.ndarray]:
         """A column in parts, and their probabilities given codes and the event, (S,)."""
@@ -253,7 +256,7 @@ class TableRows:
             j, _ = self._column(name)
             value = np.concatenate(own) if own else self._decoded(name, np.zeros(0, dtype=int))
             if name in self._coding.bins:
-                value = self._kept(name, j, value.reshape(-1, count)).reshape(-1)
+                value = self._kept(name, j, value.reshape(len(self), count)).reshape(-1)
             values[name] = value
         index = None if self._index is None else self._index.repeat(count)
         return self.schema.frame(values, index)
@@ -275,7 +278,8 @@ class TableRows:
         for name in self.names:
             j, _ = self._column(name)
             code = self._codes[:, j]
-            known = bool((code >= 0).all())  # then nothing has to be worked out
+            # If all is known, nothing has to be worked out.
+            known = name in self._values and bool((code >= 0).all())
             if name not in self._coding.bins:
                 code = code if known else self._code_probs(j).argmax(1)
                 values[name] = self._coding.labels(name, code)

@@ -31,7 +31,7 @@ from .inference import LeftOut, guess
 from .maps import Map
 from .plain import column_from_plain, column_to_plain, values_from_plain, values_to_plain
 from .statements import evidence_of
-from .values import Values
+from .values import Values, as_dates_of_day
 
 # Values of a column that are kept, so that its kind can be changed later.
 KEPT = 1000
@@ -209,6 +209,8 @@ class Schema:
             if isinstance(found, LeftOut):
                 left_out[values.name] = found.reason
                 continue
+            if isinstance(found, Date) and values.sort == "label":
+                values = as_dates_of_day(values)
             entries[values.name] = _Entry(
                 found.fitted(values), _some(values), float(values.missing.mean())
             )
@@ -403,11 +405,16 @@ class Schema:
         Raises:
             ValueError: If there are none.
         """
-        table = {values.name: values for values in read(frame)}
-        known = {name: table[name] for name in self.names if name in table}
-        if not known:
-            raise ValueError(f"Expected some of the columns {self.names}, got {list(table)}.")
-        return known
+        table = {values.name: values for values in read(frame, self.names)}
+        if not table:
+            others = [
+                str(name) for name in (frame if isinstance(frame, Mapping) else frame.columns)
+            ]
+            raise ValueError(f"Expected some of the columns {self.names}, got {others}.")
+        for name, values in table.items():
+            if isinstance(self[name], Date) and values.sort == "label":
+                table[name] = as_dates_of_day(values)
+        return {name: table[name] for name in self.names if name in table}
 
     def decode(self, x: Tensor) -> Frame:
         """Rows of a model as a frame of the table's library, with its types.

@@ -1,14 +1,17 @@
 """The values of one column, whatever frame they came from."""
 
-__all__ = ["Values", "hint", "is_number"]
+__all__ = ["Values", "as_dates_of_day", "hint", "is_date", "is_number"]
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ][\d:.]*)?$")
 
 Sort = Literal["number", "boolean", "date", "label"]
 
@@ -80,8 +83,9 @@ class Values:
 
 def hint(given: Any, known: Iterable[Any]) -> str:
     """The end of a message: what may have been meant, if something is near."""
-    near = difflib.get_close_matches(str(given), [str(value) for value in known], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    values = {str(value): value for value in known}
+    near = difflib.get_close_matches(str(given), list(values), n=1)
+    return f" Did you mean {values[near[0]]!r}?" if near else ""
 
 
 def is_number(value: Any) -> bool:
@@ -91,3 +95,26 @@ def is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def is_date(value: Any) -> bool:
+    """Whether a value is text that is a date or a time, such as 2024-05-31."""
+    return isinstance(value, str) and DATE.match(value) is not None
+
+
+def as_dates_of_day(values: Values) -> Values:
+    """Dates in place of a column of `datetime.date` objects, or of dates as text.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    days = np.full(len(values), np.nan)
+    for row, value in enumerate(values.raw):
+        if value is None:
+            continue
+        try:
+            stamp = np.datetime64(value).astype("datetime64[us]")
+        except (TypeError, ValueError):
+            raise ValueError(f"Expected dates in column {values.name!r}, got {value!r}.") from None
+        days[row] = (stamp - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+    return Values(values.name, "date", days, "Date")
