@@ -58,6 +58,7 @@ from . import (  # noqa: F401
     evidence,
     flows,
     frmdn,
+    guides,
     hierarchy,
     maxent,
     metrics,

@@ -1,6 +1,6 @@
 """Draws of a distribution with gradients and log-densities, by the methods that it has."""
 
-__all__ = ["Draws", "Gradient", "Sampler", "make_sampler", "sample_and_score"]
+__all__ = ["Draws", "Gradient", "Sampler", "make_sampler", "sample_and_score", "weighted_sampler"]
 
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -48,7 +48,7 @@ def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
     """
     check_choice("gradient", gradient, ("auto", "pathwise", "stratified"))
     if gradient != "pathwise":
-        sampler = _stratified(distribution)
+        sampler = weighted_sampler(distribution)
         if sampler is not None:
             return sampler
         if gradient == "stratified":
@@ -74,7 +74,7 @@ def make_sampler(distribution: Any, gradient: Gradient) -> Sampler:
     return pathwise
 
 
-def _stratified(distribution: Any) -> Sampler | None:
+def weighted_sampler(distribution: Any) -> Sampler | None:
     """The way to draw weighted draws, or None if the distribution has none."""
 
     def flow(count: int, num_sets: int = 1) -> list[Draws]:

@@ -1,0 +1,191 @@
+"""A mixture of normals as the guide of all latent variables."""
+
+__all__ = ["AutoMixture"]
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import init_to_sample
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ..core.checks import check_positive_int
+from ..flows import Flow
+from ..mixtures import GaussianMixture
+from ..mixtures.learnable import Covariance
+from .annealing import anneal
+from .joint import UnconstrainedJoint
+
+# Draws of the prior that the guide starts from, and draws for quantiles through transforms.
+PRIOR_DRAWS, QUANTILE_DRAWS = 500, 20_000
+# Points of a component that starts around the prototype, and of models that do not broadcast.
+POINTS = 20
+
+
+class AutoMixture(AutoContinuous):
+    r"""A guide that can have many modes: a mixture of normals over all latent variables.
+
+    .. math:: q(z) = \sum_{k=1}^K w_k \, N(z; m_k, \Sigma_k)
+
+    in the space of unconstrained latent variables, or this through learnable transforms. It is one
+    of Pyro's `AutoContinuous`: constraints, plates, subsampling, `median`, `quantiles` and
+    `Predictive` work as there. Train it with `StratifiedELBO`: the pathwise gradient of
+    `Trace_ELBO` does not see how much mass modes that lie apart should have.
+
+    It starts from clusters of draws that are moved from the prior to the posterior step by step;
+    see `pyromix.guides.annealing.anneal`. They are all run at once, in a plate of their own; fewer
+    one by one where the model does not broadcast.
+
+    Args:
+        model: A Pyro model. Hide discrete variables by `poutine.block`.
+        num_components: Number of components K.
+        covariance: Of the components, as `GaussianMixture` takes it.
+        transforms: Takes the number of unconstrained dimensions, and returns a learnable
+            transform, or a sequence of them, from the mixture to them; see `Flow`.
+        init_loc_fn: How the prototype of a site is drawn, as in Pyro; by default from the prior.
+        num_prior_draws: Draws of the prior to start from; zero for components around the
+            prototype.
+        init_scale: Standard deviation of components in that case, and how far they are apart.
+
+    Raises:
+        ValueError: For an argument that is out of range.
+
+    Example:
+        See `StratifiedELBO`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_components: int = 8,
+        covariance: Covariance = "full",
+        *,
+        transforms: Callable[[int], Any] | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_sample,
+        num_prior_draws: int = PRIOR_DRAWS,
+        init_scale: float = 0.1,
+    ) -> None:
+        self.num_components = check_positive_int("num_components", num_components)
+        if not num_prior_draws >= 0 or int(num_prior_draws) != num_prior_draws:
+            raise ValueError(
+                f"Expected num_prior_draws to be an integer from 0 on, got {num_prior_draws!r}."
+            )
+        if not init_scale > 0:
+            raise ValueError(f"Expected a positive init_scale, got {init_scale!r}.")
+        self.covariance = covariance
+        self._transforms, self._prior_draws = transforms, int(num_prior_draws)
+        self._init_scale = init_scale
+        self._prior = (model,)  # in a tuple, as modules would be taken for parts of the guide
+        super().__init__(model, init_loc_fn=init_loc_fn)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        centre = self._init_loc().detach()
+        mixture = GaussianMixture(
+            self.latent_dim, self.num_components, self.covariance, standardize=False
+        ).to(centre)
+        self.posterior = mixture
+        mixture.initialize(self._starts(centre, args, kwargs))
+        if self._transforms is not None:
+            self.posterior = Flow(mixture, self._transforms(self.latent_dim)).to(centre)
+
+    @torch.no_grad()
+    def _starts(self, centre: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Points (n, D) that components start from."""
+        count = self._prior_draws
+        if count < self.num_components:
+            noise = torch.randn(POINTS * self.num_components, len(centre)).to(centre)
+            return centre + self._init_scale * noise
+        draws = torch.stack([self._prior_draw(args, kwargs) for _ in range(count)])
+        draws = draws[draws.isfinite().all(1)]
+        if len(draws) < self.num_components:
+            raise ValueError(
+                f"Expected at least {self.num_components} finite draws of the prior, got "
+                f"{len(draws)} of {count}. Start from a point by num_prior_draws=0 and an "
+                f"init_loc_fn."
+            )
+        # Their clusters are a law with a density that moves start from.
+        law = GaussianMixture(self.latent_dim, self.num_components, standardize=False).to(draws)
+        law.initialize(draws)
+        joint = UnconstrainedJoint(self._prior[0], self, args, kwargs)
+        starts = law.sample((count,))
+        with poutine.block(), pyro.validation_enabled(False):  # NaN is not worth an error here
+            try:
+                joint(starts)
+            except (RuntimeError, ValueError, IndexError):
+                joint.vectorize = False
+                starts = starts[: POINTS * self.num_components]
+            return anneal(joint, law.log_prob, starts)
+
+    def _prior_draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Latent variables (D,) drawn from the prior."""
+        traced = poutine.block(poutine.trace(self._prior[0]).get_trace)
+        try:
+            sites = traced(*args, **kwargs).nodes
+        except NotImplementedError as error:
+            raise ValueError(
+                f"Expected priors that can be drawn from, got one that cannot: {error}. Start "
+                f"from a point by num_prior_draws=0, init_loc_fn=init_to_feasible."
+            ) from error
+        parts = []
+        for name in self._unconstrained_shapes:
+            site: Any = sites[name]
+            parts.append(biject_to(site["fn"].support).inv(site["value"]).reshape(-1))
+        return torch.cat(parts)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """The law of unconstrained latent variables: the mixture, or the flow on it.
+
+        Args:
+            args: Of the model; not needed.
+            kwargs: Of the model; not needed.
+        """
+        if self.prototype_trace is None:
+            raise RuntimeError("Expected a guide that has been run: call it with its arguments.")
+        return self.posterior
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Medians of the latent variables, of each number by itself.
+
+        Args:
+            args: Of the model; not needed.
+            kwargs: Of the model; not needed.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self,
+        quantiles: Sequence[float] | Tensor,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
+        """Quantiles of the latent variables, of each number by itself.
+
+        Those of the mixture's marginals; with transforms, of draws.
+
+        Args:
+            quantiles: Probabilities from 0 to 1.
+            args: Of the model; not needed.
+            kwargs: Of the model; not needed.
+
+        Returns:
+            By the name of a site, a tensor with a dimension of quantiles on the left.
+        """
+        law = self.get_posterior()
+        probs = torch.as_tensor(quantiles).to(self._init_loc())
+        if isinstance(law, GaussianMixture):
+            each = [law.law.quantile(column, probs) for column in range(self.latent_dim)]
+            latents = torch.stack(each, -1)
+        else:
+            latents = law.sample((QUANTILE_DRAWS,)).quantile(probs, 0)
+        found: dict[str, list[Tensor]] = {}
+        for latent in latents:
+            for site, value in self._unpack_latent(latent):
+                found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in found.items()}

@@ -1,0 +1,114 @@
+"""The density of a model's latent variables as an automatic guide sees them: one real vector."""
+
+__all__ = ["UnconstrainedJoint", "log_density", "plate_depth"]
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+
+def plate_depth(trace: Any) -> int:
+    """How many dimensions plates take up, from the right, at the sites of a trace."""
+    dims = [
+        frame.dim
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return -min(dims, default=0)
+
+
+def log_density(trace: Any, count: int | None, depth: int) -> Tensor:
+    """Sums of the log-densities of the sites of a trace.
+
+    Args:
+        trace: The trace.
+        count: How many draws it holds, in the dimension left of all plates; None for one draw
+            without such a dimension.
+        depth: Number of dimensions of plates.
+
+    Returns:
+        Tensor of shape (count,), or a number.
+
+    Raises:
+        ValueError: If a site has dimensions left of the draws: the model does not broadcast.
+    """
+    trace = prune_subsample_sites(trace)
+    trace.compute_log_prob()
+    total = torch.zeros(())
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        own = site["log_prob"]
+        if count is None:
+            own = own.sum()
+        elif own.dim() > depth + 1 or (own.dim() > depth and own.shape[0] not in (1, count)):
+            raise ValueError(
+                f"Expected site {name!r} to have log-densities of at most {depth + 1} dimensions, "
+                f"{count} draws on the left, got shape {tuple(own.shape)}: the model does not "
+                f"broadcast over a plate of draws. Index from the right, as in z[..., 0], or run "
+                f"draws one by one (vectorize_particles=False)."
+            )
+        elif own.dim() > depth and own.shape[0] == count:
+            own = own.reshape(count, -1).sum(1)
+        else:  # the same for all draws
+            own = own.sum()
+        total = total + own
+    return total
+
+
+class UnconstrainedJoint:
+    """Log-densities of a model with its data, over all latent variables as one real vector.
+
+    Args:
+        model: The model.
+        guide: A guide of it that has been run once: it tells sites and their order.
+        args: Arguments of the model.
+        kwargs: Keyword arguments of the model.
+        vectorize: Whether the model takes many values at once, in a plate of its own; else it is
+            run once for each.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoContinuous,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        vectorize: bool = True,
+    ) -> None:
+        self.model, self.guide = model, guide
+        self.args, self.kwargs = args, dict(kwargs or {})
+        self.vectorize = vectorize
+        self.depth = plate_depth(guide.prototype_trace)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Log-densities (n,) of vectors (n, D), in units of these."""
+        if not self.vectorize:
+            return torch.stack([self._run(one, None) for one in z])
+        return self._run(z.reshape(len(z), *[1] * self.depth, z.shape[-1]), len(z))
+
+    def _run(self, z: Tensor, count: int | None) -> Tensor:
+        latent = f"_{self.guide._pyro_name}_latent"
+        guide = self._in_plate(poutine.condition(self.guide, {latent: z}), count)
+        guided = poutine.trace(guide).get_trace(*self.args, **self.kwargs)
+        guided.remove_node(latent)  # what is left is the Jacobian of constraints
+        model = self._in_plate(self.model, count)
+        traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(
+            *self.args, **self.kwargs
+        )
+        return log_density(traced, count, self.depth) - log_density(guided, count, self.depth)
+
+    def _in_plate(self, fn: Callable[..., Any], count: int | None) -> Callable[..., Any]:
+        if count is None:
+            return fn
+        wrapped: Callable[..., Any] = pyro.plate("_draws", count, dim=-1 - self.depth)(fn)
+        return wrapped
