@@ -137,7 +137,7 @@ class Search:
         models: list[DRMM] = []
         if self.steps is None:
             trained(replace(first[0], steps=1), rows=FEW)  # what is imported then takes time
-        best = first[0]
+        best, slower = first[0], 1.0
         if len(first) > 1 and len(held_out):
             each = COMPARING * self.time_budget / len(first)
             scores: list[float] = []
@@ -145,12 +145,16 @@ class Search:
                 if scores and spent() > COMPARING * self.time_budget:
                     break  # steps take longer than there is time to compare
                 per_step = self._seconds_a_step(plan, trained)
-                models.append(trained(self._within(plan, len(codes), each, per_step, 1)))
+                own = self._within(plan, len(codes), each, per_step, 1)
+                begun = spent()
+                models.append(trained(own))
+                if self.steps is None:  # what else the machine does slows whole trainings
+                    slower = max(slower, (spent() - begun) / (own.steps * per_step))
                 scores.append(float(Mixture.of(models[-1]).log_prob(held_out).mean()))
             best = first[int(np.argmax(scores))]
         if then is not None:
             best = replace(best, num_layers=then[0], num_components=then[1])
-        per_step = self._seconds_a_step(best, trained)
+        per_step = slower * self._seconds_a_step(best, trained)
         left = self.time_budget - spent()
         count = self.members or MEMBERS
         if self.members is None and self.steps is None:
