@@ -1,0 +1,233 @@
+"""Whether to believe a guide: evidence, effective draws and the tail of importance weights."""
+
+__all__ = ["GuideResult", "evaluate_guide", "import_arviz"]
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Generator, Tensor
+
+from ..core.advice import warn_user
+from ..core.checks import check_count, check_positive_int
+from ..core.random import takes_generator
+from .joint import log_density, plate_depth
+
+# Above it, means by importance weights have no error that can be told (Vehtari et al., 2024).
+HIGHEST_K = 0.7
+# Share of effective draws from which on the tail has no weight, whatever its shape.
+NEARLY_ALL = 0.95
+# Fewest draws that have a tail, and log-weights that are as good as equal.
+FEWEST, ALIKE = 100, 1e-4
+# Draws that the model is run with at once.
+BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class GuideResult:
+    r"""What independent draws of a guide say of it, by the weights :math:`p(x, z_i) / q(z_i)`.
+
+    Args:
+        draws: Draws of the latent variables, by the name of a site, n of each on the left.
+        log_weight: Logarithms of their weights, smoothed where the tail is heavy, (n,). They sum
+            to one.
+        elbo: The evidence lower bound.
+        elbo_error: Its standard error.
+        log_evidence: The log-evidence, by importance sampling.
+        log_evidence_error: Its standard error; not to be believed where `pareto_k` is above 0.7.
+        pareto_k: The shape of the tail of the weights, by Pareto smoothed importance sampling
+            (Vehtari et al., "Pareto smoothed importance sampling", 2024). Below 0.5 the guide
+            covers the posterior well, above 0.7 it does not.
+        effective_sample_size: How many draws of the posterior the weighted ones are worth.
+        losses: Losses of training, if there was one.
+    """
+
+    draws: Mapping[str, Tensor]
+    log_weight: Tensor
+    elbo: float
+    elbo_error: float
+    log_evidence: float
+    log_evidence_error: float
+    pareto_k: float
+    effective_sample_size: float
+    losses: tuple[float, ...] = ()
+
+    @property
+    def reliable(self) -> bool:
+        """Whether `pareto_k` is at most 0.7, or weights are so alike that tails do not count.
+
+        A mode that no draw is near cannot be told.
+        """
+        alike = self.effective_sample_size >= NEARLY_ALL * len(self.log_weight)
+        return alike or self.pareto_k <= HIGHEST_K
+
+    @takes_generator
+    def resample(
+        self, num_samples: int, *, generator: Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draws of the guide by their weights: of the posterior, as far as the guide covers it.
+
+        Args:
+            num_samples: Number of draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            By the name of a site, a tensor with the draws on the left.
+        """
+        count = check_count("num_samples", num_samples)
+        if not count:
+            return {name: value[:0] for name, value in self.draws.items()}
+        index = torch.multinomial(self.log_weight.exp(), count, replacement=True)
+        return {name: value[index] for name, value in self.draws.items()}
+
+    def mean(self, name: str) -> Tensor:
+        """The mean of a latent variable under the posterior, by the weights.
+
+        Args:
+            name: Of its site.
+
+        Raises:
+            ValueError: If there is no such site.
+        """
+        if name not in self.draws:
+            raise ValueError(f"Expected one of the sites {list(self.draws)}, got {name!r}.")
+        return torch.tensordot(self.log_weight.exp().to(self.draws[name]), self.draws[name], 1)
+
+    def __str__(self) -> str:
+        verdict = "good" if self.reliable else "the guide is too thin somewhere"
+        return (
+            f"evidence lower bound {self.elbo:.3f} +- {self.elbo_error:.3f}\n"
+            f"log-evidence         {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}\n"
+            f"Pareto k             {self.pareto_k:.2f} ({verdict})\n"
+            f"effective draws      {self.effective_sample_size:.0f} of {len(self.log_weight)}"
+        )
+
+
+def evaluate_guide(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_draws: int = 4000,
+    vectorize: bool = True,
+    seed: int | None = None,
+    losses: tuple[float, ...] = (),
+    **kwargs: Any,
+) -> GuideResult:
+    """Draws from a guide, and says how far it is from the posterior.
+
+    Args:
+        model: A Pyro model.
+        guide: Its guide, trained.
+        args: Arguments of both.
+        num_draws: Number of draws.
+        vectorize: Whether model and guide are run with many draws at once, in a plate.
+        seed: Seed of the draws; by default they come from PyTorch's global generator.
+        losses: Of training, to be kept with the result.
+        kwargs: Keyword arguments of both.
+
+    Returns:
+        The result. It warns where the tail of the weights is too heavy to believe it.
+
+    Raises:
+        ImportError: If ArviZ is not installed.
+        ValueError: If no draw has a finite weight.
+    """
+    if check_positive_int("num_draws", num_draws) < FEWEST:
+        raise ValueError(f"Expected num_draws of at least {FEWEST}, got {num_draws}.")
+    psis = import_arviz().psislw
+    with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        draws, ratio = _weighted(model, guide, args, kwargs, num_draws, vectorize)
+    ratio = ratio.double()
+    finite = torch.where(ratio.isfinite(), ratio, -math.inf)
+    if finite.max() == -math.inf:
+        raise ValueError("Expected draws of the guide that the model can have, got none.")
+    floor = finite[finite.isfinite()].min() - 50
+    smoothed, k = finite.clamp(min=floor), -math.inf
+    if finite.max() - finite.min() > ALIKE:  # else there is no tail
+        smoothed, k = psis(smoothed.numpy())
+    raw = (finite - finite.max()).exp()
+    evidence = float(raw.mean().log() + finite.max())
+    relative = float(raw.std() / raw.mean() / num_draws**0.5)
+    log_weight = torch.as_tensor(smoothed)
+    log_weight = log_weight - log_weight.logsumexp(0)
+    result = GuideResult(
+        draws,
+        log_weight,
+        float(ratio.mean()),
+        float(ratio.std() / num_draws**0.5),
+        evidence,
+        relative,
+        float(k),
+        float(1 / (2 * log_weight).logsumexp(0).exp()),
+        losses,
+    )
+    if not result.reliable:
+        warn_user(
+            f"The weights of draws of the guide have a heavy tail, Pareto k = "
+            f"{result.pareto_k:.2f} (above {HIGHEST_K}): somewhere the guide is too thin, and may "
+            f"miss part of the posterior. Give it more components, or train longer."
+        )
+    return result
+
+
+def _weighted(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    count: int,
+    vectorize: bool,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws of all latent variables, and log-densities of the model less those of the guide."""
+    guided = poutine.trace(guide).get_trace(*args, **kwargs)
+    traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+    depth = max(plate_depth(guided), plate_depth(traced))
+    names = [
+        name
+        for name, site in guided.nodes.items()
+        if site["type"] == "sample"
+        and name in traced.nodes
+        and not (site["infer"] or {}).get("is_auxiliary")
+        and not poutine.util.site_is_subsample(site)
+    ]
+    values: dict[str, Any] = {name: guided.nodes[name]["value"] for name in names}
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    ratios = []
+    sizes = [BLOCK] * (count // BLOCK) + [count % BLOCK] if vectorize else [1] * count
+    for size in filter(None, sizes):
+        inside: Any = pyro.plate("_draws", size, dim=-1 - depth) if vectorize else _same
+        guided = poutine.trace(inside(guide)).get_trace(*args, **kwargs)
+        replayed = poutine.replay(inside(model), trace=guided)
+        traced = poutine.trace(replayed).get_trace(*args, **kwargs)
+        many = size if vectorize else None
+        ratio = log_density(traced, many, depth) - log_density(guided, many, depth)
+        ratios.append(ratio.reshape(-1))
+        for name in names:
+            value: Any = guided.nodes[name]["value"]
+            found[name].append(value.reshape(size, *values[name].shape))
+    return {name: torch.cat(own) for name, own in found.items()}, torch.cat(ratios)
+
+
+def _same(fn: Any) -> Any:
+    return fn
+
+
+def import_arviz() -> Any:
+    """ArviZ, or an error that says how to install it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # announces its coming refactoring
+            return importlib.import_module("arviz")
+    except ImportError:
+        raise ImportError(
+            "Expected ArviZ to be installed, which tells how heavy tails of weights are: "
+            "python -m pip install 'pyromix[guides]'"
+        ) from None
