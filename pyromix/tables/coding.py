@@ -1,10 +1,10 @@
 """Rows of a table as codes: labels as they are, numbers by their bins."""
 
-__all__ = ["Coding", "Division"]
+__all__ = ["Coded", "Coding", "Division"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -186,3 +186,15 @@ class Coding:
             assert isinstance(column, Number)
             bins[name] = Bins.from_plain(column, own)
         return cls(schema, bins)
+
+
+class Coded(NamedTuple):
+    """Rows of a table as codes."""
+
+    coding: Coding
+    codes: np.ndarray
+    """Shape (N, J), minus one where nothing is known."""
+    log_density: np.ndarray
+    """Log p(x | code) of each cell, (N, J)."""
+    outside: np.ndarray
+    """Which rows are held out, (N,)."""

@@ -3,7 +3,9 @@
 __all__ = ["TableModel"]
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -18,15 +20,18 @@ from ..core.random import takes_generator
 from ..drmm import DRMM
 from .anomalies import Anomalies, Calibration, find_anomalies
 from .cells import check_known
-from .coding import Coding
+from .coding import Coded, Coding
 from .columns import Column
 from .frames import Frame, filled_in
 from .law import TableLaw
 from .mixture import Mixture
 from .schema import Schema
 from .search import Search
+from .values import Values
 
 SCHEMA, MODEL, CALIBRATION = "schema.json", "model-{}.safetensors", "calibration.safetensors"
+# Bins of numeric columns, and how many there may be from so many rows on.
+FEW_BINS, MANY_BINS, MANY_ROWS = 48, 192, 2000
 # Most rows that are held out.
 MOST_HELD_OUT = 2000
 
@@ -91,7 +96,7 @@ class TableModel(TableLaw):
         *,
         targets: str | Sequence[str] = (),
         time_budget: float = 150.0,
-        max_bins: int = 48,
+        max_bins: int | None = None,
         num_layers: int | None = None,
         num_components: int | None = None,
         shrinkage: float | None = None,
@@ -114,7 +119,8 @@ class TableModel(TableLaw):
             targets: Columns that will be predicted from all others, if that matters most:
                 training makes the most of these predictions.
             time_budget: Seconds that training may take, about.
-            max_bins: About the largest number of bins of a numeric column.
+            max_bins: About the largest number of bins of a numeric column: by default 48, or 192
+                if rows that are held out are likelier then, on tables of 2,000 rows or more.
             num_layers: Layers of a mixture.
             num_components: Components of a layer.
             shrinkage: Strength of the prior of tables, about one.
@@ -129,7 +135,8 @@ class TableModel(TableLaw):
         """
         if schema is None or isinstance(schema, Mapping):
             schema = Schema.infer(frame, **(schema or {}))
-        check_positive_int("max_bins", max_bins)
+        if max_bins is not None:
+            check_positive_int("max_bins", max_bins)
         seed = int(torch.randint(2**31, ())) if seed is None else int(seed)
         wanted = [targets] if isinstance(targets, str) else list(targets)
         check_known(wanted, schema.names)
@@ -143,10 +150,20 @@ class TableModel(TableLaw):
             time_budget=time_budget,
             progress_bar=progress_bar,
         )
-        coding, codes, log_density, outside = _coded(schema, frame, max_bins, held_out, seed)
+        start = time.perf_counter()
+        values = schema.values(frame)
+        outside = _held_out(len(next(iter(values.values()))), held_out, seed)
+        table = _coded(schema, values, max_bins or FEW_BINS, outside)
+        if max_bins is None and steps is None and len(outside) >= MANY_ROWS and outside.any():
+            finer = _coded(schema, values, MANY_BINS, outside)
+            if sum(finer.coding.categories) > sum(table.coding.categories):
+                table = search.best_of([table, finer], seed)
+        spent = time.perf_counter() - start
+        search = replace(search, time_budget=max(search.time_budget - spent, 0.1 * time_budget))
+        codes, log_density = table.codes, table.log_density
         calibration = Calibration(codes[outside], log_density[outside])
-        models, weights = search.run(codes[~outside], codes[outside], coding, seed)
-        return cls(coding, models, weights, calibration)
+        models, weights = search.run(codes[~outside], codes[outside], table.coding, seed)
+        return cls(table.coding, models, weights, calibration)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Saves the model and its schema, without pickle.
@@ -233,12 +250,8 @@ class TableModel(TableLaw):
         return f"{type(self).__name__} of {len(self.schema.names)} columns, {size}"
 
 
-def _coded(
-    schema: Schema, frame: Frame, max_bins: int, share: float, seed: int
-) -> tuple[Coding, np.ndarray, np.ndarray, np.ndarray]:
-    """Codes of a frame, by bins of the rows that are not held out; and which are held out."""
-    values = schema.values(frame)
-    size = len(next(iter(values.values())))
+def _held_out(size: int, share: float, seed: int) -> np.ndarray:
+    """Which rows are held out, (N,)."""
     if size < 2:
         raise ValueError(f"Expected at least two rows, got {size}.")
     if not 0 <= share < 1:
@@ -246,6 +259,13 @@ def _coded(
     outside = np.zeros(size, dtype=bool)
     count = min(int(share * size), MOST_HELD_OUT)
     outside[np.random.default_rng(seed).permutation(size)[:count]] = True
+    return outside
+
+
+def _coded(
+    schema: Schema, values: Mapping[str, Values], max_bins: int, outside: np.ndarray
+) -> Coded:
+    """Codes of rows, by bins of those that are not held out."""
     coding = Coding.of(schema, values, max_bins, ~outside)
     codes, log_density = coding.encode_values(values)
-    return coding, codes, log_density, outside
+    return Coded(coding, codes, log_density, outside)

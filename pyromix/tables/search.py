@@ -5,6 +5,7 @@ __all__ = ["BATCH", "LAYERS", "WHOLE", "Search", "shapes_of"]
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..core.checks import check_positive_int
 from ..drmm import DRMM
-from .coding import Coding
+from .coding import Coded, Coding
 from .mixture import Mixture, weights_of
 from .training import Plan, train
 
@@ -44,6 +45,8 @@ LAYERS = 2
 SHRINKAGES = (1.0, 4.0)
 # Share of the time that comparing takes.
 COMPARING = 0.25
+# Share of the time that each number of bins is tried for, and most steps.
+TRYING, TRIED_STEPS = 0.05, 400
 # Steps by which the time of one is measured, with few rows held out, and the fewest that are worth
 # while.
 PROBE, FEW, LEAST = 16, 16, 60
@@ -117,18 +120,7 @@ class Search:
         codes, held_out = (c[(c >= 0).any(1)] for c in (codes, held_out))
         if not len(codes):
             raise ValueError("Expected rows of which something is known, got none.")
-        numbers = itertools.count()
-
-        def trained(plan: Plan, *, rows: int | None = None, shown: bool = False) -> DRMM:
-            return train(
-                codes,
-                held_out[:rows],
-                coding.categories,
-                coding.ordered,
-                plan,
-                seed=seed + next(numbers),
-                progress_bar=self.progress_bar and shown,
-            )
+        trained = self._trainer(codes, held_out, coding, seed)
 
         def spent() -> float:
             return time.perf_counter() - start
@@ -174,6 +166,42 @@ class Search:
             return models, weights
         kept = np.flatnonzero(weights >= LEAST_WEIGHT)
         return [models[k] for k in kept], weights[kept] / weights[kept].sum()
+
+    def _trainer(
+        self, codes: np.ndarray, held_out: np.ndarray, coding: Coding, seed: int
+    ) -> _Trainer:
+        numbers = itertools.count()
+
+        def trained(plan: Plan, *, rows: int | None = None, shown: bool = False) -> DRMM:
+            return train(
+                codes,
+                held_out[:rows],
+                coding.categories,
+                coding.ordered,
+                plan,
+                seed=seed + next(numbers),
+                progress_bar=self.progress_bar and shown,
+            )
+
+        return trained
+
+    def best_of(self, tables: Sequence[Coded], seed: int) -> Coded:
+        """The one of several codings of a table with which rows that are held out are likeliest.
+
+        Args:
+            tables: The codings.
+            seed: Seed of training.
+        """
+        scores = []
+        for table in tables:
+            codes, held_out = table.codes[~table.outside], table.codes[table.outside]
+            plan = self._plans(len(codes))[0][0]
+            trained = self._trainer(codes, held_out, table.coding, seed)
+            seconds = TRYING * self.time_budget / self._seconds_a_step(plan, trained)
+            steps = int(np.clip(seconds, LEAST, TRIED_STEPS))
+            score = Mixture.of(trained(replace(plan, steps=steps))).log_prob(held_out)
+            scores.append(float((score + table.log_density[table.outside].sum(1)).mean()))
+        return tables[int(np.argmax(scores))]
 
     def _plans(self, rows: int) -> tuple[list[Plan], tuple[int, int] | None]:
         """Those that are trained first, and layers and components of the others."""

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from pyromix import DRMM
-from pyromix.tables import TableModel, training
+from pyromix.tables import Schema, TableModel, training
 from pyromix.tables.mixture import Mixture, weights_of
+from pyromix.tables.model import _coded
+from pyromix.tables.search import Search
 from pyromix.tables.training import Plan, _Trainee, _WeightedLogSums
 
 CATEGORIES, ORDERED = (2, 5, 5, 3, 7), (False, True, True, False, True)
@@ -98,3 +100,20 @@ def test_weighted_sums_have_the_gradients_of_logsumexp(monkeypatch):
     torch.testing.assert_close(
         torch.autograd.grad(3 * fast(), inputs), torch.autograd.grad(3 * slow(), inputs)
     )
+
+
+def test_bins_are_chosen_by_rows_that_are_held_out():
+    """Fine ones where two columns follow each other closely."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=3000)
+    frame = {"x": x, "y": x + 0.1 * rng.normal(size=3000)}
+    schema = Schema.infer(frame)
+    values, outside = schema.values(frame), np.arange(3000) < 300
+    coarse, fine = (_coded(schema, values, most, outside) for most in (3, 24))
+    assert coarse.coding.bins["x"].count < fine.coding.bins["x"].count < 40
+    search = Search(None, None, None, None, None, (), time_budget=8.0, progress_bar=False)
+    assert search.best_of([coarse, fine], 0) is fine
+    assert search.best_of([fine, coarse], 0) is fine
+    options = {"steps": 2, "members": 1, "seed": 0, "progress_bar": False}
+    assert TableModel.fit(frame, max_bins=20, **options)._coding.bins["x"].count < 30
+    assert TableModel.fit(frame, **options)._coding.bins["x"].count < 60
