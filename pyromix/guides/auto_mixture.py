@@ -13,15 +13,19 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..core.checks import check_positive_int
+from ..core.checks import check_count, check_positive_int
 from ..flows import Flow
 from ..mixtures import GaussianMixture
 from ..mixtures.learnable import Covariance
 from .annealing import anneal
-from .joint import UnconstrainedJoint
+from .joint import UnconstrainedJoint, subsampled
 
 # Draws of the prior that the guide starts from, and draws for quantiles through transforms.
 PRIOR_DRAWS, QUANTILE_DRAWS = 500, 20_000
+IMPROPER = (
+    "Expected priors that can be drawn from, got one that cannot: {}. Start from a point by "
+    "num_prior_draws=0 and init_loc_fn=init_to_value(values={{...}})."
+)
 # Points of a component that starts around the prototype, and of models that do not broadcast.
 POINTS = 20
 
@@ -47,8 +51,9 @@ class AutoMixture(AutoContinuous):
         transforms: Takes the number of unconstrained dimensions, and returns a learnable
             transform, or a sequence of them, from the mixture to them; see `Flow`.
         init_loc_fn: How the prototype of a site is drawn, as in Pyro; by default from the prior.
-        num_prior_draws: Draws of the prior to start from; zero for components around the
-            prototype.
+        num_prior_draws: Draws of the prior to start from, by default 500, or four of each
+            component; zero for components around the prototype. Take zero where discrete variables
+            are hidden: the start would draw them at random.
         init_scale: Standard deviation of components in that case, and how far they are apart.
 
     Raises:
@@ -66,13 +71,18 @@ class AutoMixture(AutoContinuous):
         *,
         transforms: Callable[[int], Any] | None = None,
         init_loc_fn: Callable[..., Any] = init_to_sample,
-        num_prior_draws: int = PRIOR_DRAWS,
+        num_prior_draws: int | None = None,
         init_scale: float = 0.1,
     ) -> None:
         self.num_components = check_positive_int("num_components", num_components)
-        if not num_prior_draws >= 0 or int(num_prior_draws) != num_prior_draws:
+        if num_prior_draws is None:
+            num_prior_draws = max(PRIOR_DRAWS, 4 * self.num_components)
+        if check_count("num_prior_draws", num_prior_draws) not in (0, num_prior_draws) or (
+            0 < num_prior_draws < 2 * self.num_components
+        ):
             raise ValueError(
-                f"Expected num_prior_draws to be an integer from 0 on, got {num_prior_draws!r}."
+                f"Expected num_prior_draws to be 0, or at least two of each of "
+                f"{self.num_components} components, got {num_prior_draws!r}."
             )
         if not init_scale > 0:
             raise ValueError(f"Expected a positive init_scale, got {init_scale!r}.")
@@ -83,7 +93,10 @@ class AutoMixture(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except NotImplementedError as error:
+            raise ValueError(IMPROPER.format(error)) from error
         centre = self._init_loc().detach()
         mixture = GaussianMixture(
             self.latent_dim, self.num_components, self.covariance, standardize=False
@@ -92,6 +105,22 @@ class AutoMixture(AutoContinuous):
         mixture.initialize(self._starts(centre, args, kwargs))
         if self._transforms is not None:
             self.posterior = Flow(mixture, self._transforms(self.latent_dim)).to(centre)
+        self._take_stored()
+
+    @torch.no_grad()
+    def _take_stored(self) -> None:
+        """Takes parameters from Pyro's store, as all guides do, where they fit.
+
+        What is left there under their names would be trained in place of the guide's own.
+        """
+        store = pyro.get_param_store()
+        for name, parameter in self.posterior.named_parameters():
+            key = f"{self._pyro_name}.posterior$$${name}"
+            if key in store:
+                stored = store[key]
+                if stored.shape == parameter.shape:
+                    parameter.copy_(stored)
+                del store[key]
 
     @torch.no_grad()
     def _starts(self, centre: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -114,9 +143,7 @@ class AutoMixture(AutoContinuous):
         joint = UnconstrainedJoint(self._prior[0], self, args, kwargs)
         starts = law.sample((count,))
         with poutine.block(), pyro.validation_enabled(False):  # NaN is not worth an error here
-            try:
-                joint(starts)
-            except (RuntimeError, ValueError, IndexError):
+            if not _broadcasts(joint, starts[:2]):
                 joint.vectorize = False
                 starts = starts[: POINTS * self.num_components]
             return anneal(joint, law.log_prob, starts)
@@ -127,10 +154,7 @@ class AutoMixture(AutoContinuous):
         try:
             sites = traced(*args, **kwargs).nodes
         except NotImplementedError as error:
-            raise ValueError(
-                f"Expected priors that can be drawn from, got one that cannot: {error}. Start "
-                f"from a point by num_prior_draws=0, init_loc_fn=init_to_feasible."
-            ) from error
+            raise ValueError(IMPROPER.format(error)) from error
         parts = []
         for name in self._unconstrained_shapes:
             site: Any = sites[name]
@@ -165,9 +189,10 @@ class AutoMixture(AutoContinuous):
         *args: Any,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
     ) -> dict[str, Tensor]:
-        """Quantiles of the latent variables, of each number by itself.
+        """Quantiles of the latent variables, of each unconstrained number by itself.
 
-        Those of the mixture's marginals; with transforms, of draws.
+        Those of the mixture's marginals; with transforms, of draws. Where a constraint ties
+        numbers together, as on a simplex, take quantiles of draws.
 
         Args:
             quantiles: Probabilities from 0 to 1.
@@ -178,7 +203,7 @@ class AutoMixture(AutoContinuous):
             By the name of a site, a tensor with a dimension of quantiles on the left.
         """
         law = self.get_posterior()
-        probs = torch.as_tensor(quantiles).to(self._init_loc())
+        probs = torch.atleast_1d(torch.as_tensor(quantiles)).to(self._init_loc())
         if isinstance(law, GaussianMixture):
             each = [law.law.quantile(column, probs) for column in range(self.latent_dim)]
             latents = torch.stack(each, -1)
@@ -189,3 +214,19 @@ class AutoMixture(AutoContinuous):
             for site, value in self._unpack_latent(latent):
                 found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
         return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _broadcasts(joint: UnconstrainedJoint, z: Tensor) -> bool:
+    """Whether densities of draws (n, D) that are run together are those of each by itself."""
+    try:
+        together = joint(z)
+        joint.vectorize = False
+        each = joint(z)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    finally:
+        joint.vectorize = True
+    if subsampled(joint.guide.prototype_trace):
+        return True  # each run has rows of its own
+    finite = together.isfinite() & each.isfinite()
+    return bool(torch.allclose(together[finite], each[finite], rtol=1e-3, atol=1e-2))

@@ -14,7 +14,7 @@ from tqdm import trange
 from ..core.checks import check_positive_int
 from ..core.random import draws_from, seeded
 from .auto_mixture import AutoMixture
-from .result import GuideResult, evaluate_guide, import_arviz
+from .result import GuideResult, check_draws, evaluate_guide, import_arviz, try_out
 from .stratified import StratifiedELBO
 
 # Fewest draws of a step, and those of each component.
@@ -76,7 +76,8 @@ def fit_guide(
     check_positive_int("steps", steps)
     if not lr > 0:
         raise ValueError(f"Expected a positive lr, got {lr!r}.")
-    import_arviz()  # not after all training
+    import_arviz()  # what is wrong is told before training, not after
+    check_draws(num_draws)
     if num_particles is None:
         components = guide.num_components if isinstance(guide, AutoMixture) else 0
         num_particles = max(FEWEST, EACH * components)
@@ -93,6 +94,7 @@ def fit_guide(
     svi = SVI(model, guide, optimizer, bound)
     losses = []
     with draws_from(*seeded(seed)):
+        try_out(model, guide, args, kwargs, vectorize)
         bar = trange(steps, disable=not progress_bar)
         for step in bar:
             losses.append(float(svi.step(*args, **kwargs)))

@@ -1,6 +1,13 @@
 """The density of a model's latent variables as an automatic guide sees them: one real vector."""
 
-__all__ = ["UnconstrainedJoint", "log_density", "plate_depth"]
+__all__ = [
+    "UnconstrainedJoint",
+    "check_sites",
+    "latent_names",
+    "log_density",
+    "plate_depth",
+    "subsampled",
+]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +16,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 
@@ -23,6 +30,48 @@ def plate_depth(trace: Any) -> int:
         if frame.vectorized
     ]
     return -min(dims, default=0)
+
+
+def latent_names(trace: Any) -> list[str]:
+    """Names of the sites of a trace that are neither observed nor subsamples nor auxiliary."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+        and not (site["infer"] or {}).get("is_auxiliary")
+    ]
+
+
+def subsampled(trace: Any) -> list[str]:
+    """Names of the plates of a trace of which some rows alone are drawn."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site_is_subsample(site) and site["fn"].subsample_size not in (None, site["fn"].size)
+    ]
+
+
+def check_sites(model: Any, guide: Any) -> None:
+    """Checks that traces of a model and its guide have the same latent variables.
+
+    Raises:
+        ValueError: If they have not.
+        NotImplementedError: If the model enumerates some.
+    """
+    for name in latent_names(model):
+        if (model.nodes[name]["infer"] or {}).get("enumerate"):
+            raise NotImplementedError(
+                f"Not available: site {name!r} is enumerated. Use TraceEnum_ELBO."
+            )
+    of_model, of_guide = set(latent_names(model)), set(latent_names(guide))
+    if of_model != of_guide:
+        raise ValueError(
+            f"Expected a guide of the same latent variables as the model, got "
+            f"{sorted(of_guide - of_model)} in the guide alone, and "
+            f"{sorted(of_model - of_guide)} in the model alone."
+        )
 
 
 def log_density(trace: Any, count: int | None, depth: int) -> Tensor:
@@ -53,8 +102,9 @@ def log_density(trace: Any, count: int | None, depth: int) -> Tensor:
             raise ValueError(
                 f"Expected site {name!r} to have log-densities of at most {depth + 1} dimensions, "
                 f"{count} draws on the left, got shape {tuple(own.shape)}: the model does not "
-                f"broadcast over a plate of draws. Index from the right, as in z[..., 0], or run "
-                f"draws one by one (vectorize_particles=False)."
+                f"broadcast over a plate of draws. Index and sum from the right, as in z[..., 0] "
+                f"and (z * x).sum(-1), or run draws one by one: vectorize_particles=False of "
+                f"StratifiedELBO, vectorize=False of fit_guide."
             )
         elif own.dim() > depth and own.shape[0] == count:
             own = own.reshape(count, -1).sum(1)

@@ -1,6 +1,6 @@
 """Whether to believe a guide: evidence, effective draws and the tail of importance weights."""
 
-__all__ = ["GuideResult", "evaluate_guide", "import_arviz"]
+__all__ = ["GuideResult", "check_draws", "evaluate_guide", "import_arviz", "try_out"]
 
 import importlib
 import math
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from ..core.advice import warn_user
 from ..core.checks import check_count, check_positive_int
 from ..core.random import takes_generator
-from .joint import log_density, plate_depth
+from .joint import check_sites, latent_names, log_density, plate_depth, subsampled
 
 # Above it, means by importance weights have no error that can be told (Vehtari et al., 2024).
 HIGHEST_K = 0.7
@@ -62,7 +62,7 @@ class GuideResult:
     def reliable(self) -> bool:
         """Whether `pareto_k` is at most 0.7, or weights are so alike that tails do not count.
 
-        A mode that no draw is near cannot be told.
+        A mode that no draw is near, and a narrow neck that few are in, cannot be told.
         """
         alike = self.effective_sample_size >= NEARLY_ALL * len(self.log_weight)
         return alike or self.pareto_k <= HIGHEST_K
@@ -100,7 +100,11 @@ class GuideResult:
         return torch.tensordot(self.log_weight.exp().to(self.draws[name]), self.draws[name], 1)
 
     def __str__(self) -> str:
-        verdict = "good" if self.reliable else "the guide is too thin somewhere"
+        verdict = f"above {HIGHEST_K}: the guide is too thin somewhere"
+        if self.pareto_k <= HIGHEST_K:
+            verdict = f"at most {HIGHEST_K}"
+        elif self.reliable:
+            verdict = "nearly all draws count"
         return (
             f"evidence lower bound {self.elbo:.3f} +- {self.elbo_error:.3f}\n"
             f"log-evidence         {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}\n"
@@ -138,14 +142,18 @@ def evaluate_guide(
         ImportError: If ArviZ is not installed.
         ValueError: If no draw has a finite weight.
     """
-    if check_positive_int("num_draws", num_draws) < FEWEST:
-        raise ValueError(f"Expected num_draws of at least {FEWEST}, got {num_draws}.")
+    check_draws(num_draws)
     psis = import_arviz().psislw
     with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         draws, ratio = _weighted(model, guide, args, kwargs, num_draws, vectorize)
     ratio = ratio.double()
+    if ratio.isnan().any():
+        warn_user(
+            f"{int(ratio.isnan().sum())} of {num_draws} draws have NaN for a density: they "
+            f"count as impossible."
+        )
     finite = torch.where(ratio.isfinite(), ratio, -math.inf)
     if finite.max() == -math.inf:
         raise ValueError("Expected draws of the guide that the model can have, got none.")
@@ -178,6 +186,28 @@ def evaluate_guide(
     return result
 
 
+def check_draws(num_draws: int) -> None:
+    """Checks that draws are enough to have a tail.
+
+    Raises:
+        ValueError: If they are too few.
+    """
+    if check_positive_int("num_draws", num_draws) < FEWEST:
+        raise ValueError(f"Expected num_draws of at least {FEWEST}, got {num_draws}.")
+
+
+@torch.no_grad()
+def try_out(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    vectorize: bool,
+) -> None:
+    """Runs a model and a guide with two draws, for the errors that this has."""
+    _weighted(model, guide, args, kwargs, 2, vectorize)
+
+
 def _weighted(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -189,15 +219,14 @@ def _weighted(
     """Draws of all latent variables, and log-densities of the model less those of the guide."""
     guided = poutine.trace(guide).get_trace(*args, **kwargs)
     traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+    check_sites(traced, guided)
+    for name in subsampled(traced):
+        raise ValueError(
+            f"Expected all rows of plate {name!r}, got a subsample, whose evidence is another. "
+            f"Train by SVI with StratifiedELBO, and call evaluate_guide without subsampling."
+        )
     depth = max(plate_depth(guided), plate_depth(traced))
-    names = [
-        name
-        for name, site in guided.nodes.items()
-        if site["type"] == "sample"
-        and name in traced.nodes
-        and not (site["infer"] or {}).get("is_auxiliary")
-        and not poutine.util.site_is_subsample(site)
-    ]
+    names = latent_names(guided)
     values: dict[str, Any] = {name: guided.nodes[name]["value"] for name in names}
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     ratios = []
@@ -208,12 +237,37 @@ def _weighted(
         replayed = poutine.replay(inside(model), trace=guided)
         traced = poutine.trace(replayed).get_trace(*args, **kwargs)
         many = size if vectorize else None
-        ratio = log_density(traced, many, depth) - log_density(guided, many, depth)
-        ratios.append(ratio.reshape(-1))
+        log_p = log_density(traced, many, depth)
+        ratios.append((log_p - log_density(guided, many, depth)).reshape(-1))
         for name in names:
             value: Any = guided.nodes[name]["value"]
             found[name].append(value.reshape(size, *values[name].shape))
+        if vectorize and len(ratios) == 1:
+            first = {name: own[0][0] for name, own in found.items()}
+            _check_first(model, first, log_p[0], args, kwargs)
     return {name: torch.cat(own) for name, own in found.items()}, torch.cat(ratios)
+
+
+def _check_first(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    log_p: Tensor,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Checks that the first of many draws has the density that it has by itself.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    alone = poutine.trace(poutine.condition(model, dict(values))).get_trace(*args, **kwargs)
+    expected = log_density(alone, None, 0)
+    if expected.isfinite() and not torch.isclose(log_p, expected, rtol=1e-3, atol=1e-2):
+        raise ValueError(
+            f"Expected draws that are run together to have the densities that they have by "
+            f"themselves, got {float(log_p):.6g} and {float(expected):.6g}: the model sums over "
+            f"draws. Sum from the right, as in z.sum(-1), or set vectorize=False."
+        )
 
 
 def _same(fn: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.checks import check_positive_int
 from ..maxent.draws import weighted_sampler
-from .joint import log_density
+from .joint import check_sites, log_density
 
 Fn = Callable[..., Any]
 
@@ -181,11 +181,7 @@ class StratifiedELBO(ELBO):
         """A trace of the model, and one of the guide whose values it has."""
         guided = poutine.trace(guide).get_trace(*args, **kwargs)
         traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
-        for name, site in traced.nodes.items():
-            if site["type"] == "sample" and (site["infer"] or {}).get("enumerate"):
-                raise NotImplementedError(
-                    f"Not available: site {name!r} is enumerated. Use TraceEnum_ELBO."
-                )
+        check_sites(traced, guided)
         if is_validation_enabled():
             check_model_guide_match(traced, guided, self.max_plate_nesting)
         return traced, guided

@@ -63,7 +63,7 @@ def test_wide_guides_are_corrected_and_narrow_ones_are_told():
     assert not narrow.reliable
     assert wide.reliable
     assert "too thin" in str(narrow)
-    assert "good" in str(wide)
+    assert "at most 0.7" in str(wide)
 
 
 def test_draws_one_by_one_and_at_once():
@@ -95,10 +95,54 @@ def test_a_mixture_is_trained_to_the_evidence():
     assert results[0].log_evidence == results[1].log_evidence  # the same seed
 
 
+def halves(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), subsample_size=2) as rows:
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+
+def more(x):
+    conjugate(x)
+    pyro.sample("other", dist.Normal(0.0, 1.0))
+
+
+def summed(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x[0])
+
+
+def broken(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z.sqrt(), 1.0), obs=x[0])
+
+
+def test_densities_that_are_no_numbers_are_told():
+    with (
+        pyro.validation_enabled(False),
+        pytest.warns(UserWarning, match="draws have NaN for a density"),
+    ):
+        evaluate_guide(broken, normal(1.0, 1.0), X, seed=0)
+
+
+@pytest.mark.parametrize("ask", [evaluate_guide, fit_guide])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (halves, "all rows of plate 'rows'"),
+        (more, r"\['other'\] in the model alone"),
+        (summed, "sums over draws"),
+    ],
+)
+def test_models_whose_evidence_would_be_wrong(ask, model, message):
+    with pytest.raises(ValueError, match=message):
+        ask(model, normal(0.5, 1.0), X)
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
         (lambda: evaluate_guide(conjugate, normal(0.0, 1.0), X, num_draws=5), "at least 100"),
+        (lambda: fit_guide(conjugate, normal(0.0, 1.0), X, num_draws=5), "at least 100"),
         (lambda: fit_guide(conjugate, normal(0.0, 1.0), X, steps=0), "steps"),
         (lambda: fit_guide(conjugate, normal(0.0, 1.0), X, lr=0.0), "positive lr"),
         (

@@ -207,6 +207,40 @@ def test_models_that_do_not_broadcast_are_told_so():
     assert all(math.isfinite(loss) for loss in losses)
 
 
+def test_a_second_guide_is_trained_and_the_store_is_read(tmp_path):
+    losses = []
+    for _ in range(2):  # without clearing the store
+        guide = AutoMixture(two_roots, 2)
+        guide()
+        before = guide.posterior.loc.detach().clone()
+        losses.append(train(two_roots, guide, StratifiedELBO(8), steps=30)[-1])
+        assert not torch.equal(guide.posterior.loc, before)
+    trained = guide.posterior.loc.detach().clone()
+    pyro.get_param_store().save(str(tmp_path / "store"))
+    pyro.clear_param_store()
+    pyro.get_param_store().load(str(tmp_path / "store"))
+    copy = AutoMixture(two_roots, 2)
+    copy()
+    torch.testing.assert_close(copy.posterior.loc.detach(), trained)
+    other = AutoMixture(two_roots, 3)  # of another size
+    other()
+    train(two_roots, other, StratifiedELBO(8), steps=2)
+    assert other.posterior.loc.shape == (3, 1)
+
+
+def sums_over_draws():
+    z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(z.sum(), 0.5), obs=torch.tensor(1.0))
+
+
+def test_a_start_from_models_that_sum_over_draws():
+    """They are run one by one; the posterior mean of each is 1 / (3 + 0.25)."""
+    guide = AutoMixture(sums_over_draws, 2)
+    guide()
+    mean = guide.get_posterior().sample((4000,)).mean(0)
+    torch.testing.assert_close(mean, torch.full((3,), 1 / 3.25), atol=0.3, rtol=0)
+
+
 def improper():
     z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
@@ -227,7 +261,8 @@ def coin():
     ("ask", "error", "message"),
     [
         (lambda: AutoMixture(two_roots, 0), ValueError, "num_components"),
-        (lambda: AutoMixture(two_roots, num_prior_draws=-1), ValueError, "from 0 on"),
+        (lambda: AutoMixture(two_roots, num_prior_draws=-1), ValueError, "num_prior_draws"),
+        (lambda: AutoMixture(two_roots, 4, num_prior_draws=5), ValueError, "at least two of each"),
         (lambda: AutoMixture(two_roots, init_scale=0.0), ValueError, "positive init_scale"),
         (lambda: AutoMixture(two_roots).get_posterior(), RuntimeError, "has been run"),
         (lambda: AutoMixture(nothing)(), RuntimeError, "no latent variables"),
@@ -238,6 +273,7 @@ def coin():
             ValueError,
             "num_prior_draws=0",
         ),
+        (lambda: AutoMixture(improper)(), ValueError, "init_to_value"),
     ],
 )  # fmt: skip
 def test_bad_input(ask, error, message):
