@@ -2,10 +2,13 @@
 
 __all__ = ["anneal", "tempered"]
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from ..numerics.resampling import systematic
 
 # Halvings by which a power is found.
 HALVINGS = 40
@@ -72,25 +75,15 @@ def anneal(
         ratio = p - q
         more = tempered(ratio, min(LEAST_SHARE * count, 0.9 * int(p.isfinite().sum())), 1 - t)
         more = max(more, 1e-6)
-        chosen = _systematic((more * ratio).softmax(0))
+        chosen = systematic(more * ratio)
         z, p, q, t = z[chosen], p[chosen], q[chosen], min(1.0, t + more)
         scale = z.std(0, correction=0).clamp(min=1e-6)
         for _ in range(MOVES):
             z, p, q, share = _move(densities, z, t, step * scale)
-            step *= float(torch.exp(torch.tensor(RATE * (share - ACCEPTED))))
+            step *= math.exp(RATE * (share - ACCEPTED))
         if t >= 1:
             break
     return z
-
-
-def _systematic(weight: Tensor) -> Tensor:
-    """Indices of draws by weights (n,), by one random number for all."""
-    count = len(weight)
-    ends = weight.double().cumsum(0)
-    places = (
-        torch.arange(count, device=weight.device) + torch.rand((), device=weight.device)
-    ) / count
-    return torch.searchsorted(ends, places.to(ends) * ends[-1]).clamp(max=count - 1)
 
 
 def _move(

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...numerics.resampling import systematic
+
 PILOT_SIZE = 512
 NUM_GROUPS = 20
 MIN_GROUP_SIZE = 100
@@ -209,11 +211,5 @@ def _log_weights(
 
 def _resample(z: Tensor, log_weight: Tensor) -> Tensor:
     """Systematic resampling within every group; a group without weight stays as it is."""
-    groups, count = log_weight.shape
-    weight = (log_weight - log_weight.amax(-1, keepdim=True)).exp().nan_to_num(1.0)
-    cumulative = weight.cumsum(-1)
-    cumulative = cumulative / cumulative[:, -1:]
-    offset = torch.rand(groups, 1, dtype=z.dtype, device=z.device)
-    position = (torch.arange(count, dtype=z.dtype, device=z.device) + offset) / count
-    pick = torch.searchsorted(cumulative, position).clamp(max=count - 1)
+    pick = systematic(log_weight)
     return z.gather(1, pick.unsqueeze(-1).expand_as(z))
