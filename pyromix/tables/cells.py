@@ -2,7 +2,6 @@
 
 __all__ = ["Cell", "cells_of"]
 
-import datetime
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 from .columns import Choice, Column, Date, Number
 from .events import All, AnyOne, Compare, Event, Expression, Not, as_truth, col
 from .regions import Intervals, Labels, Region
-from .values import hint
+from .values import hint, to_days
 
 # Events that fall into more disjoint cells are refused: the number may double with every part.
 MAX_CELLS = 512
@@ -385,14 +384,7 @@ def parse_number(name: str, column: Number, said: Any) -> float:
         ValueError: If it is none.
     """
     try:
-        if isinstance(column, Date):
-            said = _in_utc(said)
-            stamp = np.datetime64(said) if isinstance(said, str) else np.datetime64(said, "us")
-            number = (stamp.astype("datetime64[us]") - np.datetime64(0, "us")) / np.timedelta64(
-                1, "D"
-            )
-        else:
-            number = float(said)
+        number = to_days(said) if isinstance(column, Date) else float(said)
     except (TypeError, ValueError):
         what = "a date" if isinstance(column, Date) else "a number"
         raise ValueError(f"Expected {what} for column {name!r}, got {said!r}.") from None
@@ -400,20 +392,7 @@ def parse_number(name: str, column: Number, said: Any) -> float:
         raise ValueError(
             f"Expected a value of column {name!r}, got {said!r}. Leave out what is not known."
         )
-    return float(number)
-
-
-def _in_utc(said: Any) -> Any:
-    """A time with a zone or an offset as one without, in UTC; other things as they are."""
-    if isinstance(said, str) and len(said) > 10:
-        try:
-            stamp = datetime.datetime.fromisoformat(said)
-        except ValueError:
-            return said
-        said = stamp if stamp.tzinfo is not None else said
-    if getattr(said, "tzinfo", None) is None:
-        return said
-    return said.astimezone(datetime.UTC).replace(tzinfo=None)
+    return number
 
 
 def parse_code(name: str, column: Choice, said: Any) -> int:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .values import Values, as_dates_of_day
+from .values import DAY, Values, as_dates_of_day
 
 Frame = Any
 """A data frame of pandas or polars, or a mapping of names to sequences."""
 
-DAY = np.timedelta64(1, "D")
 # Types of pandas that take all values of a sort, and those without gaps with what has them.
 GENERAL = {"boolean": "boolean", "number": "float64"}
 INTEGERS = [f"{sign}nt{bits}" for sign in ("I", "UI") for bits in (8, 16, 32, 64)]

@@ -1,7 +1,8 @@
 """The values of one column, whatever frame they came from."""
 
-__all__ = ["Values", "as_dates_of_day", "hint", "is_date", "is_number"]
+__all__ = ["DAY", "Values", "as_dates_of_day", "hint", "is_date", "is_number", "to_days"]
 
+import datetime
 import difflib
 import re
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ][\d:.]*)?$")
+
+DAY = np.timedelta64(1, "D")
 
 Sort = Literal["number", "boolean", "date", "label"]
 
@@ -113,8 +116,32 @@ def as_dates_of_day(values: Values) -> Values:
         if value is None:
             continue
         try:
-            stamp = np.datetime64(value).astype("datetime64[us]")
+            days[row] = to_days(value)
         except (TypeError, ValueError):
             raise ValueError(f"Expected dates in column {values.name!r}, got {value!r}.") from None
-        days[row] = (stamp - np.datetime64(0, "us")) / np.timedelta64(1, "D")
     return Values(values.name, "date", days, "Date")
+
+
+def to_days(said: Any) -> float:
+    """A date or a time, also as text, in days since 1970 in UTC; NaN for NaT.
+
+    Raises:
+        ValueError: If it is none.
+        TypeError: If it is none.
+    """
+    said = _in_utc(said)
+    stamp = np.datetime64(said) if isinstance(said, str) else np.datetime64(said, "us")
+    return float((stamp.astype("datetime64[us]") - np.datetime64(0, "us")) / DAY)
+
+
+def _in_utc(said: Any) -> Any:
+    """A time with a zone or an offset as one without, in UTC; other things as they are."""
+    if isinstance(said, str) and len(said) > 10:
+        try:
+            stamp = datetime.datetime.fromisoformat(said)
+        except ValueError:
+            return said
+        said = stamp if stamp.tzinfo is not None else said
+    if getattr(said, "tzinfo", None) is None:
+        return said
+    return said.astimezone(datetime.UTC).replace(tzinfo=None)
