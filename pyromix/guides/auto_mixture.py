@@ -77,9 +77,8 @@ class AutoMixture(AutoContinuous):
         self.num_components = check_positive_int("num_components", num_components)
         if num_prior_draws is None:
             num_prior_draws = max(PRIOR_DRAWS, 4 * self.num_components)
-        if check_count("num_prior_draws", num_prior_draws) not in (0, num_prior_draws) or (
-            0 < num_prior_draws < 2 * self.num_components
-        ):
+        self._prior_draws = check_count("num_prior_draws", num_prior_draws)
+        if 0 < self._prior_draws < 2 * self.num_components:
             raise ValueError(
                 f"Expected num_prior_draws to be 0, or at least two of each of "
                 f"{self.num_components} components, got {num_prior_draws!r}."
@@ -87,7 +86,7 @@ class AutoMixture(AutoContinuous):
         if not init_scale > 0:
             raise ValueError(f"Expected a positive init_scale, got {init_scale!r}.")
         self.covariance = covariance
-        self._transforms, self._prior_draws = transforms, int(num_prior_draws)
+        self._transforms = transforms
         self._init_scale = init_scale
         self._prior = (model,)  # in a tuple, as modules would be taken for parts of the guide
         super().__init__(model, init_loc_fn=init_loc_fn)
@@ -126,7 +125,7 @@ class AutoMixture(AutoContinuous):
     def _starts(self, centre: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Points (n, D) that components start from."""
         count = self._prior_draws
-        if count < self.num_components:
+        if not count:
             noise = torch.randn(POINTS * self.num_components, len(centre)).to(centre)
             return centre + self._init_scale * noise
         draws = torch.stack([self._prior_draw(args, kwargs) for _ in range(count)])

@@ -4,6 +4,7 @@ __all__ = ["fit_guide"]
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -102,12 +103,7 @@ def fit_guide(
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"Expected a finite loss, got {losses[-1]} at step {step}.")
             bar.set_postfix_str(f"loss {losses[-1]:.4g}")
-        return evaluate_guide(
-            model,
-            guide,
-            *args,
-            num_draws=num_draws,
-            vectorize=vectorize,
-            losses=tuple(losses),
-            **kwargs,
+        result = evaluate_guide(
+            model, guide, *args, num_draws=num_draws, vectorize=vectorize, **kwargs
         )
+    return replace(result, losses=tuple(losses))

@@ -3,8 +3,10 @@
 __all__ = [
     "UnconstrainedJoint",
     "check_sites",
+    "in_plate",
     "latent_names",
     "log_density",
+    "paired_traces",
     "plate_depth",
     "subsampled",
 ]
@@ -16,6 +18,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
@@ -30,6 +33,25 @@ def plate_depth(trace: Any) -> int:
         if frame.vectorized
     ]
     return -min(dims, default=0)
+
+
+def paired_traces(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Trace, Trace]:
+    """A trace of a model, and the one of its guide whose values it has."""
+    guided = poutine.trace(guide).get_trace(*args, **kwargs)
+    return poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs), guided
+
+
+def in_plate(fn: Callable[..., Any], count: int | None, depth: int) -> Callable[..., Any]:
+    """A model or guide with a plate of draws left of all others; as it is for None."""
+    if count is None:
+        return fn
+    wrapped: Callable[..., Any] = pyro.plate("_draws", count, dim=-1 - depth)(fn)
+    return wrapped
 
 
 def latent_names(trace: Any) -> list[str]:
@@ -148,17 +170,8 @@ class UnconstrainedJoint:
 
     def _run(self, z: Tensor, count: int | None) -> Tensor:
         latent = f"_{self.guide._pyro_name}_latent"
-        guide = self._in_plate(poutine.condition(self.guide, {latent: z}), count)
-        guided = poutine.trace(guide).get_trace(*self.args, **self.kwargs)
+        guide = in_plate(poutine.condition(self.guide, {latent: z}), count, self.depth)
+        model = in_plate(self.model, count, self.depth)
+        traced, guided = paired_traces(model, guide, self.args, self.kwargs)
         guided.remove_node(latent)  # what is left is the Jacobian of constraints
-        model = self._in_plate(self.model, count)
-        traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(
-            *self.args, **self.kwargs
-        )
         return log_density(traced, count, self.depth) - log_density(guided, count, self.depth)
-
-    def _in_plate(self, fn: Callable[..., Any], count: int | None) -> Callable[..., Any]:
-        if count is None:
-            return fn
-        wrapped: Callable[..., Any] = pyro.plate("_draws", count, dim=-1 - self.depth)(fn)
-        return wrapped

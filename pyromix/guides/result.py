@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Generator, Tensor
@@ -17,7 +16,15 @@ from torch import Generator, Tensor
 from ..core.advice import warn_user
 from ..core.checks import check_count, check_positive_int
 from ..core.random import takes_generator
-from .joint import check_sites, latent_names, log_density, plate_depth, subsampled
+from .joint import (
+    check_sites,
+    in_plate,
+    latent_names,
+    log_density,
+    paired_traces,
+    plate_depth,
+    subsampled,
+)
 
 # Above it, means by importance weights have no error that can be told (Vehtari et al., 2024).
 HIGHEST_K = 0.7
@@ -120,7 +127,6 @@ def evaluate_guide(
     num_draws: int = 4000,
     vectorize: bool = True,
     seed: int | None = None,
-    losses: tuple[float, ...] = (),
     **kwargs: Any,
 ) -> GuideResult:
     """Draws from a guide, and says how far it is from the posterior.
@@ -132,7 +138,6 @@ def evaluate_guide(
         num_draws: Number of draws.
         vectorize: Whether model and guide are run with many draws at once, in a plate.
         seed: Seed of the draws; by default they come from PyTorch's global generator.
-        losses: Of training, to be kept with the result.
         kwargs: Keyword arguments of both.
 
     Returns:
@@ -175,7 +180,6 @@ def evaluate_guide(
         relative,
         float(k),
         float(1 / (2 * log_weight).logsumexp(0).exp()),
-        losses,
     )
     if not result.reliable:
         warn_user(
@@ -217,8 +221,7 @@ def _weighted(
     vectorize: bool,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of all latent variables, and log-densities of the model less those of the guide."""
-    guided = poutine.trace(guide).get_trace(*args, **kwargs)
-    traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+    traced, guided = paired_traces(model, guide, args, kwargs)
     check_sites(traced, guided)
     for name in subsampled(traced):
         raise ValueError(
@@ -232,11 +235,10 @@ def _weighted(
     ratios = []
     sizes = [BLOCK] * (count // BLOCK) + [count % BLOCK] if vectorize else [1] * count
     for size in filter(None, sizes):
-        inside: Any = pyro.plate("_draws", size, dim=-1 - depth) if vectorize else _same
-        guided = poutine.trace(inside(guide)).get_trace(*args, **kwargs)
-        replayed = poutine.replay(inside(model), trace=guided)
-        traced = poutine.trace(replayed).get_trace(*args, **kwargs)
         many = size if vectorize else None
+        traced, guided = paired_traces(
+            in_plate(model, many, depth), in_plate(guide, many, depth), args, kwargs
+        )
         log_p = log_density(traced, many, depth)
         ratios.append((log_p - log_density(guided, many, depth)).reshape(-1))
         for name in names:
@@ -268,10 +270,6 @@ def _check_first(
             f"themselves, got {float(log_p):.6g} and {float(expected):.6g}: the model sums over "
             f"draws. Sum from the right, as in z.sum(-1), or set vectorize=False."
         )
-
-
-def _same(fn: Any) -> Any:
-    return fn
 
 
 def import_arviz() -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..core.checks import check_positive_int
 from ..maxent.draws import weighted_sampler
-from .joint import check_sites, log_density
+from .joint import check_sites, log_density, paired_traces
 
 Fn = Callable[..., Any]
 
@@ -179,8 +178,7 @@ class StratifiedELBO(ELBO):
         self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """A trace of the model, and one of the guide whose values it has."""
-        guided = poutine.trace(guide).get_trace(*args, **kwargs)
-        traced = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+        traced, guided = paired_traces(model, guide, args, kwargs)
         check_sites(traced, guided)
         if is_validation_enabled():
             check_model_guide_match(traced, guided, self.max_plate_nesting)
