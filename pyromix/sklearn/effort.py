@@ -49,8 +49,7 @@ class Effort:
         steps, members, shrinkage = estimator.steps, estimator.members, estimator.shrinkage
         if estimator.time_budget is not None:
             return cls(steps, members, shrinkage, estimator.time_budget)
-        shapes = shapes_of(rows)
-        layers, components = shapes.then or shapes.first[-1]
+        layers, components = shapes_of(rows).largest
         if estimator.num_components is not None:
             layers, components = estimator.num_layers or LAYERS, estimator.num_components
         product = min(rows, BATCH) * components**layers * (layers * components + columns)

@@ -350,10 +350,8 @@ class Bins:
         value = column.from_real(segments.place(index, u))
         if column.step is not None:  # ends of segments are between two multiples
             low, high = (column.map.inverse(end) for end in (segments.low, segments.high))
-            first, last = (
-                column.on_grid(low + 0.5 * column.step),
-                column.on_grid(high - 0.5 * column.step),
-            )
+            first = column.on_grid(low + 0.5 * column.step)
+            last = column.on_grid(high - 0.5 * column.step)
             inside = first <= last
             value = np.where(inside[index], np.clip(value, first[index], last[index]), value)
         atom = segments.atom[index]

@@ -165,6 +165,8 @@ class TableLaw:
                 f"columns, not with unions across columns, combinations of columns or values "
                 f"that have a density, got {self._said}. Say them in the frame, or draw rows."
             )
+        if not self._constrained:
+            return TableRows(self._coding, self._mixture, frame, names=self.names)
         probs, log_prior = list(self._mixture.probs), self._mixture.log_prior
         for name in self._constrained:
             own = self._log_masses[name][0]

@@ -32,6 +32,11 @@ class Shapes(NamedTuple):
     """Of those that the rest of the time is for; by default the best of the first ones. Deep ones
     need rows and steps: a short training does not show what they are worth."""
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Of those that take most of the time."""
+        return self.then or self.first[-1]
+
 
 # From so many rows on.
 SHAPES = (
@@ -209,7 +214,7 @@ class Search:
         if self.num_components is not None:
             shapes = Shapes(((self.num_layers or LAYERS, self.num_components),), None)
         elif self.num_layers is not None:
-            layers, components = shapes.then or shapes.first[-1]
+            layers, components = shapes.largest
             same = round(components ** (layers / self.num_layers))  # about as many codes
             shapes = Shapes(((self.num_layers, max(2, same)),), None)
         plans = [
