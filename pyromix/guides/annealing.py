@@ -1,14 +1,17 @@
 """Draws that are moved from a law to a density, by way of densities in between."""
 
-__all__ = ["anneal", "tempered"]
+__all__ = ["Density", "anneal", "tempered", "value_and_slope"]
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..numerics.resampling import systematic
+
+Density = Callable[[Tensor], Tensor]
 
 # Halvings by which a power is found.
 HALVINGS = 40
@@ -43,9 +46,7 @@ def tempered(log_weight: Tensor, least: float, most: float = 1.0) -> float:
 
 
 @torch.no_grad()
-def anneal(
-    target: Callable[[Tensor], Tensor], start: Callable[[Tensor], Tensor], z: Tensor
-) -> Tensor:
+def anneal(target: Density, start: Density, z: Tensor) -> Tensor:
     r"""Moves draws of a law to a density.
 
     Densities in between are :math:`q(z)^{1 - t} p(z)^t`. From one to the next draws are weighted
@@ -63,59 +64,94 @@ def anneal(
         As many draws.
     """
     count, t, step = len(z), 0.0, 0.5
-
-    def densities(z: Tensor) -> tuple[Tensor, Tensor]:
-        p, q = target(z), start(z)
-        return torch.where(p.isfinite(), p, -torch.inf), q
-
-    p, q = densities(z)
-    if not p.isfinite().any():
+    points = _Points.at(z, target, start)
+    if not points.target.isfinite().any():
         return z
     for _ in range(MOST_STEPS):
-        ratio = p - q
-        more = tempered(ratio, min(LEAST_SHARE * count, 0.9 * int(p.isfinite().sum())), 1 - t)
-        more = max(more, 1e-6)
-        chosen = systematic(more * ratio)
-        z, p, q, t = z[chosen], p[chosen], q[chosen], min(1.0, t + more)
-        scale = z.std(0, correction=0).clamp(min=1e-6)
+        ratio = points.target - points.start
+        least = min(LEAST_SHARE * count, 0.9 * int(points.target.isfinite().sum()))
+        more = max(tempered(ratio, least, 1 - t), 1e-6)
+        points, t = points.chosen(systematic(more * ratio)), min(1.0, t + more)
+        scale = points.z.std(0, correction=0).clamp(min=1e-6)
         for _ in range(MOVES):
-            z, p, q, share = _move(densities, z, t, step * scale)
+            points, share = _move(points, target, start, t, step * scale)
             step *= math.exp(RATE * (share - ACCEPTED))
         if t >= 1:
             break
-    return z
+    return points.z
+
+
+class _Points(NamedTuple):
+    """Draws, and what both laws say there."""
+
+    z: Tensor
+    """Shape (n, D)."""
+    target: Tensor
+    """Log-densities, (n,)."""
+    start: Tensor
+    """Log-densities, (n,)."""
+    target_slope: Tensor
+    """Gradients of the first, (n, D); zero where these are not finite."""
+    start_slope: Tensor
+    """Gradients of the second, (n, D)."""
+
+    @classmethod
+    def at(cls, z: Tensor, target: Density, start: Density) -> "_Points":
+        """What both laws say at points."""
+        value, slope = value_and_slope(target, z)
+        start_value, start_slope = value_and_slope(start, z)
+        return cls(z, value, start_value, slope, start_slope)
+
+    def chosen(self, index: Tensor) -> "_Points":
+        """Some of the points."""
+        return _Points(*(part[index] for part in self))
+
+    def where(self, moved: Tensor, new: "_Points") -> "_Points":
+        """New points where they are taken."""
+        pairs = zip(new, self, strict=True)
+        return _Points(
+            *(torch.where(moved if a.dim() == 1 else moved[:, None], a, b) for a, b in pairs)
+        )
+
+    def tempered(self, t: float, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-densities in between, and what points drift in a step."""
+        value = t * self.target + (1 - t) * self.start
+        drift = 0.5 * step.square() * (t * self.target_slope + (1 - t) * self.start_slope)
+        # Far out, gradients may be huge: no drift is longer than a few steps.
+        length = (drift / step).norm(dim=-1, keepdim=True)
+        return value, drift * (FARTHEST / length.clamp(min=FARTHEST))
+
+
+def value_and_slope(density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-densities (n,) of points (n, D), and their gradients (n, D).
+
+    Where one of these is not finite, the point counts as impossible, with a gradient of zero.
+
+    Args:
+        density: Log-densities of points.
+        z: The points.
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = density(z)
+        (slope,) = torch.autograd.grad(value.sum(), z)
+    fine = value.isfinite() & slope.isfinite().all(-1)
+    return (
+        torch.where(fine, value.detach(), -torch.inf),
+        torch.where(fine.unsqueeze(-1), slope, 0.0),
+    )
 
 
 def _move(
-    densities: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor, t: float, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """One step of Langevin's dynamics: draws, their densities, and the share that moved."""
-
-    def slope(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            p, q = densities(z)
-            mixed = t * torch.where(p.isfinite(), p, 0.0) + (1 - t) * q
-            (gradient,) = torch.autograd.grad(mixed.sum(), z)
-        gradient = torch.where(gradient.isfinite(), gradient, 0.0)
-        # Far out, gradients may be huge: no drift is longer than a few steps.
-        length = (0.5 * step * gradient).norm(dim=-1, keepdim=True)
-        gradient = gradient * (FARTHEST / length.clamp(min=FARTHEST))
-        return p.detach(), q.detach(), gradient, t * p.detach() + (1 - t) * q.detach()
-
-    p, q, gradient, mixed = slope(z)
-    forward = z + 0.5 * step.square() * gradient
-    new = forward + step * torch.randn_like(z)
-    new_p, new_q, new_gradient, new_mixed = slope(new)
-    back = new + 0.5 * step.square() * new_gradient
-    there = ((new - forward) / step).square().sum(-1)
-    here = ((z - back) / step).square().sum(-1)
-    log_accept = new_mixed - mixed + 0.5 * (there - here)
+    points: _Points, target: Density, start: Density, t: float, step: Tensor
+) -> tuple[_Points, float]:
+    """One step of Langevin's dynamics, and the share of points that moved."""
+    value, drift = points.tempered(t, step)
+    noise = torch.randn_like(drift)
+    new = _Points.at(points.z + drift + step * noise, target, start)
+    new_value, new_drift = new.tempered(t, step)
+    back = (points.z - new.z - new_drift) / step
+    log_accept = new_value - value + 0.5 * (noise.square() - back.square()).sum(-1)
     log_accept = torch.where(log_accept.isnan(), -torch.inf, log_accept)
-    moved = torch.rand_like(p).log() < log_accept
-    return (
-        torch.where(moved.unsqueeze(-1), new, z),
-        torch.where(moved, new_p, p),
-        torch.where(moved, new_q, q),
-        float(moved.float().mean()),
-    )
+    moved = torch.rand_like(value).log() < log_accept
+    return points.where(moved, new), float(moved.float().mean())

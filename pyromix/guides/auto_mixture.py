@@ -2,7 +2,7 @@
 
 __all__ = ["AutoMixture"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -15,7 +15,9 @@ from torch.distributions import biject_to
 
 from ..core.checks import check_count, check_positive_int
 from ..flows import Flow
-from ..mixtures import GaussianMixture
+from ..mixtures import GaussianMixture, MixtureOfMultivariateNormals
+from ..mixtures.covariance import Moments
+from ..mixtures.finite import FiniteMixture
 from ..mixtures.learnable import Covariance
 from .annealing import anneal
 from .joint import UnconstrainedJoint, subsampled
@@ -26,6 +28,8 @@ IMPROPER = (
     "Expected priors that can be drawn from, got one that cannot: {}. Start from a point by "
     "num_prior_draws=0 and init_loc_fn=init_to_value(values={{...}})."
 )
+# Variances are not bounded: a posterior may be as narrow as it likes.
+VARIANCE_FLOOR = 1e-12
 # Points of a component that starts around the prototype, and of models that do not broadcast.
 POINTS = 20
 
@@ -97,14 +101,69 @@ class AutoMixture(AutoContinuous):
         except NotImplementedError as error:
             raise ValueError(IMPROPER.format(error)) from error
         centre = self._init_loc().detach()
-        mixture = GaussianMixture(
-            self.latent_dim, self.num_components, self.covariance, standardize=False
-        ).to(centre)
+        mixture = self._mixture(self.num_components)
         self.posterior = mixture
         mixture.initialize(self._starts(centre, args, kwargs))
         if self._transforms is not None:
             self.posterior = Flow(mixture, self._transforms(self.latent_dim)).to(centre)
         self._take_stored()
+
+    @property
+    def starts_from_prior(self) -> bool:
+        """Whether components start from draws of the prior."""
+        return self._prior_draws > 0
+
+    def _mixture(self, num_components: int) -> GaussianMixture:
+        """A mixture over all latent variables. No data could make its likelihood unbounded."""
+        return GaussianMixture(
+            self.latent_dim,
+            num_components,
+            self.covariance,
+            variance_floor=VARIANCE_FLOOR,
+            standardize=False,
+        ).to(self._init_loc().detach())
+
+    @property
+    def correlated_law(self) -> MixtureOfMultivariateNormals:
+        """The mixture of a guide without transforms, in float64, without a graph."""
+        with torch.no_grad():
+            law = self.posterior.law
+            tril = torch.linalg.cholesky(law.component_covariance.double())
+            return law.with_covariances(law.logits.double(), law.loc.double(), tril)
+
+    @torch.no_grad()
+    def adopt(self, law: MixtureOfMultivariateNormals) -> None:
+        """Takes a mixture of any number of components for the posterior.
+
+        Args:
+            law: The mixture, of unconstrained latent variables. Of its covariances the part that
+                the guide's have is taken.
+
+        Raises:
+            ValueError: If the guide has transforms, or covariances that components share.
+        """
+        if self._transforms is not None or self.covariance not in ("full", "diagonal"):
+            raise ValueError(
+                f"Expected a guide without transforms and with covariances of each component, got "
+                f"transforms {self._transforms!r} and covariance {self.covariance!r}."
+            )
+        self.num_components = law.num_components
+        mixture = self._mixture(law.num_components)
+        covariance = law.component_covariance
+        if not mixture.structure.full_moments:
+            covariance = covariance.diagonal(dim1=-2, dim2=-1)
+        moments = Moments(torch.ones_like(law.logits), covariance)
+        mixture._assign(law.logits, law.loc, mixture.structure.estimate(moments, {}))
+        mixture.initialized.fill_(True)
+        store = pyro.get_param_store()
+        for name, _ in self.posterior.named_parameters():
+            if self._stored_name(name) in store:
+                del store[self._stored_name(name)]
+        self.posterior = mixture
+
+    def _stored_name(self, name: str) -> str:
+        """The name of a parameter of the posterior in Pyro's store."""
+        return f"{self._pyro_name}.posterior$$${name}"
 
     @torch.no_grad()
     def _take_stored(self) -> None:
@@ -114,7 +173,7 @@ class AutoMixture(AutoContinuous):
         """
         store = pyro.get_param_store()
         for name, parameter in self.posterior.named_parameters():
-            key = f"{self._pyro_name}.posterior$$${name}"
+            key = self._stored_name(name)
             if key in store:
                 stored = store[key]
                 if stored.shape == parameter.shape:
@@ -128,17 +187,7 @@ class AutoMixture(AutoContinuous):
         if not count:
             noise = torch.randn(POINTS * self.num_components, len(centre)).to(centre)
             return centre + self._init_scale * noise
-        draws = torch.stack([self._prior_draw(args, kwargs) for _ in range(count)])
-        draws = draws[draws.isfinite().all(1)]
-        if len(draws) < self.num_components:
-            raise ValueError(
-                f"Expected at least {self.num_components} finite draws of the prior, got "
-                f"{len(draws)} of {count}. Start from a point by num_prior_draws=0 and an "
-                f"init_loc_fn."
-            )
-        # Their clusters are a law with a density that moves start from.
-        law = GaussianMixture(self.latent_dim, self.num_components, standardize=False).to(draws)
-        law.initialize(draws)
+        law = self.prior_mixture(args, kwargs)
         joint = UnconstrainedJoint(self._prior[0], self, args, kwargs)
         starts = law.sample((count,))
         with poutine.block(), pyro.validation_enabled(False):  # NaN is not worth an error here
@@ -147,7 +196,33 @@ class AutoMixture(AutoContinuous):
                 starts = starts[: POINTS * self.num_components]
             return anneal(joint, law.log_prob, starts)
 
-    def _prior_draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    @torch.no_grad()
+    def prior_mixture(
+        self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> FiniteMixture:
+        """Clusters of prior draws: a law with a density that moves to the posterior start from.
+
+        Args:
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Raises:
+            ValueError: If too few draws are finite.
+        """
+        count = self._prior_draws
+        draws = torch.stack([self._prior_draw(args, kwargs or {}) for _ in range(count)])
+        draws = draws[draws.isfinite().all(1)]
+        if len(draws) < self.num_components:
+            raise ValueError(
+                f"Expected at least {self.num_components} finite draws of the prior, got "
+                f"{len(draws)} of {count}. Start from a point by num_prior_draws=0 and an "
+                f"init_loc_fn."
+            )
+        clusters = GaussianMixture(self.latent_dim, self.num_components, standardize=False)
+        clusters.to(draws).initialize(draws)
+        return clusters.law
+
+    def _prior_draw(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Latent variables (D,) drawn from the prior."""
         traced = poutine.block(poutine.trace(self._prior[0]).get_trace)
         try:

@@ -160,7 +160,9 @@ class UnconstrainedJoint:
         self.model, self.guide = model, guide
         self.args, self.kwargs = args, dict(kwargs or {})
         self.vectorize = vectorize
-        self.depth = plate_depth(guide.prototype_trace)
+        # The guide knows plates of latent variables alone; data may be in others.
+        with torch.no_grad(), poutine.block():
+            self.depth = plate_depth(poutine.trace(model).get_trace(*args, **self.kwargs))
 
     def __call__(self, z: Tensor) -> Tensor:
         """Log-densities (n,) of vectors (n, D), in units of these."""

@@ -6,8 +6,8 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -16,6 +16,8 @@ from torch import Generator, Tensor
 from ..core.advice import warn_user
 from ..core.checks import check_count, check_positive_int
 from ..core.random import takes_generator
+from ..mixtures import GaussianMixture
+from .auto_mixture import AutoMixture
 from .joint import (
     check_sites,
     in_plate,
@@ -25,6 +27,10 @@ from .joint import (
     plate_depth,
     subsampled,
 )
+from .modes import Mode, find_modes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Above it, means by importance weights have no error that can be told (Vehtari et al., 2024).
 HIGHEST_K = 0.7
@@ -34,6 +40,8 @@ NEARLY_ALL = 0.95
 FEWEST, ALIKE = 100, 1e-4
 # Draws that the model is run with at once.
 BLOCK = 1000
+# Modes of less mass are not told.
+LEAST_MASS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ class GuideResult:
             (Vehtari et al., "Pareto smoothed importance sampling", 2024). Below 0.5 the guide
             covers the posterior well, above 0.7 it does not.
         effective_sample_size: How many draws of the posterior the weighted ones are worth.
+        modes: Modes, by mass from the largest, where the guide is an `AutoMixture` without
+            transforms: groups of components without a dip between them.
+        mode_of_draw: Which of them each draw is of, (n,); -1 where modes are not known.
         losses: Losses of training, if there was one.
     """
 
@@ -63,6 +74,8 @@ class GuideResult:
     log_evidence_error: float
     pareto_k: float
     effective_sample_size: float
+    modes: tuple[Mode, ...] = ()
+    mode_of_draw: Tensor | None = None
     losses: tuple[float, ...] = ()
 
     @property
@@ -117,7 +130,28 @@ class GuideResult:
             f"log-evidence         {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}\n"
             f"Pareto k             {self.pareto_k:.2f} ({verdict})\n"
             f"effective draws      {self.effective_sample_size:.0f} of {len(self.log_weight)}"
+            f"{self._told_modes()}"
         )
+
+    def _told_modes(self) -> str:
+        if not self.modes:
+            return ""
+        masses = ", ".join(f"{mode.mass:.3f}" for mode in self.modes[:8])
+        more = ", ..." if len(self.modes) > 8 else ""
+        return f"\nmodes                {len(self.modes)}, of mass {masses}{more}"
+
+    def plot(self) -> "Figure":
+        """Plots draws of the first numbers of latent variables, and the weights of all draws.
+
+        Lines are draws of the guide, areas are these by their weights: where the two differ, the
+        guide is off. Colours are modes, the five of largest mass.
+
+        Returns:
+            A new figure.
+        """
+        from .plots import plot_result  # matplotlib takes a second: not on import
+
+        return plot_result(self)
 
 
 def evaluate_guide(
@@ -153,6 +187,7 @@ def evaluate_guide(
         if seed is not None:
             torch.manual_seed(seed)
         draws, ratio = _weighted(model, guide, args, kwargs, num_draws, vectorize)
+        latent = draws.pop(_latent_name(guide), None)
     ratio = ratio.double()
     if ratio.isnan().any():
         warn_user(
@@ -181,6 +216,8 @@ def evaluate_guide(
         float(k),
         float(1 / (2 * log_weight).logsumexp(0).exp()),
     )
+    if latent is not None:
+        result = _with_modes(result, guide, latent, finite)
     if not result.reliable:
         warn_user(
             f"The weights of draws of the guide have a heavy tail, Pareto k = "
@@ -188,6 +225,48 @@ def evaluate_guide(
             f"miss part of the posterior. Give it more components, or train longer."
         )
     return result
+
+
+def _latent_name(guide: Any) -> str:
+    """The site of all latent variables together, of a guide whose modes can be told."""
+    told = isinstance(guide, AutoMixture) and isinstance(guide.posterior, GaussianMixture)
+    return f"_{guide._pyro_name}_latent" if told else ""
+
+
+@torch.no_grad()
+def _with_modes(result: GuideResult, guide: Any, latent: Tensor, log_ratio: Tensor) -> GuideResult:
+    """A result with its modes.
+
+    Args:
+        result: The result.
+        guide: The guide.
+        latent: All latent variables of draws, (n, D).
+        log_ratio: Log-densities of the model less those of the guide, (n,).
+    """
+    law = guide.correlated_law
+    of_component = find_modes(law)
+    latent = latent.reshape(len(latent), -1).double()
+    joint = torch.cat([law._joint_log_prob(part) for part in latent.split(BLOCK)])
+    parts = [joint[:, of_component == i].logsumexp(-1) for i in of_component.unique().tolist()]
+    of_draw = torch.stack(parts, -1).argmax(-1)
+    weight = result.log_weight.exp().to(latent)
+    masses = torch.zeros(len(parts)).to(weight).index_add(0, of_draw, weight)
+    order = masses.argsort(descending=True)
+    height = log_ratio.to(latent) + joint.logsumexp(-1)
+    modes = []
+    for i in order[masses[order] > LEAST_MASS].tolist():
+        inside = of_draw == i
+        share, own = float(masses[i]), weight * inside
+        error = float((weight.square() * (inside.double() - share).square()).sum().sqrt())
+        best = int(torch.where(inside, height, -torch.inf).argmax())
+        means = {
+            name: torch.tensordot(own.to(value) / share, value, 1)
+            for name, value in result.draws.items()
+        }
+        modes.append(
+            Mode(share, error, means, {name: value[best] for name, value in result.draws.items()})
+        )
+    return replace(result, modes=tuple(modes), mode_of_draw=order.argsort()[of_draw])
 
 
 def check_draws(num_draws: int) -> None:
@@ -230,6 +309,8 @@ def _weighted(
         )
     depth = max(plate_depth(guided), plate_depth(traced))
     names = latent_names(guided)
+    if _latent_name(guide):
+        names = [*names, _latent_name(guide)]
     values: dict[str, Any] = {name: guided.nodes[name]["value"] for name in names}
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     ratios = []
@@ -245,7 +326,7 @@ def _weighted(
             value: Any = guided.nodes[name]["value"]
             found[name].append(value.reshape(size, *values[name].shape))
         if vectorize and len(ratios) == 1:
-            first = {name: own[0][0] for name, own in found.items()}
+            first = {name: own[0][0] for name, own in found.items() if name in traced.nodes}
             _check_first(model, first, log_p[0], args, kwargs)
     return {name: torch.cat(own) for name, own in found.items()}, torch.cat(ratios)
 
