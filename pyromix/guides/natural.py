@@ -153,11 +153,18 @@ def _step(
     tril = law.scale_tril
     curvature = inverse @ around @ tril
     curvature = 0.5 * (curvature + curvature.mT)
+    largest = torch.ones_like(law.logits)
     if diagonal:
+        # Precisions that are not the target's do not divide out its Hessian: whole steps of means
+        # would overshoot where it has large eigenvalues.
+        identity = torch.eye(tril.shape[-1]).to(tril)
+        highest = torch.linalg.eigvalsh(identity - curvature).amax(-1)
         curvature = torch.diag_embed(curvature.diagonal(dim1=-2, dim2=-1))
+        least = -curvature.diagonal(dim1=-2, dim2=-1).amax(-1)
+        largest = (highest - least).clamp(min=1).reciprocal()
     change, turn = torch.linalg.eigh(-curvature)
     push = (turn.mT @ tril.mT @ mean_slope.unsqueeze(-1)).squeeze(-1)
-    size = _within(lambda b: _divergence(b.unsqueeze(-1), change, push), radius, law.logits)
+    size = _within(lambda b: _divergence(b.unsqueeze(-1), change, push), radius, largest)
     grown = 1 + size.unsqueeze(-1) * change
     shift = tril @ turn @ (size.unsqueeze(-1) / grown * push).unsqueeze(-1)
     factor = tril @ turn * grown.rsqrt().unsqueeze(-2)
@@ -166,7 +173,7 @@ def _step(
         new = (log_weight + b * mean_reward).log_softmax(-1)
         return (new.exp() * (new - log_weight)).sum(-1, keepdim=True)
 
-    weight_size = _within(moved, min(radius, FARTHEST_WEIGHTS), law.logits[:1])
+    weight_size = _within(moved, min(radius, FARTHEST_WEIGHTS), torch.ones_like(log_weight[:1]))
     logits = (log_weight + weight_size * mean_reward).log_softmax(-1)
     new = MixtureOfMultivariateNormals(
         logits.clamp(min=LEAST_LOG_WEIGHT),
@@ -193,12 +200,12 @@ def _divergence(size: Tensor, change: Tensor, push: Tensor) -> Tensor:
     return torch.where(valid, distance, torch.inf)
 
 
-def _within(distance: Callable[[Tensor], Tensor], radius: float, like: Tensor) -> Tensor:
-    """The largest sizes up to one of a distance within a radius, of the shape of a tensor."""
-    low, high = torch.zeros_like(like), torch.ones_like(like)
-    whole = distance(high) <= radius
+def _within(distance: Callable[[Tensor], Tensor], radius: float, largest: Tensor) -> Tensor:
+    """The largest sizes of a distance within a radius, up to those given."""
+    low, high = torch.zeros_like(largest), largest
+    whole = distance(largest) <= radius
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         inside = distance(middle) <= radius
         low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    return torch.where(whole, 1.0, low)
+    return torch.where(whole, largest, low)
