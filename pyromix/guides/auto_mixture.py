@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import init_to_sample
-from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -20,7 +20,7 @@ from ..mixtures.covariance import Moments
 from ..mixtures.finite import FiniteMixture
 from ..mixtures.learnable import Covariance
 from .annealing import anneal
-from .joint import UnconstrainedJoint, subsampled
+from .joint import UnconstrainedJoint, is_enumerated, subsampled
 
 # Draws of the prior that the guide starts from, and draws for quantiles through transforms.
 PRIOR_DRAWS, QUANTILE_DRAWS = 500, 20_000
@@ -49,7 +49,8 @@ class AutoMixture(AutoContinuous):
     one by one where the model does not broadcast.
 
     Args:
-        model: A Pyro model. Hide discrete variables by `poutine.block`.
+        model: A Pyro model. Discrete variables are summed over if they are to be enumerated, by
+            ``infer={"enumerate": "parallel"}`` or `pyro.infer.config_enumerate`.
         num_components: Number of components K.
         covariance: Of the components, as `GaussianMixture` takes it.
         transforms: Takes the number of unconstrained dimensions, and returns a learnable
@@ -57,7 +58,7 @@ class AutoMixture(AutoContinuous):
         init_loc_fn: How the prototype of a site is drawn, as in Pyro; by default from the prior.
         num_prior_draws: Draws of the prior to start from, by default 500, or four of each
             component; zero for components around the prototype. Take zero where discrete variables
-            are hidden: the start would draw them at random.
+            are hidden by `poutine.block`: the start would draw them at random.
         init_scale: Standard deviation of components in that case, and how far they are apart.
 
     Raises:
@@ -94,6 +95,12 @@ class AutoMixture(AutoContinuous):
         self._init_scale = init_scale
         self._prior = (model,)  # in a tuple, as modules would be taken for parts of the guide
         super().__init__(model, init_loc_fn=init_loc_fn)
+
+    @staticmethod
+    def _prototype_hide_fn(msg: Any) -> bool:
+        """Which sites the guide does not have: those of no guide, and what is enumerated."""
+        hidden: bool = prototype_hide_fn(msg) or is_enumerated(msg)
+        return hidden
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:

@@ -4,6 +4,7 @@ __all__ = [
     "UnconstrainedJoint",
     "check_sites",
     "in_plate",
+    "is_enumerated",
     "latent_names",
     "log_density",
     "paired_traces",
@@ -11,6 +12,7 @@ __all__ = [
     "subsampled",
 ]
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +20,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.ops.contract import contract_to_tensor
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+
+# Name of the plate of draws.
+DRAWS = "_draws"
 
 
 def plate_depth(trace: Any) -> int:
@@ -40,22 +46,41 @@ def paired_traces(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    *,
+    nesting: int | None = None,
 ) -> tuple[Trace, Trace]:
-    """A trace of a model, and the one of its guide whose values it has."""
+    """A trace of a model, and the one of its guide whose values it has.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        args: Arguments of both.
+        kwargs: Keyword arguments of both.
+        nesting: How many dimensions plates take up. Left of them the model's discrete variables
+            are enumerated that ask for it; None for draws of these.
+    """
     guided = poutine.trace(guide).get_trace(*args, **kwargs)
-    return poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs), guided
+    replayed = poutine.replay(model, trace=guided)
+    if nesting is not None:
+        replayed = poutine.enum(replayed, first_available_dim=-1 - nesting)
+    return poutine.trace(replayed).get_trace(*args, **kwargs), guided
 
 
 def in_plate(fn: Callable[..., Any], count: int | None, depth: int) -> Callable[..., Any]:
     """A model or guide with a plate of draws left of all others; as it is for None."""
     if count is None:
         return fn
-    wrapped: Callable[..., Any] = pyro.plate("_draws", count, dim=-1 - depth)(fn)
+    wrapped: Callable[..., Any] = pyro.plate(DRAWS, count, dim=-1 - depth)(fn)
     return wrapped
 
 
+def is_enumerated(site: Any) -> bool:
+    """Whether a site asks for all of its values at once."""
+    return (site["infer"] or {}).get("enumerate") == "parallel"
+
+
 def latent_names(trace: Any) -> list[str]:
-    """Names of the sites of a trace that are neither observed nor subsamples nor auxiliary."""
+    """Names of the latent variables of a trace, but for those that are enumerated."""
     return [
         name
         for name, site in trace.nodes.items()
@@ -63,6 +88,7 @@ def latent_names(trace: Any) -> list[str]:
         and not site["is_observed"]
         and not site_is_subsample(site)
         and not (site["infer"] or {}).get("is_auxiliary")
+        and not is_enumerated(site)
     ]
 
 
@@ -80,13 +106,19 @@ def check_sites(model: Any, guide: Any) -> None:
 
     Raises:
         ValueError: If they have not.
-        NotImplementedError: If the model enumerates some.
+        NotImplementedError: If the guide enumerates some.
     """
-    for name in latent_names(model):
-        if (model.nodes[name]["infer"] or {}).get("enumerate"):
-            raise NotImplementedError(
-                f"Not available: site {name!r} is enumerated. Use TraceEnum_ELBO."
-            )
+    for trace, where in ((model, "model"), (guide, "guide")):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            how = (site["infer"] or {}).get("enumerate")
+            if how == "sequential" or (how and where == "guide"):
+                raise NotImplementedError(
+                    f"Not available: site {name!r} of the {where} is enumerated ({how!r}). "
+                    f"Enumerate sites of the model alone, by infer={{'enumerate': 'parallel'}}, "
+                    f"or use Pyro's TraceEnum_ELBO."
+                )
     of_model, of_guide = set(latent_names(model)), set(latent_names(guide))
     if of_model != of_guide:
         raise ValueError(
@@ -113,10 +145,11 @@ def log_density(trace: Any, count: int | None, depth: int) -> Tensor:
     """
     trace = prune_subsample_sites(trace)
     trace.compute_log_prob()
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    if any((site["infer"] or {}).get("_enumerate_dim") is not None for site in sites.values()):
+        return _summed_log_density(trace, sites, count)
     total = torch.zeros(())
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample":
-            continue
+    for name, site in sites.items():
         own = site["log_prob"]
         if count is None:
             own = own.sum()
@@ -134,6 +167,38 @@ def log_density(trace: Any, count: int | None, depth: int) -> Tensor:
             own = own.sum()
         total = total + own
     return total
+
+
+def _summed_log_density(trace: Any, sites: Mapping[str, Any], count: int | None) -> Tensor:
+    """Log-densities (n,), or a number, with sums over what is enumerated.
+
+    Args:
+        trace: The trace, with log-densities.
+        sites: Its sites.
+        count: How many draws it holds; None for one without a dimension.
+    """
+    trace.pack_tensors()
+    draws = frozenset() if count is None else frozenset({trace.plate_to_symbol[DRAWS]})
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    enumerated = set()
+    for name, site in sites.items():
+        if "_enumerate_symbol" in site["infer"]:
+            enumerated.add(site["infer"]["_enumerate_symbol"])
+        plates = frozenset(
+            trace.plate_to_symbol[frame.name]
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        )
+        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+        dims = set(site["packed"]["log_prob"]._pyro_dims)
+        if not dims.isdisjoint(enumerated) and site["scale"] != 1:
+            raise NotImplementedError(
+                f"Not available: the log-density of site {name!r} is scaled by {site['scale']}, "
+                f"as by a subsample, and depends on variables that are enumerated. Use Pyro's "
+                f"TraceEnum_ELBO."
+            )
+    total = contract_to_tensor(factors, enumerated, target_ordinal=draws)
+    return total if count is None else total.expand(count)
 
 
 class UnconstrainedJoint:
@@ -174,6 +239,7 @@ class UnconstrainedJoint:
         latent = f"_{self.guide._pyro_name}_latent"
         guide = in_plate(poutine.condition(self.guide, {latent: z}), count, self.depth)
         model = in_plate(self.model, count, self.depth)
-        traced, guided = paired_traces(model, guide, self.args, self.kwargs)
+        nesting = self.depth + (count is not None)
+        traced, guided = paired_traces(model, guide, self.args, self.kwargs, nesting=nesting)
         guided.remove_node(latent)  # what is left is the Jacobian of constraints
         return log_density(traced, count, self.depth) - log_density(guided, count, self.depth)

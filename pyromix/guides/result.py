@@ -318,7 +318,11 @@ def _weighted(
     for size in filter(None, sizes):
         many = size if vectorize else None
         traced, guided = paired_traces(
-            in_plate(model, many, depth), in_plate(guide, many, depth), args, kwargs
+            in_plate(model, many, depth),
+            in_plate(guide, many, depth),
+            args,
+            kwargs,
+            nesting=depth + vectorize,
         )
         log_p = log_density(traced, many, depth)
         ratios.append((log_p - log_density(guided, many, depth)).reshape(-1))
@@ -327,7 +331,7 @@ def _weighted(
             found[name].append(value.reshape(size, *values[name].shape))
         if vectorize and len(ratios) == 1:
             first = {name: own[0][0] for name, own in found.items() if name in traced.nodes}
-            _check_first(model, first, log_p[0], args, kwargs)
+            _check_first(model, first, log_p[0], args, kwargs, depth)
     return {name: torch.cat(own) for name, own in found.items()}, torch.cat(ratios)
 
 
@@ -337,13 +341,16 @@ def _check_first(
     log_p: Tensor,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    depth: int,
 ) -> None:
     """Checks that the first of many draws has the density that it has by itself.
 
     Raises:
         ValueError: If it has not.
     """
-    alone = poutine.trace(poutine.condition(model, dict(values))).get_trace(*args, **kwargs)
+    conditioned = poutine.condition(model, dict(values))
+    conditioned = poutine.enum(conditioned, first_available_dim=-1 - depth)
+    alone = poutine.trace(conditioned).get_trace(*args, **kwargs)
     expected = log_density(alone, None, 0)
     if expected.isfinite() and not torch.isclose(log_p, expected, rtol=1e-3, atol=1e-2):
         raise ValueError(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..core.checks import check_positive_int
 from ..maxent.draws import weighted_sampler
-from .joint import check_sites, log_density, paired_traces
+from .joint import check_sites, in_plate, log_density, paired_traces
 
 Fn = Callable[..., Any]
 
@@ -84,7 +83,9 @@ class StratifiedELBO(ELBO):
     one, are drawn by `rsample_weighted`: every component gives as many draws, and its probability
     is their weight. So gradients are exact however far components lie apart, where the pathwise
     gradient of `Trace_ELBO` says nothing about weights of modes without overlap. Other sites are
-    drawn as they are by `Trace_ELBO`; so are mixtures within plates.
+    drawn as they are by `Trace_ELBO`; so are mixtures within plates. Discrete variables of the
+    model that ask for it, by ``infer={"enumerate": "parallel"}`` or `config_enumerate`, are summed
+    over.
 
     Args:
         num_particles: Number of draws n. With less than there are components, some of these are
@@ -159,9 +160,10 @@ class StratifiedELBO(ELBO):
     ) -> tuple[Tensor | None, Tensor]:
         depth = int(self.max_plate_nesting) - 1
         strata = _Strata(self.num_particles, depth)
-        plate = pyro.plate("num_particles_vectorized", self.num_particles, dim=-1 - depth)
-        traces = self._get_trace(plate(model), plate(strata(guide)), args, kwargs)
-        return strata.log_weight, _log_ratio(*traces, self.num_particles, depth)
+        count = self.num_particles
+        both = in_plate(model, count, depth), in_plate(strata(guide), count, depth)
+        traces = self._get_trace(*both, args, kwargs)
+        return strata.log_weight, _log_ratio(*traces, count, depth)
 
     def _one_by_one(
         self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -178,7 +180,8 @@ class StratifiedELBO(ELBO):
         self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """A trace of the model, and one of the guide whose values it has."""
-        traced, guided = paired_traces(model, guide, args, kwargs)
+        nesting = int(self.max_plate_nesting)
+        traced, guided = paired_traces(model, guide, args, kwargs, nesting=nesting)
         check_sites(traced, guided)
         if is_validation_enabled():
             check_model_guide_match(traced, guided, self.max_plate_nesting)
