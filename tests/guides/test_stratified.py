@@ -128,7 +128,7 @@ def test_plates_constraints_and_subsampling():
     drawn = Predictive(hierarchy, guide=guide, num_samples=5)(x)
     assert (drawn["spread"] > 0).all()
     assert drawn["own"].shape == (5, 12)
-    some = AutoMixture(hierarchy, 2, num_prior_draws=50)
+    some = AutoMixture(hierarchy, 2, num_prior_draws=0)
     train(hierarchy, some, StratifiedELBO(4), x, steps=3, subsample_size=4)
 
 
