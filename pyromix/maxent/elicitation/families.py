@@ -1,0 +1,241 @@
+r"""Families of laws with two parameters, and their member that fits statements best.
+
+Where statements leave the tails of a variable open, no law has the largest entropy: mass beyond
+the last value can be spread without end. Then a family says how tails fall off. Of all laws q that
+meet the statements, and members b of the family, the pair of least divergence KL(q | b) is sought;
+where members meet the statements themselves, so that it is zero, that of the largest entropy.
+"""
+
+__all__ = ["Family", "Placed", "choose_family", "fit"]
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import AffineTransform
+
+from .dual import Dual
+from .statistics import Statistic, Variable
+
+# Members and statements agree when violations in deviations are below this.
+MET = 1e-8
+POLISHING_STEPS = 6
+# Of the scale, from which a member is sought.
+FACTORS = (1.0, 0.3, 0.1)
+
+
+class Family(NamedTuple):
+    """Laws on the line, the positive half or (0, 1), by two unconstrained parameters."""
+
+    name: str
+    make: Callable[[Tensor], Distribution]
+    natural: tuple[Callable[[Tensor], Tensor], ...]
+    """The statistics of which the family is the exponential family."""
+
+
+def _normal(theta: Tensor) -> Distribution:
+    return dist.Normal(theta[0], theta[1].exp())
+
+
+def _gamma(theta: Tensor) -> Distribution:
+    """By the logarithms of its mean and of its coefficient of variation."""
+    shape = (-2 * theta[1]).exp()
+    return dist.Gamma(shape, shape / theta[0].exp())
+
+
+def _lognormal(theta: Tensor) -> Distribution:
+    return dist.LogNormal(theta[0], theta[1].exp())
+
+
+def _beta(theta: Tensor) -> Distribution:
+    """By the log-odds of its mean and the logarithm of its two counts' sum."""
+    share, total = torch.sigmoid(theta[0]), theta[1].exp()
+    return dist.Beta(share * total, (1 - share) * total)
+
+
+FAMILIES = {
+    "normal": Family("normal", _normal, (lambda y: y, torch.square)),
+    "gamma": Family("gamma", _gamma, (lambda y: y, torch.log)),
+    "lognormal": Family("lognormal", _lognormal, (torch.log, lambda y: y.log().square())),
+    "beta": Family("beta", _beta, (torch.log, lambda y: torch.log1p(-y))),
+}
+ON_LINE, ON_HALF, ON_INTERVAL = ("normal",), ("gamma", "lognormal"), ("beta",)
+
+
+class Placed(NamedTuple):
+    """A family moved onto a support: x = shift + scale y."""
+
+    family: Family
+    shift: float
+    scale: float
+
+    def make(self, theta: Tensor) -> Distribution:
+        """The member with these parameters, of y."""
+        inner = self.family.make(theta)
+        if (self.shift, self.scale) == (0.0, 1.0):
+            return inner
+        return dist.TransformedDistribution(inner, [AffineTransform(self.shift, self.scale)])
+
+    def natural(self, x: Tensor) -> Tensor:
+        """The family's statistics of values (..., ), shape (..., 2)."""
+        y = (x - self.shift) / self.scale
+        return torch.stack([function(y) for function in self.family.natural], -1)
+
+
+def choose_family(variable: Variable, name: str | None) -> Placed:
+    """The family of this name, on the support of a variable; by default the support's own.
+
+    Raises:
+        ValueError: If there is none of that name on the support.
+    """
+    low, high = variable.low, variable.high
+    known: tuple[str, ...]
+    if math.isfinite(low) and math.isfinite(high):
+        known, shift, scale = ON_INTERVAL, low, high - low
+    elif math.isfinite(low):
+        known, shift, scale = ON_HALF, low, 1.0
+    elif math.isfinite(high):
+        known, shift, scale = ON_HALF, high, -1.0
+    else:
+        known, shift, scale = ON_LINE, 0.0, 1.0
+    if name is not None and name not in known:
+        raise ValueError(
+            f"Expected the family of {variable.name!r}, with support ({low:g}, {high:g}), to be "
+            f"{' or '.join(map(repr, known))}, got {name!r}."
+        )
+    return Placed(FAMILIES[name or known[0]], shift, scale)
+
+
+def fit(
+    placed: Placed,
+    statistics: Sequence[Statistic],
+    x: Tensor,
+    weight: Tensor,
+    centre: float,
+    scale: float,
+) -> Distribution:
+    """The member that is nearest to statements; of members that meet them the one of most entropy.
+
+    Args:
+        placed: The family, on the support.
+        statistics: The statements.
+        x: Nodes of a quadrature on the support, shape (n,).
+        weight: Their weights, shape (n,).
+        centre: About where the law lies.
+        scale: About how wide it is.
+    """
+    values = torch.stack([s.values(x.unsqueeze(-1)) for s in statistics], -1)
+    levels = torch.tensor([s.level for s in statistics]).double()
+    bounded = torch.tensor([s.is_inequality for s in statistics])
+    for factor in FACTORS:
+        start = _start(placed, centre, factor * scale)
+        theta, met = _most_entropy(placed, values, levels, bounded, x, weight, start)
+        if met:
+            return placed.make(torch.from_numpy(theta))
+    start = _start(placed, centre, scale)
+    theta = _nearest(placed, values, levels, bounded, x, weight, start)
+    return placed.make(torch.from_numpy(theta))
+
+
+def _start(placed: Placed, centre: float, scale: float) -> np.ndarray:
+    """Parameters of a member with about this centre and scale."""
+    y, width = (centre - placed.shift) / placed.scale, abs(scale / placed.scale)
+    match placed.family.name:
+        case "normal":
+            return np.array([y, math.log(width)])
+        case "beta":
+            return np.array([math.log(y / (1 - y)), math.log(2.0)])
+        case _:
+            return np.array([math.log(y), math.log(min(1.0, width / y))])
+
+
+def _log_member(placed: Placed, theta: Tensor, x: Tensor) -> Tensor:
+    return placed.make(theta).log_prob(x).clamp(min=-1e4)
+
+
+def _most_entropy(
+    placed: Placed,
+    values: Tensor,
+    levels: Tensor,
+    bounded: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    start: np.ndarray,
+) -> tuple[np.ndarray, bool]:
+    """The member of largest entropy that meets the statements, and whether it does."""
+    from scipy.optimize import minimize  # adds a filter of warnings: not on import
+
+    scale = (values - levels).abs().amax(0).clamp(max=1.0)
+
+    def state(theta: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = torch.from_numpy(theta).requires_grad_()
+        log_b = _log_member(placed, leaf, x)
+        p = weight * log_b.exp()
+        return leaf, -(p * log_b).sum(), (p @ (values - levels) + (p.sum() - 1) * levels) / scale
+
+    def value_and_slope(index: int | None, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        leaf, entropy, violations = state(theta)
+        value = -entropy if index is None else -violations[index]
+        (slope,) = torch.autograd.grad(value, leaf)
+        return float(value.detach()), slope.numpy()
+
+    limits = [
+        {
+            "type": "ineq" if bounded[i] else "eq",
+            "fun": lambda theta, i=i: value_and_slope(i, theta)[0],
+            "jac": lambda theta, i=i: value_and_slope(i, theta)[1],
+        }
+        for i in range(len(levels))
+    ]
+    found = minimize(
+        lambda theta: value_and_slope(None, theta), start, jac=True, method="SLSQP",
+        constraints=limits, bounds=[(s - 12.0, s + 12.0) for s in start],
+        options={"maxiter": 200, "ftol": 1e-9},
+    )  # fmt: skip
+    theta = found.x
+    for _ in range(POLISHING_STEPS):  # onto the statements; along them it is at its best
+        leaf, _, violations = state(theta)
+        off = torch.where(bounded, violations.clamp(min=0), violations)
+        if bool((off.abs() < MET).all()):
+            return theta, True
+        rows = [torch.autograd.grad(v, leaf, retain_graph=True)[0] for v in violations.unbind()]
+        jacobian = torch.stack(rows)[off != 0].numpy()
+        if not np.isfinite(jacobian).all():
+            break
+        theta = theta - np.linalg.lstsq(jacobian, off[off != 0].detach().numpy(), rcond=None)[0]
+    return start, False
+
+
+def _nearest(
+    placed: Placed,
+    values: Tensor,
+    levels: Tensor,
+    bounded: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    start: np.ndarray,
+) -> np.ndarray:
+    """The member of least divergence from a law that meets the statements.
+
+    The divergence is minus the least value of the dual, whose gradient in the parameters is that
+    at fixed multipliers.
+    """
+    from scipy.optimize import minimize  # as above
+
+    best = torch.zeros(len(levels)).double()
+
+    def divergence(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best
+        leaf = torch.from_numpy(theta).requires_grad_()
+        log_weight = weight.log() + _log_member(placed, leaf, x)
+        best = Dual(values, levels, log_weight.detach(), bounded).solve(best).multipliers
+        value = -(log_weight - (values - levels) @ best).logsumexp(0)
+        (slope,) = torch.autograd.grad(value, leaf)
+        return float(value.detach()), slope.numpy()
+
+    return minimize(divergence, start, jac=True, method="BFGS").x
