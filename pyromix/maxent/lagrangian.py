@@ -15,7 +15,7 @@ levels by about half a standard deviation in a round. Expectations form a convex
 can be met, so can all interim ones.
 """
 
-__all__ = ["AugmentedLagrangian", "rejected", "squared_violation"]
+__all__ = ["AugmentedLagrangian", "squared_violation"]
 
 import torch
 from torch import Tensor
@@ -42,32 +42,6 @@ def squared_violation(first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
     of the statistics.
     """
     return first @ metric @ second
-
-
-def rejected(violations: Tensor, one_sided: Tensor, level: float = 0.05) -> Tensor:
-    """Which constraints sign tests reject, of independent violations (B, m) of batch means.
-
-    The tests ask whether violations are as often above zero as below, with Bonferroni's
-    correction for the number of constraints.
-
-    Args:
-        violations: Of B batches, shape (B, m).
-        one_sided: Which constraints are violated only above zero, shape (m,).
-        level: Probability of rejecting any constraint of those that hold.
-
-    Returns:
-        Booleans, shape (m,).
-    """
-    from scipy.stats import binom  # adds a filter of warnings: not on import
-
-    m = violations.shape[1]
-    above = (violations > 0).sum(0).cpu().numpy()
-    count = (violations != 0).sum(0).cpu().numpy()  # a constraint that holds exactly says nothing
-    upper = torch.as_tensor(binom.sf(above - 1, count, 0.5))
-    lower = torch.as_tensor(binom.cdf(above, count, 0.5))
-    both = (2 * torch.minimum(upper, lower)).clamp(max=1)
-    p_values = torch.where(one_sided.cpu(), upper, both)
-    return (p_values < level / m).to(violations.device)
 
 
 class AugmentedLagrangian:

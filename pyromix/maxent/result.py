@@ -2,6 +2,7 @@
 
 __all__ = ["InfeasibleError", "MaximumEntropyResult", "Outcome", "Round"]
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Violations come down if each of so many rounds leaves less than this share of them, down to
+# distances, in deviations, that are noise.
+FALLING_ROUNDS, FALLING, CLOSE = 2, 0.9, 0.05
 
 Outcome = Literal["running", "converged", "finished", "interrupted", "infeasible"]
 
@@ -69,7 +74,8 @@ class MaximumEntropyResult:
     Half its square is, where it is small, the divergence from the optimum on the modes that q
     has: of one that it lacks, it says nothing."""
     feasible: bool
-    """Whether no sign test on new draws rejects a constraint, at a level of 5% for all."""
+    """Whether no test on new draws rejects a constraint, at a level of 5% for all: means are
+    within the margin of their levels, up to chance."""
     outcome: Outcome
     """``"converged"`` if the constraints hold and the entropy has settled, ``"finished"`` after
     the largest number of rounds, ``"interrupted"`` from the keyboard, or ``"infeasible"``."""
@@ -82,9 +88,18 @@ class MaximumEntropyResult:
     best_round: int = 0
     """Index of the round that was kept."""
 
+    @property
+    def falling(self) -> bool:
+        """Whether violations were still coming down when the rounds were up: they were too few."""
+        sizes = [r.distance for r in self.rounds[-1 - FALLING_ROUNDS :]]
+        if self.feasible or self.outcome != "finished" or len(sizes) <= FALLING_ROUNDS:
+            return False
+        return sizes[-1] > CLOSE and all(b < FALLING * a for a, b in itertools.pairwise(sizes))
+
     def __str__(self) -> str:
         farthest = float(self.scaled_violations.max())
         held = "constraints hold" if self.feasible else f"constraints MISSED BY {farthest:.2g} sd"
+        held += " (and coming down: raise rounds or steps)" if self.falling else ""
         lines = [
             f"entropy {self.entropy:.4f} +- {self.entropy_error:.4f} nats, {self.outcome} after "
             f"{len(self.rounds)} rounds ({self.seconds:.0f} s), "

@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,15 +25,21 @@ from ..training.trainer import NonFiniteLossError
 from .course import ANNEALED, HOPELESS_ROUNDS, Course, in_deviations
 from .draws import Sampler, sample_and_score
 from .expectations import Expectations
-from .lagrangian import AugmentedLagrangian, rejected
+from .feasibility import rejected
+from .lagrangian import AugmentedLagrangian
 from .result import InfeasibleError, MaximumEntropyResult, Outcome, Round
 from .start import gaussian_on, move_to
 
-NUM_BATCHES = 200  # of the sign tests
+NUM_BATCHES = 200  # of draws, at the end of a round
 NUM_SETS = 50  # of draws that multipliers are updated by, each of four batches
 
 # Share of the learning rate that is left at the end of a round, and at the start of the last.
 LOWEST_RATE = 0.05
+
+# Before a search fails, a longer round is tried: of so many times the steps, and at least so many.
+# If it takes more than this share off the violation, steps were too few.
+LONGER, LEAST_STEPS = 4, 200
+PROMISING = 0.05
 
 # Gradients longer than so many times the median of recent ones are shortened to that.
 LARGEST_NORM = 2.0
@@ -83,6 +90,7 @@ class Search:
         steps: Steps in a round.
         batch_size: Draws in a step.
         tolerance: Change of the entropy, in nats, below which it has settled.
+        margin: Violation, in standard deviations of a statistic, below which there is none.
     """
 
     def __init__(
@@ -94,16 +102,18 @@ class Search:
         steps: int,
         batch_size: int,
         tolerance: float,
+        margin: float,
     ) -> None:
         self.distribution, self.expectations, self.sampler = problem
         self.lagrangian = lagrangian
         self.num_rounds, self.steps, self.batch_size = rounds, steps, batch_size
-        self.course = Course(rounds, tolerance)
+        self.course, self.margin = Course(rounds, tolerance), margin
         self.best_state = self._state()
         self.entropies: list[float] = []
         self.norms: deque[float] = deque(maxlen=NUM_NORMS)  # of recent gradients
         self.held: dict[str, list[nn.Parameter]] = {}
         self.outcome: Outcome = "running"
+        self.gain = 0.0  # share of the violation that one longer round takes away
         self.started = time.perf_counter()
 
     def begin(self, start: Any, steps: int) -> None:
@@ -167,6 +177,7 @@ class Search:
         groups = [(self.ahead, self._rate_ahead), (self.behind, self._rate)]
         groups = [(parameters, rate) for parameters, rate in groups if parameters]
         own = optimizer([{"params": parameters} for parameters, _ in groups], lr=lr)
+        self.first_rates = [group["lr"] for group in own.param_groups]
         plan = LambdaLR(own, [rate for _, rate in groups])
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         bar = tqdm(total=self.num_rounds * self.steps, unit="step", disable=not progress_bar)
@@ -180,6 +191,8 @@ class Search:
                         self.outcome = "interrupted"
                         break
                 self._end_round(generator)
+                if self.outcome == "infeasible":
+                    self.gain = self._probe(own, interrupted.is_set)
                 last = self.course.rounds[-1]
                 bar.set_postfix(
                     entropy=f"{last.entropy:.4g}",
@@ -219,12 +232,22 @@ class Search:
         )
         if self.outcome == "infeasible":
             worst = int(result.scaled_violations.argmax())
+            where = (
+                f"Farthest off: {result.names[worst]!r} is {float(means[worst]):.4g} instead of "
+                f"{float(result.levels[worst]):.4g}."
+            )
+            if self.gain > PROMISING:
+                raise InfeasibleError(
+                    f"The violation has not come down in the last {HOPELESS_ROUNDS} rounds, but a "
+                    f"longer one takes {self.gain:.0%} off it: {self.steps} steps a round are too "
+                    f"few. {where} Raise steps or lr.",
+                    result,
+                )
             raise InfeasibleError(
-                f"The violation has not come down in the last {HOPELESS_ROUNDS} rounds: no law of "
-                f"this family, and maybe none at all, meets the targets. Farthest off: "
-                f"{result.names[worst]!r} is "
-                f"{float(means[worst]):.4g} instead of {float(result.levels[worst]):.4g}. Check "
-                f"the targets, or give the distribution more freedom; see `result` of this error.",
+                f"The violation has not come down in the last {HOPELESS_ROUNDS} rounds, nor in a "
+                f"longer one: no law of this family, and maybe none at all, meets the targets. "
+                f"{where} Check the targets, or give the distribution more freedom; see `result` "
+                f"of this error.",
                 result,
             )
         if self.outcome == "finished" and self.course.rises():
@@ -269,6 +292,23 @@ class Search:
             excess = draws.mean(self.expectations.values(draws.x) - levels)
             means.append(excess + levels)
         return torch.stack(means).mean(0)
+
+    def _probe(self, optimizer: Any, is_interrupted: Callable[[], bool]) -> float:
+        """By what share of it a longer round reduces the violation.
+
+        Rounds of too few steps leave the law where it is, as targets that nothing meets do. This
+        tells the two apart.
+        """
+        before = self.course.distance(self.course.rounds[-1].violations)
+        for group, rate in zip(optimizer.param_groups, self.first_rates, strict=True):
+            group["lr"] = rate
+        for _ in range(max(LONGER * self.steps, LEAST_STEPS)):
+            if is_interrupted():
+                break
+            self._take_step(optimizer)
+            self.entropies.pop()
+        after = self.course.distance(self._clip(self.evaluate().violation))
+        return 1 - after / before
 
     def _take_step(self, optimizer: Any) -> None:
         """Takes a step that minimises the Lagrangian."""
@@ -362,8 +402,9 @@ class Search:
             )
 
     def _rejected(self, fresh: _Evaluation) -> Tensor:
-        """Which constraints the sign tests reject, shape (m,)."""
-        return rejected(fresh.batches, self.lagrangian.is_inequality)
+        """Which constraints tests reject, shape (m,)."""
+        levels, one_sided = self.expectations.levels, self.lagrangian.is_inequality
+        return rejected(fresh.values, levels, one_sided, self.margin)
 
     def _clip(self, violation: Tensor) -> Tensor:
         """Violations with zero for inequalities that hold."""

@@ -30,7 +30,7 @@ def solve(problem, **settings):
 def holds(result):
     """Whether the round that was kept met the constraints, and fresh draws say so to their error.
 
-    The sign tests on fresh draws, as tests at a level, reject one in twenty results that do.
+    Tests on fresh draws, at a level, reject one in twenty results that do.
     """
     tolerance = 4 * result.standard_errors + 0.01 * result.levels.abs()
     held = bool((result.violations.abs() < tolerance).all())
@@ -206,6 +206,18 @@ def test_targets_that_nothing_meets(function, targets, worst):
     # The round of least violation, measured alike whatever the spread of the statistics then is.
     sizes = torch.stack([r.violations.norm() for r in result.rounds])
     assert sizes[result.best_round] < sizes.min() + 0.1
+
+
+def test_steps_that_are_too_few_are_told_from_targets_that_nothing_meets():
+    """These can be met, but a round of two small steps hardly moves the law."""
+    with pytest.raises(InfeasibleError, match=r"2 steps a round are too few.*Raise steps or lr"):
+        solve(normal((3.0, 10.0)), rounds=20, steps=2, lr=5e-3, start=None)
+    result = solve(normal((3.0, 10.0)), rounds=4, steps=40, lr=0.02, start=None)
+    assert result.outcome == "finished"
+    assert result.falling
+    assert "raise rounds or steps" in str(result)
+    done = solve(normal())
+    assert not done.falling
 
 
 def test_a_direction_that_is_left_free_is_warned_of():
