@@ -13,6 +13,7 @@ from ..core.checks import check_count, check_positive_int, number
 from ..core.networks import check_widths
 from ..flows.flow import Flow
 from ..flows.near_identity import near_identity
+from ..flows.triangular import Triangular
 from ..mixtures import GaussianMixture, RelaxedGaussianMixture
 from ..mixtures.learnable import Covariance
 
@@ -21,7 +22,7 @@ def spline_flow(
     dim: int,
     num_components: int = 1,
     *,
-    covariance: Covariance = "diagonal",
+    covariance: Covariance | None = None,
     temperatures: float | Sequence[float] | None = None,
     num_layers: int = 2,
     support: constraints.Constraint | None = None,
@@ -37,8 +38,9 @@ def spline_flow(
     Args:
         dim: Number of unconstrained coordinates.
         num_components: Components of the base; with one it is a normal.
-        covariance: Of the base's components, see `GaussianMixture`. Splines learn correlations
-            slowly.
+        covariance: Of the base's components, see `GaussianMixture`; by default that of one
+            component is full, and those of several are diagonal, with a `Triangular` map of all
+            of them before the splines: splines alone learn correlations slowly.
         temperatures: Makes the base a `RelaxedGaussianMixture`.
         num_layers: Number of splines, with the coordinates reversed between them.
         support: Where draws lie: a constraint of PyTorch, such as ``constraints.positive``,
@@ -68,7 +70,11 @@ def spline_flow(
         raise ValueError("Expected hidden_dims to have at least one width, got none.")
     if not number()("bound", bound) > 0:
         raise ValueError(f"Expected bound to be positive, got {bound}.")
+    if covariance is None:
+        covariance = "full" if num_components == 1 and temperatures is None else "diagonal"
     parts: list[Any] = []
+    if dim > 1 and covariance == "diagonal":
+        parts.append(Triangular(dim))
     for i in range(check_count("num_layers", num_layers)):
         if dim == 1:
             parts.append(transforms.Spline(1, count_bins=bins, bound=bound))
@@ -78,7 +84,7 @@ def spline_flow(
         widths = [max(dim, width) for width in hidden_dims]  # as autoregressive networks need
         parts.append(transforms.spline_autoregressive(dim, widths, count_bins=bins, bound=bound))
     for part in parts:
-        if not isinstance(part, transforms.Permute):
+        if not isinstance(part, transforms.Permute | Triangular):
             near_identity(part)
     if support is not None:
         try:
