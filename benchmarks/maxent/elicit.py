@@ -14,6 +14,13 @@ minimised by SciPy's BFGS over a fine grid of midpoints, with statistics written
 entropies, the error of the mass and seconds (the first and the second call: PreliZ compiles in the
 first one) of both; and the entropy of the law without a family, where there is one.
 
+**Steps in a search.** `MaximumEntropy` on a spline flow, for a mean of 0, a deviation of 1 and
+P(-0.5 < x < 0.5) = 0.6, with `pyromix.maxent.between`, and with sigmoids in place of the steps.
+Prints the gap, and the probability of 400,000 draws.
+
+Figure out/maxent/elicited_priors.png: densities with quantiles and with an interval, and draws of
+both with a correlation.
+
     python -m benchmarks.maxent.elicit [--quick]
 """
 
@@ -23,6 +30,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.optimize import minimize
@@ -30,7 +38,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from benchmarks.common import cli
-from pyromix.maxent import elicit, interval, mean, quantile, sd
+from benchmarks.common.store import OUT
+from pyromix import MaximumEntropy
+from pyromix.maxent import between, elicit, interval, mean, quantile, sd, spline_flow
 
 DRAWS = 100_000
 RATE, SHARE, Z = (2.5, 1.2), (0.34, 0.25), (1.0, 2.0)  # means and deviations
@@ -197,13 +207,84 @@ def compare_with_preliz() -> None:
         print(row, flush=True)
 
 
+def compare_steps() -> None:
+    """Prints the table of steps in a search."""
+    answer = float(elicit({"x": [mean(0), sd(1), interval(0.6, -0.5, 0.5)]}).entropy())
+
+    def sigmoids(x: Tensor, low: float, high: float, width: float) -> Tensor:
+        return torch.sigmoid(4 * (high - x) / width) - torch.sigmoid(4 * (low - x) / width)
+
+    print(f"\n{'':12}{'width':>8}{'gap':>10}{'probability':>13}{'seconds':>9}")
+    for width in (0.4, 0.2, 0.1):
+        for name, step in (("between", between), ("sigmoids", sigmoids)):
+
+            def statistics(x: Tensor, step: Any = step, width: float = width) -> Tensor:
+                return torch.cat([x, x.square(), step(x, -0.5, 0.5, width)], -1)
+
+            torch.manual_seed(0)
+            law = spline_flow(1, num_layers=1)
+            problem = MaximumEntropy(law, statistics, [0.0, 1.0, 0.6])
+            started = time.process_time()
+            problem.solve(seed=0, steps=60, rounds=20, lr=0.01, progress_bar=False)
+            seconds = time.process_time() - started
+            with torch.no_grad():
+                x, log_prob = law.rsample_and_log_prob((4 * DRAWS,))
+            p = float(((x > -0.5) & (x < 0.5)).double().mean())
+            gap = answer + float(log_prob.mean())
+            print(f"{name:12}{width:8.1f}{gap:10.4f}{p:13.4f}{seconds:9.1f}", flush=True)
+
+
+def draw_figure() -> None:
+    """Draws a share with two quantiles, a rate with an interval, and both with a correlation."""
+    statements: dict[str, Any] = {
+        "rate": interval(0.9, 2, 5),
+        "share": [quantile(0.5, 0.3), quantile(0.9, 0.6)],
+    }
+    supports = {"rate": constraints.positive, "share": constraints.unit_interval}
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    styles: dict[str, dict[str, Any]] = {
+        "largest entropy": {},
+        "smooth=0.5": {"smooth": 0.5},
+        "the beta law": {"families": {"share": "beta"}},
+    }
+    x = torch.linspace(0.001, 0.999, 999)
+    for label, options in styles.items():
+        law = elicit({"share": statements["share"]}, support={"share": supports["share"]},
+                     **options).blocks[0].law  # fmt: skip
+        axes[0].plot(x, law.log_prob(x).exp(), label=label)
+    axes[0].set(xlabel="share", ylabel="density", ylim=(0, None),
+                title="P(share < 0.3) = 0.5, P(share < 0.6) = 0.9")  # fmt: skip
+    axes[0].legend()
+    x = torch.linspace(0.01, 8, 800)
+    for name in ("gamma", "lognormal"):
+        law = elicit({"rate": statements["rate"]}, support={"rate": supports["rate"]},
+                     families={"rate": name}).blocks[0].law  # fmt: skip
+        axes[1].plot(x, law.log_prob(x).exp(), label=f"{name} of largest entropy")
+    axes[1].axvspan(2, 5, color="0.92", zorder=0)
+    axes[1].set(xlabel="rate", ylabel="density", ylim=(0, None), title="P(2 < rate < 5) = 0.9")
+    axes[1].legend(loc="upper right", fontsize="small")
+    joint = elicit(statements, support=supports, correlations={("rate", "share"): 0.4})
+    torch.manual_seed(0)
+    draws = joint.sample((4000,))
+    axes[2].scatter(draws[:, 0], draws[:, 1], s=2, alpha=0.5)
+    axes[2].set(xlabel="rate", ylabel="share", title="both, with a correlation of 0.4")
+    path = OUT / "maxent" / "elicited_priors.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    print(f"\n{path}")
+
+
 def main() -> None:
-    parser = cli.make_parser(__doc__, quick="coarser grids for the answers")
+    parser = cli.make_parser(__doc__, quick="coarser grids for the answers, and no search")
     arguments = cli.parse(parser)
     torch.set_default_dtype(torch.float64)
     compare_with_quadrature(arguments.size == "quick")
     print()
     compare_with_preliz()
+    torch.set_default_dtype(torch.float32)
+    if arguments.size != "quick":
+        compare_steps()
+    draw_figure()
 
 
 if __name__ == "__main__":

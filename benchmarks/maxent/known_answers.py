@@ -16,7 +16,7 @@ Prints, from 100,000 fresh draws of what was found,
 - the largest violation of a constraint, over its standard error and over the deviation of the
   statistic; and the largest error of a multiplier, times that deviation (under the answer);
 - the lightest and the heaviest mode, as multiples of their share, which all have in common;
-- seconds of a processor, and of how many seeds sign tests reject that the constraints hold.
+- seconds of a processor, and of how many seeds tests reject that the constraints hold.
 
 The density of the relaxed law is that of a finite mixture, and this is the law that is optimised
 and scored. A second line scores draws of the relaxed law itself with that density. That makes its

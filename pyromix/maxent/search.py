@@ -190,8 +190,7 @@ class Search:
                     if interrupted.is_set():
                         self.outcome = "interrupted"
                         break
-                self._end_round(generator)
-                if self.outcome == "infeasible":
+                if self._end_round(generator) == "infeasible":
                     self.gain = self._probe(own, interrupted.is_set)
                 last = self.course.rounds[-1]
                 bar.set_postfix(
@@ -336,7 +335,7 @@ class Search:
         optimizer.step()
         self.entropies.append(self.lagrangian.entropy)
 
-    def _end_round(self, generator: torch.Generator) -> None:
+    def _end_round(self, generator: torch.Generator) -> Outcome:
         """Tests the constraints, updates multipliers, penalty and levels, and sets the outcome."""
         fresh = self.evaluate()
         self._check_finite(fresh)
@@ -366,7 +365,7 @@ class Search:
         if is_best:
             self.best_state = self._state()
         if self.outcome == "interrupted":
-            return
+            return self.outcome
         law = self.distribution
         if self.course.is_hopeless():
             self.outcome = "infeasible"
@@ -374,6 +373,7 @@ class Search:
             self.outcome = "converged"
         elif len(self.course.rounds) == self.num_rounds:
             self.outcome = "finished"
+        return self.outcome
 
     def _release_if_due(self) -> None:
         """Releases held parameters when the law is near the targets, or the search stalls."""

@@ -22,7 +22,7 @@ from torch import Size, Tensor
 from torch.distributions import MultivariateNormal, constraints
 from torch.types import _size
 
-from .line import LineLaw
+from .line import PLACE, LineLaw
 
 SWEEPS = 2000
 CLOSE = 1e-12
@@ -100,13 +100,13 @@ class CopulaLaw(TorchDistribution):
         inside = self._support.check(value)
         parts, scores = [], []
         for law, column in zip(self.laws, value.unbind(-1), strict=True):
-            parts.append(law.log_prob(column.double()))
+            parts.append(law.log_prob(column.to(PLACE)))
             safe = torch.where(inside, column, law.median.to(column))
             scores.append(score(law, safe))
         z = torch.stack(scores, -1)
         alone = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
         total = torch.stack(parts, -1).sum(-1) + self.scores.log_prob(z) - alone
-        return torch.where(inside, total, -math.inf).to(value.dtype)
+        return torch.where(inside, total.to(value), -math.inf)
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         """Draws, of the given shape, then (d,)."""

@@ -14,7 +14,7 @@ from torch.nn.functional import max_pool2d, max_pool3d
 from torch.types import _size
 
 from .dual import Dual
-from .line import LineLaw, keep_inside
+from .line import PLACE, LineLaw, keep_inside
 from .panels import gauss
 from .statistics import Exponent, Statistic
 
@@ -95,9 +95,9 @@ class JointLaw(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values (..., d), shape (...)."""
         inside = self._support.check(value)
-        safe = torch.where(inside.unsqueeze(-1), value, self._inner.to(value)).double()
-        result = self.exponent(safe) - self.log_normalizer
-        return torch.where(inside, result, -math.inf).to(value.dtype)
+        safe = torch.where(inside.unsqueeze(-1), value, self._inner.to(value)).to(PLACE)
+        result = (self.exponent(safe) - self.log_normalizer).to(value)
+        return torch.where(inside, result, -math.inf)
 
     def _propose(self, count: int) -> tuple[Tensor, Tensor]:
         """Proposals (n, d), and the logarithms of their probabilities of being accepted."""

@@ -1,6 +1,6 @@
 """The law of one variable: a density on the line that may jump where statements say so."""
 
-__all__ = ["LineLaw", "keep_inside", "solve_line"]
+__all__ = ["PLACE", "LineLaw", "keep_inside", "solve_line"]
 
 import math
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ from .dual import Dual, Solution
 from .families import Placed, choose_family, fit
 from .panels import gauss, geometric_edges, reach
 from .statistics import Exponent, Statistic, Variable
+
+# Where the law itself is kept, and computes.
+PLACE = torch.zeros((), dtype=torch.float64)
 
 ORDER = 10  # nodes in a panel
 TAIL_PANELS = 2
@@ -96,19 +99,19 @@ class LineLaw(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, of the shape of the values."""
         inside = self._support.check(value)
-        safe = torch.where(inside, value, self.median.to(value)).double()
-        result = self.exponent(safe.unsqueeze(-1)) - self.log_normalizer
-        return torch.where(inside, result, -math.inf).to(value.dtype)
+        safe = torch.where(inside, value, self.median.to(value)).to(PLACE)
+        result = (self.exponent(safe.unsqueeze(-1)) - self.log_normalizer).to(value)
+        return torch.where(inside, result, -math.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of less, of the shape of the values."""
-        x = value.double().clamp(float(self.edges[0]), float(self.edges[-1]))
+        x = value.to(PLACE).clamp(float(self.edges[0]), float(self.edges[-1]))
         panel = self._panel(self.edges, x)
-        return self._cdf(x, panel).to(value.dtype)
+        return self._cdf(x, panel).to(value)
 
     def tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of less and of more, each to its own precision, in double precision."""
-        x = value.double().clamp(float(self.edges[0]), float(self.edges[-1]))
+        x = value.to(PLACE).clamp(float(self.edges[0]), float(self.edges[-1]))
         panel = self._panel(self.edges, x)
         pairs = torch.stack([self.edges[panel], x, self.edges[panel + 1]], -1)
         parts = (self._log_integrals(pairs) - self.log_normalizer).exp()
@@ -117,7 +120,7 @@ class LineLaw(TorchDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles, of the shape of the probabilities."""
-        u = value.double().flatten() * self.cumulative[-1]
+        u = value.to(PLACE).flatten() * self.cumulative[-1]
         panel = self._panel(self.cumulative, u)
         low, high = self.edges[panel], self.edges[panel + 1]
         start, end = self.cumulative[panel], self.cumulative[panel + 1]
@@ -135,7 +138,7 @@ class LineLaw(TorchDistribution):
                 break
             left = left[far]
             x, u, panel, low, high = (part[far] for part in (x, u, panel, low, high))
-        return keep_inside(result.reshape(value.shape).to(value.dtype), self._support)
+        return keep_inside(result.reshape(value.shape).to(value), self._support)
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
         """Draws, of the given shape."""

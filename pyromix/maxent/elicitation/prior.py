@@ -43,7 +43,9 @@ class ElicitedPrior(TorchDistribution):
     """The joint law of named variables: what `elicit` returns.
 
     It is a distribution over vectors with an entry for every variable, in the order of `names`:
-    ``pyro.sample("prior", prior)``. Within a model, `sites` gives named values instead.
+    ``pyro.sample("prior", prior)``. Within a model, `sites` gives named values instead. Laws are
+    kept, and computed, in double precision on the CPU; draws have the default dtype, and
+    log-densities that of the values, on their device.
 
     Args:
         blocks: Laws of variables that depend on each other.
