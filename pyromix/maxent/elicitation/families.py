@@ -27,6 +27,7 @@ MET = 1e-8
 POLISHING_STEPS = 6
 # Of the scale, from which a member is sought.
 FACTORS = (1.0, 0.3, 0.1)
+LARGEST_MOVE = 12.0  # of a parameter: a logarithm, or a mean in units of the scale
 
 
 class Family(NamedTuple):
@@ -87,8 +88,16 @@ class Placed(NamedTuple):
         return torch.stack([function(y) for function in self.family.natural], -1)
 
 
-def choose_family(variable: Variable, name: str | None) -> Placed:
+def choose_family(
+    variable: Variable, name: str | None, points: Sequence[float], scale: float
+) -> Placed:
     """The family of this name, on the support of a variable; by default the support's own.
+
+    Args:
+        variable: The variable.
+        name: Of the family, or None.
+        points: Values about which the law lies: where a family on the line is moved.
+        scale: About how wide it is.
 
     Raises:
         ValueError: If there is none of that name on the support.
@@ -96,19 +105,19 @@ def choose_family(variable: Variable, name: str | None) -> Placed:
     low, high = variable.low, variable.high
     known: tuple[str, ...]
     if math.isfinite(low) and math.isfinite(high):
-        known, shift, scale = ON_INTERVAL, low, high - low
+        known, shift, unit = ON_INTERVAL, low, high - low
     elif math.isfinite(low):
-        known, shift, scale = ON_HALF, low, 1.0
+        known, shift, unit = ON_HALF, low, 1.0
     elif math.isfinite(high):
-        known, shift, scale = ON_HALF, high, -1.0
+        known, shift, unit = ON_HALF, high, -1.0
     else:
-        known, shift, scale = ON_LINE, 0.0, 1.0
+        known, shift, unit = ON_LINE, sum(points) / len(points), scale
     if name is not None and name not in known:
         raise ValueError(
             f"Expected the family of {variable.name!r}, with support ({low:g}, {high:g}), to be "
             f"{' or '.join(map(repr, known))}, got {name!r}."
         )
-    return Placed(FAMILIES[name or known[0]], shift, scale)
+    return Placed(FAMILIES[name or known[0]], shift, unit)
 
 
 def fit(
@@ -116,9 +125,9 @@ def fit(
     statistics: Sequence[Statistic],
     x: Tensor,
     weight: Tensor,
-    centre: float,
+    points: Sequence[float],
     scale: float,
-) -> Distribution:
+) -> Distribution | None:
     """The member that is nearest to statements; of members that meet them the one of most entropy.
 
     Args:
@@ -126,32 +135,39 @@ def fit(
         statistics: The statements.
         x: Nodes of a quadrature on the support, shape (n,).
         weight: Their weights, shape (n,).
-        centre: About where the law lies.
+        points: Values that are named, about which the law lies.
         scale: About how wide it is.
+
+    Returns:
+        The member, or None if the entropy of members that meet the statements has no bound.
     """
     values = torch.stack([s.values(x.unsqueeze(-1)) for s in statistics], -1)
     levels = torch.tensor([s.level for s in statistics]).double()
     bounded = torch.tensor([s.is_inequality for s in statistics])
     for factor in FACTORS:
-        start = _start(placed, centre, factor * scale)
+        start = _start(placed, points, scale, factor)
         theta, met = _most_entropy(placed, values, levels, bounded, x, weight, start)
+        if met and abs(theta - start).max() > 0.99 * LARGEST_MOVE:
+            return None
         if met:
             return placed.make(torch.from_numpy(theta))
-    start = _start(placed, centre, scale)
+    start = _start(placed, points, scale, 1.0)
     theta = _nearest(placed, values, levels, bounded, x, weight, start)
     return placed.make(torch.from_numpy(theta))
 
 
-def _start(placed: Placed, centre: float, scale: float) -> np.ndarray:
-    """Parameters of a member with about this centre and scale."""
-    y, width = (centre - placed.shift) / placed.scale, abs(scale / placed.scale)
-    match placed.family.name:
-        case "normal":
-            return np.array([y, math.log(width)])
-        case "beta":
-            return np.array([math.log(y / (1 - y)), math.log(2.0)])
-        case _:
-            return np.array([math.log(y), math.log(min(1.0, width / y))])
+def _start(placed: Placed, points: Sequence[float], scale: float, factor: float) -> np.ndarray:
+    """Parameters of a member that lies about points, and is so many times as wide as the scale."""
+    y = (np.array(points) - placed.shift) / placed.scale
+    width = factor * abs(scale / placed.scale)
+    if placed.family.name == "normal":
+        return np.array([y.mean(), math.log(width)])  # 0 and log(factor): see `choose_family`
+    if placed.family.name == "beta":
+        odds = np.log(y / (1 - y)).mean()
+        return np.array([odds, math.log(2.0 / factor)])
+    spread = np.log(y).max() - np.log(y).min()
+    relative = factor * (spread / 2 if spread > 0 else min(1.0, width / y[0]))
+    return np.array([np.log(y).mean(), math.log(relative)])
 
 
 def _log_member(placed: Placed, theta: Tensor, x: Tensor) -> Tensor:
@@ -194,11 +210,13 @@ def _most_entropy(
     ]
     found = minimize(
         lambda theta: value_and_slope(None, theta), start, jac=True, method="SLSQP",
-        constraints=limits, bounds=[(s - 12.0, s + 12.0) for s in start],
+        constraints=limits, bounds=_bounds(start),
         options={"maxiter": 200, "ftol": 1e-9},
     )  # fmt: skip
     theta = found.x
     for _ in range(POLISHING_STEPS):  # onto the statements; along them it is at its best
+        if not (np.abs(theta - start) <= LARGEST_MOVE).all():  # nor if it is not a number
+            break
         leaf, _, violations = state(theta)
         off = torch.where(bounded, violations.clamp(min=0), violations)
         if bool((off.abs() < MET).all()):
@@ -238,4 +256,11 @@ def _nearest(
         (slope,) = torch.autograd.grad(value, leaf)
         return float(value.detach()), slope.numpy()
 
-    return minimize(divergence, start, jac=True, method="BFGS").x
+    options = {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500}
+    return minimize(
+        divergence, start, jac=True, method="L-BFGS-B", bounds=_bounds(start), options=options
+    ).x
+
+
+def _bounds(start: np.ndarray) -> list[tuple[float, float]]:
+    return [(s - LARGEST_MOVE, s + LARGEST_MOVE) for s in start]

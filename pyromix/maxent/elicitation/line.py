@@ -21,8 +21,8 @@ from .statistics import Exponent, Statistic, Variable
 PLACE = torch.zeros((), dtype=torch.float64)
 
 ORDER = 10  # nodes in a panel
-TAIL_PANELS = 2
-TAIL_SHARE = 1e-7  # of a statistic, in the outermost panels, from which on a tail is open
+FAR = 0.25  # share of what the nodes reach, at an end without a bound, that is its tail
+TAIL_SHARE = 1e-7  # of a statistic, in a tail, from which on it is open
 STEPS_OF_NEWTON = 60
 EXACT = 1e-10  # difference of probabilities, before a last step
 SAME = 1e-8  # divergence in nats
@@ -234,19 +234,19 @@ def _solve_line(
             _check_met(variable, statistics, solution, x)
             law = Exponent(tuple(statistics), solution.multipliers)
             return LineLaw(law, edges, support, "largest entropy")
-    placed = choose_family(variable, family)
-    inner = [a for a in anchors if variable.low < a < variable.high]
-    centre = sum(inner) / len(inner) if inner else variable.low + scale
-    base = fit(placed, statistics, x, weight, centre, scale)
+    points = [a for a in anchors if variable.low < a < variable.high]
+    if not points:
+        low, high = variable.low, variable.high
+        points = [low + scale if math.isfinite(low) else high - scale if finite else 0.0]
+    placed = choose_family(variable, family, points, scale)
+    base = fit(placed, statistics, x, weight, points, scale)
+    if base is None:
+        raise _open_error(variable)
     log_weight = weight.log() + base.log_prob(x)
     solution = _solve(statistics, x, log_weight, reference=base)
     _check_met(variable, statistics, solution, x)
     if _is_open(variable, statistics, solution, x):
-        raise ValueError(
-            f"Expected statements about {variable.name!r} for which there is a law of largest "
-            f"entropy, got some that leave the spread open, so that it has no bound. Add "
-            f"another quantile, or an interval or an sd; or bound the support."
-        )
+        raise _open_error(variable)
     law = Exponent(tuple(statistics), solution.multipliers, (base,))
     levels = torch.tensor([s.level for s in statistics]).double()
     log_z = solution.log_normalizer + float(solution.multipliers @ levels)
@@ -281,13 +281,24 @@ def _is_open(
     variable: Variable, statistics: Sequence[Statistic], solution: Solution, x: Tensor
 ) -> bool:
     """Whether the law has mass, or what a statistic is made of, as far out as the nodes reach."""
-    count = TAIL_PANELS * ORDER
     p = solution.probabilities
     sizes = [p, *(p * s.at(x.unsqueeze(-1)).abs() for s in statistics)]
-    ends = [part for part, bound in ((slice(0, count), variable.low),
-            (slice(len(x) - count, None), variable.high)) if not math.isfinite(bound)]  # fmt: skip
+    low, high = float(x[0]), float(x[-1])
+    ends = []
+    if not math.isfinite(variable.low):
+        ends.append(x < low + FAR * (high - low))
+    if not math.isfinite(variable.high):
+        ends.append(x > high - FAR * (high - low))
     return any(
         float(size[end].sum()) > TAIL_SHARE * float(size.sum()) for size in sizes for end in ends
+    )
+
+
+def _open_error(variable: Variable) -> ValueError:
+    return ValueError(
+        f"Expected statements about {variable.name!r} for which there is a law of largest "
+        f"entropy, got some that leave the spread open, so that it has no bound. Add another "
+        f"quantile, or an interval or an sd; or bound the support."
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Panels double from so small a share of the scale to so many times the scale, from every anchor.
-SMALLEST, LARGEST = -6, 16
+SMALLEST, LARGEST = -6, 24
 # Towards a bound, where densities may have a pole.
 NEXT_TO_BOUND = -40
 

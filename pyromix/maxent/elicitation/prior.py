@@ -162,12 +162,11 @@ class ElicitedPrior(TorchDistribution):
             what = law.description if isinstance(law, LineLaw) else type(law).__name__
             lines.append(f"{', '.join(block.names)}: {what}")
             x, p = block.draws()
-            known = {}
-            if hasattr(law, "exponent"):
-                pairs = zip(law.exponent.statistics, law.exponent.multipliers, strict=True)
-                known = {statistic.name: float(m) for statistic, m in pairs}
-            for s in block.statistics:
-                got, price = s.sign * float(p @ s.values(x).to(p)), known.get(s.name, math.nan)
+            # What was stated comes first, unless the law is a member of a family.
+            found = law.exponent.multipliers.tolist() if hasattr(law, "exponent") else []
+            prices = found or [math.nan] * len(block.statistics)
+            for s, price in zip(block.statistics, prices, strict=False):
+                got = s.sign * float(p @ s.values(x).to(p))
                 relation = ("" if not s.is_inequality else "<=") if s.sign > 0 else ">="
                 stated = f"{relation}{s.sign * s.level:.5g}"
                 shown = f"{s.sign * price:12.4g}" if math.isfinite(price) else f"{'':12}"

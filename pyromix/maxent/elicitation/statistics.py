@@ -230,7 +230,7 @@ def _statistic(variable: Variable, statement: Statement) -> Statistic:
         case Expectation(function=function, level=level):
             return _levelled(f"{_label(function)} of {name}", _of_column(function), level)
         case Probability(event=event, level=level):
-            return _levelled(f"P({_label(event)}) of {name}", _of_column(event), level)
+            return _levelled(f"P({_label(event, 'event')}) of {name}", _of_column(event), level)
     raise ValueError(
         f"Expected statements about {name!r}, such as quantile(...), got {statement!r}."
     )
@@ -245,9 +245,9 @@ def _of_column(function: Callable[..., Tensor]) -> Values:
     return lambda x: function(x[..., 0]).to(x)
 
 
-def _label(function: Any) -> str:
+def _label(function: Any, anonymous: str = "function") -> str:
     name = getattr(function, "__name__", type(function).__name__)
-    return "function" if name == "<lambda>" else name
+    return anonymous if name == "<lambda>" else name
 
 
 def _levelled(
@@ -298,7 +298,7 @@ def compile_joint(statement: Statement, names: Sequence[str]) -> tuple[tuple[str
             f"{', '.join(map(repr, names))}, got {', '.join(map(repr, arguments)) or 'none'}."
         )
     columns = {a: list(names).index(a) for a in arguments}
-    label = f"{_label(function)}({', '.join(arguments)})"
+    label = f"{_label(function, 'event' if is_event else 'function')}({', '.join(arguments)})"
 
     def values(x: Tensor) -> Tensor:
         return function(**_columns(x, columns)).to(x)
