@@ -71,7 +71,8 @@ def spline_flow(
     if not number()("bound", bound) > 0:
         raise ValueError(f"Expected bound to be positive, got {bound}.")
     if covariance is None:
-        covariance = "full" if num_components == 1 and temperatures is None else "diagonal"
+        is_one = dim > 1 and num_components == 1 and temperatures is None
+        covariance = "full" if is_one else "diagonal"
     parts: list[Any] = []
     if dim > 1 and covariance == "diagonal":
         parts.append(Triangular(dim))

@@ -116,7 +116,7 @@ def elicit(
         own_pairs = {pair: rho for pair, rho in pairs.items() if pair[0] in group}
         own_ranks = {pair: rho for pair, rho in ranks.items() if pair[0] in group}
         own_shared = [s for arguments, s in shared if arguments[0] in group]
-        if len(group) == 1 and not own_shared:
+        if len(group) == 1:
             blocks.append(Block(group, columns, first.law, first.statistics))
             continue
         place = {column: i for i, column in enumerate(columns)}

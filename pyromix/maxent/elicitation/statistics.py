@@ -297,6 +297,11 @@ def compile_joint(statement: Statement, names: Sequence[str]) -> tuple[tuple[str
             f"Expected the arguments of {_label(function)!r} to be names of variables, "
             f"{', '.join(map(repr, names))}, got {', '.join(map(repr, arguments)) or 'none'}."
         )
+    if len(arguments) == 1:
+        raise ValueError(
+            f"Expected joint statements about several variables, got one about "
+            f"{arguments[0]!r} alone. Put it among the statements about that."
+        )
     columns = {a: list(names).index(a) for a in arguments}
     label = f"{_label(function, 'event' if is_event else 'function')}({', '.join(arguments)})"
 
