@@ -116,9 +116,29 @@ class TopDownLaw:
 
     def sample(self, num: int) -> Tensor:
         """Draws N images, shape (N, H, W, C)."""
-        codes = self.sample_codes(num)[0]
+        return self._draw_given(self.sample_codes(num)[0])
+
+    def draw_with_score(self, num: int) -> tuple[Tensor, Tensor]:
+        """Draws images (N, H, W, C) with a gradient given their codes, and log p(c), (N,)."""
+        with torch.no_grad():
+            codes = self.sample_codes(num)
+        return self._draw_given(codes[0]), self.log_prior(codes)
+
+    def _draw_given(self, codes: Tensor) -> Tensor:
+        """Draws of images (N, H, W, C), given codes of the bottom patches (N, P)."""
         mean = self.decode(codes)
         return mean + self.pixel_scale(codes) * torch.randn_like(mean)
+
+    def log_prior(self, codes: list[Tensor]) -> Tensor:
+        """Returns the log-probability of codes: for every layer, from the bottom, shape (N, P)."""
+        probabilities = [
+            self.controls(layer, codes[layer + 1]) for layer in range(len(self.blocks) - 1)
+        ]
+        probabilities.append(self.top_weights(len(codes[0])))
+        total = self.loc.new_zeros(len(codes[0]))
+        for layer_codes, probability in zip(codes, probabilities, strict=True):
+            total = total + probability.gather(-1, layer_codes.unsqueeze(-1)).log().sum((-1, -2))
+        return total
 
     def joint_log_prob(self, images: Tensor, codes: list[Tensor]) -> Tensor:
         """Returns the joint log-density of images and codes.
@@ -130,14 +150,8 @@ class TopDownLaw:
         Returns:
             Tensor of shape (N,).
         """
-        probabilities = [
-            self.controls(layer, codes[layer + 1]) for layer in range(len(self.blocks) - 1)
-        ]
-        probabilities.append(self.top_weights(len(images)))
-        total = normal_log_prob(images, self.decode(codes[0]), self.pixel_scale(codes[0]))
-        for layer_codes, probability in zip(codes, probabilities, strict=True):
-            total = total + probability.gather(-1, layer_codes.unsqueeze(-1)).log().sum((-1, -2))
-        return total
+        given = normal_log_prob(images, self.decode(codes[0]), self.pixel_scale(codes[0]))
+        return given + self.log_prior(codes)
 
     def _down(self, patches: Tensor) -> Tensor:
         """Images (N, H, W, C) from vectors of the bottom patches (N, P, D)."""

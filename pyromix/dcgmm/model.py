@@ -260,6 +260,24 @@ class DCGMM(ImageQueries, LayerTraining):
         images = self._draw(law, top, checked)
         return images.reshape(*sample_shape, *self.event_shape)
 
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws with the gradient that they have given their codes, and scores of these.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Images of shape ``(*S, C, H, W)``, and log-probabilities of their codes, shape (\*S);
+            see `MixtureOfNormals.rsample_with_score`.
+        """
+        images, score = self.law.draw_with_score(Size(sample_shape).numel())
+        images = self._image(images).reshape(*sample_shape, *self.event_shape)
+        return images, score.reshape(sample_shape)
+
     @property
     def mean(self) -> Tensor:
         """Not available: average draws of `sample` instead.

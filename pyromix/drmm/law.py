@@ -315,6 +315,12 @@ class ResidualMixture(ABC):
 
     # ---- draws ----------------------------------------------------------------------------
 
+    def draw_with_score(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draws of real columns (n, D) with a gradient given their codes, and log p(h), (n,)."""
+        with torch.no_grad():
+            codes = self.sample_codes(count)
+        return self._draw_real(codes, None), self.log_prior(codes)
+
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Draws (n, D + number of categorical columns)."""

@@ -433,9 +433,9 @@ class DRMM(LawModule[ResidualMixture]):
         law = self.law
         if law.num_codes > self.max_exact:
             raise NotImplementedError(
-                f"Not available: moments sum over all codes, of which there are "
-                f"{law.num_codes:,}, more than max_exact={self.max_exact:,}. Average draws of "
-                f"sample((n,))."
+                f"Not available: a sum over all codes, of which there are "
+                f"{law.num_codes:,}, more than max_exact={self.max_exact:,}. Raise that, or "
+                f"average draws of sample((n,))."
             )
         return law.all_codes()
 
@@ -452,6 +452,58 @@ class DRMM(LawModule[ResidualMixture]):
         """
         drawn = self.law.sample(Size(sample_shape).numel())
         return drawn.reshape(*sample_shape, *self.event_shape)
+
+    @takes_generator
+    def rsample_weighted(
+        self, num_samples: int, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws with weights, from the normals of all codes; gradients are exact at any distance.
+
+        Args:
+            num_samples: Number of draws n.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Draws of shape (n, D) and their log-weights of shape (n,); see
+            `MixtureOfNormals.rsample_weighted`.
+
+        Raises:
+            NotImplementedError: If there are more codes than `max_exact`, or categorical columns.
+        """
+        self._check_all_real()
+        codes, log_prior = self._every_code()
+        possible = log_prior > -math.inf  # codes that are truncated do not occur
+        mixture = self.law.mixture_of(codes[possible], log_prior[possible])
+        return mixture.rsample_weighted(num_samples)
+
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws with the gradient that they have given their codes, and scores of these.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Draws of shape (\*S, D), and log-probabilities of their codes, shape (\*S); see
+            `MixtureOfNormals.rsample_with_score`.
+
+        Raises:
+            NotImplementedError: If there are categorical columns.
+        """
+        self._check_all_real()
+        x, score = self.law.draw_with_score(Size(sample_shape).numel())
+        return x.reshape(*sample_shape, *self.event_shape), score.reshape(sample_shape)
+
+    def _check_all_real(self) -> None:
+        """Raises an error if there are categorical columns, whose draws have no gradient."""
+        if self.categories:
+            raise NotImplementedError(
+                f"Not available: draws of categorical columns have no gradient, got categories="
+                f"{self.categories}. Take the gradient of the score function: that of log_prob."
+            )
 
     def log_prob(self, value: Value) -> Tensor:
         r"""Log-density at points of shape (\*S, D + number of categorical columns); shape (\*S).

@@ -43,6 +43,7 @@ def draw_with_score(
     surplus: Sequence[int],
     event_dim: int,
     log_density: Callable[[int, Tensor], Tensor],
+    before: Tensor | float = 0.0,
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """Pushes draws of a base through transforms.
 
@@ -52,6 +53,7 @@ def draw_with_score(
         surplus: For each, the dimensions by which the event exceeds the transform's own.
         event_dim: Number of event dimensions.
         log_density: From i and values to the log-density before the i-th transform.
+        before: Scores of the base's draws, of shape ``sample_shape + batch_shape``.
 
     Returns:
         Draws of shape ``sample_shape + batch_shape + event_shape``, and a function that computes
@@ -77,7 +79,7 @@ def draw_with_score(
         z = x
 
     def score() -> Tensor:
-        total: Tensor | float = 0.0
+        total = before
         for i, window, moved, log_size, rest in steps:
             in_frame = log_density(i, moved) + log_size
             total = (1 - window) * total + window * in_frame + rest

@@ -3,7 +3,7 @@
 __all__ = ["FlowLaw"]
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -356,6 +356,49 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         return x, log_weight, log_prob
 
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws whose gradient, together with a score, is unbiased where branches are drawn.
+
+        .. math:: \nabla E[f(x)] = E\big[\nabla f(x) + f(x) \nabla s\big]
+
+        The first term is the gradient that draws have given their branches, the second accounts
+        for the choice of these: see the module ``pyromix.flows.branch_gradients``. f must be
+        continuous. Its mean over other draws may be taken off f(x) in the second term, which
+        lowers the variance.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Draws x of shape ``sample_shape + batch_shape + event_shape``, and scores s of shape
+            ``sample_shape + batch_shape``, whose values mean nothing.
+
+        Raises:
+            NotImplementedError: If the base has no draws of this kind, and no pathwise ones.
+        """
+        sample_shape = Size(sample_shape)
+        self._check_ready()
+        base: Any = unwrap(self.base_dist)
+        before: Tensor | float = 0.0
+        if hasattr(base, "rsample_with_score"):
+            z, score = base.rsample_with_score(sample_shape)
+            before = _sum_rightmost(score, self._surplus[0])
+        elif self.base_dist.has_rsample:
+            z = self.base_dist.rsample(sample_shape)
+        else:
+            raise NotImplementedError(
+                f"Expected a base with pathwise gradients, or with rsample_with_score, got "
+                f"{type(base).__name__}. Take the score function of all of the law: log_prob."
+            )
+        x, make_score = self._draw_with_score(z, before)
+        # Without gradients there is no use for scores, whose computation inverts transforms.
+        own = make_score() if torch.is_grad_enabled() else 0.0
+        return self._inside(x), self._scores_of_none(x) + own
+
     def score_parts(self, x: Tensor) -> ScoreParts:
         """The parts of an ELBO's gradient; the last draw is scored without the inverse pass.
 
@@ -449,23 +492,39 @@ class FlowLaw(dist.TransformedDistribution):
         if not self._partly_pathwise:
             return self.sample(sample_shape)
         self._check_ready()
+        x, score = self._draw_with_score(self.base_dist.rsample(sample_shape))
+        # With the draw itself, as a guide may draw several times before it is scored; and not yet
+        # computed, as a model's draws are not scored.
+        setattr(x, BRANCH_SCORE, score)
+        return x
+
+    def _draw_with_score(
+        self, z: Tensor, before: Tensor | float = 0.0
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Takes draws of the base through the transforms, with the gradient given the branches.
+
+        Args:
+            z: Draws of the base, with gradients.
+            before: Scores of what is discrete in them.
+
+        Returns:
+            Draws, and a function that computes their scores.
+        """
         self.clear_cache()
 
         def log_density(i: int, value: Tensor) -> Tensor:
             return self._pull_and_score(value, i)
 
         x, score = draw_with_score(
-            self.base_dist.rsample(sample_shape),
+            z,
             list(self.transforms),
             self._surplus[1:],
             len(self.event_shape),
             log_density,
+            before,
         )
         self.clear_cache()
-        # With the draw itself, as a guide may draw several times before it is scored; and not yet
-        # computed, as a model's draws are not scored.
-        setattr(x, BRANCH_SCORE, score)
-        return x
+        return x, score
 
     def _push(self, x: Tensor) -> Tensor:
         """Takes draws of the base through the transforms."""

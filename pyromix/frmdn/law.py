@@ -2,7 +2,7 @@
 
 __all__ = ["SequenceLaw", "padded_sequence"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Size, Tensor
@@ -164,7 +164,7 @@ class SequenceLaw(Expandable):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        return self._generate(Size(sample_shape), pathwise=False)[0]
+        return self._generate(Size(sample_shape), lambda law: (law.sample(), None))[0]
 
     @takes_generator
     def rsample(
@@ -185,7 +185,7 @@ class SequenceLaw(Expandable):
                 "A model of sequences with branching transforms has no pathwise gradients: draw "
                 "with sample(). As a guide it has score-function gradients."
             )
-        return self._generate(Size(sample_shape), pathwise=True)[0]
+        return self._generate(Size(sample_shape), lambda law: (law.rsample(), None))[0]
 
     @takes_generator
     def rsample_and_log_prob(
@@ -204,7 +204,25 @@ class SequenceLaw(Expandable):
         """
         if not self.has_rsample and torch.is_grad_enabled():
             return without_graph(self.rsample_and_log_prob)(sample_shape)
-        return self._generate(Size(sample_shape), pathwise=self.has_rsample, scored=True)
+        return self._generate(Size(sample_shape), lambda law: law.rsample_and_log_prob())
+
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws with the gradient given all that is discrete, and scores of that.
+
+        Discrete are the components of every step, and the branches of folds. See
+        `MixtureOfNormals.rsample_with_score`.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Tensors of shapes (\*S, \*B, T, D) and (\*S, \*B).
+        """
+        return self._generate(Size(sample_shape), lambda law: law.rsample_with_score())
 
     def fill_padding(self, value: Tensor) -> Tensor:
         r"""Checks values, and returns them with the location of the data in place of padding.
@@ -230,25 +248,30 @@ class SequenceLaw(Expandable):
         return check_value(self, value, like=model.start)
 
     def _generate(
-        self, sample_shape: Size, *, pathwise: bool, scored: bool = False
+        self, sample_shape: Size, draw_step: Callable[[FlowLaw], tuple[Tensor, Tensor | None]]
     ) -> tuple[Tensor, Tensor]:
-        """Draws step by step, and their log-densities if `scored`, else zeros."""
+        """Draws step by step, and sums of scores.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            draw_step: From the law of a step to draws, and their scores: log-densities or others;
+                None for zeros.
+        """
         leading = sample_shape + self.batch_shape
         model = self._model
-        log_probs = []
+        scores = []
 
         def draw(law: FlowLaw) -> Tensor:
-            if not scored:
-                return law.rsample() if pathwise else law.sample()
-            drawn, log_prob = law.rsample_and_log_prob()
-            log_probs.append(log_prob)
+            drawn, score = draw_step(law)
+            if score is not None:
+                scores.append(score)
             return drawn
 
         start = model.start.expand(leading.numel(), -1)
         inputs = self._inputs(leading)
         values = list(generate(model, start, None, inputs, self.event_shape[0], draw))
         result = torch.stack(values, -2).reshape(*leading, *self.event_shape)
-        total = torch.stack(log_probs, -1) if scored else result.new_zeros(result.shape[:-1])
+        total = torch.stack(scores, -1) if scores else result.new_zeros(result.shape[:-1])
         total = total.reshape(result.shape[:-1])
         if self._lengths is not None:
             present = within(self._lengths, result.shape[-2])

@@ -277,6 +277,18 @@ class FRMDN(LawModule[SequenceLaw]):
         """
         return self.law.rsample_and_log_prob(sample_shape)
 
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws (\*S, T, D) with the gradient given all that is discrete, and scores (\*S).
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
+        return self.law.rsample_with_score(sample_shape)
+
     def loss(self, batch: Batch, progress: float = 1.0) -> Tensor:  # noqa: ARG002
         """Mean negative log-density of a batch of sequences, in nats a sequence.
 

@@ -16,7 +16,7 @@ from pyro.util import check_model_guide_match, warn_if_nan
 from torch import Tensor
 
 from ..core.checks import check_positive_int
-from ..maxent.draws import weighted_sampler
+from ..maxent.draws import Sampler, branch_sampler, weighted_sampler
 from .joint import check_sites, in_plate, log_density, paired_traces
 
 Fn = Callable[..., Any]
@@ -30,11 +30,12 @@ class _Strata(Messenger):
     Args:
         count: Number of draws n.
         depth: Number of dimensions of plates right of the draws; None if draws are run one by one.
+        importance: Whether the bound is the logarithm of a sum over draws.
     """
 
-    def __init__(self, count: int, depth: int | None) -> None:
+    def __init__(self, count: int, depth: int | None, importance: bool) -> None:
         super().__init__()
-        self.count, self.depth = count, depth
+        self.count, self.depth, self.importance = count, depth, importance
         self.index = 0
         self.values: dict[str, Tensor] = {}
         self.log_weight: Tensor | None = None
@@ -43,18 +44,17 @@ class _Strata(Messenger):
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
         fn, name = msg["fn"], msg["name"]
-        if not fn.has_rsample and getattr(fn, "rsample_weighted", None) is None:
-            raise ValueError(
-                f"Expected a guide whose sites have pathwise gradients, or weighted draws, got "
-                f"{type(fn).__name__} at site {name!r}. Enumerate it in the model, or use Pyro's "
-                f"Trace_ELBO."
-            )
-        if fn.batch_shape or name in self.values:
-            if name in self.values:
-                msg["value"] = self._placed(self.values[name], fn)
+        if name in self.values:
+            msg["value"] = self._placed(self.values[name], fn)
             return
-        sampler = weighted_sampler(fn)
+        sampler = None if fn.batch_shape else self._sampler(fn)
         if sampler is None:
+            if not fn.has_rsample:
+                raise ValueError(
+                    f"Expected a guide whose sites have pathwise gradients, or weighted draws, "
+                    f"got {type(fn).__name__} at site {name!r}. Enumerate it in the model, or use "
+                    f"Pyro's Trace_ELBO."
+                )
             return
         draws = sampler(self.count)[0]
         x, log_weight = draws.x, draws.weight.log()
@@ -65,6 +65,19 @@ class _Strata(Messenger):
         self.log_weight = log_weight
         self.values[name] = x
         msg["value"] = self._placed(x, fn)
+
+    def _sampler(self, fn: Any) -> Sampler | None:
+        """The way to draw from a site; None for that of the site itself."""
+        sampler = weighted_sampler(fn)
+        if sampler is not None or fn.has_rsample:
+            return sampler
+        if self.importance and hasattr(fn, "rsample_with_score"):
+            raise ValueError(
+                f"Expected importance=False for a guide that draws branches, got "
+                f"{type(fn).__name__}: the scores of its draws are right for sums over draws, not "
+                f"for their logarithm."
+            )
+        return branch_sampler(fn)
 
     def _placed(self, x: Tensor, fn: Any) -> Tensor:
         """Draws left of all plates, or one of them."""
@@ -82,16 +95,17 @@ class StratifiedELBO(ELBO):
     Sites of the guide that are a mixture (`MixtureOfNormals`, `GaussianMixture`), or a `Flow` on
     one, are drawn by `rsample_weighted`: every component gives as many draws, and its probability
     is their weight. So gradients are exact however far components lie apart, where the pathwise
-    gradient of `Trace_ELBO` says nothing about weights of modes without overlap. Other sites are
-    drawn as they are by `Trace_ELBO`; so are mixtures within plates. Discrete variables of the
-    model that ask for it, by ``infer={"enumerate": "parallel"}`` or `config_enumerate`, are summed
-    over.
+    gradient of `Trace_ELBO` says nothing about weights of modes without overlap. Sites that draw
+    branches, such as `RAD`, have draws with the score of these, and the other draws as its
+    baseline. Other sites are drawn as they are by `Trace_ELBO`; so are mixtures within plates.
+    Discrete variables of the model that ask for it, by ``infer={"enumerate": "parallel"}`` or
+    `config_enumerate`, are summed over.
 
     Args:
         num_particles: Number of draws n. With less than there are components, some of these are
             drawn, at random.
         importance: Whether to bound by :math:`\log \sum_i w_i p(x, z_i) / q(z_i)`, which is
-            tighter.
+            tighter, and takes no sites that draw branches.
         vectorize_particles: Whether model and guide are run once with all draws, in a plate of
             their own. It takes a model that broadcasts.
         max_plate_nesting: Largest number of nested plates; by default it is found by running model
@@ -159,8 +173,8 @@ class StratifiedELBO(ELBO):
         self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor]:
         depth = int(self.max_plate_nesting) - 1
-        strata = _Strata(self.num_particles, depth)
         count = self.num_particles
+        strata = _Strata(count, depth, self.importance)
         both = in_plate(model, count, depth), in_plate(strata(guide), count, depth)
         traces = self._get_trace(*both, args, kwargs)
         return strata.log_weight, _log_ratio(*traces, count, depth)
@@ -168,7 +182,7 @@ class StratifiedELBO(ELBO):
     def _one_by_one(
         self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor]:
-        strata = _Strata(self.num_particles, None)
+        strata = _Strata(self.num_particles, None, self.importance)
         ratios = []
         for index in range(self.num_particles):
             strata.index = index

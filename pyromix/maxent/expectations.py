@@ -89,7 +89,7 @@ class Expectations:
             ValueError: If a function returns another shape, or a value that is not finite.
         """
         parts = [
-            _evaluate(name, function, x, len(levels))
+            _evaluate(name, function, x, levels)
             for name, function, levels in (
                 ("statistics", self.statistics, self.targets),
                 ("inequalities", self.inequalities, self.bounds),
@@ -130,21 +130,22 @@ def _as_levels(name: str, values: Any, like: Tensor) -> Tensor:
     return levels
 
 
-def _evaluate(name: str, function: Statistics, x: Tensor, count: int) -> Tensor:
-    """Statistics of draws x, shape (n, count).
+def _evaluate(name: str, function: Statistics, x: Tensor, levels: Tensor) -> Tensor:
+    """Statistics of draws x, shape (n, m), one for each of the levels (m,).
 
     Raises:
         ValueError: If the function returns anything else.
     """
-    value = function(x)
+    value, count = function(x), len(levels)
     if isinstance(value, Tensor) and value.dim() == 1 and count == 1:
         value = value.unsqueeze(-1)
     if not isinstance(value, Tensor) or value.shape != (len(x), count):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         wanted = f"({len(x)}, {count})" + (f" or ({len(x)},)" if count == 1 else "")
-        levels = "targets" if name == "statistics" else "bounds"
+        what = "targets" if name == "statistics" else "bounds"
         raise ValueError(
             f"Expected {name} of draws of shape {tuple(x.shape)} to have shape {wanted}, one "
-            f"column for each of the {levels}, got {got}. Stack them with torch.stack(..., -1)."
+            f"column for each of the {what}, got {got}. Stack them with torch.stack(..., -1)."
         )
-    return value.to(x.dtype)
+    # Draws of a discrete law may be integers.
+    return value.to(x.dtype if x.is_floating_point() else levels.dtype)  # integers have no means

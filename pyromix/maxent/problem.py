@@ -86,7 +86,9 @@ class MaximumEntropy:
             )
         with draws_from(*seeded(0, like.device)), torch.enable_grad():
             (draws,) = self.sampler(16)
-            if _without_gradients(self.expectations, draws.x):  # of a narrow step few have one
+            if not draws.x.requires_grad:  # draws are not moved, only their weights change
+                self.expectations.values(draws.x)
+            elif _without_gradients(self.expectations, draws.x):  # of a narrow step few have one
                 (draws,) = self.sampler(4096)
                 _check_gradients(self.expectations, draws.x)
 
@@ -240,7 +242,8 @@ def _check_gradients(expectations: Expectations, x: Tensor) -> None:
         raise ValueError(
             f"Expected statistics with a gradient in the draws, got some without, such as "
             f"indicators and counts have: {', '.join(map(repr, without))}. Use smooth ones: "
-            f"pyromix.maxent.below or between for indicators."
+            f"pyromix.maxent.below or between for indicators. Or pass gradient='score', which "
+            f"needs none."
         )
 
 

@@ -264,7 +264,7 @@ class Search:
         with torch.no_grad():
             values = self.expectations.values(x)
             batches = values.reshape(NUM_BATCHES, size, -1).mean(1) - self.expectations.levels
-        return _Evaluation(values, log_prob, batches, x.std(0))
+        return _Evaluation(values, log_prob, batches, x.to(log_prob).std(0))
 
     def _rate(self, step: int) -> float:
         """Factor of the learning rate: it falls within every round.

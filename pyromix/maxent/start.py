@@ -46,11 +46,11 @@ RELUCTANCE = 10.0
 LEAST_SLOPE = 1e-3
 
 
-def gaussian_on(distribution: Any, expectations: Expectations) -> Distribution:
+def gaussian_on(distribution: Any, expectations: Expectations) -> Distribution | None:
     """Returns a normal law, mapped onto the support of a distribution.
 
     It is a standard one, unless the targets lie far from that: then location and scale of every
-    coordinate are those that lower the violation most.
+    coordinate are those that lower the violation most. There is none on a discrete support.
 
     Args:
         distribution: The distribution.
@@ -60,6 +60,8 @@ def gaussian_on(distribution: Any, expectations: Expectations) -> Distribution:
         ValueError: If there is no bijection from real vectors to the support.
     """
     try:
+        if distribution.support.is_discrete:
+            return None
         transform = biject_to(distribution.support)
     except NotImplementedError as error:
         raise ValueError(
@@ -181,6 +183,8 @@ def move_to(
     for _ in range(steps):
         optimizer.zero_grad()
         (own,) = sampler(batch_size)
-        loss = own.mean(own.log_prob - target.log_prob(own.x))
+        # Ends of a support may be double precision, and so log-densities next to them.
+        aim = target.log_prob(own.x).to(own.log_prob)
+        loss = own.mean(own.log_prob - aim)
         loss.backward()
         optimizer.step()

@@ -239,10 +239,37 @@ class FiniteMixture(TensorLaw):
             sample_shape: Shape S of the draws.
             generator: Where random numbers come from; by default PyTorch's global generator.
         """
-        weights = Categorical(logits=self.logits, validate_args=False)
-        component = draw_components(weights, sample_shape)  # (*S, *B)
+        return self._sample_joint(sample_shape)[0]
+
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws with the gradient that they have given their components, and scores of these.
+
+        .. math:: \nabla E[f(x)] = E\big[\nabla f(x) + f(x) \nabla \log w_k\big]
+
+        The first term is that of the draw of component k. The draws are independent, and
+        gradients in the weights have a variance that does not grow with the separation of the
+        components.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Draws of shape (\*S, \*B, D), and the log-weights of their components, (\*S, \*B).
+        """
+        x, component = self._sample_joint(sample_shape)
+        logits = self.logits.expand(*component.shape, -1)
+        return x, logits.gather(-1, component.unsqueeze(-1)).squeeze(-1)
+
+    def _sample_joint(self, sample_shape: _size) -> tuple[Tensor, Tensor]:
+        """Draws (*S, *B, D) with the gradient given their components, and these (*S, *B)."""
+        weights = Categorical(logits=self.logits.detach(), validate_args=False)
+        component = draw_components(weights, sample_shape)
         noise = self._loc.new_empty(*component.shape, self._num_noise).normal_()
-        return self._draw(component, noise)
+        return self._draw(component, noise), component
 
     @takes_generator
     def rsample(

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, overload
 
 import pyro.nn
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
+from torch.types import _size
 
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
@@ -184,6 +185,22 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
     def column_floors(self) -> Tensor:
         """Smallest standard deviation of each column, in the user's units, (D,)."""
         return self.scale_floor * self.units.scale
+
+    @takes_generator
+    def rsample_with_score(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draws with the gradient that they have given their components, and scores of these.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Draws of shape (\*S, D) and scores of shape (\*S); see
+            `MixtureOfNormals.rsample_with_score`.
+        """
+        return self.law.rsample_with_score(sample_shape)
 
     def responsibilities(self, value: TensorLike) -> Tensor:
         r"""Probability of every component given points (\*S, D); shape (\*S, K).

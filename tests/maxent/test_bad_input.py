@@ -55,7 +55,10 @@ BAD = [
     (lambda: problem(GaussianMixture(1, 1).requires_grad_(False)), "parameters of its own"),
     (lambda: problem(batched()), r"without batch dimensions, got batch shape \(3,\)"),
     (lambda: problem(GaussianMixture(1, 2, context_dim=1)), "context"),
-    (lambda: problem(Flow(GaussianMixture(1, 1), [Fold()])), "pathwise gradients or weighted"),
+    (
+        lambda: problem(Flow(GaussianMixture(1, 1), [Fold()]), gradient="pathwise"),
+        "has_rsample=True.*got Flow",
+    ),
     (lambda: problem(gradient="reinforce"), "got 'reinforce'"),
     (
         lambda: problem(
