@@ -1,6 +1,7 @@
 """Figures of known_answers.py: what was found, beside the answers."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from benchmarks.maxent.oscillation import eigenvalue
 from benchmarks.maxent.problem import BASES, Problem
 from pyromix import Flow
 
-COLORS = {"normal": RED, "relaxed": "#dc9a20", "stratified": BLUE, "implicit": GREEN}
+COLORS = {
+    "normal": RED,
+    "relaxed": "#dc9a20",
+    "stratified": BLUE,
+    "implicit": GREEN,
+    "folds": "#8a4fa0",
+    "codes": "#7a5c3e",
+    "separate": "#4a4a4a",
+}
 STYLES: dict[str, Any] = {
     base: {
         "color": color,
@@ -103,13 +112,13 @@ def draw_lines(problems: Problems, flows: Flows, path: Path) -> None:
         bottom.set(ylim=(-0.5, 0.5), xlim=(low, high))
     axes[0, 0].set_ylabel("density")
     axes[1, 0].set_ylabel("log-density, less the answer's")
-    legend(axes[0, -1])
+    legend(axes[0, -1], [b for b in BASES if any((name, b) in flows for name in wanted)])
     save(figure, path)
 
 
-def legend(ax: Axes, answer: str = "the answer") -> None:
+def legend(ax: Axes, bases: Iterable[str], answer: str = "the answer") -> None:
     handles: list[Any] = [Line2D([], [], color="0.8", linewidth=6, label=answer)]
-    handles += [Line2D([], [], label=base, **STYLES[base]) for base in BASES]
+    handles += [Line2D([], [], label=base, **STYLES[base]) for base in bases]
     ax.legend(handles=handles, frameon=False, fontsize=9)
 
 
@@ -199,7 +208,7 @@ def draw_wells(problems: Problems, flows: Flows, found: Found, path: Path) -> No
     if not rows:
         return
     names = list(dict.fromkeys(name for name, _ in rows))
-    titles = list(BASES)
+    titles = [b for b in BASES if any(b in bases_of(name, flows) for name in names)]
     figure = plt.figure(figsize=(11.5, 2.25 * len(rows) + 3.4), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(2.25 * len(rows), 3.4))
     upper, lower = parts
@@ -235,7 +244,7 @@ def draw_wells(problems: Problems, flows: Flows, found: Found, path: Path) -> No
         ax.set(xlim=(0.5, count + 0.5), xlabel=f"modes of {name}, from the lightest")
         ax.set_ylim(bottom=0)
     lower.axes[0].set_ylabel("mass, as a multiple of\nits share")
-    legend(lower.axes[0], "equal masses")
+    legend(lower.axes[0], titles, "equal masses")
     save(figure, path)
 
 
@@ -305,7 +314,7 @@ def draw_rounds(problems: Problems, found: Found, path: Path) -> None:
     for part in parts:
         part[0, 0].set_ylabel("entropy")
         part[1, 0].set_ylabel("KL to the answer")
-    legend(columns[0][0])
+    legend(columns[0][0], [b for b in BASES if any((name, b) in found for name in names)])
     save(figure, path)
 
 

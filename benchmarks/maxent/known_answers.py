@@ -1,12 +1,18 @@
 """Maximum entropy where the answer is known: flows on a normal, and on mixtures.
 
 Eight problems (problems.py, oscillation.py), from a normal with known moments to 256 modes in
-eight dimensions, are solved by `pyromix.MaximumEntropy` with spline flows on four bases:
+eight dimensions, are solved by `pyromix.MaximumEntropy`, with spline flows on four bases:
 
 - normal: a normal, as most flows have;
 - relaxed: a mixture whose choice of a component is relaxed by Gumbel noise, and less and less so;
 - stratified: the exact mixture, with gradients from as many draws of every component;
-- implicit: the exact mixture, with implicit gradients of plain draws.
+- implicit: the exact mixture, with implicit gradients of plain draws;
+
+and where there are many modes, with laws of other kinds:
+
+- folds: RAD, which folds a normal, with gradients given branches and the score of these;
+- codes: a deep residual mixture (DRMM), with as many draws of every code;
+- separate: a normal, each coordinate through a spline of its own (wells are independent).
 
 Prints, from 100,000 fresh draws of what was found,
 
@@ -40,16 +46,26 @@ import warnings
 from typing import Any
 
 import torch
+from pyro.distributions.transforms import Spline
 from torch import Tensor
+from torch.distributions import biject_to
 
 from benchmarks.common import cli
 from benchmarks.common.store import OUT, Store
 from benchmarks.maxent.checks import check
 from benchmarks.maxent.figures import draw_figures
-from benchmarks.maxent.problem import BASES, Problem
+from benchmarks.maxent.problem import BASES, OWN, Problem
 from benchmarks.maxent.problems import PROBLEMS
 from benchmarks.maxent.scores import DRAWS, report, score
-from pyromix import Flow, MaximumEntropy, RelaxedGaussianMixture
+from pyromix import (
+    DRMM,
+    RAD,
+    Flow,
+    GaussianMixture,
+    MaximumEntropy,
+    RelaxedGaussianMixture,
+    near_identity,
+)
 from pyromix.maxent import InfeasibleError, spline_flow
 
 CHUNK = 10_000
@@ -85,7 +101,16 @@ def draw_and_score(flow: Flow, num: int) -> tuple[Tensor, Tensor]:
 
 
 def make_flow(problem: Problem, base: str) -> Flow:
-    return spline_flow(**problem.flow_options(base))
+    if base not in OWN:
+        return spline_flow(**problem.flow_options(base))
+    options, dim = problem.own[base], problem.dim
+    onto = [] if problem.support is None else [biject_to(problem.support)]
+    if base == "codes":
+        return Flow(DRMM(dim, **options), onto)
+    if base == "separate":
+        return Flow(GaussianMixture(dim, 1), [near_identity(Spline(dim, **options)), *onto])
+    folds = RAD(dim, **options)
+    return Flow(folds.base, [*folds.transforms, *onto])
 
 
 def solve(problem: Problem, base: str, seed: int, quick: bool) -> tuple[dict[str, Any], Flow]:
@@ -93,8 +118,9 @@ def solve(problem: Problem, base: str, seed: int, quick: bool) -> tuple[dict[str
     flow = make_flow(problem, base)
     start = time.process_time()
     options = problem.solve_options(base, quick)
+    gradient = GRADIENTS.get(base, "auto")
     task = MaximumEntropy(
-        flow, problem.statistics, problem.targets, names=problem.names, gradient=GRADIENTS[base]
+        flow, problem.statistics, problem.targets, names=problem.names, gradient=gradient
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of few rounds: the gap says it
@@ -139,7 +165,7 @@ def main() -> None:
     problems = [PROBLEMS[name]() for name in arguments.problems]
     if not arguments.report:
         for problem in problems:
-            for base in arguments.bases:
+            for base in filter(problem.takes, arguments.bases):
                 for seed in seeds:
                     numbers, flow = solve(problem, base, seed, arguments.size == "quick")
                     name = f"{problem.name}_{base}_{seed}"

@@ -25,7 +25,13 @@ BASES = {
     "relaxed": "the relaxed mixture, its temperature annealed",
     "stratified": "the exact mixture, gradients from stratified draws",
     "implicit": "the exact mixture, implicit gradients of plain draws",
+    "folds": "a normal, through folds (RAD) in place of splines",
+    "codes": "a deep residual mixture, written out as a mixture of all its codes",
+    "separate": "a normal, each coordinate through a spline of its own",
 }
+
+# Laws that are not made by spline_flow.
+OWN = ("folds", "codes", "separate")
 
 # For small problems, whose rounds take seconds.
 PRECISE: dict[str, Any] = {"tolerance": 0.003}
@@ -62,6 +68,9 @@ class Problem:
     solve: dict[str, Any]
     quick: dict[str, Any]
     normal: dict[str, Any] = field(default_factory=dict)  # in addition, for a normal
+    # What the laws that are no spline_flow are made with; a problem without has no such law.
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    own_solve: dict[str, dict[str, Any]] = field(default_factory=dict)
     modes: Callable[[Tensor], Tensor] | None = None  # (n, *event) -> (n,), from 0
     num_modes: int = 1  # of equal mass
 
@@ -69,6 +78,10 @@ class Problem:
     def dim(self) -> int:
         """Coordinates that are free."""
         return self.event_shape[0] - (self.support is constraints.simplex)
+
+    def takes(self, base: str) -> bool:
+        """Whether the problem is solved on a base."""
+        return base in self.own or base not in OWN
 
     def flow_options(self, base: str) -> dict[str, Any]:
         options = {"dim": self.dim, "support": self.support} | self.flow
@@ -79,6 +92,6 @@ class Problem:
 
     def solve_options(self, base: str, quick: bool) -> dict[str, Any]:
         if not quick:
-            return self.solve
+            return self.solve | self.own_solve.get(base, {})
         # The end of a round costs this one more than all steps of a short one.
         return self.quick | ({"rounds": 9} if base == "relaxed" else {})

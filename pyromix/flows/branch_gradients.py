@@ -23,10 +23,10 @@ in which everything is known: in the frame's coordinate u, in which w rests,
 gradients are those of the score function, outside of them pathwise.
 """
 
-__all__ = ["draw_with_score"]
+__all__ = ["BranchScores", "draw_with_scores"]
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,14 +37,53 @@ from .branching import BranchingTransform
 WINDOW = 0.5  # its reach, in half-widths of the fold
 
 
-def draw_with_score(
+class _Step(NamedTuple):
+    """What the score of a draw needs of a branching transform."""
+
+    window: Tensor
+    """Φ, of the shape of the scores."""
+    log_size: Tensor
+    """That of the frame, whose gradient is the divergence of w."""
+    rest: Tensor
+    """Log-probability of the branch, and the term in the slope of the window."""
+
+
+class BranchScores:
+    """Scores of draws, once the log-densities are known where the draws came by.
+
+    Args:
+        before: Scores of the base's draws.
+    """
+
+    def __init__(self, before: Tensor | float) -> None:
+        self.before = before
+        self.moved: dict[int, Tensor] = {}
+        """By the index of each branching transform, draws before it, as they move in its frame."""
+        self._steps: dict[int, _Step] = {}
+
+    def add(self, index: int, moved: Tensor, step: _Step) -> None:
+        """Adds a branching transform, after those before it."""
+        self.moved[index], self._steps[index] = moved, step
+
+    def score(self, log_density: Mapping[int, Tensor]) -> Tensor:
+        """Scores of shape ``sample_shape + batch_shape``, whose values mean nothing.
+
+        Args:
+            log_density: For every index in `moved`, the log-density of the values there.
+        """
+        total = self.before
+        for i, (window, log_size, rest) in self._steps.items():
+            total = (1 - window) * total + window * (log_density[i] + log_size) + rest
+        return torch.as_tensor(total)
+
+
+def draw_with_scores(
     z: Tensor,
     transforms: Sequence[Any],
     surplus: Sequence[int],
     event_dim: int,
-    log_density: Callable[[int, Tensor], Tensor],
     before: Tensor | float = 0.0,
-) -> tuple[Tensor, Callable[[], Tensor]]:
+) -> tuple[Tensor, BranchScores]:
     """Pushes draws of a base through transforms.
 
     Args:
@@ -52,16 +91,14 @@ def draw_with_score(
         transforms: From the base to the sample.
         surplus: For each, the dimensions by which the event exceeds the transform's own.
         event_dim: Number of event dimensions.
-        log_density: From i and values to the log-density before the i-th transform.
         before: Scores of the base's draws, of shape ``sample_shape + batch_shape``.
 
     Returns:
-        Draws of shape ``sample_shape + batch_shape + event_shape``, and a function that computes
-        scores, of shape ``sample_shape + batch_shape``: the gradient of an expectation of f(x) is
-        that of f(x), plus f(x), as a constant, times the gradient of the score. Values of scores
-        mean nothing.
+        Draws of shape ``sample_shape + batch_shape + event_shape``, and their scores: the gradient
+        of an expectation of f(x) is that of f(x), plus f(x), as a constant, times the gradient of
+        the score.
     """
-    steps = []
+    scores = BranchScores(before)
     for i, (transform, extra) in enumerate(zip(transforms, surplus, strict=True)):
         if not isinstance(transform, BranchingTransform):
             z = transform(z)
@@ -75,17 +112,9 @@ def draw_with_score(
         x = transform.draw(z)
         chosen = _sum_rightmost(transform.log_branch_prob(z, x), extra)
         log_size = _sum_rightmost(frame.log_size, extra)
-        steps.append((i, window, frame.moved, log_size, across + chosen))
+        scores.add(i, frame.moved, _Step(window, log_size, across + chosen))
         z = x
-
-    def score() -> Tensor:
-        total = before
-        for i, window, moved, log_size, rest in steps:
-            in_frame = log_density(i, moved) + log_size
-            total = (1 - window) * total + window * in_frame + rest
-        return torch.as_tensor(total)
-
-    return z, score
+    return z, scores
 
 
 def _window(position: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:

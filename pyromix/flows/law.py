@@ -3,7 +3,7 @@
 __all__ = ["FlowLaw"]
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -28,7 +28,7 @@ from ..core.draws import without_graph
 from ..core.expanded import expand_kept, no_closed_form
 from ..core.random import takes_generator
 from .borders import inner_point, strictly_inside
-from .branch_gradients import draw_with_score
+from .branch_gradients import draw_with_scores
 from .branching import BranchingTransform
 from .chain import clear_caches, draws_branches, invert
 from .wrapping import unwrap
@@ -380,24 +380,43 @@ class FlowLaw(dist.TransformedDistribution):
         Raises:
             NotImplementedError: If the base has no draws of this kind, and no pathwise ones.
         """
-        sample_shape = Size(sample_shape)
+        x, compute = self._draw_scored(Size(sample_shape))
+        return x, compute()[0]
+
+    @takes_generator
+    def rsample_with_score_and_log_prob(
+        self, sample_shape: _size = Size(), *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws, scores and log-densities, in less time than one after the other.
+
+        Args:
+            sample_shape: Shape S of the draws.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            What `rsample_with_score` does, and log-densities of the shape of the scores.
+
+        Raises:
+            NotImplementedError: As there.
+        """
+        x, compute = self._draw_scored(Size(sample_shape))
+        return x, *compute()
+
+    def _draw_scored(
+        self, sample_shape: Size
+    ) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+        """Draws, and a function that computes their scores and log-densities."""
         self._check_ready()
         base: Any = unwrap(self.base_dist)
-        before: Tensor | float = 0.0
         if hasattr(base, "rsample_with_score"):
             z, score = base.rsample_with_score(sample_shape)
-            before = _sum_rightmost(score, self._surplus[0])
-        elif self.base_dist.has_rsample:
-            z = self.base_dist.rsample(sample_shape)
-        else:
-            raise NotImplementedError(
-                f"Expected a base with pathwise gradients, or with rsample_with_score, got "
-                f"{type(base).__name__}. Take the score function of all of the law: log_prob."
-            )
-        x, make_score = self._draw_with_score(z, before)
-        # Without gradients there is no use for scores, whose computation inverts transforms.
-        own = make_score() if torch.is_grad_enabled() else 0.0
-        return self._inside(x), self._scores_of_none(x) + own
+            return self._draw_with_scores(z, _sum_rightmost(score, self._surplus[0]))
+        if self.base_dist.has_rsample:
+            return self._draw_with_scores(self.base_dist.rsample(sample_shape))
+        raise NotImplementedError(
+            f"Expected a base with pathwise gradients, or with rsample_with_score, got "
+            f"{type(base).__name__}. Take the score function of all of the law: log_prob."
+        )
 
     def score_parts(self, x: Tensor) -> ScoreParts:
         """The parts of an ELBO's gradient; the last draw is scored without the inverse pass.
@@ -424,9 +443,7 @@ class FlowLaw(dist.TransformedDistribution):
         self.clear_cache()
         zero: Any = 0  # the number: Pyro takes a tensor for a part that there is
         if branch_score is not None:
-            score = branch_score()
-            self.clear_cache()
-            return ScoreParts(log_prob, score, log_prob)
+            return ScoreParts(log_prob, branch_score()[0], log_prob)
         if self.has_rsample:
             return ScoreParts(log_prob, zero, log_prob)
         return ScoreParts(log_prob, log_prob, zero)
@@ -492,15 +509,15 @@ class FlowLaw(dist.TransformedDistribution):
         if not self._partly_pathwise:
             return self.sample(sample_shape)
         self._check_ready()
-        x, score = self._draw_with_score(self.base_dist.rsample(sample_shape))
+        x, score = self._draw_with_scores(self.base_dist.rsample(sample_shape))
         # With the draw itself, as a guide may draw several times before it is scored; and not yet
         # computed, as a model's draws are not scored.
         setattr(x, BRANCH_SCORE, score)
         return x
 
-    def _draw_with_score(
+    def _draw_with_scores(
         self, z: Tensor, before: Tensor | float = 0.0
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
+    ) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
         """Takes draws of the base through the transforms, with the gradient given the branches.
 
         Args:
@@ -508,23 +525,54 @@ class FlowLaw(dist.TransformedDistribution):
             before: Scores of what is discrete in them.
 
         Returns:
-            Draws, and a function that computes their scores.
+            Draws, and a function that computes their scores and log-densities.
         """
         self.clear_cache()
-
-        def log_density(i: int, value: Tensor) -> Tensor:
-            return self._pull_and_score(value, i)
-
-        x, score = draw_with_score(
-            z,
-            list(self.transforms),
-            self._surplus[1:],
-            len(self.event_shape),
-            log_density,
-            before,
+        transforms = list(self.transforms)
+        drawn, scores = draw_with_scores(
+            z, transforms, self._surplus[1:], len(self.event_shape), before
         )
+        x = self._inside(drawn)
         self.clear_cache()
-        return x, score
+
+        def compute() -> tuple[Tensor, Tensor]:
+            log_density = self._pull_together({**scores.moved, len(transforms): x})
+            self.clear_cache()
+            log_prob = log_density[len(transforms)]
+            return scores.score(log_density) + torch.zeros_like(log_prob), log_prob
+
+        return x, compute
+
+    def _pull_together(self, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Log-densities of values at several depths, in one pass back.
+
+        Args:
+            values: By the number i of transforms that they have come through, values of the same
+                sample and batch shape.
+
+        Returns:
+            Their log-densities under the law after i transforms, by i.
+        """
+        transforms, surplus = list(self.transforms), self._surplus
+        depths = sorted(values, reverse=True)
+        y = values[depths[0]].unsqueeze(0)
+        total = self._scores_of_none(y)
+        after = None
+        for i in range(depths[0], -1, -1):
+            if i in values and i != depths[0]:
+                y = torch.cat([y, values[i].unsqueeze(0)])
+                total = torch.cat([total, torch.zeros_like(total[:1])])
+                after = None  # another tensor
+            if i == 0:
+                break
+            x = invert(transforms[i - 1], y, after)
+            after = transforms[i - 1], y
+            total = total - _sum_rightmost(
+                transforms[i - 1].log_abs_det_jacobian(x, y), surplus[i]
+            )
+            y = x
+        total = total + _sum_rightmost(self.base_dist.log_prob(y), surplus[0])
+        return dict(zip(depths, total, strict=True))
 
     def _push(self, x: Tensor) -> Tensor:
         """Takes draws of the base through the transforms."""
@@ -582,13 +630,13 @@ class FlowLaw(dist.TransformedDistribution):
             x = y
         return self._inside(x), log_prob
 
-    def _pull_and_score(self, y: Tensor, depth: int | None = None) -> Tensor:
-        """The log-density of values after all transforms, or before the transform of an index."""
+    def _pull_and_score(self, y: Tensor) -> Tensor:
+        """The log-density of values, each transform inverted, or its last draw remembered."""
         if not is_traced() and y.numel() == 0:
             return self._scores_of_none(y)
         log_prob: Tensor | float = 0.0
-        transforms, surplus = list(self.transforms)[:depth], self._surplus
-        steps = zip(transforms, surplus[1:][:depth], strict=True)
+        transforms, surplus = list(self.transforms), self._surplus
+        steps = zip(transforms, surplus[1:], strict=True)
         after = None
         for transform, extra in reversed(list(steps)):
             x = invert(transform, y, after)

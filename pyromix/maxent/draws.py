@@ -112,8 +112,15 @@ def branch_sampler(distribution: Any) -> Sampler | None:
     """The way to draw with gradients given discrete latents, and the score of these, or None."""
 
     def branch(count: int, num_sets: int = 1) -> list[Draws]:
-        x, score = distribution.rsample_with_score(Size((num_sets * count,)))
-        return _split(count, x, _weights(score, count), distribution.log_prob(x))
+        size = Size((num_sets * count,))
+        if not torch.is_grad_enabled():
+            return _plain(distribution, count, size)
+        if hasattr(distribution, "rsample_with_score_and_log_prob"):
+            x, score, log_prob = distribution.rsample_with_score_and_log_prob(size)
+        else:
+            x, score = distribution.rsample_with_score(size)
+            log_prob = distribution.log_prob(x)
+        return _split(count, x, _weights(score, count), log_prob)
 
     return _if_available(branch) if hasattr(distribution, "rsample_with_score") else None
 
@@ -122,7 +129,10 @@ def _score_sampler(distribution: Any) -> Sampler:
     """The way to draw with the gradients of the score function, which is always there."""
 
     def score(count: int, num_sets: int = 1) -> list[Draws]:
-        x = distribution.sample(Size((num_sets * count,)))
+        size = Size((num_sets * count,))
+        if not torch.is_grad_enabled():
+            return _plain(distribution, count, size)
+        x = distribution.sample(size)
         log_prob = distribution.log_prob(x)
         return _split(count, x, _weights(log_prob, count), log_prob.detach())
 
@@ -178,6 +188,21 @@ def _weights(score: Tensor, count: int) -> Tensor:
     return ((1 + change) / count).flatten()
 
 
+def _plain(distribution: Any, count: int, size: Size) -> list[Draws]:
+    """Sets of so many draws without gradients, in the fastest way."""
+    x, log_prob = _draw_and_score(distribution, size)
+    return _split(count, x, torch.full_like(log_prob, 1 / count), log_prob)
+
+
+def _draw_and_score(distribution: Any, size: Size) -> tuple[Tensor, Tensor]:
+    """Draws without gradients, and their log-densities."""
+    if hasattr(distribution, "rsample_and_log_prob"):
+        x, log_prob = distribution.rsample_and_log_prob(size)
+        return x, log_prob
+    x = distribution.sample(size)
+    return x, distribution.log_prob(x)
+
+
 def _split(count: int, x: Tensor, weight: Tensor, log_prob: Tensor) -> list[Draws]:
     """Splits joined draws into sets of so many."""
     parts = (part.split(count) for part in (x, weight, log_prob))
@@ -189,12 +214,7 @@ def sample_and_score(distribution: Any, count: int) -> tuple[Tensor, Tensor]:
     """Returns independent draws and their log-densities, without a graph."""
     parts = []
     for size in [10_000] * (count // 10_000) + [count % 10_000]:
-        if not size:
-            continue
-        if hasattr(distribution, "rsample_and_log_prob"):
-            parts.append(distribution.rsample_and_log_prob(Size((size,))))
-        else:
-            x = distribution.sample(Size((size,)))
-            parts.append((x, distribution.log_prob(x)))
+        if size:
+            parts.append(_draw_and_score(distribution, Size((size,))))
     x, log_prob = (torch.cat(part) for part in zip(*parts, strict=True))
     return x, log_prob

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import init_to_value
 
-from pyromix import GaussianMixture
+from pyromix import Flow, Fold, GaussianMixture
 from pyromix.guides import AutoMixture, StratifiedELBO, evaluate_guide, fit_guide
 from pyromix.guides.annealing import anneal
 from pyromix.guides.joint import UnconstrainedJoint
@@ -102,6 +102,44 @@ def test_gradients_are_those_of_quadrature():
         error = own.std(0) / len(own) ** 0.5
         assert ((own.mean(0) - expected).abs() < 4 * error + 1e-3).all(), name
         assert (own.var(0) < other.var(0)).all(), name
+
+
+def folded(loc, scale=1.0):
+    """A guide whose law folds a normal, and that law."""
+    law = Flow(dist.Normal(loc, scale), [Fold((4,))])
+
+    def guide():
+        pyro.module("law", law)
+        pyro.sample("z", law)
+
+    return guide, law
+
+
+def test_gradients_of_a_fold_are_those_of_quadrature():
+    guide, law = folded(torch.nn.Parameter(torch.tensor(0.4)), 1.5)
+    parameters = list(law.parameters())
+    grid = torch.linspace(-9, 9, 20_001)
+    log_q = law.log_prob(grid)
+    log_p = dist.Normal(0.0, 3.0).log_prob(grid)
+    log_p = log_p + dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(4.0))
+    loss = (log_q.exp() * (log_q - log_p)).sum() * (grid[1] - grid[0])
+    exact = torch.autograd.grad(loss, parameters)
+    rows = []
+    for _ in range(60):
+        loss = StratifiedELBO(100, max_plate_nesting=0).differentiable_loss(two_roots, guide)
+        rows.append(torch.autograd.grad(loss, parameters))
+    for expected, *own in zip(exact, *rows, strict=True):
+        own = torch.stack(own)
+        error = own.std(0) / len(own) ** 0.5
+        assert ((own.mean(0) - expected).abs() < 4 * error + 2e-3 * expected.abs().max()).all()
+
+
+def test_a_fold_takes_both_modes():
+    guide, law = folded(torch.tensor(0.0))
+    losses = train(two_roots, guide, StratifiedELBO(64, max_plate_nesting=0), steps=100)
+    assert sum(losses[-20:]) / 20 < 3.4  # 2.92 is minus the log-evidence, 3.62 that of one mode
+    share = (law.sample((4000,)) > 0).float().mean()
+    assert abs(float(share) - 0.5) < 0.15
 
 
 def test_draws_one_by_one_are_those_of_a_plate():

@@ -249,7 +249,7 @@ def test_folds_find_both_modes_of_a_well_from_a_normal():
     law = Flow(plain(1), [Fold(), Fold()])
     powers = torch.tensor([1, 2, 4])
     problem = MaximumEntropy(law, lambda x: x**powers, [0.0, 1.835342, 3.920683])
-    result = solve(problem, rounds=8, batch_size=200)
+    result = solve(problem, steps=60, batch_size=256)
     assert result.entropy == pytest.approx(0.872318, abs=0.05)
     share = (law.sample((10_000,)) > 0).double().mean()
     assert share == pytest.approx(0.5, abs=0.03)
