@@ -8,9 +8,9 @@ eight dimensions, are solved by `pyromix.MaximumEntropy`, with spline flows on f
 - stratified: the exact mixture, with gradients from as many draws of every component;
 - implicit: the exact mixture, with implicit gradients of plain draws;
 
-and where there are many modes, with laws of other kinds:
+and where modes are many, or apart, on two more, and with splines of single coordinates:
 
-- folds: RAD, which folds a normal, with gradients given branches and the score of these;
+- folds: a normal that RAD folds, with gradients given branches, and the score of these;
 - codes: a deep residual mixture (DRMM), with as many draws of every code;
 - separate: a normal, each coordinate through a spline of its own (wells are independent).
 
@@ -48,13 +48,12 @@ from typing import Any
 import torch
 from pyro.distributions.transforms import Spline
 from torch import Tensor
-from torch.distributions import biject_to
 
 from benchmarks.common import cli
 from benchmarks.common.store import OUT, Store
 from benchmarks.maxent.checks import check
 from benchmarks.maxent.figures import draw_figures
-from benchmarks.maxent.problem import BASES, OWN, Problem
+from benchmarks.maxent.problem import BASES, Problem
 from benchmarks.maxent.problems import PROBLEMS
 from benchmarks.maxent.scores import DRAWS, report, score
 from pyromix import (
@@ -101,16 +100,18 @@ def draw_and_score(flow: Flow, num: int) -> tuple[Tensor, Tensor]:
 
 
 def make_flow(problem: Problem, base: str) -> Flow:
-    if base not in OWN:
-        return spline_flow(**problem.flow_options(base))
-    options, dim = problem.own[base], problem.dim
-    onto = [] if problem.support is None else [biject_to(problem.support)]
-    if base == "codes":
-        return Flow(DRMM(dim, **options), onto)
-    if base == "separate":
-        return Flow(GaussianMixture(dim, 1), [near_identity(Spline(dim, **options)), *onto])
-    folds = RAD(dim, **options)
-    return Flow(folds.base, [*folds.transforms, *onto])
+    options = problem.own.get(base, {})
+    match base:
+        case "folds":
+            law: Any = RAD(problem.dim, **options)
+        case "codes":
+            law = DRMM(problem.dim, **options)
+        case "separate":
+            spline = near_identity(Spline(problem.dim, **options))
+            return Flow(GaussianMixture(problem.dim, 1), [spline])
+        case _:
+            return spline_flow(**problem.flow_options(base))
+    return spline_flow(problem.dim, support=problem.support, base=law)
 
 
 def solve(problem: Problem, base: str, seed: int, quick: bool) -> tuple[dict[str, Any], Flow]:

@@ -128,5 +128,9 @@ def oscillation() -> Problem:
         Truth(entropy, answer.log_normalizer, answer.multipliers, answer.deviations, draw),
         modes=lambda x: (x[:, 1] > x[:, 2]).long(), num_modes=2,
         flow={}, mixture={"num_components": 32}, temperatures=(1.0, 0.1),
+        own={
+            "folds": {"num_layers": 2, "hidden_dims": (16,)},
+            "codes": {"num_layers": 2, "num_components": 6, "maps": "triangular"},
+        },
         solve={"steps": 200}, quick=QUICK | {"rounds": 14, "steps": 50},
     )  # fmt: skip

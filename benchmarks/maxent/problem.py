@@ -25,12 +25,12 @@ BASES = {
     "relaxed": "the relaxed mixture, its temperature annealed",
     "stratified": "the exact mixture, gradients from stratified draws",
     "implicit": "the exact mixture, implicit gradients of plain draws",
-    "folds": "a normal, through folds (RAD) in place of splines",
-    "codes": "a deep residual mixture, written out as a mixture of all its codes",
+    "folds": "a normal, folded by RAD",
+    "codes": "a deep residual mixture (DRMM), gradients from stratified draws of all codes",
     "separate": "a normal, each coordinate through a spline of its own",
 }
 
-# Laws that are not made by spline_flow.
+# Bases that a problem has only if it says what they are made with.
 OWN = ("folds", "codes", "separate")
 
 # For small problems, whose rounds take seconds.
@@ -68,7 +68,7 @@ class Problem:
     solve: dict[str, Any]
     quick: dict[str, Any]
     normal: dict[str, Any] = field(default_factory=dict)  # in addition, for a normal
-    # What the laws that are no spline_flow are made with; a problem without has no such law.
+    # What the bases of `OWN` are made with, and settings of their searches.
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
     own_solve: dict[str, dict[str, Any]] = field(default_factory=dict)
     modes: Callable[[Tensor], Tensor] | None = None  # (n, *event) -> (n,), from 0

@@ -126,6 +126,7 @@ def well() -> Problem:
 def wells4() -> Problem:
     return wells(
         4, flow={}, mixture={"num_components": 32}, temperatures=(1.0, 0.1),
+        own={"separate": {"count_bins": 16, "bound": 4.0}},
         solve={}, quick=QUICK,
     )  # fmt: skip
 
@@ -133,6 +134,7 @@ def wells4() -> Problem:
 def wells8() -> Problem:
     return wells(
         8, flow={}, mixture={"num_components": 256}, temperatures=(1.0, 0.1),
+        own={"separate": {"count_bins": 16, "bound": 4.0}},
         solve={"rounds": 30}, quick=QUICK | {"rounds": 9, "steps": 20, "start_steps": 50},
     )  # fmt: skip
 

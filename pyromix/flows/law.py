@@ -408,6 +408,14 @@ class FlowLaw(dist.TransformedDistribution):
         """Draws, and a function that computes their scores and log-densities."""
         self._check_ready()
         base: Any = unwrap(self.base_dist)
+        if not self.branching and hasattr(base, "rsample_with_score_and_log_prob"):
+            # What is discrete is all in the base: nothing has to be inverted here.
+            z, score, log_prob = base.rsample_with_score_and_log_prob(sample_shape)
+            self.clear_cache()
+            x, log_prob = self._push_and_score(z, log_prob)
+            self.clear_cache()
+            score = _sum_rightmost(score, self._surplus[0])
+            return x, lambda: (score, log_prob)
         if hasattr(base, "rsample_with_score"):
             z, score = base.rsample_with_score(sample_shape)
             return self._draw_with_scores(z, _sum_rightmost(score, self._surplus[0]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro.distributions.transforms as transforms
 import torch
-from torch.distributions import biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 
 from ..core.checks import check_count, check_positive_int, number
 from ..core.networks import check_widths
@@ -22,6 +22,7 @@ def spline_flow(
     dim: int,
     num_components: int = 1,
     *,
+    base: Distribution | None = None,
     covariance: Covariance | None = None,
     temperatures: float | Sequence[float] | None = None,
     num_layers: int = 2,
@@ -30,7 +31,7 @@ def spline_flow(
     hidden_dims: Sequence[int] = (64, 64),
     bound: float = 10.0,
 ) -> Flow:
-    """A mixture of normals through autoregressive splines, as a flow onto a support.
+    """A mixture of normals, or another base, through autoregressive splines, onto a support.
 
     Draws and their densities take one pass, whatever the dimension; the density of other values
     takes one pass for every dimension. The splines start near the identity.
@@ -38,9 +39,12 @@ def spline_flow(
     Args:
         dim: Number of unconstrained coordinates.
         num_components: Components of the base; with one it is a normal.
+        base: A law of vectors of length `dim`, in place of these components, such as
+            ``RAD(dim, 2)``: its folds make modes, which the splines shape.
         covariance: Of the base's components, see `GaussianMixture`; by default that of one
             component is full, and those of several are diagonal, with a `Triangular` map of all
-            of them before the splines: splines alone learn correlations slowly.
+            of them before the splines, as of another base: splines alone learn correlations
+            slowly.
         temperatures: Makes the base a `RelaxedGaussianMixture`.
         num_layers: Number of splines, with the coordinates reversed between them.
         support: Where draws lie: a constraint of PyTorch, such as ``constraints.positive``,
@@ -70,8 +74,10 @@ def spline_flow(
         raise ValueError("Expected hidden_dims to have at least one width, got none.")
     if not number()("bound", bound) > 0:
         raise ValueError(f"Expected bound to be positive, got {bound}.")
+    if base is not None:
+        _check_base(base, dim, (num_components, covariance, temperatures))
     if covariance is None:
-        is_one = dim > 1 and num_components == 1 and temperatures is None
+        is_one = dim > 1 and num_components == 1 and temperatures is None and base is None
         covariance = "full" if is_one else "diagonal"
     parts: list[Any] = []
     if dim > 1 and covariance == "diagonal":
@@ -95,7 +101,8 @@ def spline_flow(
                 f"Expected a support that PyTorch has a bijection to, got {support}. Put a "
                 f"transform of your own last in a Flow."
             ) from error
-    base: GaussianMixture | RelaxedGaussianMixture
+    if base is not None:
+        return Flow(base, parts)
     if temperatures is None:
         base = GaussianMixture(dim, num_components, covariance)
     elif covariance != "diagonal":
@@ -103,3 +110,24 @@ def spline_flow(
     else:
         base = RelaxedGaussianMixture(dim, num_components, temperatures)
     return Flow(base, parts)
+
+
+def _check_base(base: Any, dim: int, others: tuple[Any, ...]) -> None:
+    """Raises an error unless a base is a law of vectors, and given alone.
+
+    Args:
+        base: The base.
+        dim: Length of the vectors.
+        others: Number of components, covariance and temperatures, which make a base as well.
+    """
+    if others != (1, None, None):
+        raise ValueError(
+            f"Expected a base or what makes one, got base={type(base).__name__} with "
+            f"num_components={others[0]}, covariance={others[1]!r} and temperatures={others[2]}. "
+            f"Leave these out."
+        )
+    if base.batch_shape or base.event_shape != (dim,):
+        raise ValueError(
+            f"Expected a base on vectors of length {dim}, got batch shape "
+            f"{tuple(base.batch_shape)} and event shape {tuple(base.event_shape)}."
+        )

@@ -28,22 +28,36 @@ class MaximumEntropy:
 
     over a family of distributions, such as flows (Loaiza-Ganem, Gao and Cunningham 2017). The
     optimum over all distributions is :math:`q(x) \propto e^{-\lambda^\top T(x)}` on the support.
-    A flow on a mixture can have many modes. A flow on a normal may end with one mode that meets
-    every constraint at a lower entropy.
+    A flow on a mixture can have many modes, and so can folds of a normal. Splines on a normal may
+    end with one mode that meets every constraint at a lower entropy.
+
+    **Which laws.** Any distribution that is a module with parameters, draws and an exact, finite
+    log-density, without batch dimensions. `gradient` says how its draws are differentiated; the
+    default is the first of these that the law has:
+
+    - ``"stratified"``: weighted draws from every component, in which nothing discrete is left to
+      chance: mixtures, `DRMM` with at most `max_exact` codes, and a `Flow` on one of these;
+    - ``"pathwise"``: `rsample`: other flows, `FRMDN` without folds;
+    - ``"branch"``: gradients given what is discrete in a draw, and the score function of that,
+      with the mean over the other draws as its baseline (`rsample_with_score`): `RAD` and other
+      flows with folds, `DRMM` with more codes, `DCGMM`, `FRMDN`;
+    - ``"score"``: the score function of all of the law, with the same baseline. It takes laws on
+      discrete supports, and statistics without gradients, such as indicators. It is last because
+      it has the most noise.
 
     Args:
-        distribution: What to optimise, in place: a module without batch dimensions that has
-            pathwise or weighted draws, such as `pyromix.maxent.spline_flow` makes, any `Flow`,
-            or a `GaussianMixture`. Its support is the problem's: to bound it, put a transform
-            such as ``biject_to(constraints.simplex)`` last in a flow.
+        distribution: What to optimise, in place: such as `pyromix.maxent.spline_flow` makes, any
+            `Flow`, or a model of this library. Its support is the problem's: to bound it, put a
+            transform such as ``biject_to(constraints.simplex)`` last in a flow. The entropy is
+            that of its `log_prob`: where this is a lower bound, as with more than `max_exact`
+            codes, or a `DCGMM` that is not `exact`, the entropy is too large.
         statistics: Function T from draws (n, \*event_shape) to (n, m) or (n,), differentiable by
-            PyTorch.
+            PyTorch unless ``gradient="score"``.
         targets: What the expectations of T must equal, t: shape (m,) or a number.
-        inequalities: Function S from draws to (n, k) or (n,), differentiable by PyTorch.
+        inequalities: Function S from draws to (n, k) or (n,), as differentiable as T.
         bounds: What the expectations of S must not exceed, b: shape (k,) or a number.
         names: Of all constraints, equalities first, for the result.
-        gradient: ``"stratified"`` for weighted draws (flows on mixtures, and mixtures),
-            ``"pathwise"`` for `rsample`, ``"auto"`` for the first of these that there is.
+        gradient: How draws are differentiated; see above. By default ``"auto"``.
 
     Raises:
         ValueError: If the distribution or the constraints do not fit.

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from ..core.advice import warn_user
 from ..core.module import DistributionModule
+from ..flows.branching import BranchingTransform
+from ..flows.law import FlowLaw
 from ..mixtures import GaussianMixture
 from ..training.fit import OptimizerFactory
 from ..training.interrupt import deferred_interrupt
@@ -135,18 +137,25 @@ class Search:
         if start is not None:
             move_to(start, law, self.sampler, steps, self.batch_size)
         self._measure_first(self.evaluate())
-        # Mixtures are moved first, alone. Within a flow, draws between two modes cost much, and
-        # transforms would sooner move all of the law to one mode than divide it; components of a
-        # mixture are free to move apart. Their weights are held for longer still: a mode that is
-        # worse than the others for a while would lose its weight, and with that the gradient that
-        # could restore it.
+        # Mixtures and folds are moved first, alone. Within a flow, draws between two modes cost
+        # much, and other transforms would sooner move all of the law to one mode than divide it;
+        # components of a mixture are free to move apart. Their weights are held for longer still:
+        # a mode that is worse than the others for a while would lose its weight, and with that the
+        # gradient that could restore it.
         mixtures = [m for m in law.modules() if isinstance(m, GaussianMixture)]
         mixtures = [m for m in mixtures if m.num_components > 1]
-        ahead = {id(p) for m in mixtures for p in m.parameters()}
+        discrete = [m for m in law.modules() if isinstance(m, BranchingTransform)]
+        # Codes of a law are all that is in it; a flow has other transforms, too.
+        discrete += [
+            m
+            for m in law.modules()
+            if hasattr(m, "rsample_with_score") and not isinstance(m, FlowLaw | GaussianMixture)
+        ]
+        ahead = {id(p) for m in mixtures + discrete for p in m.parameters()}
         free = [p for p in law.parameters() if p.requires_grad]
         self.ahead = [p for p in free if id(p) in ahead]
         self.behind = [p for p in free if id(p) not in ahead]
-        if not self.lagrangian.has_arrived and mixtures:
+        if not self.lagrangian.has_arrived and ahead:
             if self.behind:
                 self._hold("transforms", self.behind)
             self._hold("weights", [m.logits for m in mixtures if m.logits.requires_grad])
