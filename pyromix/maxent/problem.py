@@ -92,12 +92,12 @@ class MaximumEntropy:
         self.distribution = distribution
         like = next(distribution.parameters())
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
-        self.sampler = make_sampler(distribution, gradient)
         if like.is_inference():
             raise ValueError(
                 f"Expected a {type(distribution).__name__} whose parameters can be trained, got "
                 f"one that was built under torch.inference_mode(). Build it outside."
             )
+        self.sampler = make_sampler(distribution, gradient)
         with draws_from(*seeded(0, like.device)), torch.enable_grad():
             (draws,) = self.sampler(16)
             if not draws.x.requires_grad:  # draws are not moved, only their weights change
@@ -132,14 +132,14 @@ class MaximumEntropy:
         :math:`R = E[T] - t` and M the inverse covariance of the statistics, by steps whose
         learning rate falls. Far from the targets and bounds, t stands for interim levels, which
         move towards them by half a standard deviation a round: a law that is changed faster may
-        lose its spread, and recovers slowly. The mixture below a flow is moved alone for nine
-        tenths of the distance, and its weights are held until the targets are reached, or the
-        search stalls: both keep modes from being lost. The squared violation comes from two
-        halves of a batch, so that its estimate is unbiased. Then new draws test the constraints,
-        update the multipliers, and raise c if the violation has not been reduced to the given
-        share. The search ends when the constraints hold and the entropy has settled; the round of
-        highest entropy among those in which they hold is kept, or that of least violation if
-        there is none.
+        lose its spread, and recovers slowly. The mixture or the folds below a flow are moved alone
+        for nine tenths of the distance, and weights of mixtures are held until the targets are
+        reached, or the search stalls: both keep modes from being lost. The squared violation comes
+        from two halves of a batch, so that its estimate is unbiased. Then new draws test the
+        constraints, update the multipliers, and raise c if the violation has not been reduced to
+        the given share. The search ends when the constraints hold and the entropy has settled; the
+        round of highest entropy among those in which they hold is kept, or that of least violation
+        if there is none.
 
         Args:
             rounds: Largest number of rounds. Schedules of the distribution, such as temperatures,
