@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from benchmarks.maxent.integrals import minimize_dual, moments, nodes
-from benchmarks.maxent.problem import QUICK, Problem, Truth
+from benchmarks.maxent.problem import QUICK, SHORT, Problem, Truth
 
 SIDE = 10.0  # entries of the matrix are between -10 and 10
 FREQUENCY = 2 * math.pi
@@ -132,5 +132,6 @@ def oscillation() -> Problem:
             "folds": {"num_layers": 2, "hidden_dims": (16,)},
             "codes": {"num_layers": 2, "num_components": 6, "maps": "triangular"},
         },
+        own_solve=dict.fromkeys(("folds", "codes"), SHORT),
         solve={"steps": 200}, quick=QUICK | {"rounds": 14, "steps": 50},
     )  # fmt: skip

@@ -35,6 +35,10 @@ OWN = ("folds", "codes", "separate")
 
 # For small problems, whose rounds take seconds.
 PRECISE: dict[str, Any] = {"tolerance": 0.003}
+# About two minutes for a flow in four dimensions, most of them on the way to the targets.
+SHORT: dict[str, Any] = {
+    "rounds": 34, "steps": 90, "batch_size": 256, "lr": 8e-3, "start_steps": 50,
+}  # fmt: skip
 # About half a minute. Divergences fall to a hundredth or so, and to one where targets are far.
 # With fewer steps a round, multipliers may run ahead of the law.
 QUICK: dict[str, Any] = {"rounds": 11, "steps": 70, "start_steps": 100, "lr": 1e-2}

@@ -135,6 +135,7 @@ def wells8() -> Problem:
     return wells(
         8, flow={}, mixture={"num_components": 256}, temperatures=(1.0, 0.1),
         own={"separate": {"count_bins": 16, "bound": 4.0}},
+        own_solve={"separate": {"rounds": 40, "steps": 60, "lr": 1.5e-2}},
         solve={"rounds": 30}, quick=QUICK | {"rounds": 9, "steps": 20, "start_steps": 50},
     )  # fmt: skip
 
