@@ -132,6 +132,8 @@ BAD = [
     (lambda: solve(start=3.0), "start to be"),
     # flows
     (lambda: spline_flow(0), "dim to be an integer of at least 1, got 0"),
+    (lambda: spline_flow(1, 2, base=GaussianMixture(1, 2)), "Leave these out"),
+    (lambda: spline_flow(2, base=GaussianMixture(1, 2)), r"length 2.*event shape \(1,\)"),
     (lambda: spline_flow(2, 0), "num_components to be an integer of at least 1, got 0"),
     (lambda: spline_flow(2, num_layers=-1), "num_layers"),
     (lambda: spline_flow(2, temperatures=0.0), "positive temperature"),
