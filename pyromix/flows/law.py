@@ -379,6 +379,13 @@ class FlowLaw(dist.TransformedDistribution):
 
         Raises:
             NotImplementedError: If the base has no draws of this kind, and no pathwise ones.
+
+        Example:
+            >>> from pyromix import RAD
+            >>> x, score = RAD(2).rsample_with_score((100,))
+            >>> values = x.square().sum(-1)
+            >>> change = score - score.detach()  # zero, with a gradient
+            >>> (values + (values - values.mean()).detach() * change).mean().backward()
         """
         x, compute = self._draw_scored(Size(sample_shape))
         return x, compute()[0]
