@@ -188,6 +188,17 @@ def test_what_is_chosen(name):
             make_sampler(law, way)
 
 
+def test_deep_mixtures_with_many_codes_or_categories():
+    many = DRMM(2, num_layers=3, num_components=4, max_exact=63)
+    (draws,) = make_sampler(many, "auto")(5)
+    assert draws.x.requires_grad
+    with pytest.raises(ValueError, match="gradient='stratified'"):
+        make_sampler(many, "stratified")
+    (draws,) = make_sampler(DRMM(1, 2, 2, categories=(3,)), "auto")(5)
+    assert not draws.x.requires_grad  # the score function of all of the law
+    assert draws.weight.requires_grad
+
+
 @pytest.mark.parametrize("way", ["branch", "score"])
 def test_weights_leave_the_own_draw_out_of_its_baseline(way):
     """As written out, for scores and values of a small set of draws."""
