@@ -66,6 +66,7 @@ from . import (  # noqa: F401
     plotting,
     preprocessing,
     rad,
+    simulations,
     tables,
     testing,
     training,

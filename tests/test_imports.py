@@ -23,7 +23,7 @@ LAYERS = (
     ("mixtures",),
     ("flows",),
     ("drmm", "rad", "frmdn", "maxent", "dcgmm"),
-    ("hierarchy", "guides"),
+    ("hierarchy", "guides", "simulations"),
     ("class_conditional", "testing", "tables"),
     ("sklearn",),
 )

@@ -1,0 +1,1 @@
+"""Posteriors from simulations, against reference draws."""
