@@ -296,11 +296,7 @@ class SimulationModel:
             if len(columns) == len(x):
                 scores = self._likelihood.member_log_prob(y.expand(len(z), -1), features)
                 return scores.logsumexp(0) - math.log(len(scores)) + slope
-            parts = [
-                self._likelihood.condition(part).marginal(columns).log_prob(y)
-                for part in features.split(1000)
-            ]
-            return torch.cat(parts) + slope
+            return self._likelihood.condition(features).marginal(columns).log_prob(y) + slope
 
         return log_likelihood
 

@@ -30,11 +30,14 @@ LARGEST_POOL = 30
 # Rounds in which the proposal is fitted to weighted draws; its largest number of components; how
 # many effective draws each of them needs; by how much scales are widened; and the share of draws
 # that still come from the first proposal.
-ROUNDS, COMPONENTS, PER_COMPONENT, WIDER, DEFENSIVE = 3, 24, 60, 1.15, 0.2
+ROUNDS, COMPONENTS, PER_COMPONENT, WIDER, DEFENSIVE = 8, 24, 60, 1.15, 0.2
 # Draws that the proposal is fitted to, and the share of effective ones that needs no better one.
 FITTED, GOOD = 4000, 0.5
 # Log-weights are flattened until so many draws are effective, before a proposal is fitted to them.
 LEAST_EFFECTIVE = 400
+
+# Points whose likelihood is worked out at once.
+CHUNK = 2000
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -222,7 +225,8 @@ class WeightedPosterior(Posterior):
         return self._log_evidence, torch.tensor(self._error).to(self._log_evidence)
 
     def _log_joint(self, z: Tensor) -> Tensor:
-        scores = self._log_prior(z) + self._log_likelihood(z)
+        parts = [self._log_prior(part) + self._log_likelihood(part) for part in z.split(CHUNK)]
+        scores = torch.cat(parts)
         return torch.where(scores.isnan(), -math.inf, scores)
 
     def _weighted(self, count: int) -> tuple[Tensor, Tensor]:

@@ -94,8 +94,8 @@ def coarse_joint(rows: Tensor, plan: Plan) -> GaussianMixture:
         fit_em(
             model,
             rows[plan.train],
-            steps=100,
-            tolerance=1e-3,
+            steps=50,
+            tolerance=1e-2,
             seed=plan.seed,
             progress_bar=False,
         )
