@@ -14,6 +14,7 @@ import warnings
 from pyro.infer import MCMC, SVI
 
 import pyromix
+from pyromix.simulations import SimulationModel
 from pyromix.tables import TableModel
 
 SVI_STEPS = 20
@@ -51,6 +52,7 @@ def shorten(replace):
     replace(pyromix.MaximumEntropy, "solve", solve)
     table = shortened(TableModel.fit, steps=20, members=1, num_components=8)
     replace(TableModel, "fit", staticmethod(table))
+    replace(SimulationModel, "fit", shortened(SimulationModel.fit, steps=20))
     replace(MCMC, "__init__", shortened(MCMC.__init__, num_samples=20, warmup_steps=20))
     replace(SVI, "step", step_or_repeat(SVI.step))
 

@@ -33,6 +33,7 @@ from pyromix.mixtures import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
 )
+from pyromix.simulations.conditional import ConditionalMixture
 from pyromix.testing import Case, parametrize
 
 
@@ -300,6 +301,9 @@ CASES = {
     ),
     "tied-context": Case(
         lambda: _given_context(GaussianMixture(2, 2, "tied", context_dim=1, hidden_dims=(4,)))
+    ),
+    "networks-context": Case(
+        lambda: _given_context(ConditionalMixture(2, 1, 2, num_members=2, hidden_dims=(4,)))
     ),
     "flow-context": Case(
         lambda: _given_context(Flow(_normal(2), [transforms.conditional_spline(2, 1, [4], 4)])),

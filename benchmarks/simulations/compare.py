@@ -147,7 +147,9 @@ def main() -> None:
             if key in results and set(map(str, observations)) <= set(results[key]["c2st"]):
                 continue
             count = 500 if quick else 10_000
-            results[key] = measure(method, TASKS[name], observations, arguments.size, count, arguments.folds)
+            results[key] = measure(
+                method, TASKS[name], observations, arguments.size, count, arguments.folds
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=1))
     report(results)

@@ -28,7 +28,5 @@ def c2st(reference: Tensor, draws: Tensor, judged: int = 5, seed: int = 1) -> fl
     points = np.concatenate([((part - loc) / scale).numpy() for part in (reference, draws)])
     labels = np.repeat([0, 1], [len(reference), len(draws)])
     classifier = MLPClassifier((10 * dim, 10 * dim), max_iter=10_000, random_state=seed)
-    parts = itertools.islice(
-        KFold(5, shuffle=True, random_state=seed).split(points), judged
-    )
+    parts = itertools.islice(KFold(5, shuffle=True, random_state=seed).split(points), judged)
     return float(cross_val_score(classifier, points, labels, cv=list(parts)).mean())

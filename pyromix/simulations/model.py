@@ -276,12 +276,15 @@ class SimulationModel:
     # ---- pieces of posteriors ------------------------------------------------------------------
 
     def _features(self, z: Tensor) -> Tensor:
-        """What networks see of parameters: coordinates, and bounded parameters themselves."""
+        """What networks see of parameters: bounded ones themselves, of others coordinates.
+
+        Simulators are often linear in parameters, and never have to be told that these end.
+        """
         transform: Any = self._parameter_map
         if not isinstance(getattr(transform, "base_transform", None), NormalScores):
             return z
         loc, scale = self._span
-        return torch.cat([z, (transform(z) - loc) / scale], -1)
+        return (transform(z) - loc) / scale
 
     def _log_likelihood(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Log-density of what is known of a simulation, as a function of coordinates (N, D)."""
