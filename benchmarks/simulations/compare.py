@@ -42,7 +42,7 @@ def estimator(method: str, task: Task, size: str, count: int) -> tuple[Callable,
         return lambda seen, n: model.posterior(seen).sample((n,)), f"{model.route} ({scores})"
     if method == "mixture":
         return mixture_posterior(prior, theta, x, 0), ""
-    return spline_posterior(prior, theta, x, 0, 50 if size == "quick" else 6000), ""
+    return spline_posterior(prior, theta, x, 0, 50 if size == "quick" else 5000), ""
 
 
 def measure(
@@ -92,6 +92,7 @@ def draw_picture() -> None:
         for axis, column in zip(row, columns, strict=True):
             path = OUT / f"{name}_{'ours' if column == 'reference' else column}.pt"
             if not path.exists():
+                axis.axis("off")
                 continue
             number, draws = torch.load(path, weights_only=True)
             if column == "reference":

@@ -184,12 +184,21 @@ def test_several_modes_are_found():
         seed=0,
         progress_bar=False,
     )
-    draws = model.posterior([1.0]).sample((2000,))[:, 0]
+    posterior = model.posterior([1.0])
+    draws = posterior.sample((2000,))[:, 0]
     # Six standard deviations of the noise; of what is learnt, a percent may be in between.
     assert ((draws.abs() > 0.4).double().mean()) > 0.98
     share = float((draws > 0).double().mean())
     # The model's own error of log-densities is about 0.1: of a share, a quarter of it and more.
     assert abs(share - 0.5) < 0.1
+    # Draws and density are of one law: Kolmogorov's distance, at a level of 1e-6.
+    grid = torch.linspace(-4, 4, 8001)
+    density = posterior.log_prob(grid.unsqueeze(-1)).exp()
+    below = torch.cumulative_trapezoid(density, grid)
+    assert abs(float(below[-1]) - 1) < 0.02
+    ranks = torch.arange(1, 2001) / 2000
+    gap = below[torch.searchsorted(grid[1:].contiguous(), draws.sort().values)] - ranks
+    assert gap.abs().max() < 2.7 / math.sqrt(2000) + 0.02
 
 
 def test_seeds_decide_everything():
