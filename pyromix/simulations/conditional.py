@@ -56,7 +56,7 @@ class ConditionalMixture(LawModule[MixtureOfMultivariateNormals]):
         >>> y = c.square() + 0.1 * torch.randn(500, 1)
         >>> model = ConditionalMixture(dim=1, context_dim=1, num_components=2, num_members=1)
         >>> history = fit(model, (y, c), steps=300, lr=0.005, progress_bar=False)
-        >>> abs(float(model.condition(torch.tensor([1.5])).mean) - 2.25) < 0.2
+        >>> abs(model.condition(torch.tensor([1.5])).mean.item() - 2.25) < 0.2
         True
     """
 

@@ -66,7 +66,8 @@ class SimulationModel:
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> prior = torch.distributions.Normal(torch.zeros(1), 1.0).to_event(1)
+        >>> import pyro
+        >>> prior = pyro.distributions.Normal(torch.zeros(1), 1.0).to_event(1)
         >>> theta = prior.sample((2000,))
         >>> x = theta + torch.randn(2000, 1)
         >>> model = SimulationModel(prior, num_components=(1,), num_members=1)
@@ -346,7 +347,8 @@ def learn_joint(
         options: Others of `SimulationModel` and of its `fit`.
 
     Example:
-        >>> prior = torch.distributions.Uniform(torch.zeros(2), torch.ones(2)).to_event(1)
+        >>> import pyro
+        >>> prior = pyro.distributions.Uniform(torch.zeros(2), torch.ones(2)).to_event(1)
         >>> noisy = lambda theta: theta + 0.1 * torch.randn_like(theta)
         >>> model = learn_joint(prior, noisy, 1000, steps=20, seed=0, progress_bar=False)
         >>> draws = model.posterior([0.95, 0.5]).sample((100,))

@@ -49,6 +49,17 @@ class Posterior(TorchDistribution):
 
     Args:
         prior: The law of the parameters, whose support it has.
+        batch_shape: Shape B of the simulations that it is given.
+
+    Example:
+        >>> from pyromix.simulations import learn_joint
+        >>> import pyro
+        >>> prior = pyro.distributions.Uniform(torch.zeros(1), torch.ones(1)).to_event(1)
+        >>> noisy = lambda theta: theta + 0.1 * torch.randn_like(theta)
+        >>> model = learn_joint(prior, noisy, 1000, steps=10, seed=0, progress_bar=False)
+        >>> low, high = model.posterior([0.9]).interval(0.5)
+        >>> bool(low < 0.9 < high < 1)
+        True
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -135,11 +146,6 @@ class Posterior(TorchDistribution):
 
         Args:
             level: Its probability.
-
-        Example:
-            >>> from pyromix import learn_joint
-            >>> _ = torch.manual_seed(0)
-            >>> prior = torch.distributions.Normal(torch.zeros(1), 1.0).to_event(1)
         """
         level = number(0, 1)("level", level)
         low, high = self.quantile([0.5 - level / 2, 0.5 + level / 2])
