@@ -60,7 +60,7 @@ def measure(
         start = time.process_time()
         found = sample(task.observation(number), draws)
         asking += time.process_time() - start
-        if number == observations[0] and task.name in PICTURED:
+        if number == observations[0] and task.name in PICTURED and size != "quick":
             save_draws(method, task, number, found)
         scores[str(number)] = c2st(task.reference(number)[:draws], found, folds)
         print(f"  {task.name} {method} {number}: {scores[str(number)]:.3f}", flush=True)
@@ -79,7 +79,10 @@ def save_draws(method: str, task: Task, number: int, draws: Tensor) -> None:
 
 def draw_picture() -> None:
     """Draws of the posteriors of two tasks beside those of the reference."""
-    columns = ("reference", *METHODS)
+    found = [m for m in METHODS if all((OUT / f"{name}_{m}.pt").exists() for name in PICTURED)]
+    if "ours" not in found:
+        return
+    columns = ("reference", *found)
     figure, axes = plt.subplots(
         len(PICTURED),
         len(columns),
@@ -91,9 +94,6 @@ def draw_picture() -> None:
         limits = None
         for axis, column in zip(row, columns, strict=True):
             path = OUT / f"{name}_{'ours' if column == 'reference' else column}.pt"
-            if not path.exists():
-                axis.axis("off")
-                continue
             number, draws = torch.load(path, weights_only=True)
             if column == "reference":
                 draws = TASKS[name].reference(number)[:2000]
@@ -106,7 +106,8 @@ def draw_picture() -> None:
                 axis.set_ylim(limits[0][pair[1]], limits[1][pair[1]])
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_title(f"{name.replace('_', ' ')}: {column}", fontsize=9)
+            shown = {"ours": "SimulationModel"}.get(column, column)
+            axis.set_title(f"{name.replace('_', ' ')}: {shown}", fontsize=9)
     figure.tight_layout()
     figure.savefig(OUT / "posteriors.png", dpi=110)
 
