@@ -28,7 +28,7 @@ from benchmarks.common.store import OUT, Numbers, Store
 from pyromix.guides import AutoMixture, GuideResult, evaluate_guide, fit_guide
 
 STEPS = {"quick": 50, "default": 3000}
-CHAIN = {"quick": 20, "default": 2000}
+CHAIN = {"quick": 20, "default": 1000}
 DRAWS = {"quick": 500, "default": 4000}
 
 Model = Callable[[], None]

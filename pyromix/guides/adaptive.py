@@ -5,7 +5,7 @@ __all__ = ["Plan", "can_adapt", "fit_mixture"]
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from ..mixtures import GaussianMixture, MixtureOfMultivariateNormals
 from ..mixtures.finite import FiniteMixture
+from ..numerics.resampling import systematic
 from .annealing import Density, anneal
 from .auto_mixture import AutoMixture
 from .births import add_components, drop_idle, plausible
 from .joint import UnconstrainedJoint, subsampled
 from .natural import Annealing, climb
+from .result import is_reliable, smoothed
 
 # Covariances that natural gradients keep.
 STRUCTURES = ("full", "diagonal")
@@ -94,7 +96,8 @@ def fit_mixture(
 
     In rounds: natural-gradient steps, then draws are moved to the posterior, both from the guide
     and from the prior, and components are added where the guide is too thin for them. It ends
-    when the bound is as high as the evidence, or rises no more, or after the last step.
+    when the bound is as high as the evidence, or rises no more, and the tail of the weights is
+    light; or after the last step.
 
     Args:
         model: The model.
@@ -118,7 +121,7 @@ def fit_mixture(
         bar.update()
         bar.set_postfix_str(f"loss {-bound:.4g}, {law.num_components} components")
 
-    law, bound = guide.correlated_law, -math.inf
+    law, verdict = guide.correlated_law, _Verdict(-math.inf, math.inf, -math.inf, False, like)
     with bar, poutine.block(), pyro.validation_enabled(False):
         while True:
             climbed = climb(
@@ -132,20 +135,21 @@ def fit_mixture(
                 after=after,
             )
             law = drop_idle(climbed, plan.max_components)
-            before, (bound, gap, highest) = bound, _judged(target, law)
-            done = gap < CLOSE or abs(bound - before) < CLOSE
+            before, verdict = verdict.bound, _judged(target, law)
+            settled = verdict.gap < CLOSE or abs(verdict.bound - before) < CLOSE
             if plan.steps - len(losses) < ROUND:
                 break
-            news = scout.look(law, bound, highest, again=done)
+            done = settled and verdict.covered
+            news = scout.look(law, verdict, again=done)
             if done and news is None:
                 break
-            draws = _moved(target, law)
+            draws = [_moved(target, law), verdict.draws]
             if news is not None:
-                draws = torch.cat([draws, news])
+                draws.append(news)
             # Where there is no room, new components take the places of the lightest in the end.
             room = min(plan.max_components - law.num_components, law.num_components)
             most = max(room, math.ceil(law.num_components / EXCHANGED))
-            law = add_components(law, *plausible(draws, target, highest), most)
+            law = add_components(law, *plausible(torch.cat(draws), target, verdict.highest), most)
     guide.adopt(law)
     return losses
 
@@ -157,20 +161,35 @@ def _each(num_particles: int | None, law: MixtureOfMultivariateNormals) -> int:
     return max(1, math.ceil(num_particles / law.num_components))
 
 
-@torch.no_grad()
-def _judged(target: Density, law: MixtureOfMultivariateNormals) -> tuple[float, float, float]:
-    """The bound of a mixture, how far it is below the evidence, and the highest log-density.
+class _Verdict(NamedTuple):
+    """What draws of a mixture say of it."""
 
-    By draws.
-    """
+    bound: float
+    gap: float
+    """How far the bound is below the evidence."""
+    highest: float
+    """The highest log-density of the target."""
+    covered: bool
+    """Whether the tail of the weights is light."""
+    draws: Tensor
+    """Draws by their weights, (n, D): where the mixture is too thin, one of them many times."""
+
+
+@torch.no_grad()
+def _judged(target: Density, law: MixtureOfMultivariateNormals) -> _Verdict:
+    """What draws of a mixture say of it."""
     z = law.sample((JUDGED,))
     log_density = target(z)
     ratio = log_density - law.log_prob(z)
     ratio = torch.where(ratio.isfinite(), ratio, -torch.inf)
-    evidence = float(ratio.logsumexp(0)) - math.log(JUDGED)
     bound = float(ratio.mean())
-    gap = evidence - bound if math.isfinite(bound) else math.inf
-    return bound, gap, float(log_density[log_density.isfinite()].max())
+    if ratio.max() == -torch.inf:
+        return _Verdict(bound, math.inf, -math.inf, False, z[:MOVED])
+    gap = float(ratio.logsumexp(0)) - math.log(JUDGED) - bound
+    log_weight, k = smoothed(ratio)
+    chosen = systematic(ratio)[:: JUDGED // MOVED]
+    highest = float(log_density[log_density.isfinite()].max())
+    return _Verdict(bound, gap, highest, is_reliable(log_weight, k), z[chosen])
 
 
 @torch.no_grad()
@@ -193,22 +212,21 @@ class _Scout:
 
     @torch.no_grad()
     def look(
-        self, law: MixtureOfMultivariateNormals, bound: float, highest: float, *, again: bool
+        self, law: MixtureOfMultivariateNormals, verdict: _Verdict, *, again: bool
     ) -> Tensor | None:
         """Draws of the target, if the mixture misses any of them; else None.
 
         Args:
             law: The mixture.
-            bound: Its bound.
-            highest: The highest log-density of the target at its draws.
+            verdict: What its draws say of it.
             again: Whether to look even if nothing was found before, and more than once.
         """
         if self.prior is None or (self.quiet and not again):
             return None
         for _ in range(LOOKS if again else 1):
             draws = _moved(self.target, self.prior, SCOUTS).to(law.loc)
-            z, log_density = plausible(draws, self.target, highest)
-            if (log_density - law.log_prob(z) > bound + NEWS).any():
+            z, log_density = plausible(draws, self.target, verdict.highest)
+            if (log_density - law.log_prob(z) > verdict.bound + NEWS).any():
                 self.quiet = False
                 return draws
         self.quiet = True

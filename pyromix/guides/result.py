@@ -84,8 +84,7 @@ class GuideResult:
 
         A mode that no draw is near, and a narrow neck that few are in, cannot be told.
         """
-        alike = self.effective_sample_size >= NEARLY_ALL * len(self.log_weight)
-        return alike or self.pareto_k <= HIGHEST_K
+        return is_reliable(self.log_weight, self.pareto_k)
 
     @takes_generator
     def resample(
@@ -182,7 +181,7 @@ def evaluate_guide(
         ValueError: If no draw has a finite weight.
     """
     check_draws(num_draws)
-    psis = import_arviz().psislw
+    import_arviz()  # what is missing is told before the draws
     with torch.no_grad(), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -197,15 +196,10 @@ def evaluate_guide(
     finite = torch.where(ratio.isfinite(), ratio, -math.inf)
     if finite.max() == -math.inf:
         raise ValueError("Expected draws of the guide that the model can have, got none.")
-    floor = finite[finite.isfinite()].min() - 50
-    smoothed, k = finite.clamp(min=floor), -math.inf
-    if finite.max() - finite.min() > ALIKE:  # else there is no tail
-        smoothed, k = psis(smoothed.numpy())
     raw = (finite - finite.max()).exp()
     evidence = float(raw.mean().log() + finite.max())
     relative = float(raw.std() / raw.mean() / num_draws**0.5)
-    log_weight = torch.as_tensor(smoothed)
-    log_weight = log_weight - log_weight.logsumexp(0)
+    log_weight, k = smoothed(finite)
     result = GuideResult(
         draws,
         log_weight,
@@ -213,8 +207,8 @@ def evaluate_guide(
         float(ratio.std() / num_draws**0.5),
         evidence,
         relative,
-        float(k),
-        float(1 / (2 * log_weight).logsumexp(0).exp()),
+        k,
+        effective(log_weight),
     )
     if latent is not None:
         result = _with_modes(result, guide, latent, finite)
@@ -225,6 +219,30 @@ def evaluate_guide(
             f"miss part of the posterior. Give it more components, or train longer."
         )
     return result
+
+
+def smoothed(log_ratio: Tensor) -> tuple[Tensor, float]:
+    """Logarithms of weights (n,) that sum to one, with a smooth tail, and its Pareto k.
+
+    Args:
+        log_ratio: Log-densities of the model less those of the guide, (n,); some finite.
+    """
+    floor = log_ratio[log_ratio.isfinite()].min() - 50
+    log_weight, k = log_ratio.double().clamp(min=float(floor)), -math.inf
+    if log_ratio.max() - log_ratio.min() > ALIKE:  # else there is no tail
+        found, k = import_arviz().psislw(log_weight.cpu().numpy())
+        log_weight = torch.as_tensor(found)
+    return log_weight - log_weight.logsumexp(0), float(k)
+
+
+def effective(log_weight: Tensor) -> float:
+    """How many draws weights are worth, of logarithms (n,) of weights that sum to one."""
+    return float(1 / (2 * log_weight).logsumexp(0).exp())
+
+
+def is_reliable(log_weight: Tensor, pareto_k: float) -> bool:
+    """Whether weights have a light tail, or are so alike that tails do not count."""
+    return pareto_k <= HIGHEST_K or effective(log_weight) >= NEARLY_ALL * len(log_weight)
 
 
 def _latent_name(guide: Any) -> str:
