@@ -1,6 +1,6 @@
 """Draws that are moved from a law to a density, by way of densities in between."""
 
-__all__ = ["Density", "anneal", "tempered", "value_and_slope"]
+__all__ = ["Density", "anneal", "value_and_slope"]
 
 import math
 from collections.abc import Callable
@@ -9,40 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..numerics.resampling import systematic
+from ..numerics.resampling import systematic, tempered
 
 Density = Callable[[Tensor], Tensor]
 
-# Halvings by which a power is found.
-HALVINGS = 40
 # Share of the draws that weights are worth at least; moves between two densities; most of these.
 LEAST_SHARE, MOVES, MOST_STEPS = 0.5, 5, 200
 # Share of accepted moves, and how fast step sizes follow it.
 ACCEPTED, RATE = 0.57, 0.5
 # Longest drift of a move, in steps.
 FARTHEST = 5.0
-
-
-def tempered(log_weight: Tensor, least: float, most: float = 1.0) -> float:
-    """The largest power at which weights are worth so many draws at least.
-
-    Args:
-        log_weight: Logarithms of weights, (n,).
-        least: Effective number of draws.
-        most: Largest power.
-    """
-
-    def worth(power: float) -> float:
-        weight = (power * log_weight).softmax(0)
-        return float(1 / weight.square().sum())
-
-    if worth(most) >= least:
-        return most
-    low, high = 0.0, most
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if worth(middle) >= least else (low, middle)
-    return low
 
 
 @torch.no_grad()

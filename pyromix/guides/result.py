@@ -17,6 +17,7 @@ from ..core.advice import warn_user
 from ..core.checks import check_count, check_positive_int
 from ..core.random import takes_generator
 from ..mixtures import GaussianMixture
+from ..numerics.resampling import effective
 from .auto_mixture import AutoMixture
 from .joint import (
     check_sites,
@@ -233,11 +234,6 @@ def smoothed(log_ratio: Tensor) -> tuple[Tensor, float]:
         found, k = import_arviz().psislw(log_weight.cpu().numpy())
         log_weight = torch.as_tensor(found)
     return log_weight - log_weight.logsumexp(0), float(k)
-
-
-def effective(log_weight: Tensor) -> float:
-    """How many draws weights are worth, of logarithms (n,) of weights that sum to one."""
-    return float(1 / (2 * log_weight).logsumexp(0).exp())
 
 
 def is_reliable(log_weight: Tensor, pareto_k: float) -> bool:

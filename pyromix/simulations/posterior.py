@@ -20,7 +20,7 @@ from ..core.random import draws_from, takes_generator
 from ..mixtures.em import fit_em
 from ..mixtures.finite import FiniteMixture
 from ..mixtures.learnable import GaussianMixture
-from ..numerics.resampling import systematic
+from ..numerics.resampling import effective, systematic, tempered
 from .checks import within
 
 # Draws that moments, quantiles and intervals are of.
@@ -33,8 +33,8 @@ LARGEST_POOL = 30
 ROUNDS, COMPONENTS, PER_COMPONENT, WIDER, DEFENSIVE = 8, 24, 60, 1.15, 0.2
 # Draws that the proposal is fitted to, and the share of effective ones that needs no better one.
 FITTED, GOOD = 4000, 0.5
-# Log-weights are flattened until so many draws are effective, before a proposal is fitted to them.
-LEAST_EFFECTIVE = 400
+# Log-weights this far below the largest count alike; they are flattened until so many draws are effective, before a proposal is fitted to them.
+FARTHEST, LEAST_EFFECTIVE = 1e4, 400
 
 # Points whose likelihood is worked out at once.
 CHUNK = 2000
@@ -214,14 +214,14 @@ class WeightedPosterior(Posterior):
             self._proposal = proposal
             weight = self._weighted(num_draws // 2)
             for _ in range(ROUNDS):
-                share = float(effective(weight[1])) / len(weight[1])
+                share = effective(weight[1]) / len(weight[1])
                 if share > GOOD:
                     break
                 self._proposal = proposal.refined(*weight)
                 weight = self._weighted(num_draws // 2)
             weight = self._weighted(num_draws)
         log_weight = weight[1]
-        self.effective = float(effective(log_weight)) / num_draws
+        self.effective = effective(log_weight) / num_draws
         self._log_evidence = log_weight.logsumexp(0) - math.log(num_draws)
         spread = (log_weight - log_weight.amax()).exp()
         self._error = float(spread.std() / spread.mean()) / math.sqrt(num_draws)
@@ -285,8 +285,10 @@ class Proposal:
             z: Coordinates (n, D).
             log_weight: Logarithms of their weights.
         """
-        log_weight = tempered(log_weight)
-        count = float(effective(log_weight))
+        log_weight = log_weight.clamp(min=float(log_weight.amax()) - FARTHEST)
+        least = min(LEAST_EFFECTIVE, len(log_weight) / 4)
+        log_weight = tempered(log_weight, least) * log_weight
+        count = effective(log_weight)
         dim = z.shape[-1]
         num_components = max(1, min(COMPONENTS, int(count / (PER_COMPONENT * math.sqrt(dim)))))
         order = systematic(log_weight)
@@ -310,24 +312,3 @@ class Proposal:
         )
         first = [(DEFENSIVE * share, part) for share, part in self.parts]
         return Proposal([(1 - DEFENSIVE, wide), *first])
-
-
-def effective(log_weight: Tensor) -> Tensor:
-    """Effective number of draws with weights (n,), up to a constant."""
-    return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
-
-
-def tempered(log_weight: Tensor) -> Tensor:
-    """Log-weights times the largest power at which enough draws are effective."""
-    least = min(LEAST_EFFECTIVE, len(log_weight) / 4)
-    low, high = 0.0, 1.0
-    log_weight = log_weight.clamp(min=float(log_weight.amax()) - 1e4)
-    if float(effective(log_weight)) >= least:
-        return log_weight
-    for _ in range(30):
-        middle = (low + high) / 2
-        if float(effective(middle * log_weight)) >= least:
-            low = middle
-        else:
-            high = middle
-    return low * log_weight
