@@ -11,9 +11,11 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import ComposeTransform
 from tqdm import tqdm
 
-from ..mixtures import GaussianMixture, MixtureOfMultivariateNormals
+from ..flows.chain import clear_caches
+from ..mixtures import MixtureOfMultivariateNormals
 from ..mixtures.finite import FiniteMixture
 from ..numerics.resampling import systematic
 from .annealing import Density, anneal
@@ -64,7 +66,7 @@ class Plan:
 def can_adapt(
     model: Callable[..., Any], guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str:
-    """Why natural gradients cannot train a guide; empty if they can.
+    """Why natural gradients cannot train the mixture of a guide; empty if they can.
 
     Args:
         model: The model.
@@ -72,8 +74,8 @@ def can_adapt(
         args: Arguments of the model.
         kwargs: Keyword arguments of the model.
     """
-    if not isinstance(guide, AutoMixture) or not isinstance(guide.posterior, GaussianMixture):
-        return "the guide is not an AutoMixture without transforms"
+    if not isinstance(guide, AutoMixture):
+        return f"it is a {type(guide).__name__}, not an AutoMixture"
     if guide.covariance not in STRUCTURES:
         return f"its covariance is {guide.covariance!r}, not one of {STRUCTURES}"
     with poutine.block(), torch.no_grad():
@@ -107,11 +109,7 @@ def fit_mixture(
         plan: How to train.
     """
     joint = UnconstrainedJoint(model, guide, args, kwargs, vectorize=plan.vectorize)
-    like = guide.posterior.loc
-
-    def target(z: Tensor) -> Tensor:
-        return joint(z.to(like)).to(z)
-
+    target = _pulled_back(joint, guide)
     scout = _Scout(target, guide.prior_mixture(args, kwargs) if guide.starts_from_prior else None)
     losses: list[float] = []
     bar = tqdm(total=plan.steps, unit="step", disable=not plan.progress_bar)
@@ -121,7 +119,10 @@ def fit_mixture(
         bar.update()
         bar.set_postfix_str(f"loss {-bound:.4g}, {law.num_components} components")
 
-    law, verdict = guide.correlated_law, _Verdict(-math.inf, math.inf, -math.inf, False, like)
+    law, verdict = (
+        guide.correlated_law,
+        _Verdict(-math.inf, math.inf, -math.inf, False, guide.mixture.loc),
+    )
     with bar, poutine.block(), pyro.validation_enabled(False):
         while True:
             climbed = climb(
@@ -152,6 +153,24 @@ def fit_mixture(
             law = add_components(law, *plausible(torch.cat(draws), target, verdict.highest), most)
     guide.adopt(law)
     return losses
+
+
+def _pulled_back(joint: UnconstrainedJoint, guide: AutoMixture) -> Density:
+    """Log-densities (n,) of points (n, D) of the mixture, before the guide's transforms."""
+    like = guide.mixture.loc
+    transforms = list(getattr(guide.posterior, "transforms", []))
+    chain = ComposeTransform(transforms)
+
+    def target(z: Tensor) -> Tensor:
+        x = z.to(like)
+        if not transforms:
+            return joint(x).to(z)
+        clear_caches(transforms)
+        y = chain(x)
+        slope = chain.log_abs_det_jacobian(x, y)
+        return (joint(y) + slope.reshape(len(z), -1).sum(-1)).to(z)
+
+    return target
 
 
 def _each(num_particles: int | None, law: MixtureOfMultivariateNormals) -> int:

@@ -54,7 +54,8 @@ class AutoMixture(AutoContinuous):
         num_components: Number of components K.
         covariance: Of the components, as `GaussianMixture` takes it.
         transforms: Takes the number of unconstrained dimensions, and returns a learnable
-            transform, or a sequence of them, from the mixture to them; see `Flow`.
+            transform, or a sequence of them, from the mixture to them; see `Flow`. Let it start
+            near the identity, as `near_identity` makes it: components start at modes.
         init_loc_fn: How the prototype of a site is drawn, as in Pyro; by default from the prior.
         num_prior_draws: Draws of the prior to start from, by default 500, or four of each
             component; zero for components around the prototype. Take zero where discrete variables
@@ -108,7 +109,7 @@ class AutoMixture(AutoContinuous):
         except NotImplementedError as error:
             raise ValueError(IMPROPER.format(error)) from error
         centre = self._init_loc().detach()
-        mixture = self._mixture(self.num_components)
+        mixture = self._new_mixture(self.num_components)
         self.posterior = mixture
         mixture.initialize(self._starts(centre, args, kwargs))
         if self._transforms is not None:
@@ -120,7 +121,7 @@ class AutoMixture(AutoContinuous):
         """Whether components start from draws of the prior."""
         return self._prior_draws > 0
 
-    def _mixture(self, num_components: int) -> GaussianMixture:
+    def _new_mixture(self, num_components: int) -> GaussianMixture:
         """A mixture over all latent variables. No data could make its likelihood unbounded."""
         return GaussianMixture(
             self.latent_dim,
@@ -131,31 +132,43 @@ class AutoMixture(AutoContinuous):
         ).to(self._init_loc().detach())
 
     @property
+    def has_transforms(self) -> bool:
+        """Whether the posterior is a flow on the mixture."""
+        return self._transforms is not None
+
+    @property
+    def mixture(self) -> GaussianMixture:
+        """The mixture: the posterior, or what transforms are on."""
+        posterior: Any = self.posterior
+        mixture: GaussianMixture = posterior if self._transforms is None else posterior.base
+        return mixture
+
+    @property
     def correlated_law(self) -> MixtureOfMultivariateNormals:
-        """The mixture of a guide without transforms, in float64, without a graph."""
+        """The law of the mixture, in float64, without a graph."""
         with torch.no_grad():
-            law = self.posterior.law
+            law = self.mixture.law
             tril = torch.linalg.cholesky(law.component_covariance.double())
             return law.with_covariances(law.logits.double(), law.loc.double(), tril)
 
     @torch.no_grad()
     def adopt(self, law: MixtureOfMultivariateNormals) -> None:
-        """Takes a mixture of any number of components for the posterior.
+        """Takes a mixture of any number of components.
 
         Args:
-            law: The mixture, of unconstrained latent variables. Of its covariances the part that
-                the guide's have is taken.
+            law: The mixture, of unconstrained latent variables, before transforms. Of its
+                covariances the part that the guide's have is taken.
 
         Raises:
-            ValueError: If the guide has transforms, or covariances that components share.
+            ValueError: If the guide has covariances that components share.
         """
-        if self._transforms is not None or self.covariance not in ("full", "diagonal"):
+        if self.covariance not in ("full", "diagonal"):
             raise ValueError(
-                f"Expected a guide without transforms and with covariances of each component, got "
-                f"transforms {self._transforms!r} and covariance {self.covariance!r}."
+                f"Expected a guide with covariances of each component, full or diagonal, got "
+                f"{self.covariance!r}."
             )
         self.num_components = law.num_components
-        mixture = self._mixture(law.num_components)
+        mixture = self._new_mixture(law.num_components)
         covariance = law.component_covariance
         if not mixture.structure.full_moments:
             covariance = covariance.diagonal(dim1=-2, dim2=-1)
@@ -166,7 +179,11 @@ class AutoMixture(AutoContinuous):
         for name, _ in self.posterior.named_parameters():
             if self._stored_name(name) in store:
                 del store[self._stored_name(name)]
-        self.posterior = mixture
+        if self._transforms is None:
+            self.posterior = mixture
+        else:
+            flow: Any = self.posterior
+            self.posterior = Flow(mixture, list(flow.transforms))
 
     def _stored_name(self, name: str) -> str:
         """The name of a parameter of the posterior in Pyro's store."""

@@ -23,6 +23,8 @@ Method = Literal["auto", "natural", "gradient"]
 
 # Steps by method.
 STEPS = {"natural": 300, "gradient": 1000}
+# Learning rates of guides without transforms and with them.
+RATES = {False: 0.03, True: 0.005}
 # Fewest draws of a step, and those of each component.
 FEWEST, EACH = 32, 2
 # Components that natural gradients may add, by default.
@@ -36,7 +38,7 @@ def fit_guide(
     method: Method = "auto",
     steps: int | None = None,
     max_components: int | None = None,
-    lr: float = 0.03,
+    lr: float | None = None,
     num_particles: int | None = None,
     num_draws: int = 4000,
     vectorize: bool = True,
@@ -47,12 +49,14 @@ def fit_guide(
     r"""Trains a guide, and says how far it is from the posterior.
 
     By natural gradients (Arenz et al., "A unified perspective on natural gradient variational
-    inference with Gaussian mixture models", 2023) where the guide is an `AutoMixture` without
-    transforms: steps of each component in the metric of normals, within a trust region. Every 50
-    steps components without weight are dropped, and draws that are moved from guide and prior to
-    the posterior show where others should be added. Training ends early when the bound reaches
-    the evidence. All other guides are trained by `StratifiedELBO` and Adam, whose learning rates
-    fall to zero in the second half of the steps.
+    inference with Gaussian mixture models", 2023) where the guide is an `AutoMixture`: steps of
+    each component in the metric of normals, within a trust region. Every 50 steps components
+    without weight are dropped, and draws that are moved from guide and prior to the posterior show
+    where others should be added. Training ends early when the bound reaches the evidence, and the
+    tail of the weights is light. All other guides are trained by `StratifiedELBO` and Adam, whose
+    learning rates fall to zero in the second half of the steps. So are those with transforms,
+    after their mixture has been trained by natural gradients: transforms that are trained from
+    the start would lose modes.
 
     Args:
         model: A Pyro model.
@@ -62,10 +66,10 @@ def fit_guide(
             the first of these that can train the guide: Adam where the model has parameters or
             draws rows of a plate, and for all guides but mixtures with a covariance of each
             component.
-        steps: Most steps of training; by default 300 by natural gradients, 1000 by Adam.
+        steps: Most steps of training; by default 300 by natural gradients, and 1000 by Adam.
         max_components: Most components that the guide may grow to, by natural gradients; by
             default 64, or twice as many as it has.
-        lr: Learning rate of Adam.
+        lr: Learning rate of Adam; by default 0.03, and 0.005 for transforms.
         num_particles: Draws of a step; by default 8 and two for each dimension, of each component,
             by natural gradients, and two of each component, 32 at least, by Adam.
         num_draws: Draws by which the result is judged; see `evaluate_guide`.
@@ -103,7 +107,7 @@ def fit_guide(
     for name, count in (("num_particles", num_particles), ("max_components", max_components)):
         if count is not None:
             check_positive_int(name, count)
-    if not lr > 0:
+    if lr is not None and not lr > 0:
         raise ValueError(f"Expected a positive lr, got {lr!r}.")
     import_arviz()  # what is wrong is told before training, not after
     check_draws(num_draws)
@@ -113,20 +117,22 @@ def fit_guide(
         obstacle = "" if method == "gradient" else can_adapt(model, guide, args, kwargs)
         if method == "natural" and obstacle:
             raise ValueError(f"Expected a guide for natural gradients, but {obstacle}.")
-        if method == "gradient" or obstacle:
-            losses = _by_gradients(
+        losses = []
+        if method != "gradient" and not obstacle:
+            mixture: Any = guide
+            most = max_components or max(MOST_COMPONENTS, 2 * mixture.num_components)
+            plan = Plan(steps or STEPS["natural"], num_particles, most, vectorize, progress_bar)
+            losses += fit_mixture(model, mixture, args, kwargs, plan)
+        bent = isinstance(guide, AutoMixture) and guide.has_transforms
+        if bent or not losses:
+            losses += _by_gradients(
                 model, guide, args, kwargs,
                 steps=steps or STEPS["gradient"],
-                lr=lr,
+                lr=lr or RATES[bent],
                 num_particles=num_particles,
                 vectorize=vectorize,
                 progress_bar=progress_bar,
             )  # fmt: skip
-        else:
-            mixture: Any = guide
-            most = max_components or max(MOST_COMPONENTS, 2 * mixture.num_components)
-            plan = Plan(steps or STEPS["natural"], num_particles, most, vectorize, progress_bar)
-            losses = fit_mixture(model, mixture, args, kwargs, plan)
         result = evaluate_guide(
             model, guide, *args, num_draws=num_draws, vectorize=vectorize, **kwargs
         )

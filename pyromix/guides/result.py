@@ -16,7 +16,6 @@ from torch import Generator, Tensor
 from ..core.advice import warn_user
 from ..core.checks import check_count, check_positive_int
 from ..core.random import takes_generator
-from ..mixtures import GaussianMixture
 from ..numerics.resampling import effective
 from .auto_mixture import AutoMixture
 from .joint import (
@@ -243,7 +242,7 @@ def is_reliable(log_weight: Tensor, pareto_k: float) -> bool:
 
 def _latent_name(guide: Any) -> str:
     """The site of all latent variables together, of a guide whose modes can be told."""
-    told = isinstance(guide, AutoMixture) and isinstance(guide.posterior, GaussianMixture)
+    told = isinstance(guide, AutoMixture) and not guide.has_transforms
     return f"_{guide._pyro_name}_latent" if told else ""
 
 

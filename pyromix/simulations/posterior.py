@@ -33,7 +33,8 @@ LARGEST_POOL = 30
 ROUNDS, COMPONENTS, PER_COMPONENT, WIDER, DEFENSIVE = 8, 24, 60, 1.15, 0.2
 # Draws that the proposal is fitted to, and the share of effective ones that needs no better one.
 FITTED, GOOD = 4000, 0.5
-# Log-weights this far below the largest count alike; they are flattened until so many draws are effective, before a proposal is fitted to them.
+# Before a proposal is fitted to weighted draws, log-weights are cut off so far below the largest,
+# and flattened until so many draws are effective.
 FARTHEST, LEAST_EFFECTIVE = 1e4, 400
 
 # Points whose likelihood is worked out at once.
