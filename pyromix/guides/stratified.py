@@ -2,6 +2,7 @@
 
 __all__ = ["StratifiedELBO"]
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -168,6 +169,18 @@ class StratifiedELBO(ELBO):
         if self.importance:
             return torch.logsumexp(log_weight + log_ratio, 0)
         return (log_weight.exp() * log_ratio).sum()
+
+    def _guess_max_plate_nesting(
+        self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """As Pyro finds it, with its checks of shapes, without a message for each bound."""
+        logger = logging.getLogger(ELBO.__module__)
+        level = logger.level
+        logger.setLevel(logging.WARNING)
+        try:
+            super()._guess_max_plate_nesting(model, guide, args, kwargs)
+        finally:
+            logger.setLevel(level)
 
     def _all_at_once(
         self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
