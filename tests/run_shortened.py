@@ -2,8 +2,9 @@
 
     python tests/run_shortened.py tutorials/quickstart.py
 
-Every line is run, but `fit` and `MaximumEntropy.solve` take a few steps, chains of MCMC are short,
-and `SVI.step` repeats its last loss after some calls. Warnings of the library are errors.
+Every line is run, but `fit`, `fit_guide` and `MaximumEntropy.solve` take a few steps, chains of
+MCMC are short, and `SVI.step` repeats its last loss after some calls. Warnings of the library are
+errors.
 """
 
 import functools
@@ -14,6 +15,7 @@ import warnings
 from pyro.infer import MCMC, SVI
 
 import pyromix
+import pyromix.guides
 from pyromix.simulations import SimulationModel
 from pyromix.tables import TableModel
 
@@ -52,6 +54,8 @@ def shorten(replace):
     replace(pyromix.MaximumEntropy, "solve", solve)
     table = shortened(TableModel.fit, steps=20, members=1, num_components=8)
     replace(TableModel, "fit", staticmethod(table))
+    guide = shortened(pyromix.guides.fit_guide, steps=60, num_draws=500)
+    replace(pyromix.guides, "fit_guide", guide)
     replace(SimulationModel, "fit", shortened(SimulationModel.fit, steps=20))
     replace(MCMC, "__init__", shortened(MCMC.__init__, num_samples=20, warmup_steps=20))
     replace(SVI, "step", step_or_repeat(SVI.step))
@@ -60,6 +64,7 @@ def shorten(replace):
 if __name__ == "__main__":
     shorten(setattr)
     warnings.filterwarnings("ignore", message="Training made the model worse")
+    warnings.filterwarnings("ignore", message="The weights of draws of the guide")
     warnings.filterwarnings("error", category=UserWarning, module=r"pyromix\b")
     script = sys.argv[1]
     sys.argv = [script]

@@ -86,15 +86,15 @@ def test_a_mixture_is_trained_to_the_evidence():
             guide.posterior.loc.copy_(torch.tensor([[0.0], [2.0]]))
         results.append(
             fit_guide(
-                conjugate, guide, X, method="gradient", steps=150, num_draws=2000, seed=3,
+                conjugate, guide, X, method="gradient", steps=80, num_draws=1000, seed=3,
                 progress_bar=False,
             )
         )  # fmt: skip
     assert results[0].losses[0] > results[0].losses[-1]
     assert abs(results[0].log_evidence - evidence()) < 0.02
     assert evidence() - 0.05 < results[0].elbo < evidence() + 0.01
-    assert len(results[0].losses) == 150
-    assert results[0].draws["z"].shape == (2000,)
+    assert len(results[0].losses) == 80
+    assert results[0].draws["z"].shape == (1000,)
     assert results[0].log_evidence == results[1].log_evidence  # the same seed
 
 
