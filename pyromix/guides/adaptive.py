@@ -93,8 +93,8 @@ def fit_mixture(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     plan: Plan,
-) -> list[float]:
-    """Trains the mixture of a guide, and returns the loss of each step.
+) -> tuple[list[float], bool]:
+    """Trains the mixture of a guide.
 
     In rounds: natural-gradient steps, then draws are moved to the posterior, both from the guide
     and from the prior, and components are added where the guide is too thin for them. It ends
@@ -107,6 +107,10 @@ def fit_mixture(
         args: Arguments of the model.
         kwargs: Keyword arguments of the model.
         plan: How to train.
+
+    Returns:
+        The loss of each step, and whether the mixture misses draws of the posterior that were
+        found from the prior, as there were no components or steps left.
     """
     joint = UnconstrainedJoint(model, guide, args, kwargs, vectorize=plan.vectorize)
     target = _pulled_back(joint, guide)
@@ -139,10 +143,12 @@ def fit_mixture(
             before, verdict = verdict.bound, _judged(target, law)
             settled = verdict.gap < CLOSE or abs(verdict.bound - before) < CLOSE
             if plan.steps - len(losses) < ROUND:
+                missed = scout.look(law, verdict, again=True) is not None
                 break
             done = settled and verdict.covered
             news = scout.look(law, verdict, again=done)
             if done and news is None:
+                missed = False
                 break
             draws = [_moved(target, law), verdict.draws]
             if news is not None:
@@ -152,7 +158,7 @@ def fit_mixture(
             most = max(room, math.ceil(law.num_components / EXCHANGED))
             law = add_components(law, *plausible(torch.cat(draws), target, verdict.highest), most)
     guide.adopt(law)
-    return losses
+    return losses, missed
 
 
 def _pulled_back(joint: UnconstrainedJoint, guide: AutoMixture) -> Density:

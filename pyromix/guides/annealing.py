@@ -15,6 +15,8 @@ Density = Callable[[Tensor], Tensor]
 
 # Share of the draws that weights are worth at least; moves between two densities; most of these.
 LEAST_SHARE, MOVES, MOST_STEPS = 0.5, 5, 200
+# Smallest step of the power: priors may be wider than posteriors by many orders of magnitude.
+LEAST_POWER = 1e-15
 # Share of accepted moves, and how fast step sizes follow it.
 ACCEPTED, RATE = 0.57, 0.5
 # Longest drift of a move, in steps.
@@ -46,7 +48,7 @@ def anneal(target: Density, start: Density, z: Tensor) -> Tensor:
     for _ in range(MOST_STEPS):
         ratio = points.target - points.start
         least = min(LEAST_SHARE * count, 0.9 * int(points.target.isfinite().sum()))
-        more = max(tempered(ratio, least, 1 - t), 1e-6)
+        more = max(tempered(ratio, least, 1 - t), LEAST_POWER)
         points, t = points.chosen(systematic(more * ratio)), min(1.0, t + more)
         scale = points.z.std(0, correction=0).clamp(min=1e-6)
         for _ in range(MOVES):

@@ -13,6 +13,7 @@ from pyro.infer.autoguide.guides import AutoContinuous, prototype_hide_fn
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..core.advice import warn_user
 from ..core.checks import check_count, check_positive_int
 from ..flows import Flow
 from ..mixtures import GaussianMixture, MixtureOfMultivariateNormals
@@ -167,7 +168,6 @@ class AutoMixture(AutoContinuous):
                 f"Expected a guide with covariances of each component, full or diagonal, got "
                 f"{self.covariance!r}."
             )
-        self.num_components = law.num_components
         mixture = self._new_mixture(law.num_components)
         covariance = law.component_covariance
         if not mixture.structure.full_moments:
@@ -175,6 +175,10 @@ class AutoMixture(AutoContinuous):
         moments = Moments(torch.ones_like(law.logits), covariance)
         mixture._assign(law.logits, law.loc, mixture.structure.estimate(moments, {}))
         mixture.initialized.fill_(True)
+        self._replace(mixture)
+
+    def _replace(self, mixture: GaussianMixture) -> None:
+        """Takes another mixture, of any number of components, and forgets the old one."""
         store = pyro.get_param_store()
         for name, _ in self.posterior.named_parameters():
             if self._stored_name(name) in store:
@@ -184,6 +188,33 @@ class AutoMixture(AutoContinuous):
         else:
             flow: Any = self.posterior
             self.posterior = Flow(mixture, list(flow.transforms))
+        self.num_components = mixture.num_components
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads parameters, as PyTorch does, of a guide with any number of components.
+
+        Args:
+            state_dict: Of a guide of the same model.
+            args: As in `torch.nn.Module.load_state_dict`.
+            kwargs: As in `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            RuntimeError: If the guide has not been run yet.
+        """
+        if self.prototype_trace is None:
+            raise RuntimeError(
+                "Expected a guide that has been run before parameters are loaded: call it once "
+                "with the arguments of its model."
+            )
+        logits = state_dict.get(self._logits_name)
+        if logits is not None and len(logits) != self.num_components:
+            self._replace(self._new_mixture(len(logits)))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @property
+    def _logits_name(self) -> str:
+        """The name of the logits of the mixture among the parameters of the guide."""
+        return "posterior.base.logits" if self.has_transforms else "posterior.logits"
 
     def _stored_name(self, name: str) -> str:
         """The name of a parameter of the posterior in Pyro's store."""
@@ -196,6 +227,14 @@ class AutoMixture(AutoContinuous):
         What is left there under their names would be trained in place of the guide's own.
         """
         store = pyro.get_param_store()
+        logits = self._stored_name(self._logits_name.removeprefix("posterior."))
+        if logits in store and len(store[logits]) != self.num_components:
+            warn_user(
+                f"Pyro's store of parameters has those of a guide of the same name with "
+                f"{len(store[logits])} components: they are replaced. To take them, ask for "
+                f"num_components={len(store[logits])}; to begin anew, call "
+                f"pyro.clear_param_store() before."
+            )
         for name, parameter in self.posterior.named_parameters():
             key = self._stored_name(name)
             if key in store:
@@ -327,4 +366,6 @@ def _broadcasts(joint: UnconstrainedJoint, z: Tensor) -> bool:
     if subsampled(joint.guide.prototype_trace):
         return True  # each run has rows of its own
     finite = together.isfinite() & each.isfinite()
-    return bool(torch.allclose(together[finite], each[finite], rtol=1e-3, atol=1e-2))
+    return bool(
+        torch.allclose(together[finite].double(), each[finite].double(), rtol=1e-3, atol=1e-2)
+    )

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import SVI
 from tqdm import trange
 
+from ..core.advice import warn_user
 from ..core.checks import check_choice, check_positive_int
 from ..core.random import draws_from, seeded
 from .adaptive import Plan, can_adapt, fit_mixture
@@ -63,9 +64,8 @@ def fit_guide(
         guide: Its guide, such as an `AutoMixture`.
         args: Arguments of both.
         method: ``"natural"`` for natural gradients, ``"gradient"`` for Adam, or ``"auto"`` for
-            the first of these that can train the guide: Adam where the model has parameters or
-            draws rows of a plate, and for all guides but mixtures with a covariance of each
-            component.
+            the first of these that can train the guide: Adam where the model has parameters, and
+            for all guides but mixtures with a covariance of each component.
         steps: Most steps of training; by default 300 by natural gradients, and 1000 by Adam.
         max_components: Most components that the guide may grow to, by natural gradients; by
             default 64, or twice as many as it has.
@@ -76,11 +76,12 @@ def fit_guide(
         vectorize: Whether model and guide are run with all draws at once, in a plate.
         seed: Seed of everything random; by default drawn from PyTorch's global generator.
         progress_bar: Whether to show a bar with the loss.
-        kwargs: Keyword arguments of both.
+        kwargs: Keyword arguments of both. Those that have the names of arguments here do not reach
+            the model: set them by `functools.partial`.
 
     Returns:
         The result: bounds, log-evidence, Pareto k, effective number of draws, modes, and draws
-        that are corrected. It warns if the guide misses part of the posterior.
+        that are corrected. It warns where the guide misses part of the posterior that was found.
 
     Raises:
         ValueError: For an argument that is out of range, if natural gradients are asked for and
@@ -117,12 +118,13 @@ def fit_guide(
         obstacle = "" if method == "gradient" else can_adapt(model, guide, args, kwargs)
         if method == "natural" and obstacle:
             raise ValueError(f"Expected a guide for natural gradients, but {obstacle}.")
-        losses = []
+        losses: list[float] = []
+        missed = False
         if method != "gradient" and not obstacle:
             mixture: Any = guide
             most = max_components or max(MOST_COMPONENTS, 2 * mixture.num_components)
             plan = Plan(steps or STEPS["natural"], num_particles, most, vectorize, progress_bar)
-            losses += fit_mixture(model, mixture, args, kwargs, plan)
+            losses, missed = fit_mixture(model, mixture, args, kwargs, plan)
         bent = isinstance(guide, AutoMixture) and guide.has_transforms
         if bent or not losses:
             losses += _by_gradients(
@@ -136,7 +138,13 @@ def fit_guide(
         result = evaluate_guide(
             model, guide, *args, num_draws=num_draws, vectorize=vectorize, **kwargs
         )
-    return replace(result, losses=tuple(losses))
+    if missed:
+        warn_user(
+            f"Draws that were moved from the prior to the posterior found parts of it that the "
+            f"guide misses, and training ended with {mixture.num_components} components after "
+            f"{len(losses)} steps: the evidence is too low. Raise max_components or steps."
+        )
+    return replace(result, losses=tuple(losses), missed=missed)
 
 
 def _by_gradients(

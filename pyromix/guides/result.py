@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Generator, Tensor
@@ -44,7 +45,7 @@ BLOCK = 1000
 LEAST_MASS = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GuideResult:
     r"""What independent draws of a guide say of it, by the weights :math:`p(x, z_i) / q(z_i)`.
 
@@ -63,6 +64,8 @@ class GuideResult:
         modes: Modes, by mass from the largest, where the guide is an `AutoMixture` without
             transforms: groups of components without a dip between them.
         mode_of_draw: Which of them each draw is of, (n,); -1 where modes are not known.
+        missed: Whether training ended with parts of the posterior in view that the guide misses,
+            as it had no components or steps left.
         losses: Losses of training, if there was one.
     """
 
@@ -76,15 +79,21 @@ class GuideResult:
     effective_sample_size: float
     modes: tuple[Mode, ...] = ()
     mode_of_draw: Tensor | None = None
+    missed: bool = False
     losses: tuple[float, ...] = ()
 
     @property
     def reliable(self) -> bool:
         """Whether `pareto_k` is at most 0.7, or weights are so alike that tails do not count.
 
+        Not where training knew of parts of the posterior that the guide misses.
         A mode that no draw is near, and a narrow neck that few are in, cannot be told.
         """
-        return is_reliable(self.log_weight, self.pareto_k)
+        return (
+            not self.missed
+            and self.elbo != math.inf
+            and is_reliable(self.log_weight, self.pareto_k)
+        )
 
     @takes_generator
     def resample(
@@ -118,9 +127,16 @@ class GuideResult:
             raise ValueError(f"Expected one of the sites {list(self.draws)}, got {name!r}.")
         return torch.tensordot(self.log_weight.exp().to(self.draws[name]), self.draws[name], 1)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         verdict = f"above {HIGHEST_K}: the guide is too thin somewhere"
-        if self.pareto_k <= HIGHEST_K:
+        if self.missed:
+            verdict = "but parts of the posterior are missed"
+        elif self.pareto_k == -math.inf:
+            verdict = "all weights are alike"
+        elif self.pareto_k <= HIGHEST_K:
             verdict = f"at most {HIGHEST_K}"
         elif self.reliable:
             verdict = "nearly all draws count"
@@ -230,7 +246,8 @@ def smoothed(log_ratio: Tensor) -> tuple[Tensor, float]:
     floor = log_ratio[log_ratio.isfinite()].min() - 50
     log_weight, k = log_ratio.double().clamp(min=float(floor)), -math.inf
     if log_ratio.max() - log_ratio.min() > ALIKE:  # else there is no tail
-        found, k = import_arviz().psislw(log_weight.cpu().numpy())
+        with np.errstate(over="ignore"):
+            found, k = import_arviz().psislw(log_weight.cpu().numpy())
         log_weight = torch.as_tensor(found)
     return log_weight - log_weight.logsumexp(0), float(k)
 
@@ -330,15 +347,26 @@ def _weighted(
     sizes = [BLOCK] * (count // BLOCK) + [count % BLOCK] if vectorize else [1] * count
     for size in filter(None, sizes):
         many = size if vectorize else None
-        traced, guided = paired_traces(
-            in_plate(model, many, depth),
-            in_plate(guide, many, depth),
-            args,
-            kwargs,
-            nesting=depth + vectorize,
-        )
-        log_p = log_density(traced, many, depth)
-        ratios.append((log_p - log_density(guided, many, depth)).reshape(-1))
+        try:
+            traced, guided = paired_traces(
+                in_plate(model, many, depth),
+                in_plate(guide, many, depth),
+                args,
+                kwargs,
+                nesting=depth + vectorize,
+            )
+            log_p = log_density(traced, many, depth)
+            ratio = log_p - log_density(guided, many, depth)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            known = isinstance(error, NotImplementedError) or "vectorize=False" in str(error)
+            if many is None or known:
+                raise
+            raise ValueError(
+                f"Expected a model and a guide that broadcast over a plate of draws: run with "
+                f"{many} at once they failed, where one by one they do not. Index and sum from "
+                f"the right, as in z[..., 0] and z.sum(-1), or set vectorize=False. {error}"
+            ) from error
+        ratios.append(ratio.reshape(-1))
         for name in names:
             value: Any = guided.nodes[name]["value"]
             found[name].append(value.reshape(size, *values[name].shape))
@@ -363,8 +391,12 @@ def _check_first(
     """
     conditioned = poutine.condition(model, dict(values))
     conditioned = poutine.enum(conditioned, first_available_dim=-1 - depth)
-    alone = poutine.trace(conditioned).get_trace(*args, **kwargs)
-    expected = log_density(alone, None, 0)
+    expected, again = (
+        log_density(poutine.trace(conditioned).get_trace(*args, **kwargs), None, 0)
+        for _ in range(2)
+    )
+    if expected != again:
+        return  # something hidden is drawn at random: densities differ between runs
     if expected.isfinite() and not torch.isclose(log_p, expected, rtol=1e-3, atol=1e-2):
         raise ValueError(
             f"Expected draws that are run together to have the densities that they have by "

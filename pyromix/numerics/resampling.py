@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Halvings by which a power is found.
-HALVINGS = 40
+HALVINGS = 60
 
 
 def effective(log_weight: Tensor) -> float:

@@ -218,7 +218,8 @@ def test_covariances_that_are_diagonal_stay_so():
 def test_no_more_components_than_asked_for():
     guide = AutoMixture(five, num_components=3)
     rows = torch.tensor([0.3])
-    fit_guide(five, guide, rows, max_components=4, steps=70, seed=1, progress_bar=False)
+    with pytest.warns(UserWarning, match="Raise max_components"):
+        fit_guide(five, guide, rows, max_components=4, steps=70, seed=1, progress_bar=False)
     assert guide.num_components <= 4
 
 
@@ -275,3 +276,63 @@ def test_annealing_counts_points_without_a_density_as_impossible():
     z = anneal(target, start.log_prob, start.sample((4000,)))
     assert (z > 0).all()
     assert float(z.mean()) == pytest.approx(1.0, abs=0.12)
+
+
+def far_apart():
+    z = pyro.sample("z", dist.Normal(0.0, 10.0))
+    pyro.sample("x", dist.Normal(z.abs(), 0.5), obs=torch.tensor(8.0))
+
+
+def test_parts_that_there_is_no_room_for_are_told():
+    """Each mode by itself is normal, so that weights alone look perfect."""
+    guide = AutoMixture(far_apart, num_components=1)
+    with pytest.warns(UserWarning, match="Raise max_components or steps") as caught:
+        result = fit_guide(
+            far_apart, guide, max_components=1, steps=60, seed=0, num_draws=500, progress_bar=False
+        )
+    assert caught[0].filename == __file__
+    assert result.missed
+    assert not result.reliable
+    assert "parts of the posterior are missed" in str(result)
+
+
+def test_priors_may_be_wider_by_many_orders_of_magnitude():
+    def vague():
+        z = pyro.sample("z", dist.Normal(0.0, 1e6))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(123.0))
+
+    guide = AutoMixture(vague, num_components=2, num_prior_draws=200)
+    result = fit_guide(vague, guide, seed=0, num_draws=500, progress_bar=False)
+    exact = float(dist.Normal(0.0, 1e6).log_prob(torch.tensor(123.0)))
+    assert result.log_evidence == pytest.approx(exact, abs=0.01)
+    assert float(result.mean("z")) == pytest.approx(123.0, abs=0.3)
+
+
+def test_parameters_of_a_guide_that_has_grown_are_loaded():
+    settings = {"num_prior_draws": 100}
+    guide = AutoMixture(far_apart, num_components=1, **settings)
+    fit_guide(far_apart, guide, steps=150, seed=0, num_draws=500, progress_bar=False)
+    count = guide.num_components
+    assert count > 1
+    saved = guide.state_dict()
+    other = AutoMixture(far_apart, num_components=5, **settings)
+    with pytest.warns(UserWarning, match=f"num_components={count}"):
+        other()
+    pyro.clear_param_store()
+    fresh = AutoMixture(far_apart, num_components=5, **settings)
+    with pytest.raises(RuntimeError, match="call it once"):
+        fresh.load_state_dict(saved)
+    fresh()
+    fresh.load_state_dict(saved)
+    assert fresh.num_components == count
+    torch.testing.assert_close(fresh.get_posterior().loc, guide.get_posterior().loc)
+
+
+def test_models_that_fail_with_many_draws_are_told_what_to_do():
+    def branches():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        loc = z if z > 0 else -z
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match=r"vectorize=False.*ambiguous"):
+        fit_guide(branches, AutoMixture(branches, 1, num_prior_draws=0), progress_bar=False)

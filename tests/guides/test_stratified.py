@@ -166,7 +166,7 @@ def test_plates_constraints_and_subsampling():
     drawn = Predictive(hierarchy, guide=guide, num_samples=5)(x)
     assert (drawn["spread"] > 0).all()
     assert drawn["own"].shape == (5, 12)
-    some = AutoMixture(hierarchy, 2, num_prior_draws=0)
+    some = AutoMixture(hierarchy, 3, num_prior_draws=0)
     train(hierarchy, some, StratifiedELBO(4), x, steps=3, subsample_size=4)
 
 
@@ -312,8 +312,9 @@ def test_a_second_guide_is_trained_and_the_store_is_read(tmp_path):
     copy = AutoMixture(two_roots, 2)
     copy()
     torch.testing.assert_close(copy.posterior.loc.detach(), trained)
-    other = AutoMixture(two_roots, 3)  # of another size
-    other()
+    other = AutoMixture(two_roots, 3)
+    with pytest.warns(UserWarning, match="2 components: they are replaced"):
+        other()
     train(two_roots, other, StratifiedELBO(8), steps=2)
     assert other.posterior.loc.shape == (3, 1)
 
