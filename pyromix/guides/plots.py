@@ -1,8 +1,9 @@
 """Pictures of what a guide found."""
 
-__all__ = ["plot_result"]
+__all__ = ["plot_draws"]
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .result import GuideResult
-
 # Numbers of latent variables, modes with a colour of their own, and bars of a histogram.
 MOST_NUMBERS, MOST_MODES, BARS = 11, 5, 60
 # Share of draws that axes leave out on each side.
@@ -20,11 +19,20 @@ LEFT_OUT = 0.001
 COLUMNS = 4
 
 
-def plot_result(result: "GuideResult") -> "Figure":
-    """Histograms of draws, with weights and without, and the weights; see `GuideResult.plot`."""
+def plot_draws(
+    draws: Mapping[str, Tensor], log_weight: Tensor, of_draw: Tensor | None, title: str
+) -> "Figure":
+    """Histograms of draws, with weights and without, and the weights; see `GuideResult.plot`.
+
+    Args:
+        draws: By the name of a site, n of each on the left.
+        log_weight: Logarithms of their weights, (n,), which sum to one.
+        of_draw: Number of the mode of each, (n,); None where modes are not known.
+        title: Above the weights.
+    """
     import matplotlib.pyplot as plt  # a second: not on import
 
-    numbers = _numbers(result)
+    numbers = _numbers(draws)
     shown = list(numbers.items())[:MOST_NUMBERS]
     rows = math.ceil((len(shown) + 1) / COLUMNS)
     columns = min(COLUMNS, len(shown) + 1)
@@ -32,11 +40,10 @@ def plot_result(result: "GuideResult") -> "Figure":
         rows, columns, figsize=(3.2 * columns, 2.5 * rows), layout="constrained", squeeze=False
     )
     axes = grid.flatten()
-    weight = result.log_weight.exp().cpu()
-    of_draw = result.mode_of_draw
+    weight = log_weight.exp().cpu()
     groups = [torch.ones_like(weight, dtype=torch.bool)]
     if of_draw is not None:
-        count = min(len(result.modes), MOST_MODES)
+        count = min(int(of_draw.max()) + 1, MOST_MODES)
         groups = [of_draw.cpu() == i for i in range(count)] + [of_draw.cpu() >= count]
         groups = [group for group in groups if group.any()]
     for ax, (name, values) in zip(axes, shown, strict=False):
@@ -56,18 +63,17 @@ def plot_result(result: "GuideResult") -> "Figure":
     ordered = (weight * len(weight)).sort(descending=True).values
     ax.loglog(torch.arange(1, len(weight) + 1).numpy(), ordered.clamp(min=1e-6).numpy())
     ax.axhline(1, color="0.7", lw=0.8, zorder=0)
-    verdict = "reliable" if result.reliable else "NOT reliable"
     ax.set(xlabel="draw", ylabel="weight, in means")
-    ax.set_title(f"Pareto k {result.pareto_k:.2f}: {verdict}", fontsize="medium")
+    ax.set_title(title, fontsize="medium")
     for ax in axes[len(shown) + 1 :]:
         ax.set_axis_off()
     return figure
 
 
-def _numbers(result: "GuideResult") -> dict[str, Tensor]:
+def _numbers(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draws (n,) of every number of the latent variables, by name."""
     found = {}
-    for site, value in result.draws.items():
+    for site, value in draws.items():
         flat = value.reshape(len(value), -1).cpu()
         for i in range(flat.shape[1]):
             index = (

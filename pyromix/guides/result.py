@@ -29,6 +29,7 @@ from .joint import (
     subsampled,
 )
 from .modes import Mode, find_modes
+from .plots import plot_draws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,9 +165,9 @@ class GuideResult:
         Returns:
             A new figure.
         """
-        from .plots import plot_result  # matplotlib takes a second: not on import
-
-        return plot_result(self)
+        verdict = "reliable" if self.reliable else "NOT reliable"
+        title = f"Pareto k {self.pareto_k:.2f}: {verdict}"
+        return plot_draws(self.draws, self.log_weight, self.mode_of_draw, title)
 
 
 def evaluate_guide(
