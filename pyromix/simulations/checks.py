@@ -1,6 +1,6 @@
 """Checks of priors, parameters and simulations."""
 
-__all__ = ["check_pairs", "check_prior", "check_simulations", "within"]
+__all__ = ["check_pairs", "check_parameters", "check_prior", "check_simulations", "within"]
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..core.conversions import TensorLike, as_tensor
+from ..core.conversions import TensorLike, as_numbers, as_tensor
 
 LEAST_SIMULATIONS = 50
 
@@ -25,6 +25,12 @@ def check_prior(prior: Any) -> Distribution:
         raise ValueError(
             f"Expected prior to be a distribution of PyTorch or Pyro, with sample and log_prob, "
             f"got {type(prior).__name__}{lacks}."
+        )
+    if not len(prior.batch_shape) and not len(prior.event_shape):
+        raise ValueError(
+            f"Expected a prior of event shape (D,), got a {type(prior).__name__} of numbers, of "
+            f"event shape (). Make it a law of vectors of one parameter: "
+            f"prior.expand([1]).to_event(1) in Pyro, or Independent(prior.expand([1]), 1)."
         )
     if len(prior.batch_shape) or len(prior.event_shape) != 1:
         raise ValueError(
@@ -44,15 +50,21 @@ def check_prior(prior: Any) -> Distribution:
 
 
 def check_pairs(prior: Distribution, theta: TensorLike, x: TensorLike) -> tuple[Tensor, Tensor]:
-    """Checks parameters and their simulations, and returns them as tensors of one dtype.
+    """Checks parameters and their simulations, and returns them as matrices of one dtype.
+
+    A vector is a matrix of one column.
 
     Raises:
         ValueError: If they do not fit each other and the prior, are not finite, or if a column
             of either is constant.
     """
+    if isinstance(theta, Tensor) and not theta.is_floating_point():
+        theta = as_numbers("theta", theta).to(torch.get_default_dtype())
     theta = as_tensor("theta", theta)
-    x = as_tensor("x", x, like=theta)
+    x = _converted("x", x, theta)
     dim = prior.event_shape[0]
+    theta = theta.unsqueeze(-1) if dim == 1 and theta.dim() == 1 else theta
+    x = x.unsqueeze(-1) if x.dim() == 1 else x
     if theta.dim() != 2 or theta.shape[1] != dim:
         raise ValueError(
             f"Expected theta of shape (N, {dim}), as the prior has parameters, got "
@@ -99,8 +111,9 @@ def check_simulations(x: TensorLike, like: Tensor) -> Tensor:
     Raises:
         ValueError: If it has another number of columns than the simulations, or is infinite.
     """
-    x = as_tensor("x", x, like=like)
-    if x.dim() == 0 or x.shape[-1] != len(like):
+    x = _converted("x", x, like)
+    x = x.unsqueeze(0) if x.dim() == 0 else x
+    if x.shape[-1] != len(like):
         raise ValueError(
             f"Expected x of shape (..., {len(like)}), as the simulations are, got "
             f"{tuple(x.shape)}."
@@ -108,6 +121,29 @@ def check_simulations(x: TensorLike, like: Tensor) -> Tensor:
     if bool(torch.isinf(x).any()):
         raise ValueError("Expected finite numbers in x, or NaN for what is missing, got infinity.")
     return x
+
+
+def check_parameters(prior: Distribution, theta: TensorLike, like: Tensor) -> Tensor:
+    r"""Checks parameters (\*B, D), or a number if D is one, and returns them as a tensor.
+
+    Raises:
+        ValueError: If they are not within the support of the prior.
+    """
+    theta = _converted("theta", theta, like)
+    theta = theta.unsqueeze(0) if theta.dim() == 0 else theta
+    dim = prior.event_shape[0]
+    if theta.shape[-1] != dim:
+        raise ValueError(f"Expected theta of shape (..., {dim}), got {tuple(theta.shape)}.")
+    if not bool(within(prior, theta).all()):
+        raise ValueError("Expected theta within the support of the prior, got other values.")
+    return theta
+
+
+def _converted(name: str, value: TensorLike, like: Tensor) -> Tensor:
+    """Real numbers of any type as a tensor of the dtype of another one."""
+    if isinstance(value, Tensor):
+        value = as_numbers(name, value).to(like.dtype)
+    return as_tensor(name, value, like=like)
 
 
 def within(prior: Distribution, theta: Tensor) -> Tensor:

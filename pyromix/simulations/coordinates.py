@@ -1,12 +1,12 @@
 """Coordinates in which parameters and simulations are closer to normal."""
 
-__all__ = ["NormalScores", "SimulationMap", "parameter_map"]
+__all__ = ["CoordinateLaw", "NormalScores", "SimulationMap", "parameter_map"]
 
 import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
@@ -16,6 +16,7 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
+from torch.types import _size
 
 # A column is bent if so much of a share of its values lies beyond so many robust standard
 # deviations: 5 of a normal column would be one value in a million.
@@ -50,7 +51,6 @@ class NormalScores(Transform):
         return NormalScores(self.low, self.high, cache_size)
 
     def _call(self, x: Tensor) -> Tensor:
-        # Ends, to which far tails are rounded, may be outside of the support of the law.
         # Far tails are rounded to ends, which may be outside of the support of the law.
         first, last = torch.nextafter(self.low, self.high), torch.nextafter(self.high, self.low)
         return (self.low + (self.high - self.low) * torch.special.ndtr(x)).clamp(first, last)
@@ -99,6 +99,33 @@ def parameter_map(prior: Distribution, draws: Tensor) -> Transform:
     if free.domain.event_dim == 0:
         free = IndependentTransform(free, 1)
     return ComposeTransform([AffineTransform(z.mean(0), z.std(0), event_dim=1), free])
+
+
+class CoordinateLaw(Distribution):
+    """Law of coordinates of parameters under their prior.
+
+    PyTorch's `TransformedDistribution` with the inverse of a transform loses it in a pickle.
+
+    Args:
+        prior: The law of the parameters, of event shape (D,).
+        to_parameters: From coordinates to parameters.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+
+    def __init__(self, prior: Distribution, to_parameters: Transform) -> None:
+        self._prior, self._map = prior, to_parameters
+        super().__init__(event_shape=prior.event_shape, validate_args=False)
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        r"""Draws of coordinates, (\*S, D)."""
+        return self._map.inv(self._prior.sample(Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log-densities of coordinates (\*S, D), (\*S,)."""
+        theta = self._map(value)
+        return self._prior.log_prob(theta) + self._map.log_abs_det_jacobian(value, theta)
 
 
 class SimulationMap:
@@ -166,10 +193,14 @@ class _Unbend(Transform):
         return self._own.inverse(x)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self._own(y)
+        return self._own(self._converted(y))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        return -self._own.log_slope(y).sum(-1)
+        return -self._own.log_slope(self._converted(y)).sum(-1)
+
+    def _converted(self, y: Tensor) -> Tensor:
+        """Simulations, such as counts in integers, in the dtype of the map."""
+        return y.to(self._own.centre.dtype)
 
 
 def _nan_std(x: Tensor) -> Tensor:

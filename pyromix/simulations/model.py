@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pyro.distributions import TransformedDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, TransformedDistribution
+from torch.distributions import Distribution
 
+from ..core.advice import warn_user
 from ..core.checks import (
     Check,
     as_int,
@@ -17,12 +19,13 @@ from ..core.checks import (
     check_choice,
     check_positive_int,
 )
-from ..core.conversions import TensorLike, as_tensor
+from ..core.conversions import TensorLike
 from ..core.networks import check_widths
 from ..core.random import draws_from, seeded
 from ..evidence.pieces import Observed
-from .checks import check_pairs, check_prior, check_simulations, within
-from .coordinates import NormalScores, SimulationMap, parameter_map
+from .checks import check_pairs, check_parameters, check_prior, check_simulations
+from .coordinates import CoordinateLaw, SimulationMap, parameter_map
+from .likelihood import Features, LogLikelihood
 from .posterior import NetworkPosterior, Posterior, Proposal, WeightedPosterior
 from .training import Plan, coarse_joint, learn_conditional
 
@@ -34,6 +37,8 @@ HELD_OUT = 0.1
 COMPARED, COMPARED_DRAWS = 100, 1000
 # Shares of the network, the coarse law and the prior among first proposals.
 SHARES = (0.5, 0.3, 0.2)
+# The first route is warned of if its score is lower by more, in nats.
+MUCH_WORSE = 0.1
 
 
 class SimulationModel:
@@ -47,6 +52,9 @@ class SimulationModel:
     missing, because marginals of a mixture have a closed form. A second mixture, with networks
     of the simulations, learns the posterior in one step. It proposes the draws of the first
     route, and is the better posterior of some simulators; held-out simulations decide.
+
+    Fitted models and posteriors are saved by `torch.save` or `pickle`, if their prior can be, and
+    loaded by `torch.load` with ``weights_only=False``, or by `pickle`.
 
     Args:
         prior: Law of the parameters, of event shape (D,): any distribution of PyTorch or Pyro
@@ -100,6 +108,7 @@ class SimulationModel:
         self.hidden_dims: tuple[int, ...] = arguments["hidden_dims"]
         self.route: Route | None = None
         self.scores: dict[str, float] = {}
+        self._num_simulations = 0
 
     def fit(
         self,
@@ -115,8 +124,9 @@ class SimulationModel:
         """Learns the law from parameters and their simulations; returns the model itself.
 
         Args:
-            theta: Draws from the prior, (N, D).
-            x: A simulation of each, (N, C).
+            theta: Draws from the prior, (N, D), or (N,) of one parameter.
+            x: A simulation of each, (N, C), or (N,) of one column. Numbers of any type are
+                converted to the dtype of theta.
             steps: Steps of training, for each network.
             batch_size: Simulations of a step.
             lr: Learning rate.
@@ -148,6 +158,7 @@ class SimulationModel:
             )
             self._learn(theta, x, plan)
             self._compare(theta[held_out], x[held_out])
+        self._num_simulations = len(theta)
         return self
 
     def posterior(
@@ -161,11 +172,13 @@ class SimulationModel:
         r"""The law of the parameters given a simulation.
 
         Args:
-            x: What was observed, (C,), with NaN for what is missing. By the network, and without
-                missing parts, any number of them, (\*B, C).
+            x: What was observed, (C,), with NaN for what is missing; a number if C is one. By
+                the network, and without missing parts, any number of them, (\*B, C). Tensors of
+                any dtype are converted to that of the model.
             route: ``"likelihood"``: the prior times the learnt likelihood; ``"network"``: what
                 the network of the simulations says. By default the better one on held-out
-                simulations, and the first one where parts are missing.
+                simulations, and the first one where parts are missing, with a warning if it is
+                clearly worse.
             num_draws: Proposals of the first route.
             seed: Seed of its proposals, which its density depends on.
 
@@ -177,6 +190,8 @@ class SimulationModel:
         missing = bool(x.isnan().any())
         if route is None:
             route = "likelihood" if missing else self.route
+            if missing:
+                self._warn_of_likelihood()
         check_choice("route", route, ROUTES)
         if route == "network":
             if missing:
@@ -201,40 +216,45 @@ class SimulationModel:
                 check_positive_int("num_draws", num_draws),
             )
 
-    def likelihood(self, theta: TensorLike) -> Distribution:
+    def likelihood(self, theta: TensorLike) -> TransformedDistribution:
         r"""The law of simulations given parameters (\*B, D), of shape (\*B, C).
 
         Its density has gradients to the parameters: as a likelihood in a Pyro model it works with
         NUTS and SVI, and with plates for several independent observations.
 
         Args:
-            theta: Parameters within the support of the prior.
+            theta: Parameters within the support of the prior; a number if D is one.
 
         Raises:
             ValueError: If they are not, or nothing was learnt yet.
         """
         self._check_fitted()
-        theta = as_tensor("theta", theta, like=self._simulation_map.centre)
-        dim = self.prior.event_shape[0]
-        if theta.dim() == 0 or theta.shape[-1] != dim:
-            raise ValueError(f"Expected theta of shape (..., {dim}), got {tuple(theta.shape)}.")
-        if not bool(within(self.prior, theta).all()):
-            raise ValueError("Expected theta within the support of the prior, got other values.")
+        theta = check_parameters(self.prior, theta, self._simulation_map.centre)
         mixture = self._likelihood.condition(self._features(self._parameter_map.inv(theta)))
         return TransformedDistribution(
             mixture, [self._likelihood_map.transform()], validate_args=False
+        )
+
+    def __repr__(self) -> str:
+        """What was learnt from how many simulations, and how good it is."""
+        size = f"num_parameters={self.prior.event_shape[0]}"
+        if self.route is None:
+            return f"SimulationModel({size}, not fitted)"
+        scores = ", ".join(f"{name!r}: {score:.3f}" for name, score in self.scores.items())
+        return (
+            f"SimulationModel({size}, num_columns={len(self._simulation_map.centre)}, "
+            f"num_simulations={self._num_simulations}, scores={{{scores}}}, "
+            f"route={self.route!r})"
         )
 
     # ---- training ----------------------------------------------------------------------------
 
     def _learn(self, theta: Tensor, x: Tensor, plan: Plan) -> None:
         self._parameter_map = parameter_map(self.prior, theta)
-        self._prior_of_coordinates = TransformedDistribution(
-            self.prior, [self._parameter_map.inv], validate_args=False
-        )
+        self._prior_of_coordinates = CoordinateLaw(self.prior, self._parameter_map)
         self._simulation_map = SimulationMap(x)
         z, y = self._parameter_map.inv(theta), self._simulation_map(x)
-        self._span = theta.mean(0), theta.std(0)
+        self._features = Features(self._parameter_map, theta)
         self.joint = coarse_joint(torch.cat([z, y], -1), plan)
         self._network, _ = learn_conditional([z], [0.0], y, plan)
 
@@ -276,33 +296,9 @@ class SimulationModel:
 
     # ---- pieces of posteriors ------------------------------------------------------------------
 
-    def _features(self, z: Tensor) -> Tensor:
-        """What networks see of parameters: bounded ones themselves, of others coordinates.
-
-        Simulators are often linear in parameters, and never have to be told that these end.
-        """
-        transform: Any = self._parameter_map
-        if not isinstance(getattr(transform, "base_transform", None), NormalScores):
-            return z
-        loc, scale = self._span
-        return (transform(z) - loc) / scale
-
-    def _log_likelihood(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def _log_likelihood(self, x: Tensor) -> LogLikelihood:
         """Log-density of what is known of a simulation, as a function of coordinates (N, D)."""
-        columns = (~x.isnan()).nonzero().squeeze(-1).tolist()
-        y = self._likelihood_map(x)[columns]
-        slope = self._likelihood_map.log_slope(x)[columns].sum()
-
-        def log_likelihood(z: Tensor) -> Tensor:
-            if not columns:
-                return z.new_zeros(len(z))
-            features = self._features(z)
-            if len(columns) == len(x):
-                scores = self._likelihood.member_log_prob(y.expand(len(z), -1), features)
-                return scores.logsumexp(0) - math.log(len(scores)) + slope
-            return self._likelihood.condition(features).marginal(columns).log_prob(y) + slope
-
-        return log_likelihood
+        return LogLikelihood(self._likelihood, self._features, self._likelihood_map, x)
 
     def _proposal(self, x: Tensor) -> Proposal:
         """What proposes coordinates of parameters given what is known of a simulation."""
@@ -318,6 +314,16 @@ class SimulationModel:
         if len(known) == len(y):
             parts.insert(0, (SHARES[0], self._network.condition(y)))
         return Proposal(parts)
+
+    def _warn_of_likelihood(self) -> None:
+        """Warns where missing entries need the route that held-out simulations advise against."""
+        own, other = self.scores["likelihood"], self.scores["network"]
+        if other - own > MUCH_WORSE:
+            warn_user(
+                f"Missing entries need route 'likelihood', whose score on held-out simulations, "
+                f"{own:.3f}, is far below that of route 'network', {other:.3f}: the posterior may "
+                f"be poor. Where the same columns are always missing, fit a model without them."
+            )
 
     def _check_fitted(self) -> None:
         if self.route is None:
@@ -340,7 +346,8 @@ def learn_joint(
 
     Args:
         prior: Law of the parameters, of event shape (D,).
-        simulator: Called once, with parameters (N, D); returns simulations (N, C).
+        simulator: Called once, with parameters (N, D); returns simulations (N, C),
+            or (N,) if they are numbers.
         num_simulations: Number of simulations N.
         seed: Seed of everything random that PyTorch draws; by default drawn from its generator.
         progress_bar: Whether to show a bar with the loss.

@@ -65,6 +65,8 @@ class Posterior(TorchDistribution):
 
     arg_constraints = {}  # noqa: RUF012
     has_rsample = False
+    _dtype: torch.dtype
+    """Values of other dtypes are converted to this one."""
 
     def __init__(self, prior: Distribution, batch_shape: Size = Size()) -> None:
         self._prior = prior
@@ -87,7 +89,7 @@ class Posterior(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of parameters (\*S, \*B, D), shape (\*S, \*B); minus infinity outside."""
-        value = check_value(self, value)
+        value = check_value(self, value).to(self._dtype)
         inside = within(self._prior, value)
         if bool(inside.all()):
             return self._log_prob(value)
@@ -110,6 +112,16 @@ class Posterior(TorchDistribution):
         shape = Size(sample_shape)
         draws = self._draw(shape.numel())
         return draws.reshape(*shape, *self.batch_shape, *self.event_shape)
+
+    def __repr__(self) -> str:
+        """Its shapes, and how well it is known."""
+        batch = f"batch_shape={tuple(self.batch_shape)}, " if self.batch_shape else ""
+        count = self.event_shape[0]
+        return f"{type(self).__name__}({batch}num_parameters={count}{self._facts()})"
+
+    def _facts(self) -> str:
+        """What else its text tells."""
+        return ""
 
     @property
     def _summary(self) -> Tensor:
@@ -166,6 +178,7 @@ class NetworkPosterior(Posterior):
         self, prior: Distribution, mixture: FiniteMixture, to_parameters: Transform
     ) -> None:
         self._mixture, self._map = mixture, to_parameters
+        self._dtype = mixture.logits.dtype
         super().__init__(prior, mixture.batch_shape)
 
     def _draw(self, count: int) -> Tensor:
@@ -224,8 +237,15 @@ class WeightedPosterior(Posterior):
         log_weight = weight[1]
         self.effective = effective(log_weight) / num_draws
         self._log_evidence = log_weight.logsumexp(0) - math.log(num_draws)
+        self._dtype = log_weight.dtype
         spread = (log_weight - log_weight.amax()).exp()
         self._error = float(spread.std() / spread.mean()) / math.sqrt(num_draws)
+
+    def _facts(self) -> str:
+        return (
+            f", effective={float(self.effective):.3f}, "
+            f"log_evidence={float(self._log_evidence):.3f}"
+        )
 
     def log_evidence(self) -> tuple[Tensor, Tensor]:
         """Logarithm of the density of the simulations under the model, and its standard error."""

@@ -42,7 +42,7 @@ PRIORS = {
     "no law": (lambda theta: 0.0, r"a distribution of PyTorch or Pyro.* got function"),
     "no draws": (Silent(), r"can be drawn from, got a Silent"),
     "batch": (Uniform(torch.zeros(2), torch.ones(2)), r"event shape \(D,\).*batch shape \(2,\)"),
-    "number": (Normal(0.0, 1.0), r"event shape \(D,\).*event shape \(\)"),
+    "number": (Normal(0.0, 1.0), r"a Normal of numbers.*prior.expand\(\[1\]\)"),
 }
 
 
@@ -59,7 +59,8 @@ DATA = {
     "constant": (theta(), x() * torch.tensor([1.0, 0.0, 1.0]), r"of x that vary, but \[1\]"),
     "rows": (theta(99), x(), r"as many simulations as parameters, got 100 and 99"),
     "parameters": (torch.rand(100, 3), x(), r"theta of shape \(N, 2\).*\(100, 3\)"),
-    "flat": (theta(), torch.randn(100), r"x of shape \(N, C\).*\(100,\)"),
+    "raw": (theta(), torch.randn(100, 3, 2), r"x of shape \(N, C\).*\(100, 3, 2\)"),
+    "flat": (torch.rand(100), x(), r"theta of shape \(N, 2\).*\(100,\)"),
     "few": (theta(10), x(10), r"at least 50 simulations"),
     "outside": (theta() + 1, x(), r"within the support of the prior"),
 }
@@ -105,9 +106,13 @@ QUESTIONS = {
     "many": (lambda m: m.posterior([[0.0, 0.0]], route="likelihood"), r"one simulation \(2,\)"),
     "gaps": (lambda m: m.posterior([0.0, math.nan], route="network"), r"needs whole simulations"),
     "theta": (lambda m: m.likelihood([0.5]), r"theta of shape \(..., 2\)"),
+    "numbers": (lambda m: m.posterior(0.0), r"x of shape \(..., 2\).*\(1,\)"),
     "outside": (lambda m: m.likelihood([0.5, 2.0]), r"within the support"),
-    "level": (lambda m: m.posterior([0.0, 0.0]).interval(90), r"level"),
-    "probs": (lambda m: m.posterior([0.0, 0.0]).quantile(90.0), r"probs from 0 to 1"),
+    "level": (lambda m: m.posterior([0.0, 0.0], route="network").interval(90), r"level"),
+    "probs": (
+        lambda m: m.posterior([0.0, 0.0], route="network").quantile(90.0),
+        r"probs from 0 to 1",
+    ),
 }
 
 

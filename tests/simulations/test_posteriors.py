@@ -146,7 +146,14 @@ def truncated(theta):
 def test_posteriors_stay_within_the_support():
     box = Independent(Uniform(-torch.ones(2), torch.ones(2)), 1)
     model = learn_joint(
-        box, truncated, COUNT, num_components=(1,), steps=60, seed=0, progress_bar=False
+        box,
+        truncated,
+        COUNT,
+        num_components=(1,),
+        num_members=1,
+        steps=60,
+        seed=0,
+        progress_bar=False,
     )
     assert model.route == "likelihood"  # which is normal, and the posterior is not
     seen = torch.tensor([0.95, 0.0])
@@ -155,9 +162,9 @@ def test_posteriors_stay_within_the_support():
         draws = law.sample((2000,))
         assert box.support.check(draws).all()
         assert law.log_prob(torch.tensor([1.2, 0.0])) == -math.inf
-        grid = torch.linspace(-0.9999, 0.9999, 400)
-        points = torch.cartesian_prod(grid, grid)
-        mass = law.log_prob(points).exp().sum() * (grid[1] - grid[0]) ** 2
+        grid = torch.linspace(-0.9999, 0.9999, 200)
+        density = law.log_prob(torch.cartesian_prod(grid, grid)).exp().reshape(200, 200)
+        mass = torch.trapezoid(torch.trapezoid(density, grid), grid)
         assert abs(float(mass) - 1) < 0.03
     # Of a normal around 0.95 that ends at one: its mean, by the error function.
     law = model.posterior(seen)
@@ -179,7 +186,7 @@ def test_several_modes_are_found():
         num_components=(4,),
         num_members=1,
         hidden_dims=(32,),
-        steps=500,
+        steps=300,
         lr=0.01,
         seed=0,
         progress_bar=False,
