@@ -35,6 +35,9 @@ def below(x: Tensor, value: float, width: float) -> Tensor:
     Returns:
         The steps, of the shape of x.
 
+    Raises:
+        ValueError: If the width is not positive.
+
     Example:
         >>> x = torch.tensor([0.9, 1.05, 3.0], requires_grad=True)
         >>> below(x, 1.0, 0.2)
@@ -43,6 +46,8 @@ def below(x: Tensor, value: float, width: float) -> Tensor:
         >>> x.grad < 0
         tensor([True, True, True])
     """
+    if not width > 0:
+        raise ValueError(f"Expected a positive width, got {width}.")
     return exact_step(x < value, torch.sigmoid(4 * (value - x) / width))
 
 
@@ -58,8 +63,13 @@ def between(x: Tensor, low: float, high: float, width: float) -> Tensor:
     Returns:
         The steps, of the shape of x.
 
+    Raises:
+        ValueError: If `low` is not less than `high`, or the width is not positive.
+
     Example:
         >>> between(torch.tensor([0.5, 2.0, 7.0]), 1.0, 5.0, 0.2)
         tensor([0., 1., 0.])
     """
+    if not low < high:
+        raise ValueError(f"Expected low to be less than high, got {low} and {high}.")
     return below(x, high, width) - below(x, low, width)

@@ -1,6 +1,7 @@
 """Priors from statements, against closed forms and quadratures of their own."""
 
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -145,6 +146,34 @@ def test_smooth_laws_keep_every_quantile(smooth):
     assert float(law.log_prob(x).exp().mean()) == pytest.approx(1.0, abs=0.003)
 
 
+EVENTS = {
+    "a half-line": (lambda x: x > 0.7, 0.3, 0.2),
+    "two tails": (lambda x: (x - 0.5).abs() > 0.4123, 0.1754, 0.7),
+    "a sliver": (lambda x: (x > 0.5) & (x < 0.501), 0.001, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_events_give_pieces_of_uniform_laws(name):
+    """Of an event of length a and probability p, the entropy is that of two uniform pieces."""
+    event, length, p = EVENTS[name]
+    law = law_of(probability(event, p), UNIT)
+    entropy = -p * math.log(p / length) - (1 - p) * math.log((1 - p) / (1 - length))
+    assert float(law.entropy()) == pytest.approx(entropy, abs=1e-9)
+    x = torch.tensor([0.01, 0.2, 0.5005, 0.99])
+    density = torch.where(event(x), p / length, (1 - p) / (1 - length))
+    torch.testing.assert_close(law.log_prob(x).exp(), density, atol=1e-8, rtol=0)
+    draws = law.sample((50_000,))
+    assert abs(event(draws).double().mean() - p) < 5 * math.sqrt(p * (1 - p) / 50_000)
+
+
+def test_a_member_with_a_pole():
+    law = law_of([mean(1.0), sd(2.0)], POSITIVE, families={"x": "gamma"})
+    assert float(law.base.concentration) == pytest.approx(0.25, abs=1e-8)
+    expected = float(dist.Gamma(0.25, 0.25).entropy())
+    assert float(law.entropy()) == pytest.approx(expected, abs=1e-6)
+
+
 # ---- several variables ------------------------------------------------------------------------
 
 
@@ -208,6 +237,60 @@ def test_what_is_stated_holds_and_the_law_is_normalised():
     assert abs(-log_q.mean() - float(prior.entropy())) < 5 * log_q.std() / 200
     for text in ("correlation of rate, share", ">=0.6", "<=3"):
         assert text in str(prior)
+
+
+def test_an_event_of_two_variables_against_a_fine_grid():
+    """The boundary of the event crosses the panels of the quadrature."""
+    prior = elicit(
+        {"low": [mean(0.0), sd(1.0)], "high": [mean(1.0), sd(1.0)]},
+        joint=[probability(lambda low, high: low < high, 0.9)],
+    )
+    (block,) = prior.blocks
+    # With one cell more on one axis, midpoints lie on both sides of the diagonal alike.
+    x, p, entropy = fine_dual(block.law, (1200, 1201), ((-6.0, 7.0), (-6.0, 7.0)))
+    assert float(p.sum()) == pytest.approx(1.0, abs=1e-3)
+    assert float(p[x[:, 0] < x[:, 1]].sum()) == pytest.approx(0.9, abs=1e-3)
+    assert float(entropy) == pytest.approx(float(prior.entropy()), abs=2e-3)
+    state = torch.get_rng_state()
+    for (got, error), s in zip(block.check(), block.statistics, strict=True):
+        assert 0 < error < 0.01
+        assert abs(got - s.level) < 5 * error
+    assert "error" in str(prior)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_correlation_next_to_one():
+    """By a finer quadrature; where that does not do, an error says so (see below)."""
+    rho, statements = 0.999, {n: [mean(0.0), sd(1.0)] for n in "ab"}
+    prior = elicit(statements, correlations={("a", "b"): rho})
+    entropy = math.log(2 * math.pi * math.e) + 0.5 * math.log(1 - rho**2)
+    assert float(prior.entropy()) == pytest.approx(entropy, abs=2e-3)
+    deviation = prior.sample((20_000,)).std(0)
+    assert (deviation - 1).abs().max() < 5 / math.sqrt(2 * 20_000)
+
+
+@pytest.mark.parametrize("kind", ["correlations", "rank_correlations"])
+def test_priors_can_be_pickled(kind):
+    statements = {"a": [mean(1.0), interval(0.5, 0.5, 2)], "b": RATE, "c": SHARE}
+    supports = {"a": POSITIVE, "b": POSITIVE, "c": UNIT}
+    prior = elicit(statements, support=supports, smooth=0.2, **{kind: {("a", "c"): 0.4}})
+    same = pickle.loads(pickle.dumps(prior))
+    x = prior.sample((10,))
+    assert torch.equal(same.log_prob(x), prior.log_prob(x))
+    assert str(same) == str(prior)
+
+
+def test_a_copula_has_exact_margins():
+    prior = elicit(
+        {"a": mean(1.0), "b": mean(3.0)},
+        support={"a": POSITIVE, "b": POSITIVE},
+        rank_correlations={("a", "b"): 0.5},
+    )
+    *own, (rank, error) = prior.blocks[0].check()
+    assert [e for _, e in own] == [0.0, 0.0]
+    assert [got for got, _ in own] == pytest.approx([1.0, 3.0], abs=1e-8)
+    assert 0 < error < 0.01
+    assert abs(rank - 0.5) < 5 * error
 
 
 def test_an_event_that_is_likely_anyway_changes_nothing():
@@ -303,6 +386,14 @@ def test_the_prior_is_a_distribution():
     assert error.max() < 5
 
 
+def test_values_of_other_shapes_and_nan():
+    prior = elicit({"x": [mean(0.0), sd(1.0)], "y": [mean(0.0), sd(1.0)]})
+    with pytest.raises(ValueError, match=r"shape \(\.\.\., 2\).*'x', 'y', got \(4, 3\)"):
+        prior.log_prob(torch.zeros(4, 3))
+    got = prior.log_prob(torch.tensor([[0.0, math.nan], [0.0, 0.0]]))
+    assert got.isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("kind", ["correlations", "rank_correlations"])
 def test_sites_of_a_model_under_nuts_and_svi(kind):
     prior = elicit(
@@ -382,6 +473,22 @@ BAD = {
         {"x": mean(1)}, {"joint": [probability(lambda w: w < 1, 0.5)]}, r"names of variables"),
     "a joint statement about one": (
         {"x": mean(1)}, {"joint": [probability(lambda x: x < 1, 0.5)]}, r"about 'x' alone"),
+    "no spread of largest entropy": (
+        {"x": [mean(1.0), sd(2.0)]}, {}, r"sd of 'x' of at most 1.*lognormal"),
+    "a law too narrow": (
+        {n: [mean(0), sd(1)] for n in "xy"},
+        {"support": {}, "correlations": {("x", "y"): 0.9999}}, r"'x' and 'y' whose law a quadra"),
+    "a pair in both": (
+        {"x": mean(1), "y": mean(1)},
+        {"correlations": {("x", "y"): 0.2}, "rank_correlations": {("y", "x"): 0.2}},
+        r"one or the other"),
+    "a function that is not finite": (
+        {"x": expectation(lambda x: x.sqrt(), 0.5)}, {"support": {}},
+        r"to be finite on the support of 'x'"),
+    "an event that is a function": (
+        {"x": [mean(1.0), probability(torch.sigmoid, 0.5)]}, {}, r"true or false"),
+    "nothing on the line": ({"x": []}, {"support": {}}, r"about 'x', or a support with two"),
+    "steps wider than their distance": ({"x": RATE}, {"smooth": 1.5}, r"smooth.*got 1.5"),
     "a number": ({"x": 3.0}, {}, r"statements about 'x'"),
     "nothing": ({}, {}, r"statements by the names"),
 }  # fmt: skip
@@ -393,6 +500,14 @@ def test_statements_that_no_law_meets(name):
     options = {"support": dict.fromkeys(statements, POSITIVE), **options}
     with pytest.raises(ValueError, match=match):
         elicit(statements, **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"), [({"smoth": 0.5}, "got smoth"), ({"lr": 0.1}, "flow.*got lr")]
+)
+def test_settings_that_are_unknown_or_not_needed(settings, match):
+    with pytest.raises(TypeError, match=match):
+        elicit({"x": SHARE}, support={"x": UNIT}, **settings)
 
 
 @pytest.mark.parametrize(

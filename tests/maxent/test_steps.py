@@ -18,6 +18,14 @@ def test_values_are_those_of_the_step_and_gradients_those_of_the_smooth_one(dtyp
     torch.testing.assert_close(got, torch.autograd.grad(smooth.sum(), x)[0])
 
 
+def test_arguments_that_are_no_steps():
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match="positive width, got 0"):
+        below(x, 0.5, 0.0)
+    with pytest.raises(ValueError, match=r"low to be less than high, got 1.0 and 0.5"):
+        between(x, 1.0, 0.5, 0.1)
+
+
 def test_a_search_keeps_the_probability_of_an_interval():
     """Sigmoids of this width in place of the steps would leave 0.64 instead of 0.6."""
     torch.manual_seed(0)

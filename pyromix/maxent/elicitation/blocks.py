@@ -1,9 +1,10 @@
 """Laws of variables that depend on each other, from the laws that they have on their own."""
 
-__all__ = ["Marginal", "solve_block"]
+__all__ = ["Marginal", "needs_flow", "solve_block"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,11 @@ class Marginal(NamedTuple):
     variable: Variable
     statistics: tuple[Statistic, ...]
     law: LineLaw
+
+
+def needs_flow(names: Sequence[str]) -> bool:
+    """Whether variables with joint statements are too many for a quadrature."""
+    return len(names) > MAX_QUADRATURE
 
 
 def solve_block(
@@ -90,11 +96,11 @@ def solve_block(
             kept += _kept_scores(m, i)
     start += [0.0] * (len(pairs) + len(scores) + len(shared)) + [s.start for s in kept]
     everything = (*stated, *kept)
-    if dim <= MAX_QUADRATURE:
+    if not needs_flow(names):
         bases = [m.law.base for m in marginals]
-        edges = [joint_edges(m.law, m.variable.points, max(dim, 2)) for m in marginals]
+        edges = [joint_edges(m.law, m.variable.edges, max(dim, 2)) for m in marginals]
         law: Any = solve_joint(
-            names, everything, torch.tensor(start).double(), bases, edges, support, bounds
+            names, everything, torch.tensor(start).double(), bases, edges, support, bounds, shared
         )
     else:
         tails = [s for i, m in enumerate(marginals) for s in _tails(m, i)]
@@ -113,13 +119,27 @@ def _moments(m: Marginal) -> tuple[float, float]:
     return float(m.law.mean), float(m.law.variance) ** 0.5
 
 
+def _product(parts: Sequence[tuple[int, float, float]], x: Tensor) -> Tensor:
+    """The product of columns, each in deviations from a centre."""
+    result = torch.ones_like(x[..., 0])
+    for i, centre, deviation in parts:
+        result = result * ((x[..., i] - centre) / deviation)
+    return result
+
+
+def _score_product(parts: Sequence[tuple[int, LineLaw]], x: Tensor) -> Tensor:
+    """The product of normal scores of columns."""
+    result = torch.ones_like(x[..., 0])
+    for i, law in parts:
+        result = result * score(law, x[..., i]).to(x)
+    return result
+
+
 def _correlation(marginals: Sequence[Marginal], i: int, j: int, rho: float) -> Statistic:
     """The product of two variables in deviations."""
     (m, s), (n, t) = _moments(marginals[i]), _moments(marginals[j])
     names = f"{marginals[i].variable.name}, {marginals[j].variable.name}"
-    return Statistic(
-        f"correlation of {names}", lambda x: (x[..., i] - m) / s * ((x[..., j] - n) / t), rho
-    )
+    return Statistic(f"correlation of {names}", partial(_product, ((i, m, s), (j, n, t))), rho)
 
 
 def _score_correlation(marginals: Sequence[Marginal], i: int, j: int, rho: float) -> Statistic:
@@ -127,39 +147,29 @@ def _score_correlation(marginals: Sequence[Marginal], i: int, j: int, rho: float
     one, other = marginals[i], marginals[j]
     return Statistic(
         f"rank correlation of {one.variable.name}, {other.variable.name}",
-        lambda x: (score(one.law, x[..., i]) * score(other.law, x[..., j])).to(x),
+        partial(_score_product, ((i, one.law), (j, other.law))),
         rho,
     )
 
 
 def _kept_scores(m: Marginal, i: int) -> list[Statistic]:
     """Mean and square of the normal scores that a rank-correlated variable keeps."""
-    name = m.variable.name
+    name, one = m.variable.name, ((i, m.law),)
     return [
-        Statistic(f"score of {name}, kept", lambda x: score(m.law, x[..., i]).to(x), 0.0),
-        Statistic(
-            f"square score of {name}, kept", lambda x: score(m.law, x[..., i]).square().to(x), 1.0
-        ),
+        Statistic(f"score of {name}, kept", partial(_score_product, one), 0.0),
+        Statistic(f"square score of {name}, kept", partial(_score_product, one * 2), 1.0),
     ]
 
 
 def _kept_moments(m: Marginal, i: int) -> list[Statistic]:
     """The mean and deviation that a correlated variable keeps, if they are not stated anyway."""
     centre, deviation = _moments(m)
-    name = m.variable.name
+    name, one = m.variable.name, ((i, centre, deviation),)
     result = []
     if m.variable.centre is None:
-        result.append(
-            Statistic(f"mean of {name}, kept", lambda x: (x[..., i] - centre) / deviation, 0.0)
-        )
+        result.append(Statistic(f"mean of {name}, kept", partial(_product, one), 0.0))
     if m.variable.sd is None:
-        result.append(
-            Statistic(
-                f"variance of {name}, kept",
-                lambda x: ((x[..., i] - centre) / deviation).square(),
-                1.0,
-            )
-        )
+        result.append(Statistic(f"variance of {name}, kept", partial(_product, one * 2), 1.0))
     return result
 
 

@@ -2,6 +2,7 @@
 
 __all__ = ["elicit"]
 
+import inspect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ import torch
 from torch.distributions import constraints
 
 from ...core.checks import number
-from .blocks import Marginal, solve_block
-from .line import solve_line
+from ..problem import MaximumEntropy
+from .blocks import Marginal, needs_flow, solve_block
+from .line import solve_line, with_jumps
 from .prior import Block, ElicitedPrior
 from .statements import Expectation, Interval, Mean, Probability, Quantile, Sd, Statement
 from .statistics import Statistic, compile_joint, compile_variable
@@ -80,6 +82,7 @@ def elicit(
 
     Raises:
         ValueError: If statements do not fit a variable's support, or contradict each other.
+        TypeError: If settings are unknown, or not needed.
 
     Example:
         >>> from torch.distributions import constraints
@@ -97,18 +100,32 @@ def elicit(
     families = dict(families or {})
     for argument, keys in (("support", supports), ("families", families)):
         _check_names(argument, keys, names)
-    if not number()("smooth", smooth) >= 0:
-        raise ValueError(f"Expected smooth to be at least zero, got {smooth}.")
+    if not 0 <= number()("smooth", smooth) <= 1:
+        raise ValueError(f"Expected smooth to be between 0 and 1, got {smooth}.")
+    _check_settings(settings)
     marginals = {}
     for name in names:
         low, high = _bounds(name, supports[name])
         variable, statistics = compile_variable(name, known[name], low, high, smooth)
+        variable = with_jumps(variable, statistics)
         law = solve_line(variable, statistics, supports[name], families.get(name))
         marginals[name] = Marginal(variable, tuple(statistics), law)
     pairs = _check_correlations("correlations", correlations or {}, names)
     ranks = _check_correlations("rank_correlations", rank_correlations or {}, names)
+    both = [pair for pair in pairs if pair in ranks]
+    if both:
+        raise ValueError(
+            f"Expected each pair in correlations or in rank_correlations, one or the other, got "
+            f"{both[0]!r} in both."
+        )
     shared = [compile_joint(statement, names) for statement in joint]
     groups = _connected(names, [*pairs, *ranks, *(arguments for arguments, _ in shared)])
+    linked = {pair[0] for pair in pairs} | {arguments[0] for arguments, _ in shared}
+    if settings and not any(needs_flow(group) and linked & set(group) for group in groups):
+        raise TypeError(
+            f"Expected settings of a search only with a flow, for more than three variables that "
+            f"depend on each other, got {', '.join(settings)}. Leave them out."
+        )
     blocks = []
     for group in groups:
         columns = tuple(names.index(name) for name in group)
@@ -124,6 +141,17 @@ def elicit(
         members = [marginals[name] for name in group]
         blocks.append(solve_block(members, columns, own_pairs, own_ranks, moved, settings))
     return ElicitedPrior(blocks, {name: supports[name] for name in names})
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises an error about settings that `MaximumEntropy.solve` does not have."""
+    known = [name for name in inspect.signature(MaximumEntropy.solve).parameters if name != "self"]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise TypeError(
+            f"Expected keyword arguments of elicit, or settings of MaximumEntropy.solve "
+            f"({', '.join(known)}), got {', '.join(unknown)}."
+        )
 
 
 def _as_lists(

@@ -59,11 +59,23 @@ def _beta(theta: Tensor) -> Distribution:
     return dist.Beta(share * total, (1 - share) * total)
 
 
+def _identity(y: Tensor) -> Tensor:
+    return y
+
+
+def _square_log(y: Tensor) -> Tensor:
+    return y.log().square()
+
+
+def _log_rest(y: Tensor) -> Tensor:
+    return torch.log1p(-y)
+
+
 FAMILIES = {
-    "normal": Family("normal", _normal, (lambda y: y, torch.square)),
-    "gamma": Family("gamma", _gamma, (lambda y: y, torch.log)),
-    "lognormal": Family("lognormal", _lognormal, (torch.log, lambda y: y.log().square())),
-    "beta": Family("beta", _beta, (torch.log, lambda y: torch.log1p(-y))),
+    "normal": Family("normal", _normal, (_identity, torch.square)),
+    "gamma": Family("gamma", _gamma, (_identity, torch.log)),
+    "lognormal": Family("lognormal", _lognormal, (torch.log, _square_log)),
+    "beta": Family("beta", _beta, (torch.log, _log_rest)),
 }
 ON_LINE, ON_HALF, ON_INTERVAL = ("normal",), ("gamma", "lognormal"), ("beta",)
 

@@ -1,9 +1,10 @@
 """The law of one variable: a density on the line that may jump where statements say so."""
 
-__all__ = ["PLACE", "LineLaw", "keep_inside", "solve_line"]
+__all__ = ["PLACE", "LineLaw", "keep_inside", "solve_line", "with_jumps"]
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.types import _size
 
 from .dual import Dual, Solution
 from .families import Placed, choose_family, fit
-from .panels import gauss, geometric_edges, reach
+from .panels import find_jumps, gauss, geometric_edges, reach
 from .statistics import Exponent, Statistic, Variable
 
 # Where the law itself is kept, and computes.
@@ -208,9 +209,45 @@ def solve_line(
     Raises:
         ValueError: If no law meets the statements.
     """
+    if not statistics and not (math.isfinite(variable.low) and math.isfinite(variable.high)):
+        raise ValueError(
+            f"Expected statements about {variable.name!r}, or a support with two bounds, got "
+            f"neither. Add a statement, such as interval(0.9, 2, 5)."
+        )
     law = _solve_line(variable, statistics, support, family)
     _check_pieces(variable, law)
     return law
+
+
+def with_jumps(variable: Variable, statistics: Sequence[Statistic]) -> Variable:
+    """The variable with the points where events that statements are about begin and end.
+
+    Raises:
+        ValueError: If a statistic is not finite on the support.
+    """
+    anchors, scale = _place(variable)
+    edges = geometric_edges(variable.low, variable.high, anchors, scale)
+    jumps: set[float] = set()
+    for s in statistics:
+        if s.steps is None:
+            of_column = s.values
+            jumps |= set(
+                find_jumps(lambda x, f=of_column: f(x.unsqueeze(-1)), edges, anchors, scale)
+            )
+    return replace(variable, jumps=tuple(sorted(jumps - set(variable.points))))
+
+
+def _place(variable: Variable) -> tuple[list[float], float]:
+    """Points about which a variable's law lies, and its scale."""
+    anchors = [*variable.points]
+    if variable.centre is not None:
+        anchors.append(variable.centre)
+    finite = [b for b in (variable.low, variable.high) if math.isfinite(b)]
+    if not anchors and variable.jumps:
+        anchors = sorted({variable.jumps[0], variable.jumps[-1]})
+    if not anchors:
+        anchors = [sum(finite) / len(finite)] if len(finite) == 2 else finite or [0.0]
+    return anchors, reach(variable.low, variable.high, anchors, variable.sd)
 
 
 def _solve_line(
@@ -219,17 +256,13 @@ def _solve_line(
     support: constraints.Constraint,
     family: str | None,
 ) -> LineLaw:
-    anchors = [*variable.points]
-    if variable.centre is not None:
-        anchors.append(variable.centre)
-    finite = [b for b in (variable.low, variable.high) if math.isfinite(b)]
-    if not anchors:
-        anchors = [sum(finite) / len(finite)] if len(finite) == 2 else finite or [0.0]
-    scale = reach(variable.low, variable.high, anchors, variable.sd)
+    anchors, scale = _place(variable)
     edges = geometric_edges(variable.low, variable.high, anchors, scale)
+    edges = torch.cat([edges, torch.tensor(variable.jumps).double()]).unique()
     x, weight = (part.flatten() for part in gauss(edges, ORDER))
     if family is None:
-        solution = _solve(statistics, x, weight.log(), reference=None)
+        _check_exists(variable)
+        solution = _solve(variable, statistics, x, weight.log(), reference=None)
         if not _is_open(variable, statistics, solution, x):
             _check_met(variable, statistics, solution, x)
             law = Exponent(tuple(statistics), solution.multipliers)
@@ -237,13 +270,14 @@ def _solve_line(
     points = [a for a in anchors if variable.low < a < variable.high]
     if not points:
         low, high = variable.low, variable.high
-        points = [low + scale if math.isfinite(low) else high - scale if finite else 0.0]
+        half = low + scale if math.isfinite(low) else high - scale
+        points = [half if math.isfinite(half) else 0.0]
     placed = choose_family(variable, family, points, scale)
     base = fit(placed, statistics, x, weight, points, scale)
     if base is None:
         raise _open_error(variable)
     log_weight = weight.log() + base.log_prob(x)
-    solution = _solve(statistics, x, log_weight, reference=base)
+    solution = _solve(variable, statistics, x, log_weight, reference=base)
     _check_met(variable, statistics, solution, x)
     if _is_open(variable, statistics, solution, x):
         raise _open_error(variable)
@@ -258,12 +292,49 @@ def _solve_line(
     return LineLaw(law, edges, support, description, placed)
 
 
+def _finite(statistic: Statistic, variable: Variable, x: Tensor) -> Tensor:
+    """Values of a statistic at nodes (n, 1).
+
+    Raises:
+        ValueError: If they are not all finite.
+    """
+    values = statistic.values(x)
+    bad = ~values.isfinite()
+    if bool(bad.any()):
+        i = int(bad.nonzero()[0])
+        raise ValueError(
+            f"Expected {statistic.name} to be finite on the support of {variable.name!r}, "
+            f"({variable.low:g}, {variable.high:g}), got {float(values[i]):g} at "
+            f"{float(x[i, 0]):g}. Bound the support, or take another function."
+        )
+    return values
+
+
+def _check_exists(variable: Variable) -> None:
+    """Raises an error where a mean and an sd on a half have no law of largest entropy."""
+    low, high = variable.low, variable.high
+    if variable.centre is None or variable.sd is None or math.isfinite(low) == math.isfinite(high):
+        return
+    distance = min(variable.centre - low, high - variable.centre)
+    if variable.sd > distance:
+        raise ValueError(
+            f"Expected an sd of {variable.name!r} of at most {distance:.4g}, the distance of its "
+            f"mean from the bound, got {variable.sd:g}: laws with these have an entropy up to "
+            f"that of an exponential law, which none of them reaches. Take a family, "
+            f'families={{{variable.name!r}: "lognormal"}}, or bound the support.'
+        )
+
+
 def _solve(
-    statistics: Sequence[Statistic], x: Tensor, log_weight: Tensor, reference: Any
+    variable: Variable,
+    statistics: Sequence[Statistic],
+    x: Tensor,
+    log_weight: Tensor,
+    reference: Any,
 ) -> Solution:
     columns = x.unsqueeze(-1)
     empty = x.new_empty(len(x), 0)
-    values = [s.values(columns) for s in statistics]
+    values = [_finite(s, variable, columns) for s in statistics]
     smooth = [s.at(columns) for s in statistics]
     is_smooth = any(s.is_smooth for s in statistics)
     start = torch.tensor([0.0 if reference else s.start for s in statistics]).double()

@@ -13,10 +13,12 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
+from .copula import CopulaLaw
 from .line import LineLaw
 from .statistics import Statistic
 
 NUM_DRAWS = 100_000  # where there is no quadrature
+SEED = 0  # of draws for the printed table
 
 
 class Block(NamedTuple):
@@ -37,6 +39,30 @@ class Block(NamedTuple):
             return x, torch.full((NUM_DRAWS,), 1 / NUM_DRAWS).to(x)
         x, p = self.law.nodes()
         return (x.unsqueeze(-1) if x.dim() == 1 else x), p
+
+    def check(self) -> list[tuple[float, float]]:
+        """What the law has for every statement, and its standard error.
+
+        Statements about variables with a law of their own, also in a copula, are integrated: their
+        standard error is zero. Others are averaged over draws, which know nothing of the nodes
+        that the law was solved on.
+        """
+        if isinstance(self.law, LineLaw):
+            x, p = self.draws()
+            return [(float(p @ s.values(x).to(p)), 0.0) for s in self.statistics]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(SEED)
+            draws = self.law.sample(Size((NUM_DRAWS,))).double()
+        result = []
+        for s in self.statistics:
+            if isinstance(self.law, CopulaLaw) and s.columns is not None and len(s.columns) == 1:
+                nodes, p = self.law.laws[s.columns[0]].nodes()
+                x = nodes.unsqueeze(-1).expand(-1, len(self.names))
+                result.append((float(p @ s.values(x).to(p)), 0.0))
+                continue
+            values = s.values(draws).double()
+            result.append((float(values.mean()), float(values.std()) / NUM_DRAWS**0.5))
+        return result
 
 
 class ElicitedPrior(TorchDistribution):
@@ -89,12 +115,21 @@ class ElicitedPrior(TorchDistribution):
         return torch.stack(columns, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of values (..., d), shape (...)."""
+        """Log-density of values (..., d), shape (...); NaN where a value is.
+
+        Raises:
+            ValueError: If values have another last dimension.
+        """
+        if value.dim() < 1 or value.shape[-1] != len(self.supports):
+            raise ValueError(
+                f"Expected values of shape (..., {len(self.supports)}), an entry for each of "
+                f"{', '.join(map(repr, self.names))}, got {tuple(value.shape)}."
+            )
         total = torch.zeros_like(value[..., 0])
         for block in self.blocks:
             x = value[..., list(block.columns)]
             total = total + block.law.log_prob(x if block.law.event_shape else x.squeeze(-1))
-        return total
+        return torch.where(value.isnan().any(-1), math.nan, total)
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
         """The entries of values (..., d) by name, each of shape (...)."""
@@ -156,21 +191,22 @@ class ElicitedPrior(TorchDistribution):
         return means, variances
 
     def __str__(self) -> str:
-        lines = [f"{'':36} {'stated':>12} {'got':>12} {'multiplier':>12}"]
+        lines = [f"{'':36} {'stated':>12} {'got':>12} {'error':>10} {'multiplier':>12}"]
         for block in self.blocks:
             law = block.law
             what = law.description if isinstance(law, LineLaw) else type(law).__name__
             lines.append(f"{', '.join(block.names)}: {what}")
-            x, p = block.draws()
             # What was stated comes first, unless the law is a member of a family.
             found = law.exponent.multipliers.tolist() if hasattr(law, "exponent") else []
             prices = found or [math.nan] * len(block.statistics)
-            for s, price in zip(block.statistics, prices, strict=False):
-                got = s.sign * float(p @ s.values(x).to(p))
+            rows = zip(block.statistics, block.check(), prices, strict=False)
+            for s, (average, error), price in rows:
+                got = s.sign * average
+                margin = f"{error:10.2g}" if error else f"{'exact':>10}"
                 relation = ("" if not s.is_inequality else "<=") if s.sign > 0 else ">="
                 stated = f"{relation}{s.sign * s.level:.5g}"
                 shown = f"{s.sign * price:12.4g}" if math.isfinite(price) else f"{'':12}"
-                lines.append(f"  {s.name[:34]:34} {stated:>12} {got:12.5g} {shown}")
+                lines.append(f"  {s.name[:34]:34} {stated:>12} {got:12.5g} {margin} {shown}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ class Variable:
     """The standard deviation, if it is stated."""
     width: float = 0.0
     """Of smooth steps."""
+    jumps: tuple[float, ...] = ()
+    """Where events that statements are about begin and end."""
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """All points at which the density may jump."""
+        return tuple(sorted({*self.points, *self.jumps}))
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Statistic:
     """A first guess of the multiplier."""
     sign: int = 1
     """Minus one for what was stated as "at least"."""
+    columns: tuple[int, ...] | None = None
+    """Of the draws, those that it takes; None if that is all of them."""
 
     def at(self, x: Tensor) -> Tensor:
         """What stands in the exponent of the density."""
@@ -72,13 +82,10 @@ class Statistic:
 
     def moved(self, columns: Sequence[int]) -> "Statistic":
         """The same of draws with more columns, of which it takes some."""
-
-        def of(function: Values) -> Values:
-            return lambda x: function(x[..., columns])
-
-        steps = self.steps
-        moved = None if steps is None else lambda width: of(steps(width))
-        return replace(self, values=of(self.values), steps=moved)
+        chosen = list(columns)
+        steps = None if self.steps is None else partial(_moved_steps, self.steps, chosen)
+        values = partial(_of_columns, self.values, chosen)
+        return replace(self, values=values, steps=steps, columns=tuple(sorted(set(chosen))))
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,14 @@ class Exponent:
             if float(multiplier):  # zero times infinity would be NaN
                 total = total - multiplier.to(x) * statistic.at(x).to(x)
         return total
+
+
+def _of_columns(function: Values, columns: list[int], x: Tensor) -> Tensor:
+    return function(x[..., columns])
+
+
+def _moved_steps(steps: Callable[[float], Values], columns: list[int], width: float) -> Values:
+    return partial(_of_columns, steps(width), columns)
 
 
 # ---- of one variable ----------------------------------------------------------------------------
@@ -202,47 +217,91 @@ def _statistic(variable: Variable, statement: Statement) -> Statistic:
         case Quantile(p=p, value=value):
             return Statistic(
                 f"{name}: {statement}",
-                lambda x: (x[..., 0] < value).to(x),
+                partial(_inside, -math.inf, value),
                 p,
-                steps=lambda width: lambda x: _step(value - x[..., 0], width),
+                steps=partial(partial, _smooth_inside, -math.inf, value),
                 width=width,
             )
         case Interval(p=p, low=low, high=high):
             return Statistic(
                 f"{name}: {statement}",
-                lambda x: ((low < x[..., 0]) & (x[..., 0] < high)).to(x),
+                partial(_inside, low, high),
                 p,
-                steps=lambda width: (
-                    lambda x: _step(high - x[..., 0], width) - _step(low - x[..., 0], width)
-                ),
+                steps=partial(partial, _smooth_inside, low, high),
                 width=width,
             )
         case Mean(level=level):
-            return _levelled(f"mean of {name}", lambda x: x[..., 0], level, variable)
+            return _levelled(f"mean of {name}", _first, level, variable)
         case Sd(value=value):
             centre = variable.centre or 0.0
             return Statistic(
                 f"variance of {name}",
-                lambda x: (x[..., 0] - centre).square(),
+                partial(_square_deviation, centre),
                 value**2,
                 start=0.5 / value**2,
             )
         case Expectation(function=function, level=level):
-            return _levelled(f"{_label(function)} of {name}", _of_column(function), level)
+            return _levelled(f"{_label(function)} of {name}", partial(_of_first, function), level)
         case Probability(event=event, level=level):
-            return _levelled(f"P({_label(event, 'event')}) of {name}", _of_column(event), level)
+            what = f"P({_label(event, 'event')}) of {name}"
+            return _levelled(what, partial(_event_of_first, what, event), level)
     raise ValueError(
         f"Expected statements about {name!r}, such as quantile(...), got {statement!r}."
     )
 
 
-def _step(distance: Tensor, width: float) -> Tensor:
-    """Rises from zero to one about zero; its slope there is 1 / width."""
-    return torch.sigmoid(4 * distance / width)
+# Functions of draws, at the level of the module, so that laws made of them can be pickled.
 
 
-def _of_column(function: Callable[..., Tensor]) -> Values:
-    return lambda x: function(x[..., 0]).to(x)
+def _first(x: Tensor) -> Tensor:
+    return x[..., 0]
+
+
+def _square_deviation(centre: float, x: Tensor) -> Tensor:
+    return (x[..., 0] - centre).square()
+
+
+def _inside(low: float, high: float, x: Tensor) -> Tensor:
+    return ((low < x[..., 0]) & (x[..., 0] < high)).to(x)
+
+
+def _smooth_inside(low: float, high: float, width: float, x: Tensor) -> Tensor:
+    """Rises from zero to one about `low`, with a slope of 1 / width there, and falls again."""
+    below = torch.sigmoid(4 * (high - x[..., 0]) / width)
+    return below - torch.sigmoid(4 * (low - x[..., 0]) / width)
+
+
+def _of_first(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return function(x[..., 0]).to(x)
+
+
+def _event_of_first(name: str, event: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return _checked(name, event(x[..., 0])).to(x)
+
+
+def _of_named(
+    function: Callable[..., Tensor], columns: Mapping[str, int], is_event: bool, x: Tensor
+) -> Tensor:
+    values = function(**{name: x[..., i] for name, i in columns.items()})
+    return (_checked(_label(function, "event"), values) if is_event else values).to(x)
+
+
+def _negative(function: Values, x: Tensor) -> Tensor:
+    return -function(x)
+
+
+def _checked(name: str, happens: Tensor) -> Tensor:
+    """Values of an event.
+
+    Raises:
+        ValueError: If it has others than true and false.
+    """
+    if happens.dtype != torch.bool and not bool(((happens == 0) | (happens == 1)).all()):
+        raise ValueError(
+            f"Expected {name} to be of an event, which is true or false, got other values. "
+            f"Use expectation(...) for a function."
+        )
+    return happens
 
 
 def _label(function: Any, anonymous: str = "function") -> str:
@@ -261,7 +320,7 @@ def _levelled(
         elif math.isfinite(variable.high) and not math.isfinite(variable.low):
             start = -1 / (variable.high - level.value)
     if level.relation == ">=":
-        return Statistic(name, lambda x: -values(x), -level.value, True, sign=-1)
+        return Statistic(name, partial(_negative, values), -level.value, True, sign=-1)
     return Statistic(name, values, level.value, level.relation == "<=", start=start)
 
 
@@ -304,13 +363,6 @@ def compile_joint(statement: Statement, names: Sequence[str]) -> tuple[tuple[str
         )
     columns = {a: list(names).index(a) for a in arguments}
     label = f"{_label(function, 'event' if is_event else 'function')}({', '.join(arguments)})"
-
-    def values(x: Tensor) -> Tensor:
-        return function(**_columns(x, columns)).to(x)
-
+    values = partial(_of_named, function, columns, is_event)
     name = f"P({label})" if is_event else label
     return arguments, _levelled(name, values, statement.level)
-
-
-def _columns(x: Tensor, columns: Mapping[str, int]) -> dict[str, Tensor]:
-    return {name: x[..., i] for name, i in columns.items()}
