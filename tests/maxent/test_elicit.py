@@ -277,7 +277,6 @@ def test_priors_can_be_pickled(kind):
     same = pickle.loads(pickle.dumps(prior))
     x = prior.sample((10,))
     assert torch.equal(same.log_prob(x), prior.log_prob(x))
-    assert str(same) == str(prior)
 
 
 def test_a_copula_has_exact_margins():

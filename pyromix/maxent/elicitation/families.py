@@ -25,6 +25,7 @@ from .statistics import Statistic, Variable
 # Members and statements agree when violations in deviations are below this.
 MET = 1e-8
 POLISHING_STEPS = 6
+MAX_STEPS = 50  # before polishing; more only repeat where rounding ends the search
 # Of the scale, from which a member is sought.
 FACTORS = (1.0, 0.3, 0.1)
 LARGEST_MOVE = 12.0  # of a parameter: a logarithm, or a mean in units of the scale
@@ -223,7 +224,7 @@ def _most_entropy(
     found = minimize(
         lambda theta: value_and_slope(None, theta), start, jac=True, method="SLSQP",
         constraints=limits, bounds=_bounds(start),
-        options={"maxiter": 200, "ftol": 1e-9},
+        options={"maxiter": MAX_STEPS, "ftol": 1e-9},
     )  # fmt: skip
     theta = found.x
     for _ in range(POLISHING_STEPS):  # onto the statements; along them it is at its best

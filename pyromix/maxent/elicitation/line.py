@@ -5,6 +5,7 @@ __all__ = ["PLACE", "LineLaw", "keep_inside", "solve_line", "with_jumps"]
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -220,21 +221,18 @@ def solve_line(
 
 
 def with_jumps(variable: Variable, statistics: Sequence[Statistic]) -> Variable:
-    """The variable with the points where events that statements are about begin and end.
-
-    Raises:
-        ValueError: If a statistic is not finite on the support.
-    """
+    """The variable with the points where events that statements are about begin and end."""
     anchors, scale = _place(variable)
     edges = geometric_edges(variable.low, variable.high, anchors, scale)
     jumps: set[float] = set()
     for s in statistics:
         if s.steps is None:
-            of_column = s.values
-            jumps |= set(
-                find_jumps(lambda x, f=of_column: f(x.unsqueeze(-1)), edges, anchors, scale)
-            )
+            jumps |= set(find_jumps(partial(_at_points, s), edges, anchors, scale))
     return replace(variable, jumps=tuple(sorted(jumps - set(variable.points))))
+
+
+def _at_points(statistic: Statistic, x: Tensor) -> Tensor:
+    return statistic.values(x.unsqueeze(-1))
 
 
 def _place(variable: Variable) -> tuple[list[float], float]:
