@@ -259,6 +259,15 @@ def test_an_event_of_two_variables_against_a_fine_grid():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_an_event_along_the_diagonal_of_equal_nodes():
+    """Of two normals with the same nodes a < b holds with 1 / 2: no multiplier is needed."""
+    statements = {n: [mean(0.0), sd(1.0)] for n in "ab"}
+    prior = elicit(statements, joint=[probability(lambda a, b: a < b, 0.5)])
+    assert abs(float(prior.blocks[0].law.exponent.multipliers[-1])) < 1e-4
+    expected = math.log(2 * math.pi * math.e)
+    assert float(prior.entropy()) == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_correlation_next_to_one():
     """By a finer quadrature; where that does not do, an error says so (see below)."""
     rho, statements = 0.999, {n: [mean(0.0), sd(1.0)] for n in "ab"}

@@ -25,7 +25,7 @@ COARSE = (1e-9, 1e-6, 1e-3, 0.02, 0.1, 0.3)
 ORDERS = {2: 7, 3: 4}
 PROBES = 20_000  # draws that test the bound of rejection
 BATCH = 100_000
-PARTS = {2: 12, 3: 3}  # of a box along every axis, where an event begins or ends within it
+POINTS = {2: 128, 3: 32}  # in a box, where an event begins or ends within it
 FINER = {2: 2, 3: 1}  # how often panels are halved before a law counts as too narrow
 CLOSE = 5e-3  # difference of two rules, in deviations
 LEAST_TAIL = 1e-4  # probability beyond the nodes from which on a tail is open
@@ -175,7 +175,9 @@ def joint_rule(
     """Nodes (n, d) and the logarithms of their weights (n,), more of them where events end.
 
     Each node has a box around it, with its weight for a volume. Where a corner of the box differs
-    from the node in an event, midpoints of parts of the box stand for the node.
+    from the node in an event, points spread over the box stand for the node. They are reflected at
+    its centre, so that of a box that is cut through its centre exactly a half is on either side,
+    as for a < b where both variables have the same nodes.
 
     Args:
         edges: Of panels, for every variable.
@@ -197,14 +199,15 @@ def joint_rule(
             part = at_corner[tuple(slice(s, s + n) for s, n in zip(shift, size, strict=True))]
             crossed |= part.flatten() != at_node
     index = torch.unravel_index(crossed.nonzero().squeeze(-1), size)
-    share = (torch.arange(PARTS[dim]).double() + 0.5) / PARTS[dim]
-    shares = torch.cartesian_prod(*[share] * dim)
+    steps = torch.tensor([2.0, 3.0, 5.0]).double().sqrt()[:dim]  # of a Kronecker sequence
+    shares = torch.arange(1, POINTS[dim] // 2 + 1).double().unsqueeze(-1) * steps % 1
+    shares = torch.cat([shares, 1 - shares])
     columns = [
         e[i].unsqueeze(-1) + (e[i + 1] - e[i]).unsqueeze(-1) * shares[:, d]
         for d, (e, i) in enumerate(zip(ends, index, strict=True))
     ]
     inner = torch.stack(columns, -1).reshape(-1, dim)
-    log_inner = (log_weight[crossed] - dim * math.log(PARTS[dim])).repeat_interleave(len(shares))
+    log_inner = (log_weight[crossed] - math.log(len(shares))).repeat_interleave(len(shares))
     return torch.cat([x[~crossed], inner]), torch.cat([log_weight[~crossed], log_inner])
 
 
