@@ -534,3 +534,14 @@ def test_settings_that_are_unknown_or_not_needed(settings, match):
 def test_statements_that_are_none(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_wide_law_on_a_half_exists_where_a_quantile_bounds_it():
+    """With a mean and an sd above it alone there is none."""
+    known = [mean(1.0), sd(1.2), quantile(0.5, 0.1)]
+    law = elicit({"x": known}, support={"x": constraints.positive})
+    x = torch.linspace(0, 60, 600_001)[1:].unsqueeze(-1)
+    p = law.log_prob(x).exp() * (x[1, 0] - x[0, 0])
+    assert float(p.sum()) == pytest.approx(1.0, abs=1e-3)
+    assert float((p * x[:, 0]).sum()) == pytest.approx(1.0, abs=3e-3)
+    assert float(p[x[:, 0] < 0.1].sum()) == pytest.approx(0.5, abs=2e-3)

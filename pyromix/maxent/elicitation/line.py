@@ -259,7 +259,8 @@ def _solve_line(
     edges = torch.cat([edges, torch.tensor(variable.jumps).double()]).unique()
     x, weight = (part.flatten() for part in gauss(edges, ORDER))
     if family is None:
-        _check_exists(variable)
+        if len(statistics) == 2:  # where more is known a law may exist
+            _check_exists(variable)
         solution = _solve(variable, statistics, x, weight.log(), reference=None)
         if not _is_open(variable, statistics, solution, x):
             _check_met(variable, statistics, solution, x)
