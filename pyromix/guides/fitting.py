@@ -100,7 +100,7 @@ def fit_guide(
         >>> result.effective_sample_size > 3900
         True
         >>> round(result.log_evidence, 2)
-        -2.94
+        -2.92
     """
     check_choice("method", method, ("auto", "natural", "gradient"))
     if steps is not None:
