@@ -65,6 +65,7 @@ if __name__ == "__main__":
     shorten(setattr)
     warnings.filterwarnings("ignore", message="Training made the model worse")
     warnings.filterwarnings("ignore", message="The weights of draws of the guide")
+    warnings.filterwarnings("ignore", message="Draws that were moved from the prior")
     warnings.filterwarnings("error", category=UserWarning, module=r"pyromix\b")
     script = sys.argv[1]
     sys.argv = [script]

@@ -9,12 +9,13 @@ import pyro.distributions.transforms as transforms
 import torch
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..core.checks import check_count, check_positive_int, number
+from ..core.checks import check_choice, check_count, check_positive_int, number
 from ..core.networks import check_widths
 from ..flows.flow import Flow
 from ..flows.near_identity import near_identity
 from ..flows.triangular import Triangular
 from ..mixtures import GaussianMixture, RelaxedGaussianMixture
+from ..mixtures.covariance import STRUCTURES
 from ..mixtures.learnable import Covariance
 
 
@@ -74,6 +75,8 @@ def spline_flow(
         raise ValueError("Expected hidden_dims to have at least one width, got none.")
     if not number()("bound", bound) > 0:
         raise ValueError(f"Expected bound to be positive, got {bound}.")
+    if covariance is not None:
+        check_choice("covariance", covariance, tuple(STRUCTURES))
     if base is not None:
         _check_base(base, dim, (num_components, covariance, temperatures))
     if covariance is None:

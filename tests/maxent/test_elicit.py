@@ -335,6 +335,7 @@ def test_rank_correlations_leave_every_variable_as_it_is():
     assert (slack.log_prob(x) - copula.log_prob(x)).abs().mean() < 5e-3
 
 
+@pytest.mark.slow
 def test_more_than_three_variables_are_a_flow():
     """Close to the normal that has these moments; the search is too short for more."""
     names = "abcd"

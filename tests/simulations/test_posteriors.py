@@ -36,9 +36,11 @@ def exact(columns):
 @pytest.fixture(scope="module")
 def model():
     """Networks stay near their start, the linear regression, whose error is known."""
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     options = {"num_components": (1,), "num_members": 2, "steps": 20, "lr": 1e-5}
-    return learn_joint(prior(), linear, COUNT, seed=0, progress_bar=False, **options)
+    yield learn_joint(prior(), linear, COUNT, seed=0, progress_bar=False, **options)
+    torch.set_default_dtype(before)
 
 
 def tolerance(scale, draws):
