@@ -37,6 +37,7 @@ from torch.nn.functional import softplus
 from benchmarks.common import cli
 from benchmarks.common.store import OUT, Numbers, Store
 from pyromix.guides import AutoMixture, StratifiedELBO, evaluate_guide, fit_guide
+from pyromix.guides.fitting import falling_adam
 
 STEPS = {"quick": 30, "default": 2000}
 DRAWS = {"quick": 500, "default": 20_000}
@@ -258,14 +259,7 @@ def measure(name: str, target: Target, of: str, size: str) -> Numbers:
 
 def _train(name: str, target: Target, guide: Any, bound: ELBO, steps: int) -> None:
     rate = {"AutoMixture": 0.03, "splines": 0.001}.get(name.split(",")[0].split(" ")[0], 0.01)
-    optimizer = pyro.optim.PyroLRScheduler(
-        torch.optim.lr_scheduler.LambdaLR,
-        {
-            "optimizer": torch.optim.Adam,
-            "optim_args": {"lr": rate},
-            "lr_lambda": lambda step: min(1.0, 2 - 2 * step / steps),
-        },
-    )
+    optimizer = falling_adam(rate, steps)
     svi = SVI(target.model, guide, optimizer, bound)
     for _ in range(steps):
         svi.step()

@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.common import cli
 from benchmarks.common.store import OUT, Numbers, Store
 from pyromix.guides import AutoMixture, GuideResult, evaluate_guide, fit_guide
+from pyromix.guides.fitting import falling_adam
 
 STEPS = {"quick": 50, "default": 3000}
 CHAIN = {"quick": 20, "default": 1000}
@@ -286,14 +287,7 @@ def normal(kind: Any, model: Model, size: str) -> tuple[Numbers, GuideResult]:
     start = time.perf_counter()
     guide = kind(model)
     steps = STEPS[size]
-    optimizer = pyro.optim.PyroLRScheduler(
-        torch.optim.lr_scheduler.LambdaLR,
-        {
-            "optimizer": torch.optim.Adam,
-            "optim_args": {"lr": 0.02},
-            "lr_lambda": lambda step: min(1.0, 2 - 2 * step / steps),
-        },
-    )
+    optimizer = falling_adam(0.02, steps)
     svi = SVI(model, guide, optimizer, Trace_ELBO(8, vectorize_particles=True))
     for _ in range(steps):
         svi.step()

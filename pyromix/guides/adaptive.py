@@ -123,10 +123,7 @@ def fit_mixture(
         bar.update()
         bar.set_postfix_str(f"loss {-bound:.4g}, {law.num_components} components")
 
-    law, verdict = (
-        guide.correlated_law,
-        _Verdict(-math.inf, math.inf, -math.inf, False, guide.mixture.loc),
-    )
+    law, bound = guide.correlated_law, -math.inf
     with bar, poutine.block(), pyro.validation_enabled(False):
         while True:
             climbed = climb(
@@ -140,8 +137,9 @@ def fit_mixture(
                 after=after,
             )
             law = drop_idle(climbed, plan.max_components)
-            before, verdict = verdict.bound, _judged(target, law)
-            settled = verdict.gap < CLOSE or abs(verdict.bound - before) < CLOSE
+            before, verdict = bound, _judged(target, law)
+            bound = verdict.bound
+            settled = verdict.gap < CLOSE or abs(bound - before) < CLOSE
             if plan.steps - len(losses) < ROUND:
                 missed = scout.look(law, verdict, again=True) is not None
                 break

@@ -1,6 +1,6 @@
 """Training a guide, up to the question whether to believe it."""
 
-__all__ = ["fit_guide"]
+__all__ = ["falling_adam", "fit_guide"]
 
 import math
 from collections.abc import Callable, Mapping
@@ -70,8 +70,8 @@ def fit_guide(
         max_components: Most components that the guide may grow to, by natural gradients; by
             default 64, or twice as many as it has.
         lr: Learning rate of Adam; by default 0.03, and 0.005 for transforms.
-        num_particles: Draws of a step; by default 8 and two for each dimension, of each component,
-            by natural gradients, and two of each component, 32 at least, by Adam.
+        num_particles: Draws of a step; by default five and one for each dimension, of each
+            component, by natural gradients, and two of each component, 32 at least, by Adam.
         num_draws: Draws by which the result is judged; see `evaluate_guide`.
         vectorize: Whether model and guide are run with all draws at once, in a plate.
         seed: Seed of everything random; by default drawn from PyTorch's global generator.
@@ -147,6 +147,23 @@ def fit_guide(
     return replace(result, losses=tuple(losses), missed=missed)
 
 
+def falling_adam(lr: float, steps: int) -> pyro.optim.PyroLRScheduler:
+    """Adam for Pyro, whose learning rate falls to zero in the second half of the steps.
+
+    Args:
+        lr: Learning rate at the start.
+        steps: Number of steps: call `step` after each.
+    """
+    return pyro.optim.PyroLRScheduler(
+        torch.optim.lr_scheduler.LambdaLR,
+        {
+            "optimizer": torch.optim.Adam,
+            "optim_args": {"lr": lr},
+            "lr_lambda": lambda step: min(1.0, 2 - 2 * step / steps),
+        },
+    )
+
+
 def _by_gradients(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -164,14 +181,7 @@ def _by_gradients(
         components = guide.num_components if isinstance(guide, AutoMixture) else 0
         num_particles = max(FEWEST, EACH * components)
     bound = StratifiedELBO(num_particles, vectorize_particles=vectorize)
-    optimizer = pyro.optim.PyroLRScheduler(
-        torch.optim.lr_scheduler.LambdaLR,
-        {
-            "optimizer": torch.optim.Adam,
-            "optim_args": {"lr": lr},
-            "lr_lambda": lambda step: min(1.0, 2 - 2 * step / steps),
-        },
-    )
+    optimizer = falling_adam(lr, steps)
     svi = SVI(model, guide, optimizer, bound)
     losses = []
     bar = trange(steps, disable=not progress_bar)

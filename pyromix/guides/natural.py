@@ -65,6 +65,8 @@ class _Batch(NamedTuple):
     """The gradients of these, (n, D)."""
     proposal: Tensor
     """Logarithms of the sum of the densities of the components that they were drawn from, (n,)."""
+    own: Tensor
+    """Log-densities of these components, (n, K)."""
 
 
 def climb(
@@ -121,18 +123,21 @@ def _draw(target: Density, law: MixtureOfMultivariateNormals, each: int) -> _Bat
     z = (law.loc.unsqueeze(1) + noise @ law.scale_tril.mT).flatten(0, 1)
     value, gradient = value_and_slope(target, z)
     own = law._joint_log_prob(z) - law.logits.log_softmax(-1)
-    return _Batch(z, value, gradient, own.logsumexp(-1))
+    return _Batch(z, value, gradient, own.logsumexp(-1), own)
 
 
 def _step(
     law: MixtureOfMultivariateNormals, batches: list[_Batch], radius: float, diagonal: bool
 ) -> tuple[MixtureOfMultivariateNormals, float]:
-    """The mixture after a step, and the bound before it."""
-    z, value, gradient, proposal = (torch.cat(part) for part in zip(*batches, strict=True))
+    """The mixture after a step, and the bound before it. The last batch is of the mixture."""
+    z, value, gradient, proposal = (
+        torch.cat(part) for part in zip(*(batch[:4] for batch in batches), strict=True)
+    )
     log_weight = law.logits.log_softmax(-1)
-    joint = law._joint_log_prob(z)
+    *older, newest = batches  # what the newest were drawn from is the mixture itself
+    own = torch.cat([*(law._joint_log_prob(b.z) - log_weight for b in older), newest.own])
+    joint = own + log_weight
     log_q = joint.logsumexp(-1)
-    own = joint - log_weight
     fine = value.isfinite()
     # Each batch has draws of all components, which are those of any one by their weights.
     share = torch.where(fine.unsqueeze(-1), own - proposal.unsqueeze(-1), -torch.inf)

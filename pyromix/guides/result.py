@@ -1,6 +1,14 @@
 """Whether to believe a guide: evidence, effective draws and the tail of importance weights."""
 
-__all__ = ["GuideResult", "check_draws", "evaluate_guide", "import_arviz", "try_out"]
+__all__ = [
+    "GuideResult",
+    "check_draws",
+    "evaluate_guide",
+    "import_arviz",
+    "is_reliable",
+    "smoothed",
+    "try_out",
+]
 
 import importlib
 import math
@@ -12,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Generator, Tensor
 
 from ..core.advice import warn_user
@@ -64,7 +73,7 @@ class GuideResult:
         effective_sample_size: How many draws of the posterior the weighted ones are worth.
         modes: Modes, by mass from the largest, where the guide is an `AutoMixture` without
             transforms: groups of components without a dip between them.
-        mode_of_draw: Which of them each draw is of, (n,); -1 where modes are not known.
+        mode_of_draw: Which of them each draw is of, (n,); None where modes are not known.
         missed: Whether training ended with parts of the posterior in view that the guide misses,
             as it had no components or steps left.
         losses: Losses of training, if there was one.
@@ -87,8 +96,8 @@ class GuideResult:
     def reliable(self) -> bool:
         """Whether `pareto_k` is at most 0.7, or weights are so alike that tails do not count.
 
-        Not where training knew of parts of the posterior that the guide misses.
-        A mode that no draw is near, and a narrow neck that few are in, cannot be told.
+        Not where training knew of parts of the posterior that the guide misses. A mode that no
+        draw is near, and a narrow neck that few are in, cannot be told.
         """
         return (
             not self.missed
@@ -348,26 +357,8 @@ def _weighted(
     sizes = [BLOCK] * (count // BLOCK) + [count % BLOCK] if vectorize else [1] * count
     for size in filter(None, sizes):
         many = size if vectorize else None
-        try:
-            traced, guided = paired_traces(
-                in_plate(model, many, depth),
-                in_plate(guide, many, depth),
-                args,
-                kwargs,
-                nesting=depth + vectorize,
-            )
-            log_p = log_density(traced, many, depth)
-            ratio = log_p - log_density(guided, many, depth)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            known = isinstance(error, NotImplementedError) or "vectorize=False" in str(error)
-            if many is None or known:
-                raise
-            raise ValueError(
-                f"Expected a model and a guide that broadcast over a plate of draws: run with "
-                f"{many} at once they failed, where one by one they do not. Index and sum from "
-                f"the right, as in z[..., 0] and z.sum(-1), or set vectorize=False. {error}"
-            ) from error
-        ratios.append(ratio.reshape(-1))
+        traced, guided, log_p, log_q = _run(model, guide, args, kwargs, many, depth)
+        ratios.append((log_p - log_q).reshape(-1))
         for name in names:
             value: Any = guided.nodes[name]["value"]
             found[name].append(value.reshape(size, *values[name].shape))
@@ -375,6 +366,36 @@ def _weighted(
             first = {name: own[0][0] for name, own in found.items() if name in traced.nodes}
             _check_first(model, first, log_p[0], args, kwargs, depth)
     return {name: torch.cat(own) for name, own in found.items()}, torch.cat(ratios)
+
+
+def _run(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    count: int | None,
+    depth: int,
+) -> tuple[Trace, Trace, Tensor, Tensor]:
+    """Traces of a model and its guide with so many draws, and the log-densities of both.
+
+    Raises:
+        ValueError: If they fail with many draws at once.
+    """
+    both = in_plate(model, count, depth), in_plate(guide, count, depth)
+    try:
+        nesting = depth + (count is not None)
+        traced, guided = paired_traces(*both, args, kwargs, nesting=nesting)
+        log_p, log_q = (log_density(trace, count, depth) for trace in (traced, guided))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        known = isinstance(error, NotImplementedError) or "vectorize=False" in str(error)
+        if count is None or known:
+            raise
+        raise ValueError(
+            f"Expected a model and a guide that broadcast over a plate of draws: run with "
+            f"{count} at once they failed, where one by one they do not. Index and sum from "
+            f"the right, as in z[..., 0] and z.sum(-1), or set vectorize=False. {error}"
+        ) from error
+    return traced, guided, log_p, log_q
 
 
 def _check_first(

@@ -147,5 +147,5 @@ def _evaluate(name: str, function: Statistics, x: Tensor, levels: Tensor) -> Ten
             f"Expected {name} of draws of shape {tuple(x.shape)} to have shape {wanted}, one "
             f"column for each of the {what}, got {got}. Stack them with torch.stack(..., -1)."
         )
-    # Draws of a discrete law may be integers.
-    return value.to(x.dtype if x.is_floating_point() else levels.dtype)  # integers have no means
+    # Draws of a discrete law may be integers, which have no means.
+    return value.to(x.dtype if x.is_floating_point() else levels.dtype)
