@@ -3,7 +3,8 @@
     python tests/run_shortened.py tutorials/quickstart.py
 
 Every line is run, but `fit`, `fit_guide` and `MaximumEntropy.solve` take a few steps, chains of
-MCMC are short, and `SVI.step` repeats its last loss after some calls. Warnings of the library are
+MCMC are short, deep mixtures have few components and are asked with few particles, and `SVI.step`
+repeats its last loss after some calls. Warnings of the library are
 errors.
 """
 
@@ -34,6 +35,18 @@ def shortened(function, **limits):
     return run
 
 
+def smaller(function, **limits):
+    """The function, with arguments no larger than their limits where they are given by name."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        given = limits.keys() & kwargs.keys()
+        kwargs |= {name: min(kwargs[name], limits[name]) for name in given}
+        return function(*args, **kwargs)
+
+    return run
+
+
 def step_or_repeat(step):
     """`SVI.step`, which does nothing more once it was called often enough."""
 
@@ -59,6 +72,9 @@ def shorten(replace):
     replace(SimulationModel, "fit", shortened(SimulationModel.fit, steps=20))
     replace(MCMC, "__init__", shortened(MCMC.__init__, num_samples=20, warmup_steps=20))
     replace(SVI, "step", step_or_repeat(SVI.step))
+    replace(pyromix.DRMM, "__init__", smaller(pyromix.DRMM.__init__, num_components=8))
+    for model in (pyromix.DRMM, pyromix.HierarchicalDRMM):
+        replace(model, "condition", smaller(model.condition, num_particles=64))
 
 
 if __name__ == "__main__":

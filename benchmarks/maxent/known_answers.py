@@ -10,7 +10,8 @@ eight dimensions, are solved by `pyromix.MaximumEntropy`, with spline flows on f
 
 and where modes are many, or apart, on two more, and with splines of single coordinates:
 
-- folds: a normal that RAD folds, with gradients given branches, and the score of these;
+- folds: a normal that RAD folds, with gradients given branches, and the score of these (of the
+  oscillation without splines);
 - codes: a deep residual mixture (DRMM), with as many draws of every code;
 - separate: a normal, each coordinate through a spline of its own (wells are independent).
 
@@ -48,6 +49,7 @@ from typing import Any
 import torch
 from pyro.distributions.transforms import Spline
 from torch import Tensor
+from torch.distributions import biject_to
 
 from benchmarks.common import cli
 from benchmarks.common.store import OUT, Store
@@ -100,10 +102,13 @@ def draw_and_score(flow: Flow, num: int) -> tuple[Tensor, Tensor]:
 
 
 def make_flow(problem: Problem, base: str) -> Flow:
-    options = problem.own.get(base, {})
+    options = dict(problem.own.get(base, {}))
     match base:
         case "folds":
+            has_splines = options.pop("splines", True)
             law: Any = RAD(problem.dim, **options)
+            if not has_splines:
+                return Flow(law.base, [*law.transforms, biject_to(problem.support)])
         case "codes":
             law = DRMM(problem.dim, **options)
         case "separate":

@@ -133,9 +133,44 @@ class GuideResult:
         Raises:
             ValueError: If there is no such site.
         """
+        draws, weight = self._weighted(name)
+        return torch.tensordot(weight, draws, 1)
+
+    def std(self, name: str) -> Tensor:
+        """The standard deviation of a latent variable under the posterior, by the weights.
+
+        Args:
+            name: Of its site.
+
+        Raises:
+            ValueError: If there is no such site.
+        """
+        draws, weight = self._weighted(name)
+        return torch.tensordot(weight, (draws - self.mean(name)).square(), 1).sqrt()
+
+    def mean_error(self, name: str) -> Tensor:
+        r"""The standard error of `mean`, for the number of draws and their weights w.
+
+        .. math:: \Big(\sum_i w_i^2 (z_i - \bar z)^2\Big)^{1/2}
+
+        Not to be believed where `pareto_k` is above 0.7.
+
+        Args:
+            name: Of the site.
+
+        Raises:
+            ValueError: If there is no such site.
+        """
+        draws, weight = self._weighted(name)
+        return torch.tensordot(weight.square(), (draws - self.mean(name)).square(), 1).sqrt()
+
+    def _weighted(self, name: str) -> tuple[Tensor, Tensor]:
+        """Draws of a site (n, *) as floating-point numbers, and their weights (n,)."""
         if name not in self.draws:
             raise ValueError(f"Expected one of the sites {list(self.draws)}, got {name!r}.")
-        return torch.tensordot(self.log_weight.exp().to(self.draws[name]), self.draws[name], 1)
+        draws, weight = self.draws[name], self.log_weight.exp()
+        draws = draws if draws.is_floating_point() else draws.to(weight)
+        return draws, weight.to(draws)
 
     def __repr__(self) -> str:
         return str(self)

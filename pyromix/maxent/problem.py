@@ -2,6 +2,7 @@
 
 __all__ = ["InfeasibleError", "MaximumEntropy"]
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..core.checks import Check, check_arguments, check_count, check_positive_int, number
-from ..core.conversions import TensorLike
+from ..core.conversions import TensorLike, as_tensor
 from ..core.random import draws_from, seeded
 from ..training.fit import OptimizerFactory, adam
 from .draws import Gradient, make_sampler
@@ -90,6 +91,7 @@ class MaximumEntropy:
     ) -> None:
         _check_distribution(distribution)
         self.distribution = distribution
+        self._stated = (statistics, inequalities, bounds, names, gradient)
         like = next(distribution.parameters())
         self.expectations = Expectations(statistics, targets, inequalities, bounds, names, like)
         if like.is_inference():
@@ -212,6 +214,85 @@ class MaximumEntropy:
             finally:
                 search.release()
             return search.conclude()
+
+    def solve_many(
+        self, targets: TensorLike, *, seed: int | None = None, **options: Any
+    ) -> list[MaximumEntropyResult]:
+        """Solves the same problem for many targets, each from the nearest one that is solved.
+
+        Between neighbours the law changes little, so that most searches take a few rounds. The
+        distribution of the problem is where the first one starts, and is left as it was.
+
+        Args:
+            targets: What the expectations of T must equal, (B, m), or (B,) if there is one.
+                Bounds are those of the problem.
+            seed: Seed of everything random; by default drawn from PyTorch's global generator.
+            options: Others of `solve`; `start` and `start_steps` are those of the first search.
+
+        Returns:
+            A result for each target, in their order, each with a distribution of its own. One
+            that nothing meets has the outcome ``"infeasible"``.
+
+        Raises:
+            ValueError: If the targets do not fit, or for an argument that is out of range.
+
+        Example:
+            >>> from pyromix import GaussianMixture
+            >>> problem = MaximumEntropy(GaussianMixture(1, 1), lambda x: x.square(), 1.0)
+            >>> options = {"rounds": 4, "steps": 30, "lr": 0.03, "progress_bar": False}
+            >>> results = problem.solve_many([1.0, 2.0], seed=0, **options)
+            >>> [result.distribution.variance.detach().round().tolist() for result in results]
+            [[1.0], [2.0]]
+        """
+        levels = as_tensor("targets", targets, like=self.expectations.levels)
+        count = len(self.expectations.targets)
+        levels = levels.unsqueeze(-1) if levels.dim() == 1 and count == 1 else levels
+        if not count or levels.dim() != 2 or levels.shape[-1] != count:
+            raise ValueError(
+                f"Expected targets of shape (B, {count}), as many as the problem has, got "
+                f"{tuple(levels.shape)}."
+            )
+        statistics, inequalities, bounds, names, gradient = self._stated
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        results: dict[int, MaximumEntropyResult] = {}
+        distance = _distances(levels)
+        while len(results) < len(levels):
+            solved = [i for i, result in results.items() if result.outcome != "infeasible"]
+            nearest, i = _next(
+                distance, solved, [i for i in range(len(levels)) if i not in results]
+            )
+            start = self.distribution if nearest is None else results[nearest].distribution
+            problem = MaximumEntropy(
+                copy.deepcopy(start),
+                statistics,
+                levels[i],
+                inequalities=inequalities,
+                bounds=bounds,
+                names=names,
+                gradient=gradient,
+            )
+            own = options if nearest is None else options | {"start": None, "start_steps": 0}
+            try:
+                results[i] = problem.solve(seed=seed + i, **own)
+            except InfeasibleError as error:
+                results[i] = error.result
+        return [results[i] for i in range(len(levels))]
+
+
+def _distances(levels: Tensor) -> Tensor:
+    """Distances between levels (B, m), in their own standard deviations: (B, B)."""
+    spread = levels.std(0, correction=0)
+    scaled = levels / torch.where(spread > 0, spread, 1.0)
+    return torch.cdist(scaled, scaled)
+
+
+def _next(distance: Tensor, solved: list[int], left: list[int]) -> tuple[int | None, int]:
+    """What is solved next of what is left, and what it is nearest to; first the most central."""
+    if not solved:
+        return None, left[int(distance[left].sum(-1).argmin())]
+    near, which = distance[left][:, solved].min(-1)
+    i = int(near.argmin())
+    return solved[int(which[i])], left[i]
 
 
 def _positive(name: str, value: Any) -> float:

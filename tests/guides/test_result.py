@@ -52,7 +52,15 @@ def test_wide_guides_are_corrected_and_narrow_ones_are_told():
     assert wide.pareto_k < 0.5
     assert abs(wide.log_evidence - evidence()) < 4 * wide.log_evidence_error
     assert wide.elbo < evidence() - 0.5
-    assert float(wide.mean("z")) == pytest.approx(float(X.sum()) / 4, abs=0.05)
+    off = float(wide.mean("z")) - float(X.sum()) / 4
+    # Of 4,000 draws q with weights p / q, of normals N(1, 1/4) and N(1/2, 1): the variance of
+    # their mean is E_q[(p / q)^2 (z - 1)^2] / 4000, by quadrature.
+    z = torch.linspace(-6, 8, 100_001)
+    p, q = (dist.Normal(*at).log_prob(z) for at in ((1.0, 0.5), (0.5, 1.0)))
+    error = float(torch.trapezoid((2 * p - q).exp() * (z - 1).square(), z) / 4000) ** 0.5
+    assert float(wide.mean_error("z")) == pytest.approx(error, rel=0.15)
+    assert abs(off) < 4 * error
+    assert float(wide.std("z")) == pytest.approx(0.5, abs=4 * error)
     drawn = wide.resample(4000, generator=torch.Generator().manual_seed(0))["z"]
     assert float(drawn.std()) == pytest.approx(0.5, abs=0.05)
     assert wide.resample(0)["z"].shape == (0,)

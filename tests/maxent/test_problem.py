@@ -373,3 +373,32 @@ def test_precisions(dtype):
     result = solve(MaximumEntropy(model, moments, [1.0, 5.0]), rounds=2, steps=5)
     assert result.means.dtype == result.multipliers.dtype == dtype
     assert next(model.parameters()).dtype == dtype
+
+
+# ---- many targets -----------------------------------------------------------------------------
+
+
+def test_many_targets_are_solved_from_their_neighbours():
+    """Normals of given mean and second moment; one that no law has."""
+    torch.manual_seed(0)
+    law = GaussianMixture(1, 1)
+    problem = MaximumEntropy(law, lambda x: torch.cat([x, x.square()], -1), [0.0, 1.0])
+    before = law.mean.detach().clone()
+    targets = torch.tensor([[2.0, 7.0], [0.0, 1.0], [1.0, 3.0], [1.5, 2.0]])
+    results = problem.solve_many(targets, seed=0, rounds=9, steps=40, lr=0.03, progress_bar=False)
+    assert torch.equal(law.mean, before)
+    for target, result in zip(targets, results, strict=True):
+        variance = float(target[1] - target[0].square())
+        if variance < 0:
+            assert not result.feasible
+            continue
+        torch.testing.assert_close(result.levels, target)
+        assert result.entropy == pytest.approx(
+            0.5 * math.log(2 * math.pi * math.e * variance), abs=0.05
+        )
+        assert float(result.distribution.mean.detach()) == pytest.approx(
+            float(target[0]), abs=0.1 * variance**0.5
+        )
+    assert len({id(result.distribution) for result in results}) == 4
+    with pytest.raises(ValueError, match=r"shape \(B, 2\)"):
+        problem.solve_many([1.0, 2.0])
