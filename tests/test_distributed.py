@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from pyromix import DCGMM, GaussianMixture, fit
+from pyromix import DCGMM, GaussianMixture, fit, fit_em
 from pyromix.dcgmm import GMM, Folding
 
 
@@ -24,6 +24,23 @@ def images():
     data = torch.rand(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     data[:100] *= 0.2
     return data
+
+
+def expectation_maximisation(name, fabric, folder):
+    """A fit to all data, of which each process sums over its part."""
+    torch.manual_seed(0)
+    data = points().masked_fill(torch.rand(300, 3) < 0.1, torch.nan)
+    model = GaussianMixture(3, 4, name.removeprefix("em_"), missing="marginalize")
+    batches = DataLoader(data, batch_size=32) if name == "em_full" else data
+    with torch.no_grad():
+        model.initialize(data)
+        model.loc[0] += 1e4  # a component without points, which is put elsewhere
+    history = fit_em(
+        model, batches, steps=25, initialize=False, fabric=fabric, seed=0, progress_bar=False
+    )
+    if fabric.is_global_zero:
+        state = model.state_dict() | {"losses": torch.tensor(history.losses)}
+        save_file(state, folder / f"{name}.{fabric.world_size}.safetensors")
 
 
 def train(name, fabric, folder):
@@ -67,6 +84,8 @@ def main(folder):
     fabric.launch()
     for name in ("tensor", "loader", "stages"):
         train(name, fabric, folder)
+    for name in ("em_full", "em_shared"):
+        expectation_maximisation(name, fabric, folder)
     with pytest.raises(ValueError, match="Choose a multiple of 2"):
         fit(GaussianMixture(3, 4), points(), batch_size=61, fabric=fabric, progress_bar=False)
     # Without this gloo's threads now and then abort a process that exits.
@@ -97,6 +116,17 @@ def test_two_processes_equal_one(name, folder):
     assert len(learned) == 6 or name != "stages"
     for key in learned if name == "stages" else one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["em_full", "em_shared"])
+def test_sums_over_two_processes_equal_one(name, folder):
+    expectation_maximisation(name, Fabric(accelerator="cpu", devices=1), folder)
+    one, two = (load_file(folder / f"{name}.{count}.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    assert (one["losses"].diff() <= 1e-9).all()
+    assert one["loc"].abs().max() < 100
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-6)
 
 
 if __name__ == "__main__":

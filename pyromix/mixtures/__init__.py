@@ -7,6 +7,7 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "OnlineEM",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
     "UnionOfConditioned",
@@ -17,6 +18,7 @@ from ..conditioning.mixture import ConditionedMixture
 from ..conditioning.union import UnionOfConditioned
 from .diagonal import MixtureOfNormals
 from .em.fit_em import fit_em
+from .em.online import OnlineEM
 from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
 from .low_rank import MixtureOfLowRankPrecisionNormals

@@ -11,30 +11,29 @@ __all__ = ["fit_em"]
 import copy
 import math
 import time
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ...core.advice import warn_user
-from ...core.checks import as_int, check_positive_int, check_squares
-from ...core.conversions import TensorLike, as_tensor
+from ...core.checks import as_int, check_positive_int
+from ...core.conversions import TensorLike
 from ...core.random import draws_from, seeded
 from ...training.history import History
 from ...training.integers import warn_about_integers
-from ..covariance import Moments
 from ..learnable import GaussianMixture
+from .maximization import is_alive, maximize, step_size
 from .products import Expectation
+from .rows import Rows, Source, Survey, TensorSource, make_source, survey
 from .statistics import Statistics, joint_log_prob
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Scores are computed for this many numbers (points x components) at once.
 BLOCK_SCORES = 2**20
-
-# Weight of the t-th minibatch in the running averages: (t + 2)^-0.6.
-STEP_POWER = 0.6
-
-# A component that explains less than this many points, and than another one, is dead.
-DEAD_POINTS = 0.5
 
 # Put elsewhere, it has this many iterations to raise the likelihood, at so many places.
 TRIAL_STEPS = 10
@@ -43,13 +42,16 @@ TRIAL_DONORS = 5
 
 def fit_em(
     model: GaussianMixture,
-    data: TensorLike,
+    data: Any,
     *,
     steps: int = 200,
     batch_size: int | None = None,
     tolerance: float = 1e-4,
+    sample_weight: TensorLike | None = None,
     restarts: int = 1,
     initialize: bool | None = None,
+    precision: Literal["double", "single"] = "double",
+    fabric: "Fabric | None" = None,
     seed: int | None = None,
     progress_bar: bool = True,
 ) -> History:
@@ -59,16 +61,29 @@ def fit_em(
     lost its points takes over half of another one's, if that raises the likelihood.
     With ``missing="marginalize"`` the missing entries are integrated out, for every covariance.
 
+    The data may be larger than memory: every iteration is one pass over them, in blocks.
+
     Args:
         model: A mixture without context, fitted in place.
-        data: Points, shape (N, D): a tensor, an array or nested lists.
+        data: Points, shape (N, D): a tensor, an array or nested lists; a NumPy memory map, or
+            another array in a file that has a shape and is sliced (h5py, zarr); a `Dataset`, a
+            `DataLoader`, or anything else that yields batches of rows each time that it is gone
+            through. Batches may be pairs of rows and their weights.
         steps: Largest number of iterations; with minibatches, their number.
-        batch_size: Size of a minibatch; by default every iteration uses all data.
+        batch_size: Size of a minibatch; by default every iteration uses all data. Not for
+            loaders.
         tolerance: Rise of the mean log-likelihood, in nats, below which to stop. Not used with
             minibatches.
+        sample_weight: Weights of the rows, (N,), not negative: a row of weight two counts as
+            two rows. By default all weigh one.
         restarts: Number of runs from different starts, of which the best is kept.
         initialize: Whether to start from clusters; by default if the model was never initialised
-            or trained. Restarts always do.
+            or trained. Restarts always do. They are those of 20,000 rows, where data are not
+            kept in memory.
+        precision: ``"single"``: matrix products in float32, which take half the time, where they
+            lose few digits; sums are in float64.
+        fabric: Over which processes to sum: each takes its part of the rows. All end with the
+            parameters that one process would find. Call ``fabric.launch()`` before.
         seed: Seed of starts and minibatches; by default drawn from PyTorch's global generator.
         progress_bar: Whether to show a bar with the loss.
 
@@ -87,31 +102,37 @@ def fit_em(
     """
     steps = check_positive_int("steps", steps)
     restarts = check_positive_int("restarts", restarts)
-    if not isinstance(model, GaussianMixture) or model.network is not None:
-        raise ValueError(
-            "Expected a GaussianMixture without context. Other models are trained with fit."
-        )
-    if not all(p.requires_grad for p in model._parameters_of_law().values()):
-        raise ValueError("Expected no frozen parameters: use fit to train the others alone.")
+    check_fittable(model)
+    if precision not in ("double", "single"):
+        raise ValueError(f"Expected precision 'double' or 'single', got {precision!r}.")
     given, seed = seed, int(torch.randint(2**62, ())) if seed is None else as_int(seed)
     if seed is None:
         raise ValueError(f"Expected seed to be an integer, got {given!r}.")
-    if isinstance(data, tuple):
-        raise ValueError("Expected points alone, got a tuple: leave labels out.")
-    data = data if isinstance(data, Tensor) else as_tensor("data", data, like=model.loc)
-    x = _check_data(model, data)
+    if fabric is not None:
+        model.to(fabric.device)
+        seed = fabric.broadcast(seed)
+    processes = 1 if fabric is None else fabric.world_size
+    source = make_source(data, sample_weight, dim=model.dim, like=model.loc)
     if batch_size is not None:
-        batch_size = min(check_positive_int("batch_size", batch_size), len(data))
+        batch_size = check_positive_int("batch_size", batch_size)
+        if processes > 1 or not isinstance(source, TensorSource):
+            raise ValueError(
+                "Expected no batch_size with a loader or several processes, where every iteration "
+                "uses all data. For minibatches of a stream use pyromix.OnlineEM."
+            )
     initialize = not bool(model.initialized) if initialize is None else initialize
-    warn_about_integers(model, x)
     best: tuple[float, GaussianMixture, History] | None = None
-    bar = tqdm(total=steps * restarts, unit="step", disable=not progress_bar)
-    with bar, torch.no_grad(), draws_from(*seeded(seed, x.device)):
+    shown = progress_bar and (fabric is None or fabric.is_global_zero)
+    bar = tqdm(total=steps * restarts, unit="step", disable=not shown)
+    with bar, torch.no_grad(), draws_from(*seeded(seed, model.loc.device)):
+        seen = survey(source, model.missing == "marginalize", model.loc.dtype)
+        warn_about_integers(model, seen.sample)
         for attempt in range(restarts):
             copied = copy.deepcopy(model)
             if initialize or attempt or restarts > 1:
-                copied.initialize(data)
-            run = _Run(copied.double(), x, batch_size, bar)
+                copied.initialize(seen.sample)
+            dtype = torch.float32 if precision == "single" else torch.float64
+            run = _Run(copied.double(), source, seen, batch_size, dtype, fabric, bar)
             history = run.train(steps, tolerance)
             if best is None or run.log_likelihood > best[0]:
                 best = run.log_likelihood, copied, history
@@ -131,25 +152,47 @@ def fit_em(
     return best[2]
 
 
+def check_fittable(model: Any) -> None:
+    """Checks that a model is a mixture that expectation maximisation can fit.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(model, GaussianMixture) or model.network is not None:
+        raise ValueError(
+            "Expected a GaussianMixture without context. Other models are trained with fit."
+        )
+    if not all(p.requires_grad for p in model._parameters_of_law().values()):
+        raise ValueError("Expected no frozen parameters: use fit to train the others alone.")
+
+
 class _Run:
     """One run of the algorithm from one start."""
 
     def __init__(
-        self, model: GaussianMixture, x: Tensor, batch_size: int | None, bar: tqdm
+        self,
+        model: GaussianMixture,
+        source: Source,
+        seen: Survey,
+        batch_size: int | None,
+        dtype: torch.dtype,
+        fabric: "Fabric | None",
+        bar: tqdm,
     ) -> None:
-        self.model, self.batch_size, self.bar = model, batch_size, bar
+        self.model, self.seen, self.fabric, self.bar = model, seen, fabric, bar
+        self.batch_size = None if batch_size is None else min(batch_size, seen.num_rows)
         # Meanwhile the data are in the units of the parameters.
         self.units = copy.deepcopy(model.units)
-        x = self.units(x)
-        log_scale = torch.where(x.isnan(), 0.0, self.units.scale.log())
-        self.log_volume = float(log_scale.sum(-1).mean())
+        self.log_volume = float((seen.observed * self.units.scale.log()).sum() / seen.total)
         model.units.loc.zero_()
         model.units.scale.fill_(1.0)
         # Near the origin sums of squares cancel less.
-        self.centre = x.nanmean(0).nan_to_num(0.0)
-        self.x = x - self.centre
+        self.centre = torch.where(seen.observed > 0, self.units(seen.mean), 0.0)
         self.model.loc.sub_(self.centre)
-        self.expectation = Expectation(model.structure, self.x)
+        loc = self.units.loc + self.centre * self.units.scale
+        place = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+        self.rows = Rows(source, loc, self.units.scale, seen.has_gaps, *place)
+        self.expectation = Expectation(model.structure, self.rows, dtype)
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end
 
@@ -161,7 +204,7 @@ class _Run:
         else:
             self._stepwise(steps, start)
         self.history.outcome = "finished"
-        self.log_likelihood = self._total() - len(self.x) * self.log_volume
+        self.log_likelihood = self._total() - self.seen.total * self.log_volume
         self.model.loc.add_(self.centre)
         self.model.units.load_state_dict(self.units.state_dict())
         return self.history
@@ -170,8 +213,8 @@ class _Run:
         """Iterates on all data, until the likelihood rises no more."""
         previous, saved, may_revive = -math.inf, self._state(), True
         for _ in range(steps):
-            statistics = self.expectation(self.model.law)
-            mean = float(statistics.log_prob) / len(self.x)
+            statistics = self._statistics()
+            mean = float(statistics.log_prob) / self.seen.total
             if mean < previous:  # by rounding
                 self._restore(saved)
                 self._say_converged()
@@ -182,30 +225,43 @@ class _Run:
                 break
             previous, saved = mean, self._state()
             self._maximize(statistics)
-            if may_revive and not bool(_is_alive(statistics.weight).all()):
+            if may_revive and not bool(is_alive(statistics.weight, self._point).all()):
                 may_revive = self._revive(statistics.weight, mean)
 
     def _stepwise(self, steps: int, start: float) -> None:
         """Iterates on minibatches, with running averages of their statistics."""
         assert self.batch_size is not None
         average: Statistics | None = None
-        count = len(self.x)
-        order = torch.randperm(count, device=self.x.device)
+        count, device = self.seen.num_rows, self.rows.device
+        order = torch.randperm(count, device=device)
         position = 0
         for step in range(steps):
             if position + self.batch_size > count:
-                order, position = torch.randperm(count, device=self.x.device), 0
-            rows = order[position : position + self.batch_size]
+                order, position = torch.randperm(count, device=device), 0
+            index = order[position : position + self.batch_size]
             position += self.batch_size
-            expectation = Expectation(self.model.structure, self.x[rows])
+            expectation = Expectation(self.model.structure, self.rows.take(index))
             statistics = expectation.around_origin(self.model.law)
-            statistics = statistics.times(count / len(rows))
-            rate = 1.0 if average is None else (step + 2) ** -STEP_POWER
+            statistics = statistics.times(count / len(index))
+            rate = 1.0 if average is None else step_size(step)
             if average is not None:
                 statistics = average.times(1 - rate).plus(statistics.times(rate))
             average = statistics
-            self._record(-float(average.log_prob) / count, rate, start)
+            self._record(-float(average.log_prob) / self.seen.total, rate, start)
             self._maximize(average)
+
+    @property
+    def _point(self) -> float:
+        """The weight of a point, on average."""
+        return self.seen.total / self.seen.num_rows
+
+    def _statistics(self) -> Statistics:
+        """Those of all data, in all processes."""
+        return self.expectation(self.model.law).over_processes(self.fabric)
+
+    def _maximize(self, statistics: Statistics) -> None:
+        """The M-step."""
+        maximize(self.model, statistics, self._point)
 
     def _record(self, loss: float, rate: float, start: float) -> None:
         """Adds an iteration to the history and to the progress bar."""
@@ -220,53 +276,37 @@ class _Run:
         """Lets the bar say why it stops short of its end."""
         self.bar.set_postfix_str(f"loss={self.history.losses[-1]:.5g}, converged")
 
-    def _maximize(self, statistics: Statistics) -> None:
-        """The M-step. Dead components keep their means and, where it is theirs, covariance."""
-        model, weight = self.model, statistics.weight
-        tiny = torch.finfo(weight.dtype).tiny
-        mean = statistics.first / weight.clamp(min=tiny).unsqueeze(-1)
-        second = statistics.second - model.structure.outer(weight, mean)
-        logits = (weight / weight.sum()).clamp(min=tiny).log()
-        current = model._raw()
-        alive = _is_alive(weight)
-        if bool(alive.all()):
-            raw = model.structure.estimate(Moments(weight, second), current)
-            model._assign(logits, statistics.reference + mean, raw)
-            return
-        kept = torch.where(alive.unsqueeze(-1), mean, model.loc - statistics.reference)
-        second = second + model.structure.outer(weight, mean - kept)
-        counts = weight
-        if len(second) == len(weight):
-            # Any moments do where the estimate is not used, so long as it exists.
-            counts = torch.where(alive, weight, 1.0)
-            second[~alive] = second[alive].sum(0) / weight[alive].sum()
-        raw = model.structure.estimate(Moments(counts, second), current)
-        for name, value in raw.items():
-            if len(value) == len(weight):
-                value[~alive] = current[name][~alive]
-        model._assign(logits, statistics.reference + kept, raw)
-
     def _revive(self, weight: Tensor, mean: float) -> bool:
         """Lets a dead component take half of another one's points, on trial.
 
         It is put at the point that the other explains worst. The heaviest components are tried
-        in turn; what raises the likelihood most is kept.
+        in turn; what raises the likelihood most is kept. Where data are not kept in memory, or
+        are in several processes, trials are on a sample of them.
 
         Returns:
             Whether any raised the likelihood; otherwise all is as it was.
         """
         saved, law = self._state(), self.model.law
-        blocks = self.x.split(max(1, BLOCK_SCORES // len(weight)))
+        trial, before = self.rows, mean * self.seen.total
+        sampled = trial.all is None or trial.place[1] > 1
+        if sampled:
+            x = (self.seen.sample.double() - self.rows.loc) / self.rows.scale
+            trial = Rows.of(x)
+        assert trial.all is not None
+        x, _ = trial.all
+        expectation = Expectation(self.model.structure, trial) if sampled else self.expectation
+        best = float(expectation(law).log_prob) if sampled else before
+        blocks = x.split(max(1, BLOCK_SCORES // len(weight)))
         scores = torch.cat([joint_log_prob(law, block) for block in blocks])
         label = scores.argmax(-1)
         dead = int(weight.argmin())
-        best, best_state = mean, None
+        best_state = None
         for donor in weight.argsort(descending=True)[:TRIAL_DONORS]:
             rows = (label == donor).nonzero().flatten()
             if len(rows) < 2:
                 continue
-            x = self.x[rows[scores[rows, donor].argmin()]]
-            self.model.loc[dead] = torch.where(x.isnan(), self.model.loc[donor], x)
+            point = x[rows[scores[rows, donor].argmin()]]
+            self.model.loc[dead] = torch.where(point.isnan(), self.model.loc[donor], point)
             share = weight.clone()
             share[donor] = share[dead] = 0.5 * weight[donor]
             self.model.logits.copy_((share / share.sum()).log())
@@ -274,18 +314,22 @@ class _Run:
                 if len(parameter) == len(weight):
                     parameter[dead] = parameter[donor]
             for _ in range(TRIAL_STEPS):
-                self._maximize(self.expectation(self.model.law))
-            total = self._total() / len(self.x)
+                maximize(self.model, expectation(self.model.law), self._point)
+            total = float(expectation(self.model.law).log_prob)
             if total > best:
                 best, best_state = total, self._state()
             self._restore(saved)
-        if best_state is not None:
-            self._restore(best_state)
-        return best_state is not None
+        if best_state is None:
+            return False
+        self._restore(best_state)
+        if sampled and self._total() < before:
+            self._restore(saved)
+            return False
+        return True
 
     def _total(self) -> float:
         """Log-likelihood of all data."""
-        return float(self.expectation(self.model.law).log_prob)
+        return float(self._statistics().log_prob)
 
     def _state(self) -> dict[str, Tensor]:
         """A copy of the parameters, by name."""
@@ -295,34 +339,3 @@ class _Run:
         """Sets the parameters to those of a state."""
         for name, value in state.items():
             getattr(self.model, name).copy_(value)
-
-
-def _is_alive(weight: Tensor) -> Tensor:
-    """Which components (K,) have points, given how many each explains: the heaviest always has.
-
-    Of few points, each of many components may explain less than half of one.
-    """
-    return weight >= weight.max().clamp(max=DEAD_POINTS)
-
-
-def _check_data(model: GaussianMixture, data: Tensor) -> Tensor:
-    """Checks that data are points of a model, and returns them in float64.
-
-    Fits are in float64, but the parameters that they end as are in the model's dtype.
-    """
-    if data.dim() != 2 or data.shape[-1] != model.dim:
-        raise ValueError(f"Expected data of shape (N, {model.dim}), got {tuple(data.shape)}.")
-    if data.device != model.loc.device or not data.is_floating_point():
-        raise ValueError(
-            f"Expected floating-point data on {model.loc.device}, got {data.dtype} on "
-            f"{data.device}."
-        )
-    if len(data) == 0:
-        raise ValueError("Expected at least one point, got none.")
-    allowed = ~data.isinf() if model.missing == "marginalize" else data.isfinite()
-    if not bool(allowed.all()):
-        raise ValueError(
-            f"Expected finite data, got {int((~allowed).sum())} entries that are not. If NaN "
-            f"marks missing entries, build the mixture with missing='marginalize'."
-        )
-    return check_squares("data", data, model.loc.dtype).double()

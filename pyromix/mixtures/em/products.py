@@ -9,13 +9,14 @@ around any reference points :math:`c_k`, the last for some structures only its d
 over components. Around the origin, which is the centre of the data, all is matrix products, and
 is done in blocks that stay in the cache: this is most of the time that training takes. Where a
 component lies so many of its own standard deviations from there that products would cancel, and
-where entries are missing, a general way is taken.
+where entries of correlated columns are missing, a general way is taken.
 """
 
 __all__ = ["Expectation"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -35,19 +36,27 @@ from ..covariance import (
 from ..diagonal import MixtureOfNormals
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
+from .rows import Rows
 from .statistics import (
     CACHED_NUMBERS,
     LEAST_ROWS,
     Statistics,
     block_numbers,
+    empty_statistics,
     general_statistics,
     is_well_conditioned,
     normalize,
 )
 
 # Products are taken up to this squared distance of a component from the origin, in its standard
-# deviations: it bounds how many of float64's sixteen digits are lost.
-NEAR = 1e5
+# deviations: it bounds how many of float64's sixteen digits are lost, or of float32's seven.
+NEAR = {torch.float64: 1e5, torch.float32: 1e4}
+
+# So many norms of a factor times those of its inverse: see `is_well_conditioned`.
+WELL_CONDITIONED = {torch.float64: 1e6, torch.float32: 3e3}
+
+# Sums in float32 are added to those in float64 after so many blocks.
+BLOCKS_PER_SUM = 16
 
 # Triangles are worked on in at most so many column blocks, of at least so many columns.
 MOST_PARTS = 4
@@ -59,14 +68,19 @@ class Expectation:
 
     Args:
         structure: Structure of the covariances.
-        x: Points in float64, centred, shape (N, D). NaN marks entries that are missing.
+        rows: The data, in the units of the parameters and centred.
+        dtype: Of matrix products. In float32 they take half the time, and are taken where they
+            lose few digits; sums are in float64.
     """
 
-    def __init__(self, structure: CovarianceStructure, x: Tensor) -> None:
-        self._structure, self._x = structure, x
-        self._products: _Products | None = None
-        if not bool(x.isnan().any()):
-            self._products = _PRODUCTS[type(structure)](structure, x)
+    def __init__(
+        self, structure: CovarianceStructure, rows: Rows, dtype: torch.dtype = torch.float64
+    ) -> None:
+        self._structure, self._rows = structure, rows
+        kinds = _PRODUCTS_WITH_GAPS if rows.has_gaps else _PRODUCTS
+        kind = kinds.get(type(structure))
+        dtypes = dict.fromkeys((dtype, torch.float64))
+        self._products = [] if kind is None else [kind(structure, rows, d) for d in dtypes]
 
     def __call__(self, law: FiniteMixture) -> Statistics:
         """Statistics around the origin or, where that would cancel, around the means."""
@@ -80,15 +94,17 @@ class Expectation:
 
     def _by_products(self, law: FiniteMixture) -> Statistics | None:
         """Statistics around the origin, or None where products would not do."""
-        return None if self._products is None else self._products(law)
+        for products in self._products:
+            found = products(law)
+            if found is not None:
+                return found
+        return None
 
     def around(self, law: FiniteMixture, reference: Tensor) -> Statistics:
         """Statistics around given points, (K, D)."""
-        total: Statistics | None = None
-        for block in self._x.split(max(1, 4 * CACHED_NUMBERS // law.num_components)):
-            part = general_statistics(law, block, reference, self._structure)
-            total = part if total is None else total.plus(part)
-        assert total is not None
+        total = empty_statistics(law, reference, self._structure)
+        for block, weight in self._rows.blocks(max(1, 4 * CACHED_NUMBERS // law.num_components)):
+            total = total.plus(general_statistics(law, block, reference, self._structure, weight))
         return total
 
 
@@ -99,16 +115,56 @@ class _Products(ABC):
     components, which may be few, run along memory.
     """
 
-    def __init__(self, structure: CovarianceStructure, x: Tensor) -> None:
-        self.structure, self.x = structure, x
+    def __init__(self, structure: CovarianceStructure, rows: Rows, dtype: torch.dtype) -> None:
+        self.structure, self.rows, self.dtype = structure, rows, dtype
 
     @abstractmethod
     def __call__(self, law: FiniteMixture) -> Statistics | None:
         """The statistics, or None if products would lose too many digits for this mixture."""
 
-    def _blocks(self, width: int) -> tuple[Tensor, ...]:
-        """Blocks of points, for so many numbers of scratch space per point."""
-        return self.x.split(max(LEAST_ROWS, block_numbers(self.x) // width))
+    def _blocks(self, width: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Blocks of rows and their weights, for so many numbers of scratch space per row."""
+        size = max(LEAST_ROWS, block_numbers(self.rows.device) // width)
+        return self.rows.blocks(size, self.dtype)
+
+    def _is_near(self, whitened: Tensor) -> bool:
+        """Whether all means (K, D), in standard deviations, are near the origin."""
+        return bool(whitened.square().sum(-1).max() <= NEAR[self.dtype])
+
+    def _is_well_conditioned(self, tril: Tensor, inverse: Tensor) -> bool:
+        return is_well_conditioned(tril, inverse, WELL_CONDITIONED[self.dtype])
+
+
+class _Sum:
+    """A sum of matrix products in float64, of which parts are taken in the products' dtype.
+
+    Args:
+        like: A tensor of the sum's shape, in float64.
+        dtype: Of the products.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._total = torch.zeros_like(like)
+        self._part = self._total if dtype == like.dtype else torch.zeros_like(like, dtype=dtype)
+        self._count = 0
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Adds the product of two matrices."""
+        self._part.addmm_(a, b)
+        self._count += 1
+        if self._count % BLOCKS_PER_SUM == 0:
+            self._flush()
+
+    @property
+    def value(self) -> Tensor:
+        """The sum so far."""
+        self._flush()
+        return self._total
+
+    def _flush(self) -> None:
+        if self._part is not self._total:
+            self._total += self._part
+            self._part.zero_()
 
 
 class _Linear(NamedTuple):
@@ -129,16 +185,20 @@ class _LinearScores(_Products):
         linear = self._linear(law)
         if linear is None:
             return None
-        a, c = linear.coefficients, linear.constants.unsqueeze(-1)
-        log_prob, weight, sums = linear.common, torch.zeros_like(a[:, 0]), torch.zeros_like(a)
-        for x in self._blocks(a.shape[-1] + len(a)):
+        a = linear.coefficients.to(self.dtype)
+        c = linear.constants.to(self.dtype).unsqueeze(-1)
+        log_prob, weight = (
+            linear.common + torch.zeros_like(law.loc[0, 0]),
+            law.loc.new_zeros(len(a)),
+        )
+        sums = _Sum(linear.coefficients, self.dtype)
+        for x, w in self._blocks(a.shape[-1] + len(a)):
             features = self._features(x)
             scores = torch.addmm(c, a, features.mT)
-            log_prob = log_prob + normalize(scores)
+            log_prob = log_prob + normalize(scores, w)
             weight += scores.sum(1)
-            sums.addmm_(scores, features)
-        assert isinstance(log_prob, Tensor)
-        first, second = self._moments(sums)
+            sums.add(scores, features)
+        first, second = self._moments(law, weight, sums.value)
         return Statistics(log_prob, weight, first, second, torch.zeros_like(first))
 
     @abstractmethod
@@ -150,7 +210,7 @@ class _LinearScores(_Products):
         return x
 
     @abstractmethod
-    def _moments(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(self, law: FiniteMixture, weight: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """First and pooled second moments, from the features' weighted sums (K, F)."""
 
 
@@ -161,7 +221,7 @@ class _DiagonalScores(_LinearScores):
         assert isinstance(law, MixtureOfNormals)
         scale = law.scale
         whitened = law.loc / scale
-        if not _is_near(whitened):
+        if not self._is_near(whitened):
             return None
         precision = scale.square().reciprocal()
         coefficients = torch.cat([whitened / scale, -0.5 * precision], -1)
@@ -170,7 +230,12 @@ class _DiagonalScores(_LinearScores):
     def _features(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square()], -1)
 
-    def _moments(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(
+        self,
+        law: FiniteMixture,  # noqa: ARG002
+        weight: Tensor,  # noqa: ARG002
+        sums: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         first, second = sums.chunk(2, -1)
         return first, second
 
@@ -185,7 +250,12 @@ class _SphericalScores(_DiagonalScores):
     def _features(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square().sum(-1, keepdim=True)], -1)
 
-    def _moments(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(
+        self,
+        law: FiniteMixture,  # noqa: ARG002
+        weight: Tensor,  # noqa: ARG002
+        sums: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         return sums[:, :-1], sums[:, -1:]
 
 
@@ -196,38 +266,47 @@ class _SharedScores(_LinearScores):
     from second moments of all the data, which need be computed but once.
     """
 
-    def __init__(self, structure: CovarianceStructure, x: Tensor) -> None:
-        super().__init__(structure, x)
-        self._second = self._second_moments().unsqueeze(0)
+    @cached_property
+    def _second(self) -> Tensor:
+        total = self._of_block(self.rows.loc.new_zeros(1, self.rows.dim), None)
+        for x, w in self.rows.blocks(max(LEAST_ROWS, CACHED_NUMBERS // self.rows.dim)):
+            total += self._of_block(x, w)
+        return total.unsqueeze(0)
 
-    def _second_moments(self) -> Tensor:
-        return torch.stack([b.square().sum(0) for b in self._blocks(2 * self.x.shape[-1])]).sum(0)
+    def _of_block(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The second moments of rows (n, D) with weights (n,)."""
+        return x.square().sum(0) if weight is None else weight @ x.square()
 
     def _linear(self, law: FiniteMixture) -> _Linear | None:
         assert isinstance(law, MixtureOfNormals)
         scale = law.scale[0]
         whitened = law.loc / scale
-        if not _is_near(whitened):
+        if not self._is_near(whitened):
             return None
         common = -0.5 * (self._second[0] / scale.square()).sum()
         return _Linear(whitened / scale, law.logits + _constants(whitened, scale), common)
 
-    def _moments(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(
+        self,
+        law: FiniteMixture,  # noqa: ARG002
+        weight: Tensor,  # noqa: ARG002
+        sums: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         return sums, self._second
 
 
 class _TiedScores(_SharedScores):
     """One covariance matrix. Features: coordinates."""
 
-    def _second_moments(self) -> Tensor:
-        return self.x.mT @ self.x
+    def _of_block(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x.mT @ (x if weight is None else weight.unsqueeze(-1) * x)
 
     def _linear(self, law: FiniteMixture) -> _Linear | None:
         assert isinstance(law, MixtureOfMultivariateNormals)
         tril = law._tril[0]
         inverse = inverse_tril(tril)
         whitened = law.loc @ inverse.mT
-        if not (_is_near(whitened) and is_well_conditioned(tril, inverse)):
+        if not (self._is_near(whitened) and self._is_well_conditioned(tril, inverse)):
             return None
         common = -0.5 * ((inverse @ self._second[0]) * inverse).sum()
         constants = -0.5 * whitened.square().sum(-1) - log_scale(tril)
@@ -249,21 +328,22 @@ class _MatrixMoments(_Products):
         if score is None:
             return None
         log_prob, weight = law.loc.new_zeros(()), law.loc.new_zeros(k)
-        first, second = torch.zeros_like(law.loc), law.loc.new_zeros(k, dim, dim)
-        sums = [law.loc.new_zeros(k * (c.stop - c.start), c.stop) for c in columns]
-        for block in self._blocks(k * width + dim):
+        first, second = _Sum(law.loc, self.dtype), law.loc.new_zeros(k, dim, dim)
+        like = [law.loc.new_zeros(k * (c.stop - c.start), c.stop) for c in columns]
+        sums = [_Sum(part, self.dtype) for part in like]
+        for block, w in self._blocks(k * width + dim):
             x = block.mT.contiguous()  # (D, n)
             scores = score(x)
-            log_prob = log_prob + normalize(scores)
+            log_prob = log_prob + normalize(scores, w)
             weight += scores.sum(1)
-            first.addmm_(scores, x.mT)
+            first.add(scores, x.mT)
             for total, c in zip(sums, columns, strict=True):
                 weighted = (scores.unsqueeze(1) * x[c]).flatten(0, 1)  # (K columns, n)
-                total.addmm_(weighted, x[: c.stop].mT)
+                total.add(weighted, x[: c.stop].mT)
         for total, c in zip(sums, columns, strict=True):
-            second[:, c, : c.stop] = total.reshape(k, -1, c.stop)
+            second[:, c, : c.stop] = total.value.reshape(k, -1, c.stop)
         second = second.tril() + second.tril(-1).mT
-        return Statistics(log_prob, weight, first, second, torch.zeros_like(first))
+        return Statistics(log_prob, weight, first.value, second, torch.zeros_like(law.loc))
 
     @abstractmethod
     def _scorer(
@@ -282,10 +362,11 @@ class _FullScores(_MatrixMoments):
         tril = law._tril
         inverse = inverse_tril(tril)
         whitened = (inverse @ law.loc.unsqueeze(-1)).squeeze(-1)
-        if not (_is_near(whitened) and is_well_conditioned(tril, inverse)):
+        if not (self._is_near(whitened) and self._is_well_conditioned(tril, inverse)):
             return None
         k = len(whitened)
-        constants = law.logits - log_scale(tril)
+        constants = (law.logits - log_scale(tril)).to(self.dtype)
+        inverse, whitened = inverse.to(self.dtype), whitened.to(self.dtype)
         # Rows c of the inverse factors, which are zero beyond c.stop, and of whitened means.
         rows = [inverse[:, c, : c.stop].flatten(0, 1) for c in columns]
         means = [whitened[:, c].reshape(-1, 1) for c in columns]
@@ -309,12 +390,42 @@ class _LowRankScores(_MatrixMoments):
         columns: list[slice],  # noqa: ARG002
     ) -> Callable[[Tensor], Tensor] | None:
         deviation = law.component_variance.sqrt()
-        if not _is_near(law.loc / deviation):
+        if self.dtype != torch.float64 or not self._is_near(law.loc / deviation):
             return None
         return lambda x: law._joint_log_prob(x.mT).mT.contiguous()
 
 
-_PRODUCTS: dict[type[CovarianceStructure], Callable[[CovarianceStructure, Tensor], _Products]] = {
+class _DiagonalScoresWithGaps(_LinearScores):
+    """Independent columns, of which entries are missing.
+
+    Features: what is observed of coordinates, of their squares, and of ones. With o = 1 where an
+    entry is observed, the score of a point is the sum over coordinates of
+    o (x m / s^2 - x^2 / (2 s^2) - m^2 / (2 s^2) - log s - log(2 pi) / 2): linear in o x, o x^2, o.
+    """
+
+    def _linear(self, law: FiniteMixture) -> _Linear | None:
+        assert isinstance(law, MixtureOfNormals)
+        scale = law.scale
+        whitened = law.loc / scale
+        if not self._is_near(whitened):
+            return None
+        constants = -0.5 * (whitened.square() + LOG_2PI) - scale.log()
+        coefficients = [whitened / scale, -0.5 * scale.square().reciprocal(), constants]
+        return _Linear(torch.cat(coefficients, -1), law.logits)
+
+    def _features(self, x: Tensor) -> Tensor:
+        observed = ~x.isnan()
+        x = x.nan_to_num(0.0)
+        return torch.cat([x, x.square(), observed.to(x.dtype)], -1)
+
+    def _moments(self, law: FiniteMixture, weight: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        first, second, seen = sums.chunk(3, -1)
+        missing = weight.unsqueeze(-1) - seen
+        second = second + missing * (law.component_variance + law.loc.square())
+        return first + missing * law.loc, self.structure.pool(second)
+
+
+_PRODUCTS: dict[type[CovarianceStructure], type[_Products]] = {
     Diagonal: _DiagonalScores,
     Spherical: _SphericalScores,
     Shared: _SharedScores,
@@ -322,6 +433,10 @@ _PRODUCTS: dict[type[CovarianceStructure], Callable[[CovarianceStructure, Tensor
     Full: _FullScores,
     LowRankPrecision: _LowRankScores,
 }
+
+_PRODUCTS_WITH_GAPS: dict[type[CovarianceStructure], type[_Products]] = dict.fromkeys(
+    (Diagonal, Spherical, Shared), _DiagonalScoresWithGaps
+)
 
 
 def _constants(whitened: Tensor, scale: Tensor) -> Tensor:
@@ -333,8 +448,3 @@ def _constants(whitened: Tensor, scale: Tensor) -> Tensor:
     """
     log_normalizer = scale.log().sum(-1) + 0.5 * LOG_2PI * scale.shape[-1]
     return -0.5 * whitened.square().sum(-1) - log_normalizer
-
-
-def _is_near(whitened: Tensor) -> bool:
-    """Whether all means (K, D), in standard deviations, are near the origin."""
-    return bool(whitened.square().sum(-1).max() <= NEAR)

@@ -5,13 +5,14 @@ __all__ = [
     "LEAST_ROWS",
     "Statistics",
     "block_numbers",
+    "empty_statistics",
     "general_statistics",
     "is_well_conditioned",
     "joint_log_prob",
     "normalize",
 ]
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from ..covariance import CovarianceStructure
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
 from ..low_rank import MixtureOfLowRankPrecisionNormals
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Numbers that are worked on together: 2 MiB of float64 on a CPU, 128 MiB elsewhere.
 CACHED_NUMBERS = 2**18
@@ -71,6 +75,17 @@ class Statistics(NamedTuple):
             self.reference,
         )
 
+    def over_processes(self, fabric: "Fabric | None") -> "Statistics":
+        """The sums over the points of all processes."""
+        if fabric is None or fabric.world_size == 1:
+            return self
+        parts = [self.log_prob, self.weight, self.first, self.second]
+        flat = fabric.all_reduce(torch.cat([p.flatten() for p in parts]), reduce_op="sum")
+        assert isinstance(flat, Tensor)
+        sums = flat.split([p.numel() for p in parts])
+        log_prob, weight, first, second = map(Tensor.reshape_as, sums, parts)
+        return Statistics(log_prob, weight, first, second, self.reference)
+
 
 def joint_log_prob(law: FiniteMixture, x: Tensor) -> Tensor:
     """Log w_k + log p_k of the observed entries of points (N, D), shape (N, K)."""
@@ -80,8 +95,23 @@ def joint_log_prob(law: FiniteMixture, x: Tensor) -> Tensor:
     return law._joint_log_prob_observed(x.masked_fill(missing, 0.0), ~missing)
 
 
+def empty_statistics(
+    law: FiniteMixture, reference: Tensor, structure: CovarianceStructure
+) -> Statistics:
+    """Those of no points: zeros."""
+    k, dim = reference.shape
+    shape = (k, dim, dim) if structure.full_moments else (k, dim)
+    second = structure.pool(reference.new_zeros(shape))
+    weight = law.loc.new_zeros(k)
+    return Statistics(weight.sum(), weight, torch.zeros_like(reference), second, reference)
+
+
 def general_statistics(
-    law: FiniteMixture, x: Tensor, reference: Tensor, structure: CovarianceStructure
+    law: FiniteMixture,
+    x: Tensor,
+    reference: Tensor,
+    structure: CovarianceStructure,
+    point_weight: Tensor | None = None,
 ) -> Statistics:
     """Statistics of any data: missing entries have the moments that are expected of them.
 
@@ -90,14 +120,18 @@ def general_statistics(
         x: Points, shape (N, D), NaN where an entry is missing.
         reference: The points c around which moments are taken, shape (K, D).
         structure: The structure of the covariances, which says which second moments it needs.
+        point_weight: Weights of the points, (N,); by default all are one.
     """
     if structure.full_moments and bool(x.isnan().any()):
         precision = precision_of(law)
         if precision is not None:
-            return with_gaps(law, precision, x, reference, structure)
+            return with_gaps(law, precision, x, reference, structure, point_weight)
     scores = joint_log_prob(law, x)
     log_prob = log_sum_exp(scores)
     responsibility = (scores - log_prob.unsqueeze(-1)).exp()  # (N, K)
+    if point_weight is not None:
+        log_prob = point_weight * log_prob
+        responsibility = point_weight.unsqueeze(-1) * responsibility
     weight = responsibility.sum(0)
     moments = matrix_moments if structure.full_moments else diagonal_moments
     first, second = moments(law, x, reference, responsibility)
@@ -177,6 +211,7 @@ def with_gaps(
     x: Tensor,
     reference: Tensor,
     structure: CovarianceStructure,
+    point_weight: Tensor | None = None,
 ) -> Statistics:
     r"""Statistics of points with missing entries, row by row in batches.
 
@@ -192,7 +227,7 @@ def with_gaps(
     count = gaps.sum(-1)
     for missing in count.unique().tolist():  # rows with as many gaps, wherever those are
         rows = (count == missing).nonzero().flatten()
-        for part in rows.split(max(1, block_numbers(x) // (k * max(dim, missing**2)))):
+        for part in rows.split(max(1, block_numbers(x.device) // (k * max(dim, missing**2)))):
             at = gaps[part].nonzero()[:, 1].reshape(len(part), missing)
             difference = (x[part] - law.loc.unsqueeze(1)).nan_to_num(0.0)  # (K, n, D)
             pull = difference @ precision
@@ -206,7 +241,8 @@ def with_gaps(
             scores = scores + 0.5 * half.square().sum(-1)
             scores = scores - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             scores = scores + law.logits.unsqueeze(-1)
-            log_prob = log_prob + normalize(scores)
+            w = None if point_weight is None else point_weight[part]
+            log_prob = log_prob + normalize(scores, w)
             weight += scores.sum(1)
             covariance = torch.cholesky_inverse(tril)
             difference.scatter_(-1, index, -(covariance @ pull).squeeze(-1))
@@ -220,21 +256,25 @@ def with_gaps(
     return Statistics(log_prob, weight, first, structure.pool(second), reference)
 
 
-def block_numbers(x: Tensor) -> int:
-    """How many numbers are worked on together on the device of a tensor."""
-    return CACHED_NUMBERS if x.device.type == "cpu" else BLOCK_NUMBERS
+def block_numbers(device: torch.device) -> int:
+    """How many numbers are worked on together on a device."""
+    return CACHED_NUMBERS if device.type == "cpu" else BLOCK_NUMBERS
 
 
-def normalize(scores: Tensor) -> Tensor:
-    """Turns scores (K, n) into responsibilities, in place.
+def normalize(scores: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Turns scores (K, n) into responsibilities, times the points' weights (n,), in place.
 
     Returns:
-        Log-likelihood of all n points, scalar.
+        Log-likelihood of all n points, times their weights, scalar in float64.
     """
     top = scores.amax(0)
     total = scores.sub_(top).exp_().sum(0)
-    scores.div_(total)
-    return (top + total.log()).sum()
+    log_prob = top.double() + total.double().log()
+    if weight is None:
+        scores.mul_(total.reciprocal_())
+        return log_prob.sum()
+    scores.mul_(weight / total)
+    return (weight * log_prob).sum()
 
 
 def is_well_conditioned(tril: Tensor, inverse: Tensor, limit: float = WELL_CONDITIONED) -> bool:

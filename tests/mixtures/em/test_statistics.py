@@ -10,6 +10,7 @@ from pyromix.mixtures.covariance import STRUCTURES
 from pyromix.mixtures.em import products
 from pyromix.mixtures.em import statistics as sufficient
 from pyromix.mixtures.em.products import Expectation
+from pyromix.mixtures.em.rows import Rows
 
 every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
 
@@ -89,7 +90,9 @@ def in_float64():
 def test_statistics(covariance, gaps, far):
     model = make(covariance, far=far)
     x = draws(model, gaps=gaps)
-    got = around_the_origin(Expectation(model.structure, x)(model.distribution), model.structure)
+    got = around_the_origin(
+        Expectation(model.structure, Rows.of(x))(model.distribution), model.structure
+    )
     for a, b in zip(got, reference(model, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, far) ** 2)
 
@@ -102,7 +105,9 @@ def test_gaps_by_pattern_and_by_row(covariance, invertible, monkeypatch):
     model = make(covariance)
     x = draws(model, n=60, gaps=True)
     x[0], x[1] = math.nan, torch.randn(5)
-    statistics = Expectation(model.structure, x).around(model.distribution, model.loc + 1.0)
+    statistics = Expectation(model.structure, Rows.of(x)).around(
+        model.distribution, model.loc + 1.0
+    )
     got = around_the_origin(statistics, model.structure)
     for a, b in zip(got, reference(model, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -112,19 +117,19 @@ def test_gaps_by_pattern_and_by_row(covariance, invertible, monkeypatch):
 def test_products_are_taken_near_the_origin_only(covariance):
     for far, expected in ((0.0, True), (1e4, False)):
         model = make(covariance, far=far)
-        expectation = Expectation(model.structure, draws(model))
-        assert (expectation._products(model.distribution) is not None) is expected
+        expectation = Expectation(model.structure, Rows.of(draws(model)))
+        assert (expectation._by_products(model.distribution) is not None) is expected
 
 
 @every_covariance
 def test_blocks_add_up(covariance, monkeypatch):
     model = make(covariance, dim=40, k=2)
     x = draws(model, 1000)
-    whole = Expectation(model.structure, x)(model.distribution)
+    whole = Expectation(model.structure, Rows.of(x))(model.distribution)
     for module in (products, sufficient):
         monkeypatch.setattr(module, "CACHED_NUMBERS", 2**10)
-    parts = Expectation(model.structure, x)(model.distribution)
-    other = Expectation(model.structure, x).around(model.distribution, torch.zeros(2, 40))
+    parts = Expectation(model.structure, Rows.of(x))(model.distribution)
+    other = Expectation(model.structure, Rows.of(x)).around(model.distribution, torch.zeros(2, 40))
     for a, b, c in zip(whole, parts, other, strict=True):
         torch.testing.assert_close(b, a)
         torch.testing.assert_close(c, a)
@@ -136,8 +141,8 @@ def test_ill_conditioned_factors(covariance):
     model.raw_scale.copy_(torch.tensor([0.0, 2.0, 9.0, -9.0]).expand_as(model.raw_scale))
     model.structure.floor = 1e-12
     x = draws(model, 30)
-    expectation = Expectation(model.structure, x - x.mean(0))
+    expectation = Expectation(model.structure, Rows.of(x - x.mean(0)))
     model.loc.sub_(x.mean(0))
-    assert expectation._products(model.distribution) is None
+    assert expectation._by_products(model.distribution) is None
     expected = model.distribution.log_prob(x - x.mean(0)).sum()
     torch.testing.assert_close(expectation(model.distribution).log_prob, expected)

@@ -1,0 +1,142 @@
+"""Expectation maximisation of a mixture by batches that come but once."""
+
+__all__ = ["OnlineEM"]
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from ...core.checks import check_count
+from ...core.conversions import TensorLike
+from ..learnable import GaussianMixture
+from .fit_em import check_fittable, fit_em
+from .maximization import maximize, step_size
+from .products import Expectation
+from .rows import Rows, make_source, survey
+from .statistics import Statistics
+
+# Rows for each component that are waited for before a start, and iterations that it takes.
+ROWS_PER_COMPONENT = 20
+START_STEPS = 20
+
+
+class OnlineEM:
+    r"""Fits a mixture to a stream, a batch at a time: each is seen once, and need not be kept.
+
+    Running averages of the sufficient statistics stand in for those of all data (Cappe and
+    Moulines, "On-line expectation-maximization algorithm for latent data models", 2009):
+
+    .. math:: s_t = (1 - \gamma_t) s_{t-1} + \gamma_t \bar s(x_t), \qquad
+              \gamma_t = \max\big((t + 2)^{-0.6}, \text{forget}\big)
+
+    The first batches are kept until they are enough to start from clusters.
+
+    Args:
+        model: A mixture without context, fitted in place.
+        forget: The smallest weight of a new batch. Zero, for a law that does not change: averages
+            settle. A law that drifts is followed with 0.05, say: batches before the last twenty
+            or so are forgotten.
+        num_batches: Where the model is trained already: how many batches it stands for. The
+            fewer, the more the next ones change it.
+
+    Attributes:
+        num_batches: How many batches were used.
+
+    Raises:
+        ValueError: If the model is not such a mixture, or `forget` is not from 0 to 1.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = GaussianMixture(dim=1, num_components=2)
+        >>> online = OnlineEM(model)
+        >>> for _ in range(50):
+        ...     log_prob = online.update(torch.randn(100, 1) + torch.tensor([[-3.0], [3.0]] * 50))
+        >>> model.law.loc.flatten().sort().values.round().tolist()
+        [-3.0, 3.0]
+    """
+
+    def __init__(
+        self, model: GaussianMixture, *, forget: float = 0.0, num_batches: int = 10
+    ) -> None:
+        check_fittable(model)
+        if not 0 <= forget <= 1:
+            raise ValueError(f"Expected forget from 0 to 1, got {forget}.")
+        trained = bool(model.initialized)
+        self.model, self.forget = model, float(forget)
+        self.num_batches = check_count("num_batches", num_batches) if trained else 0
+        self._centre = torch.zeros_like(model.loc[0], dtype=torch.float64)
+        self._average: Statistics | None = None
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, batch: TensorLike, sample_weight: TensorLike | None = None) -> float:
+        """Learns from a batch.
+
+        Args:
+            batch: Rows, (n, D): a tensor, an array or nested lists.
+            sample_weight: Their weights, (n,); by default all are one.
+
+        Returns:
+            Mean log-density of the batch under the mixture before; NaN as long as batches are
+            kept for the start.
+
+        Raises:
+            ValueError: If the batch does not fit, or is not finite.
+        """
+        model = self.model
+        source = make_source(batch, sample_weight, dim=model.dim, like=model.loc)
+        survey(source, model.missing == "marginalize", model.loc.dtype)  # checks it
+        rows = [(x, x.new_ones(len(x)) if w is None else w.to(x)) for x, w in source.chunks()]
+        x, weight = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        if bool(model.initialized):
+            return self._learn(x, weight)
+        self._kept.append((x, weight))
+        if sum(len(part) for part, _ in self._kept) >= ROWS_PER_COMPONENT * model.num_components:
+            x, weight = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+            self._kept = []
+            fit_em(model, x, sample_weight=weight, steps=START_STEPS, progress_bar=False)
+            self._learn(x, weight, alone=True)
+        return math.nan
+
+    def _learn(self, x: Tensor, weight: Tensor, *, alone: bool = False) -> float:
+        """Adds the statistics of rows (n, D) to the averages, and maximises."""
+        model = copy.deepcopy(self.model).double()
+        units = copy.deepcopy(model.units)
+        model.units.loc.zero_()
+        model.units.scale.fill_(1.0)
+        if self._average is None:  # near the origin sums of squares cancel less
+            self._centre = model.mean.clone()
+        model.loc.sub_(self._centre)
+        total = float(weight.sum())
+        rows = Rows.of(units(x.double()) - self._centre, weight.double())
+        own = Expectation(model.structure, rows).around_origin(model.law).times(1 / total)
+        log_scale = torch.where(x.isnan(), 0.0, units.scale.log()).sum(-1)
+        log_prob = float(own.log_prob) - float(weight.double() @ log_scale) / total
+        if alone:
+            self._average = own
+        else:
+            before = statistics_of(model) if self._average is None else self._average
+            rate = max(step_size(self.num_batches), self.forget)
+            self._average = before.times(1 - rate).plus(own.times(rate))
+        self.num_batches += 1
+        # A component is dead that explains less than half a row of a batch of this size.
+        maximize(model, self._average, 1 / len(x))
+        model.loc.add_(self._centre)
+        for name, parameter in model._parameters_of_law().items():
+            getattr(self.model, name).data.copy_(parameter)
+        return log_prob
+
+
+def statistics_of(model: GaussianMixture) -> Statistics:
+    """What is expected of the statistics of a point, around the origin, by the mixture itself."""
+    law, structure = model.law, model.structure
+    weight = law.logits.exp()
+    first = weight.unsqueeze(-1) * law.loc
+    if structure.full_moments:
+        within = weight[:, None, None] * law.component_covariance
+    else:
+        within = weight.unsqueeze(-1) * law.component_variance
+    second = structure.pool(within) + structure.outer(weight, law.loc)
+    return Statistics(law.mean.new_zeros(()), weight, first, second, torch.zeros_like(first))
