@@ -20,6 +20,7 @@ __all__ = [
     "check_tensor",
     "check_value",
     "check_value_shape",
+    "check_weights",
     "is_expandable",
     "is_traced",
     "number",
@@ -468,3 +469,27 @@ def is_traced() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
     )
+
+
+def check_weights(weight: object, count: int) -> Tensor:
+    """Checks the weights of rows of data.
+
+    Args:
+        weight: Weights: a tensor, an array or a list.
+        count: Number of rows n.
+
+    Returns:
+        The weights in float64, shape (n,).
+
+    Raises:
+        ValueError: For another shape, or weights that are negative or not finite.
+    """
+    values = torch.as_tensor(weight).detach().double()
+    if values.shape != (count,):
+        raise ValueError(
+            f"Expected sample_weight of shape ({count},), one for each row, got "
+            f"{tuple(values.shape)}."
+        )
+    if not bool((values.isfinite() & (values >= 0)).all()):
+        raise ValueError("Expected weights that are finite and not negative.")
+    return values

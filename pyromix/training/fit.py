@@ -17,6 +17,7 @@ from ..checkpoints import PathLike, read_tree
 from ..core.batch import as_batch
 from ..core.checks import as_int, check_positive_int
 from ..core.constraints import is_over_reals
+from ..core.conversions import TensorLike
 from ..core.module import DistributionModule
 from ..core.random import draws_from, seeded
 from .history import History
@@ -49,6 +50,7 @@ def fit(
     optimizer: OptimizerFactory | None = None,
     scheduler: SchedulerFactory | None = None,
     gradient_clip: float | None = None,
+    sample_weight: TensorLike | None = None,
     validation: Any = None,
     validation_from: float | None = None,
     validation_every: int | None = None,
@@ -84,6 +86,9 @@ def fit(
             every step; a `ReduceLROnPlateau` after every validation. By default the rate follows
             the model's own `learning_rate_factor`: it is constant for most.
         gradient_clip: Largest norm of the gradient; longer ones are shortened to it.
+        sample_weight: Weights of the items, (N,), not negative: in an epoch each is met as often
+            as its weight says, but for one time. Those held out as a fraction weigh as much in
+            the validation loss. By default all are met once.
         validation: Data to validate on, in the forms of `data`, or the fraction of the data to
             hold out for it.
         validation_from: For models of sequences (`FRMDN`), instead of `validation`: trains on the
@@ -174,7 +179,10 @@ def fit(
     data = convert("data", data)
     if validation_from is not None:
         data, validation = _split_in_time(model, data, validation_from)
-    stream = make_stream(data, batch_size, seed, fabric.global_rank, fabric.world_size)
+    weight = None if sample_weight is None else torch.as_tensor(sample_weight)
+    stream = make_stream(
+        data, batch_size, seed, fabric.global_rank, fabric.world_size, weight=weight
+    )
     held_out: TensorStream | LoaderStream | None = None
     if isinstance(validation, float):
         stream, held_out = split(stream, validation)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from ..core.checks import check_weights
 from ..core.random import draws_from, seeded
+from ..numerics.resampling import systematic
 
 Take = Callable[[Tensor], Any]
 
@@ -36,6 +38,8 @@ class TensorStream:
         rank: Index of this process.
         world_size: Number of processes.
         checksum: Tells these data from others, where that can be told.
+        log_weight: Logarithms of the weights of the items that are used: in an epoch each is met
+            as often as its weight says, but for one time. By default all are met once.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TensorStream:
         rank: int,
         world_size: int,
         checksum: int | None = None,
+        log_weight: Tensor | None = None,
     ) -> None:
         if len(indices) < world_size:
             raise ValueError(
@@ -54,6 +59,7 @@ class TensorStream:
                 f"{len(indices)} items of data."
             )
         self.take, self.indices, self.seed, self.checksum = take, indices, seed, checksum
+        self.log_weight = log_weight
         self.batch_size = min(batch_size, len(indices) - len(indices) % world_size)
         self.rank, self.world_size = rank, world_size
         if self.batch_size % world_size:
@@ -77,7 +83,7 @@ class TensorStream:
         share = self.batch_size // self.world_size
         epoch, position = divmod(start, per_epoch)
         while True:
-            order = self.indices[_permutation(len(self.indices), self.seed, epoch)]
+            order = self._order(epoch)
             for i in range(position, per_epoch):
                 first = i * self.batch_size + self.rank * share
                 yield self.take(order[first : first + share])
@@ -85,14 +91,22 @@ class TensorStream:
 
     def once(self) -> Iterator[tuple[Any, int]]:
         """Yields this process's part of the data once, in batches, each with its size."""
-        for i, part in enumerate(self.indices.split(self.batch_size)):
+        indices = self.indices if self.log_weight is None else self._order(-1)
+        for i, part in enumerate(indices.split(self.batch_size)):
             if i % self.world_size == self.rank:
                 yield self.take(part), len(part)
 
     def preview(self) -> Any:
         """A batch of up to 10,000 items to initialise from, the same in all processes."""
-        order = self.indices[_permutation(len(self.indices), self.seed, -1)]
-        return self.take(order[:PREVIEW_SIZE])
+        return self.take(self._order(-1)[:PREVIEW_SIZE])
+
+    def _order(self, epoch: int) -> Tensor:
+        """The items of an epoch, in its order."""
+        met = self.indices
+        if self.log_weight is not None:
+            with draws_from(*seeded(_mix(self.seed, epoch))):
+                met = met[systematic(self.log_weight)]
+        return met[_permutation(len(met), self.seed, epoch)]
 
 
 class LoaderStream:
@@ -181,7 +195,13 @@ class LoaderStream:
 
 
 def make_stream(
-    data: Any, batch_size: int, seed: int, rank: int, world_size: int, name: str = "data"
+    data: Any,
+    batch_size: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    name: str = "data",
+    weight: Tensor | None = None,
 ) -> TensorStream | LoaderStream:
     """Makes a stream of minibatches of whatever a user passes as data.
 
@@ -193,12 +213,18 @@ def make_stream(
         rank: Index of this process.
         world_size: Number of processes.
         name: What to call the data in errors.
+        weight: Weights of the items, (N,), not negative.
 
     Raises:
         ValueError: If the data is none of these, is empty, or has tensors of different lengths.
     """
     data = _detached(data)
     if isinstance(data, DataLoader):
+        if weight is not None:
+            raise ValueError(
+                "Expected no sample_weight with a DataLoader, which decides itself which items "
+                "are met: give it a torch.utils.data.WeightedRandomSampler."
+            )
         return LoaderStream(data, seed, rank, world_size)
     if isinstance(data, IterableDataset):
         raise ValueError(
@@ -216,14 +242,17 @@ def make_stream(
                 f"the first dimension, got {[getattr(t, 'shape', type(t)) for t in tensors]}."
             )
         items = torch.arange(len(tensors[0]))
-        checksum = _checksum(tensors)
-        return TensorStream(lambda index: _slice(data, index), items, *settings, checksum)
+        checksum, log_weight = _checksum(tensors), _log_weight(weight, len(items))
+        return TensorStream(
+            lambda index: _slice(data, index), items, *settings, checksum, log_weight
+        )
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
 
         def collate(index: Tensor) -> Any:
             return _detached(default_collate([data[i] for i in index.tolist()]))
 
-        return TensorStream(collate, torch.arange(len(data)), *settings)
+        log_weight = _log_weight(weight, len(data))
+        return TensorStream(collate, torch.arange(len(data)), *settings, None, log_weight)
     raise ValueError(
         f"Expected {name} to be a tensor, a tuple, list or dict of tensors, a Dataset or a "
         f"DataLoader, got {type(data).__name__}. Arrays of numbers can stand for tensors."
@@ -269,8 +298,17 @@ def split(
     order = stream.indices[_permutation(count, stream.seed, -2)]
     parts = order[held_out:], order[:held_out]
     common = stream.batch_size, stream.seed, stream.rank, stream.world_size, stream.checksum
-    train, validation = (TensorStream(stream.take, part, *common) for part in parts)
+    weight = stream.log_weight
+    train, validation = (
+        TensorStream(stream.take, part, *common, None if weight is None else weight[part])
+        for part in parts
+    )
     return train, validation
+
+
+def _log_weight(weight: Tensor | None, count: int) -> Tensor | None:
+    """Logarithms of the weights of so many items, checked."""
+    return None if weight is None else check_weights(weight, count).log()
 
 
 def _no_batch() -> ValueError:

@@ -31,6 +31,7 @@ from pyromix import (
     near_identity,
 )
 from pyromix.dcgmm import GMM, Folding
+from pyromix.training.minibatches import make_stream
 from pyromix.training.trainer import NonFiniteLossError
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -320,6 +321,34 @@ def test_matches_a_loop_written_by_hand():
         )
         loc = loc + 0.1 * 2 * (batch - loc).mean(0)
     torch.testing.assert_close(model.loc.detach(), loc)
+
+
+def test_items_are_met_as_often_as_they_weigh():
+    weight = torch.tensor([0.0, 1.0, 2.5, 4.5])
+    stream = make_stream(torch.arange(4.0), 2, 0, 0, 1, weight=weight)
+    counts = torch.zeros(4)
+    epochs = 300
+    for i, batch in enumerate(stream.batches(0)):
+        if i == 2 * epochs:
+            break
+        counts += torch.bincount(batch.long(), minlength=4)
+    torch.testing.assert_close(counts / epochs, weight / 2, atol=0.1, rtol=0)
+    loader = DataLoader(torch.arange(4.0), batch_size=2)
+    with pytest.raises(ValueError, match="WeightedRandomSampler"):
+        make_stream(loader, 2, 0, 0, 1, weight=weight)
+
+
+def test_weights_of_rows_decide_what_is_learnt():
+    x = torch.cat([torch.full((50, 1), -1.0), torch.full((50, 1), 1.0)])
+    x = x + 0.1 * torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
+    weight = [1.0] * 50 + [3.0] * 50
+    options = {"steps": 200, "batch_size": 100, "lr": 0.05, "seed": 0, "progress_bar": False}
+    model = GaussianMixture(1, 1)
+    history = fit(model, x, sample_weight=weight, validation=0.2, **options)
+    assert float(model.mean.detach()) == pytest.approx(0.5, abs=0.1)
+    with torch.no_grad():
+        loss = -(torch.tensor(weight) / 200 * model.log_prob(x)).sum()
+    assert history.validation_losses[-1] == pytest.approx(float(loss), abs=0.1)
 
 
 def test_schedules():

@@ -26,7 +26,7 @@ from ...training.integers import warn_about_integers
 from ..learnable import GaussianMixture
 from .maximization import is_alive, maximize, step_size
 from .products import Expectation
-from .rows import Rows, Source, Survey, TensorSource, make_source, survey
+from .rows import SAMPLE_ROWS, Rows, Source, Survey, TensorSource, make_source, survey
 from .statistics import Statistics, joint_log_prob
 
 if TYPE_CHECKING:
@@ -280,18 +280,17 @@ class _Run:
         """Lets a dead component take half of another one's points, on trial.
 
         It is put at the point that the other explains worst. The heaviest components are tried
-        in turn; what raises the likelihood most is kept. Where data are not kept in memory, or
-        are in several processes, trials are on a sample of them.
+        in turn; what raises the likelihood most is kept. Trials are on a sample of the data, where
+        those are many, are not kept in memory, or are shared by several processes.
 
         Returns:
             Whether any raised the likelihood; otherwise all is as it was.
         """
         saved, law = self._state(), self.model.law
         trial, before = self.rows, mean * self.seen.total
-        sampled = trial.all is None or trial.place[1] > 1
+        sampled = self.seen.num_rows > SAMPLE_ROWS or trial.all is None or trial.place[1] > 1
         if sampled:
-            x = (self.seen.sample.double() - self.rows.loc) / self.rows.scale
-            trial = Rows.of(x)
+            trial = Rows.of(self._sample())
         assert trial.all is not None
         x, _ = trial.all
         expectation = Expectation(self.model.structure, trial) if sampled else self.expectation
@@ -326,6 +325,13 @@ class _Run:
             self._restore(saved)
             return False
         return True
+
+    def _sample(self) -> Tensor:
+        """Some of the rows, drawn at random, (n, D)."""
+        x = self.seen.sample
+        if len(x) > SAMPLE_ROWS:
+            x = x[torch.randperm(len(x), device=x.device)[:SAMPLE_ROWS]]
+        return (x.double() - self.rows.loc) / self.rows.scale
 
     def _total(self) -> float:
         """Log-likelihood of all data."""

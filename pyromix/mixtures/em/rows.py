@@ -4,7 +4,7 @@ Sums over all rows are all that expectation maximisation needs. Where the rows a
 them is made: each block is brought into the units of the parameters when its turn comes.
 """
 
-__all__ = ["Rows", "Source", "Survey", "TensorSource", "check_weights", "make_source", "survey"]
+__all__ = ["SAMPLE_ROWS", "Rows", "Source", "Survey", "TensorSource", "make_source", "survey"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ...core.checks import check_weights
 from ...core.conversions import TensorLike, as_tensor
 
 # Up to this many numbers (128 MiB of float64), a converted copy of all data is kept.
@@ -106,7 +107,7 @@ class LoaderSource(Source):
                     f"Expected batches of rows, or pairs of rows and weights, got "
                     f"{len(others) + 1} parts."
                 )
-            weight = check_weights(others[0], len(batch), self.device) if others else None
+            weight = check_weights(others[0], len(batch)).to(self.device) if others else None
         x = batch if isinstance(batch, Tensor) else _as_rows(batch)
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected batches of shape (n, {self.dim}), got {tuple(x.shape)}.")
@@ -165,25 +166,8 @@ def make_source(data: Any, sample_weight: TensorLike | None, *, dim: int, like: 
         raise ValueError("Expected at least one point, got none.")
     weight = None
     if sample_weight is not None:
-        weight = check_weights(sample_weight, shape[0], like.device)
+        weight = check_weights(sample_weight, shape[0]).to(like.device)
     return TensorSource(data, weight, dim, like.device)
-
-
-def check_weights(weight: TensorLike, count: int, device: torch.device) -> Tensor:
-    """Weights of rows (n,) in float64, checked.
-
-    Raises:
-        ValueError: For another shape, or weights that are negative or not finite.
-    """
-    values = torch.as_tensor(weight).detach().to(device, torch.float64)
-    if values.shape != (count,):
-        raise ValueError(
-            f"Expected sample_weight of shape ({count},), one for each row, got "
-            f"{tuple(values.shape)}."
-        )
-    if not bool((values.isfinite() & (values >= 0)).all()):
-        raise ValueError("Expected weights that are finite and not negative.")
-    return values
 
 
 class Survey(NamedTuple):
