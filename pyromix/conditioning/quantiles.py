@@ -41,7 +41,7 @@ def mixture_quantile(
     All in float64. Tails keep their relative accuracy: the nearer one is solved for.
 
     Args:
-        probs: Probabilities p, shape (P,).
+        probs: Probabilities p, shape (P,), or (P, E) if they differ between entries.
         log_weight: Log-weights of the components, shape (E, K), not all minus infinity; they
             need not be normalised.
         loc: Means before the restriction, shape (E, K).
@@ -55,13 +55,15 @@ def mixture_quantile(
     size = max(1, BLOCK_NUMBERS // max(1, len(probs) * loc.shape[-1]))
     tensors = (log_weight, loc, scale.clamp(min=torch.finfo(scale.dtype).tiny), low, high)
     blocks = zip(*(t.split(size) for t in tensors), strict=True)
-    return torch.cat([_solve(probs.unsqueeze(-1), *block) for block in blocks], -1)
+    probs = probs if probs.dim() == 2 else probs.unsqueeze(-1).expand(-1, len(loc))
+    parts = zip(probs.split(size, -1), blocks, strict=True)
+    return torch.cat([_solve(p, *block) for p, block in parts], -1)
 
 
 def _solve(
     probs: Tensor, log_weight: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Of some entries: `probs` has shape (P, 1), the result (P, E)."""
+    """Of some entries: `probs` and the result have shape (P, E)."""
     a, b = (low - loc) / scale, (high - loc) / scale
     whole = log_interval_probability(a, b)
     log_weight = torch.where(whole > -math.inf, log_weight, -math.inf)

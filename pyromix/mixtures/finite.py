@@ -5,17 +5,18 @@ __all__ = ["FiniteMixture"]
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import torch
 from torch import Generator, Size, Tensor
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Distribution
 from torch.types import _size
 
 from ..conditioning.components import Normals
 from ..conditioning.law import ConditionedLaw, Statement
 from ..conditioning.mixture import MixturePrior
 from ..conditioning.parts import register_part
+from ..conditioning.quantiles import check_probs, mixture_quantile
 from ..core.advice import warn_user
 from ..core.checks import (
     check_count,
@@ -39,7 +40,12 @@ from ..numerics.batches import (
 from ..numerics.diagonal_density import log_sum_exp
 from ..numerics.full_precision import in_full_precision
 from ..numerics.sobol import even_normals
+from .divergence import divergence, divergence_bounds, reduced
+from .ellipses import ellipses, plot_mixture
 from .tensor_law import TensorLaw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class FiniteMixture(TensorLaw):
@@ -173,6 +179,185 @@ class FiniteMixture(TensorLaw):
             ValueError: If there is no such coordinate, or for other probabilities.
         """
         return self.evidence_prior().condition_on(()).quantile(column, probs)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        r"""Probability that every coordinate is at most the value's, shape (\*S, \*B).
+
+        Args:
+            value: Points, shape (\*S, \*B, D).
+
+        Raises:
+            NotImplementedError: If coordinates are correlated within components: then there is no
+                closed form.
+        """
+        scale = self._independent_scale
+        if scale is None and self.event_shape == (1,):
+            scale = self.component_variance.sqrt()
+        if scale is None:
+            raise NotImplementedError(
+                "Not available: correlated coordinates have no closed form for it. Take one of "
+                "them: marginal([d]).cdf(...), or the share of draws."
+            )
+        value = check_value(self, value, like=self._loc)
+        z = (value.unsqueeze(-2) - self._loc) / scale
+        return (self.logits.exp() * torch.special.ndtr(z).prod(-1)).sum(-1)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        r"""The point below which lies so much of a mixture over one coordinate.
+
+        It has gradients in parameters and probabilities, by implicit differentiation.
+
+        Args:
+            value: Probabilities from 0 to 1, of a shape that broadcasts with (\*S, \*B).
+
+        Returns:
+            Tensor of shape (\*S, \*B, 1).
+
+        Raises:
+            NotImplementedError: If there is more than one coordinate.
+            ValueError: For other probabilities.
+        """
+        if self.event_shape != (1,):
+            raise NotImplementedError(
+                f"Not available: {self.event_shape[0]} coordinates have no order. Take one of "
+                f"them: marginal([d]).icdf(...)."
+            )
+        probs = check_probs(value, self._loc.device)
+        shape = torch.broadcast_shapes(probs.shape, self.batch_shape)
+        entries = self.batch_shape.numel()
+        parameters = (
+            self.logits,
+            self.loc.squeeze(-1),
+            self.component_variance.sqrt().squeeze(-1),
+        )
+        log_weight, loc, scale = (t.detach().double().reshape(entries, -1) for t in parameters)
+        whole = torch.full_like(loc, torch.inf)
+        found = mixture_quantile(
+            probs.expand(shape).reshape(-1, entries), log_weight, loc, scale, -whole, whole
+        )
+        x = found.reshape(*shape, 1).to(self._loc)
+        target = torch.as_tensor(value, device=x.device)
+        if not torch.is_grad_enabled() or not (target.requires_grad or self._has_graph):
+            return x
+        density = self.log_prob(x).detach().exp()
+        miss = self.cdf(x) - target.to(x)
+        shift = torch.where(density > 0, (miss - miss.detach()) / density, 0.0)
+        return x - shift.unsqueeze(-1)
+
+    @property
+    def _has_graph(self) -> bool:
+        """Whether a parameter requires a gradient."""
+        return any(getattr(self, name).requires_grad for name in ("_logits", *self._tensors))
+
+    @takes_generator
+    def kl(
+        self, other: Distribution, num_samples: int = 10_000, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Kullback-Leibler divergence from this law to another, and its standard error.
+
+        Args:
+            other: Any law over the same values, of the mixture's batch shape or none.
+            num_samples: Number of draws of the mixture that it is a mean over.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+
+        Returns:
+            Two tensors of shape (\*B,), in nats, without a graph.
+
+        Raises:
+            ValueError: If the other law is over values of another shape.
+        """
+        return divergence(self, other, num_samples)
+
+    def kl_bounds(self, other: Any) -> tuple[Tensor, Tensor]:
+        """Numbers that the divergence to another mixture of normals lies between, without draws.
+
+        The upper one is zero for equal mixtures, and exact for single normals. They are close
+        where components lie apart, and may be far from each other where many overlap: see `kl`.
+
+        Args:
+            other: A mixture of normals over as many coordinates, without batch as this one.
+
+        Returns:
+            Lower and upper bound, two scalars in nats, in float64.
+
+        Raises:
+            ValueError: If the two do not fit.
+        """
+        other = getattr(other, "law", other)
+        fits = isinstance(other, FiniteMixture) and other.event_shape == self.event_shape
+        if not fits or self.batch_shape or other.batch_shape:
+            raise ValueError(
+                f"Expected mixtures of normals over {self.event_shape[0]} coordinates without "
+                f"batch, got {self!r} and {other!r}."
+            )
+        return divergence_bounds(self, other)
+
+    def reduce(self, num_components: int) -> "FiniteMixture":
+        r"""A mixture of fewer components, of the same mean and covariance, near to this one.
+
+        Components are merged two by two (Runnalls, "Kullback-Leibler approach to Gaussian mixture
+        reduction", 2007). Where coordinates are independent within components they stay so: then
+        variances are kept.
+
+        Args:
+            num_components: How many are left.
+
+        Returns:
+            A `MixtureOfNormals`, or a `MixtureOfMultivariateNormals` where coordinates are
+            correlated; this mixture itself if it has no more components.
+
+        Raises:
+            ValueError: If there is a batch, or for a number below one.
+        """
+        count = check_positive_int("num_components", num_components)
+        if self.batch_shape:
+            raise ValueError(
+                f"Expected a mixture without batch, got batch shape {tuple(self.batch_shape)}."
+            )
+        if count >= self.num_components:
+            return self
+        parts = (part.to(self._loc) for part in reduced(self, count))
+        make: Any = type(self) if self._independent_scale is not None else self.with_covariances
+        return self._inherit(make(*parts))
+
+    def ellipses(self, level: float = 0.9) -> Tensor:
+        """Outlines of the regions that hold so much of each component; see `plot`.
+
+        Args:
+            level: The probability of each region under its component, between 0 and 1.
+
+        Returns:
+            Points in order, the first one again at the end, shape (K, 100, 2).
+
+        Raises:
+            ValueError: If the mixture is not over two coordinates, has a batch, or for another
+                level.
+        """
+        return ellipses(self, level)
+
+    def plot(
+        self,
+        ax: "Axes | None" = None,
+        *,
+        data: TensorLike | None = None,
+        level: float = 0.9,
+        **kwargs: Any,
+    ) -> "Axes":
+        """Draws a mixture over two coordinates: an ellipse for every component, and points.
+
+        Args:
+            ax: Where to draw; by default a new figure.
+            data: Points (N, 2) to draw, coloured by their likeliest component.
+            level: How much of its component an ellipse holds, between 0 and 1.
+            kwargs: Passed to `matplotlib.axes.Axes.scatter`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: If the mixture is not over two coordinates, or has a batch.
+        """
+        return plot_mixture(self, ax, data, level, **kwargs)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of the mixture.

@@ -4,7 +4,7 @@ __all__ = ["GaussianMixture"]
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import pyro.nn
 import torch
@@ -36,6 +36,9 @@ from .clusters import find_clusters
 from .covariance import STRUCTURES, Moments, make_structure
 from .finite import FiniteMixture
 from .mixture_module import MixtureModule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Covariance = Literal["diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"]
 Missing = Literal["error", "marginalize"]
@@ -215,6 +218,22 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
     def marginal(self, dims: int | Iterable[object]) -> FiniteMixture:
         """Law of some of the coordinates; see `MixtureOfNormals.marginal`."""
         return self.law.marginal(dims)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Probability that every coordinate is at most the value's; see `MixtureOfNormals.cdf`."""
+        return self.law.cdf(value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The point below which lies so much of it; see `MixtureOfNormals.icdf`."""
+        return self.law.icdf(value)
+
+    def reduce(self, num_components: int) -> FiniteMixture:
+        """A mixture of fewer components near to this one; see `MixtureOfNormals.reduce`."""
+        return self.law.reduce(num_components)
+
+    def plot(self, ax: "Axes | None" = None, **kwargs: Any) -> "Axes":
+        """Draws a mixture over two coordinates; see `MixtureOfNormals.plot`."""
+        return self.law.plot(ax, **kwargs)
 
     @overload
     def condition(self, values: Mapping[int, float | Tensor], /) -> FiniteMixture: ...

@@ -38,6 +38,7 @@ from pyromix import (
     MixtureOfNormals,
     Nonlinear,
     Observed,
+    OnlineEM,
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
     Top,
@@ -114,6 +115,7 @@ GOOD = {
         "positivity": "exp",
         "scale_floor": 1e-3,
     },
+    OnlineEM: lambda: {"model": GaussianMixture(2, 2), "forget": 0.1, "num_batches": 5},
     RAD: lambda: {
         "dim": 2,
         "num_layers": 1,

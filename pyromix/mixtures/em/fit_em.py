@@ -160,7 +160,8 @@ def check_fittable(model: Any) -> None:
     """
     if not isinstance(model, GaussianMixture) or model.network is not None:
         raise ValueError(
-            "Expected a GaussianMixture without context. Other models are trained with fit."
+            "Expected model to be a GaussianMixture without context. Other models are trained "
+            "with fit."
         )
     if not all(p.requires_grad for p in model._parameters_of_law().values()):
         raise ValueError("Expected no frozen parameters: use fit to train the others alone.")

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...core.checks import check_count
+from ...core.checks import check_count, number
 from ...core.conversions import TensorLike
 from ..learnable import GaussianMixture
 from .fit_em import check_fittable, fit_em
@@ -45,7 +45,7 @@ class OnlineEM:
         num_batches: How many batches were used.
 
     Raises:
-        ValueError: If the model is not such a mixture, or `forget` is not from 0 to 1.
+        ValueError: If the model is not such a mixture, or `forget` is not from 0 to less than 1.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -61,11 +61,10 @@ class OnlineEM:
         self, model: GaussianMixture, *, forget: float = 0.0, num_batches: int = 10
     ) -> None:
         check_fittable(model)
-        if not 0 <= forget <= 1:
-            raise ValueError(f"Expected forget from 0 to 1, got {forget}.")
         trained = bool(model.initialized)
-        self.model, self.forget = model, float(forget)
-        self.num_batches = check_count("num_batches", num_batches) if trained else 0
+        self.model, self.forget = model, number(0, 1)("forget", forget)
+        num_batches = check_count("num_batches", num_batches)
+        self.num_batches = num_batches if trained else 0
         self._centre = torch.zeros_like(model.loc[0], dtype=torch.float64)
         self._average: Statistics | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []

@@ -15,7 +15,7 @@ where entries of correlated columns are missing, a general way is taken.
 __all__ = ["Expectation"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -41,16 +41,24 @@ from .statistics import (
     CACHED_NUMBERS,
     LEAST_ROWS,
     Statistics,
+    are_well_conditioned,
     block_numbers,
+    components_of,
+    diagonal_moments,
     empty_statistics,
     general_statistics,
-    is_well_conditioned,
+    joint_log_prob,
+    matrix_moments,
     normalize,
 )
 
 # Products are taken up to this squared distance of a component from the origin, in its standard
 # deviations: it bounds how many of float64's sixteen digits are lost, or of float32's seven.
 NEAR = {torch.float64: 1e5, torch.float32: 1e4}
+
+# Products are taken where at most this share of the components is too far for them: of those,
+# differences are taken.
+MOST_FAR = 0.25
 
 # So many norms of a factor times those of its inverse: see `is_well_conditioned`.
 WELL_CONDITIONED = {torch.float64: 1e6, torch.float32: 3e3}
@@ -83,19 +91,27 @@ class Expectation:
         self._products = [] if kind is None else [kind(structure, rows, d) for d in dtypes]
 
     def __call__(self, law: FiniteMixture) -> Statistics:
-        """Statistics around the origin or, where that would cancel, around the means."""
-        found = self._by_products(law)
-        return self.around(law, law.loc) if found is None else found
+        """Statistics around the origin, and where that would cancel around the means."""
+        for most_far in (0.0, MOST_FAR):  # rather in float64 than by differences
+            found = self._by_products(law, most_far)
+            if found is not None:
+                return found
+        return self.around(law, law.loc)
 
     def around_origin(self, law: FiniteMixture) -> Statistics:
         """Statistics that add up with those of other data."""
         found = self._by_products(law)
         return self.around(law, torch.zeros_like(law.loc)) if found is None else found
 
-    def _by_products(self, law: FiniteMixture) -> Statistics | None:
-        """Statistics around the origin, or None where products would not do."""
+    def _by_products(self, law: FiniteMixture, most_far: float = 0.0) -> Statistics | None:
+        """Statistics by products, or None where they would not do.
+
+        Args:
+            law: The mixture.
+            most_far: Share of the components that may be summed around their means instead.
+        """
         for products in self._products:
-            found = products(law)
+            found = products(law, most_far)
             if found is not None:
                 return found
         return None
@@ -109,7 +125,7 @@ class Expectation:
 
 
 class _Products(ABC):
-    """Statistics around the origin, of data without gaps, by matrix products in blocks.
+    """Statistics by matrix products in blocks, around the origin.
 
     Scores and responsibilities have shape (K, n) here: points are last, so that reductions over
     components, which may be few, run along memory.
@@ -118,21 +134,95 @@ class _Products(ABC):
     def __init__(self, structure: CovarianceStructure, rows: Rows, dtype: torch.dtype) -> None:
         self.structure, self.rows, self.dtype = structure, rows, dtype
 
-    @abstractmethod
-    def __call__(self, law: FiniteMixture) -> Statistics | None:
+    def __call__(self, law: FiniteMixture, most_far: float) -> Statistics | None:
         """The statistics, or None if products would lose too many digits for this mixture."""
+        near = self._are_near(law)
+        far_at, near_at = (~near).nonzero().flatten(), near.nonzero().flatten()
+        if len(far_at) > most_far * len(near):
+            return None
+        far: _Far | None = None
+        if len(far_at):
+            far, whole = _Far(law, far_at, self.structure), law
+            law = components_of(law, near_at)
+            log_share = whole.logits[near_at].logsumexp(0).to(self.dtype)
+        count = len(near_at)
+        sums = self._sums(law)
+        log_prob, weight = law.loc.new_zeros(()), law.loc.new_zeros(len(near))
+        size = max(LEAST_ROWS, block_numbers(self.rows.device) // sums.width)
+        for x, w in self.rows.blocks(size, self.dtype):
+            scores = sums.scores(x)
+            if far is not None:
+                scores = torch.cat([scores + log_share, far.scores(x).to(scores)])
+            log_prob += normalize(scores, w)
+            weight += scores.sum(1)
+            sums.add(scores[:count])
+            if far is not None:
+                far.add(x, scores[count:])
+        log_prob = log_prob + sums.common
+        first, second = sums.moments(weight[:count])
+        reference = torch.zeros_like(first)
+        if far is None:
+            return Statistics(log_prob, weight, first, second, reference)
+        parts = (weight[:count], first, second, reference)
+        others = (weight[count:], far.first, self.structure.pool(far.second), far.law.loc)
+        order = torch.cat([near_at, far_at]).argsort()
+        joined = (torch.cat(pair)[order] for pair in zip(parts, others, strict=True))
+        return Statistics(log_prob, *joined)
 
-    def _blocks(self, width: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Blocks of rows and their weights, for so many numbers of scratch space per row."""
-        size = max(LEAST_ROWS, block_numbers(self.rows.device) // width)
-        return self.rows.blocks(size, self.dtype)
+    @abstractmethod
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        """Which components (K,) products lose few digits for."""
 
-    def _is_near(self, whitened: Tensor) -> bool:
-        """Whether all means (K, D), in standard deviations, are near the origin."""
-        return bool(whitened.square().sum(-1).max() <= NEAR[self.dtype])
+    @abstractmethod
+    def _sums(self, law: FiniteMixture) -> "_Sums":
+        """What to sum over blocks, for components that are near."""
 
-    def _is_well_conditioned(self, tril: Tensor, inverse: Tensor) -> bool:
-        return is_well_conditioned(tril, inverse, WELL_CONDITIONED[self.dtype])
+    def _within(self, whitened: Tensor) -> Tensor:
+        """Which means (K, D), in standard deviations, are near the origin."""
+        return whitened.square().sum(-1) <= NEAR[self.dtype]
+
+
+class _Far:
+    """Components that products would cancel for: differences are taken, around their means."""
+
+    def __init__(self, law: FiniteMixture, index: Tensor, structure: CovarianceStructure) -> None:
+        self.law = components_of(law, index)
+        self.log_share = law.logits[index].logsumexp(0)
+        self._moments = matrix_moments if structure.full_moments else diagonal_moments
+        self.first = torch.zeros_like(self.law.loc)
+        dim = self.first.shape[-1]
+        self.second = self.first.new_zeros(*self.first.shape, *[dim] * structure.full_moments)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Log w_k p_k of points (n, D), shape (K, n)."""
+        return joint_log_prob(self.law, x.double()).mT + self.log_share
+
+    def add(self, x: Tensor, responsibility: Tensor) -> None:
+        """Adds moments of points (n, D) with responsibilities (K, n)."""
+        parts = self._moments(self.law, x.double(), self.law.loc, responsibility.mT.double())
+        self.first += parts[0]
+        self.second += parts[1]
+
+
+class _Sums(ABC):
+    """Scores of blocks of points, and sums over them by responsibilities."""
+
+    width: int
+    """Numbers of scratch space per point."""
+    common: Tensor | float = 0.0
+    """Part of the log-likelihood of all points that components share."""
+
+    @abstractmethod
+    def scores(self, x: Tensor) -> Tensor:
+        """Log w_k p_k of points (n, D), shape (K, n)."""
+
+    @abstractmethod
+    def add(self, responsibility: Tensor) -> None:
+        """Adds the points that were scored last, by responsibilities (K, n)."""
+
+    @abstractmethod
+    def moments(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """First and pooled second moments, given the sums of responsibilities (K,)."""
 
 
 class _Sum:
@@ -181,29 +271,12 @@ class _Linear(NamedTuple):
 class _LinearScores(_Products):
     """Components that are an exponential family: the sums of r f(x) are their statistics."""
 
-    def __call__(self, law: FiniteMixture) -> Statistics | None:
-        linear = self._linear(law)
-        if linear is None:
-            return None
-        a = linear.coefficients.to(self.dtype)
-        c = linear.constants.to(self.dtype).unsqueeze(-1)
-        log_prob, weight = (
-            linear.common + torch.zeros_like(law.loc[0, 0]),
-            law.loc.new_zeros(len(a)),
-        )
-        sums = _Sum(linear.coefficients, self.dtype)
-        for x, w in self._blocks(a.shape[-1] + len(a)):
-            features = self._features(x)
-            scores = torch.addmm(c, a, features.mT)
-            log_prob = log_prob + normalize(scores, w)
-            weight += scores.sum(1)
-            sums.add(scores, features)
-        first, second = self._moments(law, weight, sums.value)
-        return Statistics(log_prob, weight, first, second, torch.zeros_like(first))
+    def _sums(self, law: FiniteMixture) -> "_Sums":
+        return _LinearSums(self, law)
 
     @abstractmethod
-    def _linear(self, law: FiniteMixture) -> _Linear | None:
-        """The scores of a mixture, or None if they would cancel."""
+    def _linear(self, law: FiniteMixture) -> _Linear:
+        """The scores of a mixture whose components are near."""
 
     def _features(self, x: Tensor) -> Tensor:
         """Features of points (n, D), shape (n, F)."""
@@ -214,15 +287,38 @@ class _LinearScores(_Products):
         """First and pooled second moments, from the features' weighted sums (K, F)."""
 
 
+class _LinearSums(_Sums):
+    """Sums of features."""
+
+    def __init__(self, products: _LinearScores, law: FiniteMixture) -> None:
+        linear = products._linear(law)
+        self.products, self.law, self.common = products, law, linear.common
+        self.a = linear.coefficients.to(products.dtype)
+        self.c = linear.constants.to(products.dtype).unsqueeze(-1)
+        self.width = sum(self.a.shape)
+        self.total = _Sum(linear.coefficients, products.dtype)
+
+    def scores(self, x: Tensor) -> Tensor:
+        self.features = self.products._features(x)
+        return torch.addmm(self.c, self.a, self.features.mT)
+
+    def add(self, responsibility: Tensor) -> None:
+        self.total.add(responsibility, self.features)
+
+    def moments(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self.products._moments(self.law, weight, self.total.value)
+
+
 class _DiagonalScores(_LinearScores):
     """A variance of every coordinate and component. Features: coordinates and their squares."""
 
-    def _linear(self, law: FiniteMixture) -> _Linear | None:
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        return self._within(law.loc / law.component_variance.sqrt())
+
+    def _linear(self, law: FiniteMixture) -> _Linear:
         assert isinstance(law, MixtureOfNormals)
         scale = law.scale
         whitened = law.loc / scale
-        if not self._is_near(whitened):
-            return None
         precision = scale.square().reciprocal()
         coefficients = torch.cat([whitened / scale, -0.5 * precision], -1)
         return _Linear(coefficients, law.logits + _constants(whitened, scale))
@@ -243,9 +339,9 @@ class _DiagonalScores(_LinearScores):
 class _SphericalScores(_DiagonalScores):
     """One variance of every component. Features: coordinates and the sum of their squares."""
 
-    def _linear(self, law: FiniteMixture) -> _Linear | None:
+    def _linear(self, law: FiniteMixture) -> _Linear:
         linear, dim = super()._linear(law), law.event_shape[0]
-        return linear and linear._replace(coefficients=linear.coefficients[:, : dim + 1])
+        return linear._replace(coefficients=linear.coefficients[:, : dim + 1])
 
     def _features(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.square().sum(-1, keepdim=True)], -1)
@@ -277,12 +373,14 @@ class _SharedScores(_LinearScores):
         """The second moments of rows (n, D) with weights (n,)."""
         return x.square().sum(0) if weight is None else weight @ x.square()
 
-    def _linear(self, law: FiniteMixture) -> _Linear | None:
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        near = self._within(law.loc / law.component_variance.sqrt())
+        return near.all().expand_as(near)  # what they share has one reference point
+
+    def _linear(self, law: FiniteMixture) -> _Linear:
         assert isinstance(law, MixtureOfNormals)
         scale = law.scale[0]
         whitened = law.loc / scale
-        if not self._is_near(whitened):
-            return None
         common = -0.5 * (self._second[0] / scale.square()).sum()
         return _Linear(whitened / scale, law.logits + _constants(whitened, scale), common)
 
@@ -301,69 +399,86 @@ class _TiedScores(_SharedScores):
     def _of_block(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x.mT @ (x if weight is None else weight.unsqueeze(-1) * x)
 
-    def _linear(self, law: FiniteMixture) -> _Linear | None:
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        assert isinstance(law, MixtureOfMultivariateNormals)
+        tril = law._tril[0]
+        inverse = inverse_tril(tril)
+        near = self._within(law.loc @ inverse.mT)
+        near = near & are_well_conditioned(tril, inverse, WELL_CONDITIONED[self.dtype])
+        return near.all().expand_as(near)
+
+    def _linear(self, law: FiniteMixture) -> _Linear:
         assert isinstance(law, MixtureOfMultivariateNormals)
         tril = law._tril[0]
         inverse = inverse_tril(tril)
         whitened = law.loc @ inverse.mT
-        if not (self._is_near(whitened) and self._is_well_conditioned(tril, inverse)):
-            return None
         common = -0.5 * ((inverse @ self._second[0]) * inverse).sum()
         constants = -0.5 * whitened.square().sum(-1) - log_scale(tril)
         return _Linear(whitened @ inverse, law.logits + constants, common)
 
 
 class _MatrixMoments(_Products):
-    """Components with a matrix of second moments each.
+    """Components with a matrix of second moments each."""
+
+    def _sums(self, law: FiniteMixture) -> "_Sums":
+        return _MatrixSums(self, law)
+
+    @abstractmethod
+    def _scorer(self, law: FiniteMixture, columns: list[slice]) -> Callable[[Tensor], Tensor]:
+        """What maps points (D, n) to scores (K, n)."""
+
+
+class _MatrixSums(_Sums):
+    """Sums of outer products.
 
     These are symmetric, and factors of covariances triangular: of both only the lower triangle is
     worked on, in blocks of columns, which saves up to three eighths of the work.
     """
 
-    def __call__(self, law: FiniteMixture) -> Statistics | None:
+    def __init__(self, products: _MatrixMoments, law: FiniteMixture) -> None:
         k, dim = law.loc.shape
         width = max(LEAST_COLUMNS, -(-dim // MOST_PARTS))
-        columns = [slice(i, min(i + width, dim)) for i in range(0, dim, width)]
-        score = self._scorer(law, columns)
-        if score is None:
-            return None
-        log_prob, weight = law.loc.new_zeros(()), law.loc.new_zeros(k)
-        first, second = _Sum(law.loc, self.dtype), law.loc.new_zeros(k, dim, dim)
-        like = [law.loc.new_zeros(k * (c.stop - c.start), c.stop) for c in columns]
-        sums = [_Sum(part, self.dtype) for part in like]
-        for block, w in self._blocks(k * width + dim):
-            x = block.mT.contiguous()  # (D, n)
-            scores = score(x)
-            log_prob = log_prob + normalize(scores, w)
-            weight += scores.sum(1)
-            first.add(scores, x.mT)
-            for total, c in zip(sums, columns, strict=True):
-                weighted = (scores.unsqueeze(1) * x[c]).flatten(0, 1)  # (K columns, n)
-                total.add(weighted, x[: c.stop].mT)
-        for total, c in zip(sums, columns, strict=True):
-            second[:, c, : c.stop] = total.value.reshape(k, -1, c.stop)
-        second = second.tril() + second.tril(-1).mT
-        return Statistics(log_prob, weight, first.value, second, torch.zeros_like(law.loc))
+        self.columns = [slice(i, min(i + width, dim)) for i in range(0, dim, width)]
+        self.width, self.loc = k * width + dim, law.loc
+        self.score = products._scorer(law, self.columns)
+        self.first = _Sum(law.loc, products.dtype)
+        self.parts = [
+            _Sum(law.loc.new_zeros(k * (c.stop - c.start), c.stop), products.dtype)
+            for c in self.columns
+        ]
 
-    @abstractmethod
-    def _scorer(
-        self, law: FiniteMixture, columns: list[slice]
-    ) -> Callable[[Tensor], Tensor] | None:
-        """What maps points (D, n) to scores (K, n), or None if it would cancel."""
+    def scores(self, x: Tensor) -> Tensor:
+        self.x = x.mT.contiguous()  # (D, n)
+        return self.score(self.x)
+
+    def add(self, responsibility: Tensor) -> None:
+        self.first.add(responsibility, self.x.mT)
+        for total, c in zip(self.parts, self.columns, strict=True):
+            weighted = (responsibility.unsqueeze(1) * self.x[c]).flatten(0, 1)  # (K columns, n)
+            total.add(weighted, self.x[: c.stop].mT)
+
+    def moments(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        k, dim = self.loc.shape
+        second = weight.new_zeros(k, dim, dim)
+        for total, c in zip(self.parts, self.columns, strict=True):
+            second[:, c, : c.stop] = total.value.reshape(k, -1, c.stop)
+        return self.first.value, second.tril() + second.tril(-1).mT
 
 
 class _FullScores(_MatrixMoments):
     """Covariance matrices."""
 
-    def _scorer(
-        self, law: FiniteMixture, columns: list[slice]
-    ) -> Callable[[Tensor], Tensor] | None:
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        assert isinstance(law, MixtureOfMultivariateNormals)
+        inverse = inverse_tril(law._tril)
+        near = self._within((inverse @ law.loc.unsqueeze(-1)).squeeze(-1))
+        return near & are_well_conditioned(law._tril, inverse, WELL_CONDITIONED[self.dtype])
+
+    def _scorer(self, law: FiniteMixture, columns: list[slice]) -> Callable[[Tensor], Tensor]:
         assert isinstance(law, MixtureOfMultivariateNormals)
         tril = law._tril
         inverse = inverse_tril(tril)
         whitened = (inverse @ law.loc.unsqueeze(-1)).squeeze(-1)
-        if not (self._is_near(whitened) and self._is_well_conditioned(tril, inverse)):
-            return None
         k = len(whitened)
         constants = (law.logits - log_scale(tril)).to(self.dtype)
         inverse, whitened = inverse.to(self.dtype), whitened.to(self.dtype)
@@ -384,14 +499,15 @@ class _FullScores(_MatrixMoments):
 class _LowRankScores(_MatrixMoments):
     """Precision matrices of low rank, whose density has fast products of its own."""
 
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        near = self._within(law.loc / law.component_variance.sqrt())
+        return near if self.dtype == torch.float64 else torch.zeros_like(near)
+
     def _scorer(
         self,
         law: FiniteMixture,
         columns: list[slice],  # noqa: ARG002
-    ) -> Callable[[Tensor], Tensor] | None:
-        deviation = law.component_variance.sqrt()
-        if self.dtype != torch.float64 or not self._is_near(law.loc / deviation):
-            return None
+    ) -> Callable[[Tensor], Tensor]:
         return lambda x: law._joint_log_prob(x.mT).mT.contiguous()
 
 
@@ -403,12 +519,14 @@ class _DiagonalScoresWithGaps(_LinearScores):
     o (x m / s^2 - x^2 / (2 s^2) - m^2 / (2 s^2) - log s - log(2 pi) / 2): linear in o x, o x^2, o.
     """
 
-    def _linear(self, law: FiniteMixture) -> _Linear | None:
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        near = self._within(law.loc / law.component_variance.sqrt())
+        return near.all().expand_as(near) if isinstance(self.structure, Shared) else near
+
+    def _linear(self, law: FiniteMixture) -> _Linear:
         assert isinstance(law, MixtureOfNormals)
         scale = law.scale
         whitened = law.loc / scale
-        if not self._is_near(whitened):
-            return None
         constants = -0.5 * (whitened.square() + LOG_2PI) - scale.log()
         coefficients = [whitened / scale, -0.5 * scale.square().reciprocal(), constants]
         return _Linear(torch.cat(coefficients, -1), law.logits)

@@ -4,15 +4,18 @@ __all__ = [
     "CACHED_NUMBERS",
     "LEAST_ROWS",
     "Statistics",
+    "are_well_conditioned",
     "block_numbers",
+    "components_of",
+    "diagonal_moments",
     "empty_statistics",
     "general_statistics",
-    "is_well_conditioned",
     "joint_log_prob",
+    "matrix_moments",
     "normalize",
 ]
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +38,9 @@ BLOCK_NUMBERS = 2**24
 # Points of a block at least: matrix products of fewer rows are slow.
 LEAST_ROWS = 256
 
-# Up to this product of a factor's norm and its inverse's, products are taken: it bounds how many
-# of float64's sixteen digits are lost.
-WELL_CONDITIONED = 1e6
-INVERTIBLE = 1e4  # if the factor's square is inverted
+# Up to this product of a factor's norm and its inverse's, the factor's square is inverted: it
+# bounds how many of float64's sixteen digits are lost.
+INVERTIBLE = 1e4
 
 
 class Statistics(NamedTuple):
@@ -202,7 +204,7 @@ def precision_of(law: FiniteMixture) -> Tensor | None:
         tril = law._tril
         inverse = inverse_tril(tril)
         precision = inverse.mT @ inverse
-    return precision if is_well_conditioned(tril, inverse, INVERTIBLE) else None
+    return precision if bool(are_well_conditioned(tril, inverse, INVERTIBLE).all()) else None
 
 
 def with_gaps(
@@ -277,7 +279,17 @@ def normalize(scores: Tensor, weight: Tensor | None = None) -> Tensor:
     return (weight * log_prob).sum()
 
 
-def is_well_conditioned(tril: Tensor, inverse: Tensor, limit: float = WELL_CONDITIONED) -> bool:
-    """Whether triangles (*B, D, D), with their inverses, lose few digits in products."""
-    size = torch.linalg.matrix_norm(tril) * torch.linalg.matrix_norm(inverse)
-    return bool(size.max() <= limit)
+def are_well_conditioned(tril: Tensor, inverse: Tensor, limit: float) -> Tensor:
+    r"""Which triangles (\*B, D, D), with their inverses, lose few digits in products: (\*B)."""
+    return torch.linalg.matrix_norm(tril) * torch.linalg.matrix_norm(inverse) <= limit
+
+
+def components_of(law: FiniteMixture, index: Tensor) -> FiniteMixture:
+    """The mixture of some components of one without batch, by their indices (n,)."""
+    tensors = []
+    for name, tail in law._tensors.items():
+        part = getattr(law, name)
+        at = part.dim() - tail  # components come first of what follows the batch
+        tensors.append(part.index_select(at, index) if part.shape[at] > 1 else part)
+    make: Any = type(law)
+    return make(law.logits[index], *tensors, validate_args=False)

@@ -222,7 +222,7 @@ X = torch.zeros(4, 2)
         (lambda m: fit_em(m, X, sample_weight=torch.zeros(4)), "some are positive"),
         (lambda m: fit_em(m, Batches([X / 0])), "8 entries that are not"),
         (lambda m: fit_em(m, X, precision="half"), "'double' or 'single'"),
-        (lambda m: OnlineEM(m, forget=2.0), "from 0 to 1"),
+        (lambda m: OnlineEM(m, forget=2.0), "less than 1"),
         (lambda m: OnlineEM(m).update(torch.zeros(0, 2)), "at least one point"),
         (lambda m: OnlineEM(m).update(X / 0), "not"),
     ],

@@ -121,6 +121,31 @@ def test_products_are_taken_near_the_origin_only(covariance):
         assert (expectation._by_products(model.distribution) is not None) is expected
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "spherical", "full", "low_rank_precision"])
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_component_that_has_collapsed_is_summed_apart(covariance, gaps, dtype):
+    model = make(covariance, k=5)
+    x = draws(model, gaps=gaps)
+    x[7] = 3.0
+    model.loc[2] = 3.0
+    model.structure.floor = 1e-12
+    model.raw_scale[2] = -9.0
+    if covariance == "low_rank_precision":
+        model.raw_factor[2] = 0.0
+    elif covariance == "full":
+        model.raw_lower[2] = 0.0
+    expectation = Expectation(model.structure, Rows.of(x), dtype)
+    law = model.distribution
+    by_products = covariance in ("diagonal", "spherical") or not gaps
+    assert (expectation._by_products(law, products.MOST_FAR) is not None) is by_products
+    assert expectation._by_products(law) is None
+    got = around_the_origin(expectation(law), model.structure)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    for a, b in zip(got, reference(model, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
 @every_covariance
 def test_blocks_add_up(covariance, monkeypatch):
     model = make(covariance, dim=40, k=2)
