@@ -25,6 +25,7 @@ __all__ = [
     "LogitMap",
     "LowRankPrecisionNormal",
     "MaximumEntropy",
+    "MixtureOfLowRankNormals",
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
@@ -99,6 +100,7 @@ from .maxent import MaximumEntropy
 from .mixtures import (
     GaussianMixture,
     LowRankPrecisionNormal,
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,

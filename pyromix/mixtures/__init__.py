@@ -4,6 +4,7 @@ __all__ = [
     "ConditionedMixture",
     "GaussianMixture",
     "LowRankPrecisionNormal",
+    "MixtureOfLowRankNormals",
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
@@ -20,6 +21,7 @@ from .em.fit_em import fit_em
 from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
 from .low_rank import MixtureOfLowRankPrecisionNormals
+from .low_rank_covariance import MixtureOfLowRankNormals
 from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture

@@ -127,6 +127,11 @@ class FiniteMixture(TensorLaw):
         """Standard deviations (*, K, D), if coordinates are independent within components."""
         return None
 
+    @property
+    def _low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """d (*, K, D) and W (*, K, D, r), if covariances are diag(d) + W W^T and kept as such."""
+        return None
+
     # ---- what follows ---------------------------------------------------------------------
 
     @property
@@ -471,7 +476,10 @@ class FiniteMixture(TensorLaw):
         scale = None if correlated else law._independent_scale
         scale = None if scale is None else scale[..., :count]
         covariance = partial(law._leading_covariance, count)
-        return Normals(log_joint, law._loc[..., :count], scale, covariance)
+        low_rank = law._low_rank
+        if low_rank is not None:
+            low_rank = low_rank[0][..., :count], low_rank[1][..., :count, :]
+        return Normals(log_joint, law._loc[..., :count], scale, covariance, low_rank)
 
     def _leading_covariance(self, count: int) -> Tensor:
         """Covariances of the first coordinates, with no more batch dimensions than parameters."""

@@ -135,9 +135,16 @@ def masked_capacitance_tril(diag: Tensor, factor: Tensor, mask: Tensor) -> Tenso
     """
     rank, k = factor.shape[-1], factor.shape[-3]
     scaled = (factor / diag.sqrt().unsqueeze(-1)).double()
-    outer = scaled.unsqueeze(-1) * scaled.unsqueeze(-2)  # (*B, K, D, r, r)
-    flat = outer.movedim(-3, -4).flatten(-3)  # (*B, D, K r r)
-    total = (mask.double() @ flat).unflatten(-1, (k, rank, rank))
+    columns, mask = scaled.unbind(-1), mask.double()
+    lower = []
+    for i in range(rank):  # a row at a time: all products at once take r times the memory
+        products = torch.stack([columns[i] * column for column in columns[: i + 1]], -2)
+        row = (mask @ products.flatten(-3, -2).mT).unflatten(-1, (k, i + 1))
+        lower.append(torch.nn.functional.pad(row, (0, rank - 1 - i)))
+    if not lower:
+        return factor.new_zeros(*mask.shape[:-1], k, 0, 0)
+    total = torch.stack(lower, -2)  # (*B, N, K, r, r)
+    total = total + total.tril(-1).mT
     identity = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
     return torch.linalg.cholesky(identity + total).to(factor.dtype)
 

@@ -231,9 +231,10 @@ class _Run:
         alive = _is_alive(weight)
         if bool(alive.all()):
             raw = model.structure.estimate(Moments(weight, second), current)
-            model._assign(logits, statistics.reference + mean, raw)
+            model._assign(logits, statistics.reference + mean[:, : model.dim], raw)
             return
-        kept = torch.where(alive.unsqueeze(-1), mean, model.loc - statistics.reference)
+        kept = mean.clone()  # of factors, too, if there are
+        kept[~alive, : model.dim] = (model.loc - statistics.reference)[~alive]
         second = second + model.structure.outer(weight, mean - kept)
         counts = weight
         if len(second) == len(weight):
@@ -244,7 +245,7 @@ class _Run:
         for name, value in raw.items():
             if len(value) == len(weight):
                 value[~alive] = current[name][~alive]
-        model._assign(logits, statistics.reference + kept, raw)
+        model._assign(logits, statistics.reference + kept[:, : model.dim], raw)
 
     def _revive(self, weight: Tensor, mean: float) -> bool:
         """Lets a dead component take half of another one's points, on trial.

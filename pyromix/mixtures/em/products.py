@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from ...numerics.diagonal_density import LOG_2PI
-from ...numerics.triangular import inverse_tril, log_scale
+from ...numerics.low_rank import capacitance_tril, solve_right
+from ...numerics.triangular import half_log_det, inverse_tril, log_scale
 from ..covariance import (
     CovarianceStructure,
     Diagonal,
     Full,
+    LowRank,
     LowRankPrecision,
     Shared,
     Spherical,
@@ -35,6 +37,8 @@ from ..covariance import (
 from ..diagonal import MixtureOfNormals
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
+from ..low_rank_covariance import MixtureOfLowRankNormals
+from .factors import factor_statistics, second_moments
 from .statistics import (
     CACHED_NUMBERS,
     LEAST_ROWS,
@@ -48,6 +52,9 @@ from .statistics import (
 # Products are taken up to this squared distance of a component from the origin, in its standard
 # deviations: it bounds how many of float64's sixteen digits are lost.
 NEAR = 1e5
+
+# With factors, up to this mean square of points in units of the diagonals alone.
+STRONGEST = 1e7
 
 # Triangles are worked on in at most so many column blocks, of at least so many columns.
 MOST_PARTS = 4
@@ -86,10 +93,16 @@ class Expectation:
         """Statistics around given points, (K, D)."""
         total: Statistics | None = None
         for block in self._x.split(max(1, 4 * CACHED_NUMBERS // law.num_components)):
-            part = general_statistics(law, block, reference, self._structure)
+            part = self._general(law, block, reference)
             total = part if total is None else total.plus(part)
         assert total is not None
         return total
+
+    def _general(self, law: FiniteMixture, x: Tensor, reference: Tensor) -> Statistics:
+        """Statistics of any points, which products may not do for."""
+        if isinstance(law, MixtureOfLowRankNormals):
+            return factor_statistics(law, x, reference)
+        return general_statistics(law, x, reference, self._structure)
 
 
 class _Products(ABC):
@@ -314,12 +327,67 @@ class _LowRankScores(_MatrixMoments):
         return lambda x: law._joint_log_prob(x.mT).mT.contiguous()
 
 
+class _FactorScores(_Products):
+    """Covariance matrices of low rank plus a diagonal, in products with their factors alone."""
+
+    def __init__(self, structure: CovarianceStructure, x: Tensor) -> None:
+        super().__init__(structure, x)
+        self._mean_square = x.square().mean(0)
+
+    def __call__(self, law: FiniteMixture) -> Statistics | None:
+        assert isinstance(law, MixtureOfLowRankNormals)
+        loc, diag, factor = law._loc, law._diag, law._factor
+        k, dim, rank = factor.shape
+        precision = diag.reciprocal()
+        strength = (precision @ self._mean_square).max()
+        if not (_is_near(loc * precision.sqrt()) and bool(strength <= STRONGEST)):
+            return None
+        tril = capacitance_tril(diag, factor)
+        pull = solve_right(tril, factor * precision.unsqueeze(-1))
+        shift = (pull * loc.unsqueeze(-1)).sum(1).reshape(-1, 1)
+        pull = pull.mT.reshape(-1, dim)  # (K r, D)
+        weighted = precision * loc
+        constants = law.logits + _constants(loc * precision.sqrt(), diag.sqrt())
+        constants = (constants - half_log_det(tril)).unsqueeze(-1)
+        log_prob, weight = loc.new_zeros(()), loc.new_zeros(k)
+        first, squares = torch.zeros_like(loc), torch.zeros_like(loc)
+        # Sums of r times y = L^T z, whose mean given a point is a product, and whose covariance is one.
+        first_y, cross, inner = loc.new_zeros(k, rank), torch.zeros_like(pull), tril * 0.0
+        for x in self._blocks(k * (rank + 1) + 2 * dim):
+            square = x.square()
+            y = torch.addmm(shift, pull, x.mT, beta=-1)  # (K r, n)
+            scores = torch.addmm(constants, weighted, x.mT).addmm_(precision, square.mT, alpha=-0.5)
+            y = y.reshape(k, rank, -1)
+            scores.add_(y.square().sum(1), alpha=0.5)
+            log_prob = log_prob + normalize(scores)
+            weight += scores.sum(1)
+            first.addmm_(scores, x)
+            squares.addmm_(scores, square)
+            scaled = y * scores.unsqueeze(1)
+            first_y += scaled.sum(-1)
+            cross.addmm_(scaled.flatten(0, 1), x)
+            inner.baddbmm_(scaled, y.mT)
+        inverse = inverse_tril(tril)
+        cross = cross.reshape(k, rank, dim).mT @ inverse
+        inner = inverse.mT @ (inner + torch.diag_embed(weight.unsqueeze(-1).expand(k, rank)))
+        inner = inner @ inverse
+        first_z = (first_y.unsqueeze(-2) @ inverse).squeeze(-2)
+        return Statistics(
+            log_prob,
+            weight,
+            torch.cat([first, first_z], -1),
+            second_moments(squares, cross, inner),
+            torch.zeros_like(loc),
+        )
+
+
 _PRODUCTS: dict[type[CovarianceStructure], Callable[[CovarianceStructure, Tensor], _Products]] = {
     Diagonal: _DiagonalScores,
     Spherical: _SphericalScores,
     Shared: _SharedScores,
     Tied: _TiedScores,
     Full: _FullScores,
+    LowRank: _FactorScores,
     LowRankPrecision: _LowRankScores,
 }
 

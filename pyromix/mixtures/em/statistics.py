@@ -45,9 +45,10 @@ class Statistics(NamedTuple):
     weight: Tensor
     """Sum of responsibilities r, (K,)."""
     first: Tensor
-    """Sum of r (x - c), (K, D)."""
+    """Sum of r (x - c), (K, D), followed by those of factors, (K, D + r), where there are."""
     second: Tensor
-    """Sum of r (x - c)^2, (K, D), or of outer products, (K, D, D), pooled by the structure."""
+    """Sum of r (x - c)^2, (K, D), or of outer products, (K, D, D), pooled by the structure; or
+    those of points and factors, (K, D + r, 1 + r), see `LowRank.outer`."""
     reference: Tensor
     """The points c, (K, D)."""
 
