@@ -132,25 +132,23 @@ def factor_log_prob(
         observed = observed[..., :1, :]  # one pattern for all
     if own_means:
         return _direct_in_blocks(x, loc, diag, factor, offset, observed)
-    operands: dict[torch.dtype, _Operands] = {}
-    rows = BLOCK_POINTS
-    if observed is not None and observed.shape[-2] > 1:
-        rows = min(rows, max(1, CHUNK_NUMBERS // (entries * k * rank**2)))
+    # Matrices of masked sums are made in float64 anyway.
+    dtypes = dict.fromkeys([x.dtype if observed is None else torch.float64, torch.float64])
+    operands = {dtype: _Operands.of(loc, diag, factor, dtype) for dtype in dtypes}
+    own_matrices = observed is not None and observed.shape[-2] > 1
+    width = k * (rank**2 if own_matrices else rank)
+    rows = min(BLOCK_POINTS, max(1, CHUNK_NUMBERS // (entries * width)))
 
     def block(x: Tensor, offset: Tensor, observed: Tensor | None) -> Tensor:
-        # Matrices of masked sums are made in float64 anyway.
-        dtypes = dict.fromkeys([x.dtype if observed is None else torch.float64, torch.float64])
-        for dtype in dtypes:
-            if dtype not in operands:
-                operands[dtype] = _Operands.of(loc, diag, factor, dtype)
+        for dtype, made in operands.items():
             seen = None if observed is None else observed.to(dtype)
-            scores, magnitude = _products(operands[dtype], x.to(dtype), seen)
+            scores, magnitude = _products(made, x.to(dtype), seen)
             scores = scores + offset
             if _is_accurate(scores, magnitude, dim, TOLERANCE[x.dtype]):
                 return scores.to(x.dtype)
         return _direct_in_blocks(x, loc, diag, factor, offset, observed)
 
-    return _in_blocks(block, rows, x, offset, observed, keep=n * k * rank**2)
+    return _in_blocks(block, rows, x, offset, observed, keep=entries * n * width)
 
 
 def _direct(
@@ -182,7 +180,9 @@ def _direct_in_blocks(
     rows = max(1, CHUNK_NUMBERS // (entries * k * width))
     own_means = loc.dim() > diag.dim()
 
-    def block(x: Tensor, offset: Tensor, observed: Tensor | None, own: Tensor | None) -> Tensor:
+    def block(
+        x: Tensor, offset: Tensor, observed: Tensor | None, own: Tensor | None = None
+    ) -> Tensor:
         return _direct(x, loc if own is None else own, diag, factor, offset, observed)
 
     means = loc if own_means else None

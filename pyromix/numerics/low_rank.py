@@ -28,6 +28,9 @@ from .diagonal_density import DIRECT_SIZE, TOLERANCE, unit_roundoff
 from .full_precision import in_full_precision
 from .triangular import half_log_det
 
+# With more columns than this, products of factors are matrix products rather than sums.
+MOST_SUMMED = 4
+
 # Up to this ratio of its entries to its pivots, a matrix is factorised in float32.
 WELL_CONDITIONED = 100.0
 
@@ -57,10 +60,13 @@ def capacitance_tril(diag: Tensor, factor: Tensor) -> Tensor:
 def _gram(columns: Tensor) -> Tensor:
     """I + W^T W for the columns (r, *B, D) of W, shape (*B, r, r).
 
-    Batches of products of matrices as thin as these are many times slower than sums.
+    Many products of very thin matrices take longer than sums.
     """
     columns = columns.contiguous()
     rank = len(columns)
+    if rank > MOST_SUMMED:
+        rows = columns.movedim(0, -2)
+        return rows @ rows.mT + torch.eye(rank, dtype=columns.dtype, device=columns.device)
     lower = {(i, j): (columns[i] * columns[j]).sum(-1) for i in range(rank) for j in range(i + 1)}
     rows = [
         torch.stack([lower[max(i, j), min(i, j)] for j in range(rank)], -1) for i in range(rank)

@@ -100,7 +100,8 @@ class Expectation:
 
     def _general(self, law: FiniteMixture, x: Tensor, reference: Tensor) -> Statistics:
         """Statistics of any points, which products may not do for."""
-        if isinstance(law, MixtureOfLowRankNormals):
+        if self._structure.has_factors:
+            assert isinstance(law, MixtureOfLowRankNormals)
             return factor_statistics(law, x, reference)
         return general_statistics(law, x, reference, self._structure)
 
@@ -314,7 +315,7 @@ class _FullScores(_MatrixMoments):
 
 
 class _LowRankScores(_MatrixMoments):
-    """Precision matrices of low rank, whose density has fast products of its own."""
+    """Matrices of low rank plus a diagonal, whose density has fast products of its own."""
 
     def _scorer(
         self,
@@ -387,7 +388,9 @@ _PRODUCTS: dict[type[CovarianceStructure], Callable[[CovarianceStructure, Tensor
     Shared: _SharedScores,
     Tied: _TiedScores,
     Full: _FullScores,
-    LowRank: _FactorScores,
+    LowRank: lambda structure, x: (
+        _FactorScores(structure, x) if structure.has_factors else _LowRankScores(structure, x)
+    ),
     LowRankPrecision: _LowRankScores,
 }
 

@@ -165,8 +165,10 @@ def precision_of(law: FiniteMixture) -> Tensor | None:
         tril = torch.linalg.cholesky(precision)
         inverse = inverse_tril(tril)
     else:
-        assert isinstance(law, MixtureOfMultivariateNormals)
-        tril = law._tril
+        if isinstance(law, MixtureOfMultivariateNormals):
+            tril = law._tril
+        else:
+            tril = torch.linalg.cholesky(law.component_covariance)
         inverse = inverse_tril(tril)
         precision = inverse.mT @ inverse
     return precision if is_well_conditioned(tril, inverse, INVERTIBLE) else None

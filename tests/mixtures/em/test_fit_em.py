@@ -231,7 +231,7 @@ def test_float32_models_stay_float32():
 def test_information_criteria():
     x = data(600)
     counts = {"diagonal": 2 + 12 + 12, "full": 2 + 12 + 30, "tied": 2 + 12 + 10}
-    counts |= {"spherical": 2 + 12 + 3, "shared": 2 + 12 + 4, "low_rank_precision": 14 + 12 + 21}
+    counts |= {"spherical": 2 + 12 + 3, "shared": 2 + 12 + 4, "low_rank": 14 + 30}
     for covariance, count in counts.items():
         model, _ = train(covariance, x)
         assert model.num_free_parameters == count

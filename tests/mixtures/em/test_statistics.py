@@ -94,7 +94,7 @@ def test_statistics(covariance, gaps, far):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, far) ** 2)
 
 
-@pytest.mark.parametrize("covariance", ["tied", "full", "low_rank_precision"])
+@pytest.mark.parametrize("covariance", ["tied", "full", "low_rank", "low_rank_precision"])
 @pytest.mark.parametrize("invertible", [0.0, math.inf])
 def test_gaps_by_pattern_and_by_row(covariance, invertible, monkeypatch):
     monkeypatch.setattr(sufficient, "INVERTIBLE", invertible)
