@@ -19,7 +19,7 @@ MOST_DIMS, ROUNDS = 64, 10
 EXTRA_DIRECTIONS, TURNS = 5, 2
 
 # Share of a coordinate's variance that a start leaves to the diagonal, at least.
-START_SHARE = 0.05
+START_SHARE = 0.01
 
 
 class LowRank(OfRank):

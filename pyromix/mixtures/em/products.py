@@ -358,7 +358,7 @@ class _FactorScores(_Products):
             square = x.square()
             y = torch.addmm(shift, pull, x.mT, beta=-1)  # (K r, n)
             scores = torch.addmm(constants, weighted, x.mT).addmm_(precision, square.mT, alpha=-0.5)
-            y = y.reshape(k, rank, -1)
+            y = y.reshape(k, rank, len(x))
             scores.add_(y.square().sum(1), alpha=0.5)
             log_prob = log_prob + normalize(scores)
             weight += scores.sum(1)
