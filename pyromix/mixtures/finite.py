@@ -42,6 +42,10 @@ from ..numerics.sobol import even_normals
 from .tensor_law import TensorLaw
 
 
+# Rows with the same gaps are imputed together for this many means (128 MiB of float64).
+IMPUTED_NUMBERS = 2**24
+
+
 class FiniteMixture(TensorLaw):
     r"""A mixture :math:`p(x) = \sum_k w_k p_k(x)` of K laws over D real numbers.
 
@@ -129,7 +133,7 @@ class FiniteMixture(TensorLaw):
 
     @property
     def _low_rank(self) -> tuple[Tensor, Tensor] | None:
-        """d (*, K, D) and W (*, K, D, r), if covariances are diag(d) + W W^T and kept as such."""
+        """Where covariances are diag(d) + W W^T, and kept as such: d (*, K, D), W (*, K, D, r)."""
         return None
 
     # ---- what follows ---------------------------------------------------------------------
@@ -436,12 +440,15 @@ class FiniteMixture(TensorLaw):
         for given, free, rows in by_pattern(observed):
             if not free:
                 continue
-            law = self
-            if given:
-                law = self.conditional(given, free, value[rows][:, given])
-            size = shape if given else Size((*shape, len(rows)))
-            draws = law.mean if num_samples is None else law.sample(size)
-            filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
+            at = torch.tensor(free, device=rows.device)
+            # Every row has means of its own in all components.
+            for part in rows.split(max(1, IMPUTED_NUMBERS // (self.num_components * len(free)))):
+                law = self
+                if given:
+                    law = self.conditional(given, free, value[part][:, given])
+                size = shape if given else Size((*shape, len(part)))
+                draws = law.mean if num_samples is None else law.sample(size)
+                filled[..., part.unsqueeze(-1), at] = draws
         return filled
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:

@@ -3,9 +3,9 @@ r"""Mixtures of factor analysers: normals whose covariance is a diagonal plus a 
 A point of component k is :math:`x = m_k + W_k z + \sqrt{d_k}\, e`, with r standard normal factors
 z and noise e (Ghahramani and Hinton 1996; McLachlan and Peel 2000). Given some or all coordinates,
 z is normal, with a precision matrix :math:`M = I + W^\top \operatorname{diag}(d)^{-1} W` over the
-rows of those that are known. The family is closed: marginals keep rows of W and d, and given values
-the other coordinates have the factor :math:`W M^{-1/2}`. No D x D matrix is formed unless asked
-for.
+rows of those that are known. The family is closed: marginals keep rows of W and d, and given
+values the other coordinates have the factor :math:`W M^{-1/2}`. No D x D matrix is formed unless
+asked for.
 """
 
 __all__ = ["MixtureOfLowRankNormals"]

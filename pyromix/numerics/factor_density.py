@@ -202,9 +202,7 @@ def _in_blocks(
     """A function of blocks of points, of which the backward pass is to keep so many numbers."""
     n = x.shape[-2]
     if keep > CHUNK_NUMBERS and torch.is_grad_enabled():
-        function = partial(
-            checkpoint, function, use_reentrant=False, preserve_rng_state=False
-        )
+        function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
     if n <= rows:
         return function(x, offset, observed, *([] if means is None else [means]))
     # Split, not sliced: the gradient of a slice is as large as the whole, for every block.
@@ -245,9 +243,7 @@ class _Operands(NamedTuple):
         return cls(centre, loc - centre, precision, pull, per_dim, diag, factor)
 
 
-def _products(
-    operands: _Operands, x: Tensor, observed: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _products(operands: _Operands, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores (*L, N, K) by matrix products, and the size of the numbers that they are made of."""
     centre, loc, precision, pull, per_dim, diag, factor = operands
     k, rank = factor.shape[-3], factor.shape[-1]

@@ -26,9 +26,7 @@ def build(*args, **options):
 
 def peer(mixture):
     """PyTorch's mixture of the same components, in float64."""
-    loc, diag, factor = (
-        t.double() for t in (mixture.loc, mixture.cov_diag, mixture.cov_factor)
-    )
+    loc, diag, factor = (t.double() for t in (mixture.loc, mixture.cov_diag, mixture.cov_factor))
     return LowRankMultivariateNormal(loc, factor, diag)
 
 
@@ -57,7 +55,6 @@ class Largest(TorchDispatchMode):
 def exact_log_prob(x, loc, diag, factor):
     """Of one component of one factor, in rational arithmetic but for logarithms."""
     b, d, w = ([Fraction(v) for v in t.tolist()] for t in (x - loc, diag, factor[:, 0]))
-    assert all(Fraction(u) == Fraction(v) + e for u, v, e in zip(x.tolist(), loc.tolist(), b))
     m = 1 + sum(wi * wi / di for wi, di in zip(w, d, strict=True))
     pull = sum(wi * bi / di for wi, bi, di in zip(w, b, d, strict=True))
     quadratic = sum(bi * bi / di for bi, di in zip(b, d, strict=True)) - pull * pull / m
@@ -73,9 +70,7 @@ def test_log_prob_against_exact_arithmetic(strength, noise, dtype):
     diag = (noise * (0.5 + torch.rand(20))).to(dtype)
     factor = (strength * torch.randn(20, 1)).to(dtype)
     loc = torch.zeros(20, dtype=dtype)
-    law = MixtureOfLowRankNormals(
-        torch.zeros(1, dtype=dtype), loc[None], diag[None], factor[None]
-    )
+    law = MixtureOfLowRankNormals(torch.zeros(1, dtype=dtype), loc[None], diag[None], factor[None])
     x = law.sample((3,))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-11
     size = strength / noise**0.5  # of numbers x / sqrt(d), whose rounding the law sees
@@ -160,9 +155,9 @@ def test_draws_have_the_moments_of_the_law(grouped, monkeypatch):
     x = mixture.sample((40_000,))
     for function in (lambda x: x, lambda x: x.unsqueeze(-1) * x.unsqueeze(-2)):
         values = function(x)
-        parts = mixture.loc if values.dim() == 2 else (
-            mixture.covariance_matrix + mixture.loc.unsqueeze(-1) * mixture.loc.unsqueeze(-2)
-        )
+        parts = function(mixture.loc)
+        if values.dim() == 3:
+            parts = parts + mixture.covariance_matrix
         expected = torch.einsum("k,k...->...", mixture.logits.exp(), parts)
         error = values.std(0) / math.sqrt(len(x))
         assert ((values.mean(0) - expected).abs() < 5 * error).all()

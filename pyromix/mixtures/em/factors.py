@@ -18,9 +18,7 @@ from .statistics import Statistics, block_numbers, normalize
 LEAST_ROWS = 32
 
 
-def factor_statistics(
-    law: MixtureOfLowRankNormals, x: Tensor, reference: Tensor
-) -> Statistics:
+def factor_statistics(law: MixtureOfLowRankNormals, x: Tensor, reference: Tensor) -> Statistics:
     """Statistics of any points: missing entries have the moments that are expected of them.
 
     Args:

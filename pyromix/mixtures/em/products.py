@@ -315,7 +315,7 @@ class _FullScores(_MatrixMoments):
 
 
 class _LowRankScores(_MatrixMoments):
-    """Matrices of low rank plus a diagonal, whose density has fast products of its own."""
+    """Precision matrices of low rank, whose density has fast products of its own."""
 
     def _scorer(
         self,
@@ -352,12 +352,15 @@ class _FactorScores(_Products):
         constants = (constants - half_log_det(tril)).unsqueeze(-1)
         log_prob, weight = loc.new_zeros(()), loc.new_zeros(k)
         first, squares = torch.zeros_like(loc), torch.zeros_like(loc)
-        # Sums of r times y = L^T z, whose mean given a point is a product, and whose covariance is one.
-        first_y, cross, inner = loc.new_zeros(k, rank), torch.zeros_like(pull), tril * 0.0
+        # Of y = L^T z, whose mean given a point is a product, and whose covariance is one.
+        first_y, cross = loc.new_zeros(k, rank), torch.zeros_like(pull)
+        inner = torch.zeros_like(tril)
         for x in self._blocks(k * (rank + 1) + 2 * dim):
             square = x.square()
             y = torch.addmm(shift, pull, x.mT, beta=-1)  # (K r, n)
-            scores = torch.addmm(constants, weighted, x.mT).addmm_(precision, square.mT, alpha=-0.5)
+            scores = torch.addmm(constants, weighted, x.mT).addmm_(
+                precision, square.mT, alpha=-0.5
+            )
             y = y.reshape(k, rank, len(x))
             scores.add_(y.square().sum(1), alpha=0.5)
             log_prob = log_prob + normalize(scores)
@@ -388,9 +391,7 @@ _PRODUCTS: dict[type[CovarianceStructure], Callable[[CovarianceStructure, Tensor
     Shared: _SharedScores,
     Tied: _TiedScores,
     Full: _FullScores,
-    LowRank: lambda structure, x: (
-        _FactorScores(structure, x) if structure.has_factors else _LowRankScores(structure, x)
-    ),
+    LowRank: _FactorScores,
     LowRankPrecision: _LowRankScores,
 }
 

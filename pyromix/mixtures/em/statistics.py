@@ -165,10 +165,8 @@ def precision_of(law: FiniteMixture) -> Tensor | None:
         tril = torch.linalg.cholesky(precision)
         inverse = inverse_tril(tril)
     else:
-        if isinstance(law, MixtureOfMultivariateNormals):
-            tril = law._tril
-        else:
-            tril = torch.linalg.cholesky(law.component_covariance)
+        assert isinstance(law, MixtureOfMultivariateNormals)
+        tril = law._tril
         inverse = inverse_tril(tril)
         precision = inverse.mT @ inverse
     return precision if is_well_conditioned(tril, inverse, INVERTIBLE) else None

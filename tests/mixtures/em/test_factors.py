@@ -1,4 +1,4 @@
-"""Expectation maximisation of factor analysers: moments of factors, by whichever way."""
+"""Expectation maximisation of factor analysers, by moments of points and of their factors."""
 
 import math
 import warnings
@@ -8,18 +8,11 @@ import torch
 from sklearn.decomposition import FactorAnalysis
 
 from pyromix import GaussianMixture, fit, fit_em
-from pyromix.mixtures.covariance import factors
 from pyromix.mixtures.em import products
 from pyromix.mixtures.em import statistics as sufficient
 from pyromix.mixtures.em.products import Expectation
 
 from .test_fit_em import data, with_gaps
-
-
-@pytest.fixture
-def by_factors(monkeypatch):
-    """Moments of points and factors, as in many dimensions, in few as well."""
-    monkeypatch.setattr(factors, "MOST_DIMS", 0)
 
 
 def model(dim=5, k=3, rank=2, far=0.0, **options):
@@ -61,7 +54,6 @@ def obvious_statistics(law, x):
     return log_prob, weight, first, torch.cat(columns, -1)
 
 
-@pytest.mark.usefixtures("by_factors")
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("far", [0.0, 1e4])
@@ -89,7 +81,6 @@ def test_statistics(rank, gaps, far, monkeypatch):
         torch.testing.assert_close(moved, second, **tolerance)
 
 
-@pytest.mark.usefixtures("by_factors")
 def test_a_step_is_that_of_the_parameter_expanded_algorithm():
     """And raises the likelihood by more than the plain one."""
     x = data(300)
@@ -117,7 +108,6 @@ def test_a_step_is_that_of_the_parameter_expanded_algorithm():
     assert -history.losses[0] < likelihood(plain) < likelihood(expanded)
 
 
-@pytest.mark.usefixtures("by_factors")
 @pytest.mark.parametrize(("gaps", "floor"), [(False, 1e-4), (True, 1e-4), (False, 0.3)])
 def test_the_likelihood_never_falls(gaps, floor):
     """With the floor reached or not, and to where training by gradients finds little more."""
@@ -131,28 +121,7 @@ def test_the_likelihood_never_falls(gaps, floor):
     assert history.losses[-1] - min(gain.losses) < 2e-2
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-def test_both_ways_come_to_the_same(gaps, monkeypatch):
-    """From the same start, on data that have two factors, so that there is one best end."""
-    generator = torch.Generator().manual_seed(3)
-    w = torch.randn(2, 8, 2, generator=generator)
-    z, e = torch.randn(800, 2, 1, generator=generator), torch.randn(800, 8, generator=generator)
-    label = torch.arange(800) % 2
-    x = 6.0 * label.unsqueeze(-1) + (w[label] @ z).squeeze(-1) + 0.7 * e
-    x = with_gaps(x, 0.2) if gaps else x
-    ends = []
-    for most in (0, 64):
-        monkeypatch.setattr(factors, "MOST_DIMS", most)
-        mixture = GaussianMixture(8, 2, "low_rank", rank=2, missing="marginalize")
-        history = fit_em(mixture, x, steps=400, tolerance=1e-9, seed=0, progress_bar=False)
-        ends.append((history.losses[-1], mixture.law.covariance_matrix.sum(0).detach()))
-    assert ends[0][0] == pytest.approx(ends[1][0], abs=1e-5)
-    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=0.02, atol=0.02)
-
-
-@pytest.mark.parametrize("most", [0, 64])
-def test_a_single_component_is_scikit_learns_factor_analysis(most, monkeypatch):
-    monkeypatch.setattr(factors, "MOST_DIMS", most)
+def test_a_single_component_is_scikit_learns_factor_analysis():
     generator = torch.Generator().manual_seed(1)
     w, e = torch.randn(10, 3, generator=generator), torch.randn(600, 10, generator=generator)
     x = torch.randn(600, 3, generator=generator) @ w.mT + e * torch.linspace(0.3, 1.5, 10)
@@ -165,16 +134,6 @@ def test_a_single_component_is_scikit_learns_factor_analysis(most, monkeypatch):
     torch.testing.assert_close(mixture.law.covariance_matrix[0], covariance, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.usefixtures("by_factors")
-def test_minibatches_come_near_the_whole():
-    x = data(3000, dim=6)
-    whole, parts = (GaussianMixture(6, 3, "low_rank", rank=2) for _ in range(2))
-    fit_em(whole, x, seed=0, progress_bar=False)
-    fit_em(parts, x, batch_size=200, steps=150, seed=0, progress_bar=False)
-    assert (whole.log_prob(x).mean() - parts.log_prob(x).mean()).abs() < 0.1
-
-
-@pytest.mark.usefixtures("by_factors")
 def test_more_components_than_points_and_constant_columns():
     x = data(6, dim=5)
     x[:, 1] = 7.0

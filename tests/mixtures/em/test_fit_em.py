@@ -43,11 +43,13 @@ def train(covariance, x, k=3, **kwargs):
 @pytest.mark.parametrize("gaps", [False, True])
 def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
     x = with_gaps(data()) if gaps else data()
-    model, history = train(covariance, x, steps=1500, tolerance=1e-10)
+    # Factors explain more and more of a coordinate, ever more slowly.
+    tolerance = 1e-6 if covariance == "low_rank" else 1e-10
+    model, history = train(covariance, x, steps=1500, tolerance=tolerance)
     losses = torch.tensor(history.losses)
     assert len(losses) > 3
     assert (losses.diff() <= 1e-9).all()
-    assert abs(-model.log_prob(x).mean().item() - history.losses[-1]) < 1e-6
+    assert abs(-model.log_prob(x).mean().item() - history.losses[-1]) < max(1e-6, tolerance)
     (-model.log_prob(x).mean()).backward()
     largest = max(p.grad.abs().max() for p in model.parameters() if p.numel())
     assert largest < 2e-3, f"gradient of {largest}"

@@ -11,7 +11,10 @@ from pyromix.mixtures.em import products
 from pyromix.mixtures.em import statistics as sufficient
 from pyromix.mixtures.em.products import Expectation
 
-every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
+# Moments of factors have a reference of their own, in test_factors.py.
+every_covariance = pytest.mark.parametrize(
+    "covariance", [c for c in STRUCTURES if c != "low_rank"]
+)
 
 
 def make(covariance, dim=5, k=3, seed=0, far=0.0):
@@ -94,7 +97,7 @@ def test_statistics(covariance, gaps, far):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, far) ** 2)
 
 
-@pytest.mark.parametrize("covariance", ["tied", "full", "low_rank", "low_rank_precision"])
+@pytest.mark.parametrize("covariance", ["tied", "full", "low_rank_precision"])
 @pytest.mark.parametrize("invertible", [0.0, math.inf])
 def test_gaps_by_pattern_and_by_row(covariance, invertible, monkeypatch):
     monkeypatch.setattr(sufficient, "INVERTIBLE", invertible)
