@@ -41,7 +41,6 @@ from ..numerics.full_precision import in_full_precision
 from ..numerics.sobol import even_normals
 from .tensor_law import TensorLaw
 
-
 # Rows with the same gaps are imputed together for this many means (128 MiB of float64).
 IMPUTED_NUMBERS = 2**24
 
