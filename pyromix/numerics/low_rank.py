@@ -65,8 +65,8 @@ def _gram(columns: Tensor) -> Tensor:
     columns = columns.contiguous()
     rank = len(columns)
     if rank > MOST_SUMMED:
-        rows = columns.movedim(0, -2)
-        return rows @ rows.mT + torch.eye(rank, dtype=columns.dtype, device=columns.device)
+        last = columns.movedim(0, -2)
+        return last @ last.mT + torch.eye(rank, dtype=columns.dtype, device=columns.device)
     lower = {(i, j): (columns[i] * columns[j]).sum(-1) for i in range(rank) for j in range(i + 1)}
     rows = [
         torch.stack([lower[max(i, j), min(i, j)] for j in range(rank)], -1) for i in range(rank)
