@@ -25,6 +25,7 @@ __all__ = [
     "LogitMap",
     "LowRankPrecisionNormal",
     "MaximumEntropy",
+    "MixtureOfLowRankNormals",
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
@@ -100,6 +101,7 @@ from .maxent import MaximumEntropy
 from .mixtures import (
     GaussianMixture,
     LowRankPrecisionNormal,
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,

@@ -30,6 +30,7 @@ from pyromix.drmm import DRMM
 from pyromix.evidence.pieces import Box, LinearGaussian
 from pyromix.mixtures import (
     LowRankPrecisionNormal,
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
 )
@@ -60,8 +61,8 @@ def _dense(batch=(), k=3, dim=2, tied=False):
     return MixtureOfMultivariateNormals(torch.randn(*batch, k), torch.randn(*batch, k, dim), tril)
 
 
-def _low_rank(batch=(), k=3, dim=2, rank=1):
-    return MixtureOfLowRankPrecisionNormals(
+def _low_rank(batch=(), k=3, dim=2, rank=1, kind=MixtureOfLowRankPrecisionNormals):
+    return kind(
         torch.randn(*batch, k),
         torch.randn(*batch, k, dim),
         0.5 + torch.rand(*batch, k, dim),
@@ -162,6 +163,9 @@ CASES = {
     "low-rank": Case(_low_rank),
     "low-rank-batch": Case(lambda: _low_rank((2,))),
     "low-rank-many": Case(lambda: _low_rank(k=6, dim=12, rank=3)),
+    "factors": Case(lambda: _low_rank(kind=MixtureOfLowRankNormals)),
+    "factors-batch": Case(lambda: _low_rank((2,), kind=MixtureOfLowRankNormals)),
+    "factors-many": Case(lambda: _low_rank(k=6, dim=12, rank=3, kind=MixtureOfLowRankNormals)),
     "low-rank-normal": Case(_low_rank_normal),
     "low-rank-normal-batch": Case(lambda: _low_rank_normal((2, 2), dim=1, rank=0)),
     "conditioned-box": Case(
@@ -175,6 +179,7 @@ CASES = {
     ),
     "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
     "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
+    "learnable-factors": Case(lambda: GaussianMixture(3, 2, "low_rank", rank=2)),
     "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),
     "learnable-missing": Case(
         lambda: GaussianMixture(2, 3, missing="marginalize"), rejects_nan=False, traceable=False

@@ -4,7 +4,7 @@ All run the same number of iterations in float64 from the same weights, means an
 Prints, from one run: median time of an iteration and held-out log-likelihood, where regularisation
 has no part and all compute the same estimate; the same on digits with each library's own
 regularisation at equal strength; and peak memory in a process of its own. Ratios above one are in
-pyromix's favour. Shared and low-rank-precision covariances have no peer; pomegranate has neither
+pyromix's favour. Shared covariances and those of low rank have no peer; pomegranate has neither
 tied covariances nor a regularisation.
 
 By default all run on one thread: on few cores the libraries' thread pools wait for each other and
@@ -37,7 +37,9 @@ COMPONENTS = 10
 NO_REGULARISATION = 1e-12  # against variances of 4e-5 and more in any direction
 SKLEARN_NAMES = {"diagonal": "diag", "spherical": "spherical", "tied": "tied", "full": "full"}
 POMEGRANATE_NAMES = {"diagonal": "diag", "spherical": "sphere", "full": "full"}
-COVARIANCES = ["diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"]
+COVARIANCES = [
+    *("diagonal", "spherical", "shared", "tied", "full", "low_rank", "low_rank_precision"),
+]
 
 
 class Data(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from ..evidence.linear import LinearEvidence, tightest_bounds
-from ..numerics.batches import flat_index
+from ..numerics.batches import flat_index, grouped_products
 from .linear_normals import observe, solve
 from .truncated.interval import log_interval_probability
 
@@ -30,6 +30,8 @@ class Normals(NamedTuple):
     r"""Standard deviations of independent columns, shape (\*, K, free)."""
     covariance: Callable[[], Tensor]
     r"""Computes covariances, shape (\*, K, free, free), where there is no scale."""
+    low_rank: tuple[Tensor, Tensor] | None = None
+    r"""d (\*, K, free) and W (\*, K, free, r), where covariances are diag(d) + W W^T."""
 
 
 class NormalMixture(Protocol):
@@ -110,6 +112,9 @@ class Components:
         self.scale = None if normals.scale is None else normals.scale.double()
         self._covariance, self._with_graph = normals.covariance, torch.is_grad_enabled()
         self._factor: Tensor | None = None
+        self._low_rank: tuple[Tensor, Tensor] | None = None
+        if normals.low_rank is not None and not evidence.gaussian:
+            self._low_rank = normals.low_rank[0].double(), normals.low_rank[1].double()
         self.reach: Tensor | None = None
         if evidence.gaussian:
             self._absorb(evidence)
@@ -178,6 +183,9 @@ class Components:
     @property
     def variance(self) -> Tensor:
         r"""Variances of the free columns in every component, shape (\*own, K, free)."""
+        if self._low_rank is not None:
+            diag, factor = self._low_rank
+            return diag + factor.square().sum(-1)
         return self.factor.square().sum(-1) if self.scale is None else self.scale.square()
 
     def marginal_tril(self, kept: list[int]) -> Tensor | None:
@@ -218,6 +226,16 @@ class Components:
             return loc + self._of_component(self.scale, 1, entry, component) * torch.randn_like(
                 loc
             )
+        if self._low_rank is not None:
+            diag, factor = self._low_rank
+            noise = loc.new_empty(len(loc), factor.shape[-1]).normal_()
+            if factor.dim() == 3:
+                common = grouped_products(component, noise, factor)
+            else:
+                own = self._of_component(factor, 2, entry, component)
+                common = (own @ noise.unsqueeze(-1)).squeeze(-1)
+            variance = self._of_component(diag, 1, entry, component)
+            return loc + variance.sqrt() * torch.randn_like(loc) + common
         noise = loc.new_empty(len(loc), self.factor.shape[-1], 1).normal_()
         factor = self._of_component(self.factor, 2, entry, component)
         return loc + (factor @ noise).squeeze(-1)

@@ -4,6 +4,7 @@ __all__ = [
     "ConditionedMixture",
     "GaussianMixture",
     "LowRankPrecisionNormal",
+    "MixtureOfLowRankNormals",
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
@@ -22,6 +23,7 @@ from .em.online import OnlineEM
 from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
 from .low_rank import MixtureOfLowRankPrecisionNormals
+from .low_rank_covariance import MixtureOfLowRankNormals
 from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture

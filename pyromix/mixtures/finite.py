@@ -47,6 +47,9 @@ from .tensor_law import TensorLaw
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Rows with the same gaps are imputed together for this many means (128 MiB of float64).
+IMPUTED_NUMBERS = 2**24
+
 
 class FiniteMixture(TensorLaw):
     r"""A mixture :math:`p(x) = \sum_k w_k p_k(x)` of K laws over D real numbers.
@@ -131,6 +134,11 @@ class FiniteMixture(TensorLaw):
     @property
     def _independent_scale(self) -> Tensor | None:
         """Standard deviations (*, K, D), if coordinates are independent within components."""
+        return None
+
+    @property
+    def _low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """Where covariances are diag(d) + W W^T, and kept as such: d (*, K, D), W (*, K, D, r)."""
         return None
 
     # ---- what follows ---------------------------------------------------------------------
@@ -616,12 +624,15 @@ class FiniteMixture(TensorLaw):
         for given, free, rows in by_pattern(observed):
             if not free:
                 continue
-            law = self
-            if given:
-                law = self.conditional(given, free, value[rows][:, given])
-            size = shape if given else Size((*shape, len(rows)))
-            draws = law.mean if num_samples is None else law.sample(size)
-            filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
+            at = torch.tensor(free, device=rows.device)
+            # Every row has means of its own in all components.
+            for part in rows.split(max(1, IMPUTED_NUMBERS // (self.num_components * len(free)))):
+                law = self
+                if given:
+                    law = self.conditional(given, free, value[part][:, given])
+                size = shape if given else Size((*shape, len(part)))
+                draws = law.mean if num_samples is None else law.sample(size)
+                filled[..., part.unsqueeze(-1), at] = draws
         return filled
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -656,7 +667,10 @@ class FiniteMixture(TensorLaw):
         scale = None if correlated else law._independent_scale
         scale = None if scale is None else scale[..., :count]
         covariance = partial(law._leading_covariance, count)
-        return Normals(log_joint, law._loc[..., :count], scale, covariance)
+        low_rank = law._low_rank
+        if low_rank is not None:
+            low_rank = low_rank[0][..., :count], low_rank[1][..., :count, :]
+        return Normals(log_joint, law._loc[..., :count], scale, covariance, low_rank)
 
     def _leading_covariance(self, count: int) -> Tensor:
         """Covariances of the first coordinates, with no more batch dimensions than parameters."""

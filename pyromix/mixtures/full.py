@@ -19,6 +19,7 @@ from ..numerics.batches import (
     check_weights_and_means,
     common_batch_shape,
     extremes,
+    grouped_products,
     pick,
 )
 from ..numerics.diagonal_density import (
@@ -254,12 +255,7 @@ class MixtureOfMultivariateNormals(FiniteMixture):
             return loc + (tril @ noise.unsqueeze(-1)).squeeze(-1)
         if self.tied:
             return loc + noise @ self._tril[0].mT
-        rows, label = noise.reshape(-1, noise.shape[-1]), component.flatten()
-        order = label.argsort()
-        counts = torch.bincount(label, minlength=self.num_components).tolist()
-        parts = rows[order].split(counts)
-        scaled = [z @ tril.mT for z, tril in zip(parts, self._tril, strict=True)]
-        return loc + torch.cat(scaled)[order.argsort()].reshape(loc.shape)
+        return loc + grouped_products(component, noise, self._tril)
 
     def _reparameterize(self, x: Tensor) -> Tensor:
         batch_dim = len(self.batch_shape)

@@ -33,14 +33,16 @@ from ..core.random import takes_generator
 from ..core.standardize import Mode, Standardize
 from ..evidence.pieces import Evidence
 from .clusters import find_clusters
-from .covariance import STRUCTURES, Moments, make_structure
+from .covariance import STRUCTURES, make_structure
 from .finite import FiniteMixture
 from .mixture_module import MixtureModule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Covariance = Literal["diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"]
+Covariance = Literal[
+    "diagonal", "spherical", "shared", "tied", "full", "low_rank", "low_rank_precision"
+]
 Missing = Literal["error", "marginalize"]
 
 
@@ -60,8 +62,10 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         covariance: ``"diagonal"``: variances of every component and coordinate; ``"spherical"``:
             one per component; ``"shared"``: one per coordinate, the same for all components;
             ``"full"``: a covariance matrix of every component; ``"tied"``: one for all;
-            ``"low_rank_precision"``: precision matrices that are a diagonal plus `rank` columns.
-        rank: Columns of low-rank precisions.
+            ``"low_rank"``: covariance matrices that are a diagonal plus `rank` columns times
+            their transpose, of factor analysers; ``"low_rank_precision"``: precision matrices
+            that are.
+        rank: Columns of low-rank covariances and precisions.
         variance_floor: Smallest variance, in squared units of the data, or of its columns'
             standard deviations where those are standardised. It bounds the likelihood where a
             component could collapse onto a single point or a constant coordinate. For full and
@@ -332,10 +336,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             self.units.adapt(x, seen, mode=self.standardize, common=common)
         x = self.units(x)
         clusters = find_clusters(x, self.num_components, covariances=self.structure.full_moments)
-        weight, second = clusters.weights.double(), clusters.second.double()
-        moments = Moments(weight, weight.reshape(-1, *[1] * (second.dim() - 1)) * second)
         raw = {name: p.detach().double() for name, p in self._raw().items()}
-        self._assign(clusters.weights.log(), clusters.loc, self.structure.estimate(moments, raw))
+        self._assign(clusters.weights.log(), clusters.loc, self.structure.start(clusters, x, raw))
         super().initialize(x)
 
     def _raw(self) -> dict[str, Tensor]:

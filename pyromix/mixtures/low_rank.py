@@ -15,8 +15,8 @@ coordinates out multiplies U by a triangular matrix. No D x D matrix is formed u
 __all__ = [
     "LowRankPrecisions",
     "MixtureOfLowRankPrecisionNormals",
-    "check_precision_shapes",
-    "check_precision_values",
+    "check_low_rank_shapes",
+    "check_low_rank_values",
 ]
 
 import math
@@ -140,13 +140,13 @@ class MixtureOfLowRankPrecisionNormals(LowRankPrecisions, FiniteMixture):
         validate_args: bool | None = None,
     ) -> None:
         got = check_weights_and_means(logits, loc)
-        batch_shape = check_precision_shapes(
+        batch_shape = check_low_rank_shapes(
             got, loc, precision_diag, precision_factor, self._mean_dim, logits.shape[:-1]
         )
         super().__init__(batch_shape, loc.shape[-1], validate_args)
         if self._checks_values:
             check_weight_and_mean_values(logits, loc)
-            check_precision_values(precision_diag, precision_factor)
+            check_low_rank_values(precision_diag, precision_factor)
         self._logits, self._loc = logits, loc
         self._diag, self._factor = precision_diag, precision_factor
 
@@ -240,10 +240,16 @@ class MixtureOfLowRankPrecisionNormals(LowRankPrecisions, FiniteMixture):
 register(MixtureOfLowRankPrecisionNormals)
 
 
-def check_precision_shapes(
-    got: str, loc: Tensor, diag: object, factor: object, tail: int, *shapes: Size
+def check_low_rank_shapes(
+    got: str,
+    loc: Tensor,
+    diag: object,
+    factor: object,
+    tail: int,
+    *shapes: Size,
+    kind: str = "precision",
 ) -> Size:
-    """Checks types and shapes of precisions; their values are left to `check_precision_values`.
+    """Checks types and shapes of precisions; their values are left to `check_low_rank_values`.
 
     Args:
         got: Shapes of the other parameters as text, for the error.
@@ -252,6 +258,7 @@ def check_precision_shapes(
         factor: Factors U.
         tail: Number of dimensions of a mean after the batch: 2 for (K, D), 1 for (D).
         shapes: Batch shapes of other parameters.
+        kind: What the parameters are called by: ``"precision"``, or ``"cov"`` for covariances.
 
     Returns:
         The batch shape of all parameters together.
@@ -259,23 +266,23 @@ def check_precision_shapes(
     Raises:
         ValueError: If they do not fit.
     """
-    diag = check_tensor("precision_diag", diag, like=loc)
-    factor = check_tensor("precision_factor", factor, like=loc)
-    got += f", precision_diag {tuple(diag.shape)}, precision_factor {tuple(factor.shape)}"
+    diag = check_tensor(f"{kind}_diag", diag, like=loc)
+    factor = check_tensor(f"{kind}_factor", factor, like=loc)
+    got += f", {kind}_diag {tuple(diag.shape)}, {kind}_factor {tuple(factor.shape)}"
     event = loc.shape[loc.dim() - tail :]
     names = "(*B, K, D" if tail == 2 else "(*B, D"
     fits = diag.shape[diag.dim() - tail :] == event and factor.dim() > tail
     if not fits or factor.shape[factor.dim() - tail - 1 : -1] != event:
         raise ValueError(
-            f"Expected precision_diag of shape {names}) and precision_factor of shape {names}, r) "
+            f"Expected {kind}_diag of shape {names}) and {kind}_factor of shape {names}, r) "
             f"that fit loc, got {got}."
         )
     own = loc.shape[:-tail], diag.shape[:-tail], factor.shape[: -tail - 1]
     return common_batch_shape(got, *shapes, *own)
 
 
-def check_precision_values(diag: Tensor, factor: Tensor) -> None:
-    """Checks the values of precisions.
+def check_low_rank_values(diag: Tensor, factor: Tensor, kind: str = "precision") -> None:
+    """Checks the values of precisions, or of covariances.
 
     Raises:
         ValueError: If a diagonal is not positive, or for NaN and infinity.
@@ -283,8 +290,8 @@ def check_precision_values(diag: Tensor, factor: Tensor) -> None:
     smallest, largest = extremes(diag)
     if not (smallest > 0 and largest < math.inf):
         raise ValueError(
-            f"Expected a positive, finite precision_diag, got values from {smallest} to "
+            f"Expected a positive, finite {kind}_diag, got values from {smallest} to "
             f"{largest}. Map unconstrained numbers with exp or softplus first."
         )
     if not math.isfinite(factor.sum().item()) and not factor.isfinite().all():
-        raise ValueError("Expected finite values of precision_factor, got NaN or infinity.")
+        raise ValueError(f"Expected finite values of {kind}_factor, got NaN or infinity.")

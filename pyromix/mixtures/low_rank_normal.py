@@ -23,8 +23,8 @@ from .finite import FiniteMixture
 from .low_rank import (
     LowRankPrecisions,
     MixtureOfLowRankPrecisionNormals,
-    check_precision_shapes,
-    check_precision_values,
+    check_low_rank_shapes,
+    check_low_rank_values,
 )
 
 
@@ -74,14 +74,14 @@ class LowRankPrecisionNormal(LowRankPrecisions):
         loc = check_tensor("loc", loc)
         if loc.dim() < 1 or loc.shape[-1] == 0:
             raise ValueError(f"Expected loc of shape (*B, D), D >= 1, got {tuple(loc.shape)}.")
-        batch_shape = check_precision_shapes(
+        batch_shape = check_low_rank_shapes(
             f"loc {tuple(loc.shape)}", loc, precision_diag, precision_factor, self._mean_dim
         )
         super().__init__(batch_shape, loc.shape[-1], validate_args)
         if self._checks_values:
             if not math.isfinite(loc.sum().item()) and not loc.isfinite().all():
                 raise ValueError("Expected finite values of loc, got NaN or infinity.")
-            check_precision_values(precision_diag, precision_factor)
+            check_low_rank_values(precision_diag, precision_factor)
         self._loc, self._diag, self._factor = loc, precision_diag, precision_factor
 
     @property

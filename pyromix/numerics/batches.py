@@ -10,6 +10,7 @@ __all__ = [
     "draw_components",
     "extremes",
     "flat_index",
+    "grouped_products",
     "pick",
     "stack_observed",
 ]
@@ -95,6 +96,24 @@ def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
     index = component.reshape(*component.shape, *[1] * (tail + 1))
     parameter = parameter[(None,) * (index.dim() - parameter.dim())]
     return torch.take_along_dim(parameter, index, dim=-tail - 1).squeeze(-tail - 1)
+
+
+def grouped_products(component: Tensor, vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Products of vectors and the matrices of their components, without a copy for each.
+
+    Args:
+        component: Indices, shape (*S).
+        vectors: Shape (*S, q).
+        matrices: Shape (K, p, q).
+
+    Returns:
+        Tensor of shape (*S, p).
+    """
+    rows, label = vectors.reshape(-1, vectors.shape[-1]), component.flatten()
+    order = label.argsort()
+    parts = rows[order].split(torch.bincount(label, minlength=len(matrices)).tolist())
+    products = [part @ matrix.mT for part, matrix in zip(parts, matrices, strict=True)]
+    return torch.cat(products)[order.argsort()].reshape(*component.shape, matrices.shape[-2])
 
 
 def flat_index(own: Sequence[int], leading: Sequence[int], device: torch.device) -> Tensor:

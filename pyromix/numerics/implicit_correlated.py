@@ -24,10 +24,17 @@ U^\top` every row of R is a product of vectors of length r,
     R_{ii} = \pi_i^{1/2}, \qquad \pi_i = d_i + U_i^\top M_i U_i, \qquad
     M_i = \Big(I + \sum_{j > i} \frac{U_j U_j^\top}{d_j}\Big)^{-1},
 
-and the cost is O(N K D r + K D r^3). All is computed in float64.
+and the cost is O(N K D r + K D r^3). With covariance :math:`\operatorname{diag}(d) + W W^\top`,
+
+.. math::
+    R_{ij} = q_i \cdot W_j / d_j \quad (j < i), \qquad q_i = - R_{ii} M_i W_i, \qquad
+    R_{ii} = (d_i + W_i^\top M_i W_i)^{-1/2}, \qquad
+    M_i = \Big(I + \sum_{j < i} \frac{W_j W_j^\top}{d_j}\Big)^{-1} .
+
+All is computed in float64.
 """
 
-__all__ = ["reparameterize_full", "reparameterize_low_rank"]
+__all__ = ["reparameterize_factors", "reparameterize_full", "reparameterize_low_rank"]
 
 import math
 from abc import ABC, abstractmethod
@@ -84,6 +91,25 @@ def reparameterize_low_rank(
     return _Implicit.apply(_LowRank, batch_dim, x, logits, loc, diag, factor)
 
 
+def reparameterize_factors(
+    x: Tensor, batch_dim: int, logits: Tensor, loc: Tensor, diag: Tensor, factor: Tensor
+) -> Tensor:
+    r"""Lets gradients flow from samples of a mixture with low-rank covariances to its parameters.
+
+    Args:
+        x: Samples of the mixture, shape (\*S, \*B, D), without a graph.
+        batch_dim: Number of dimensions of B.
+        logits: Unnormalised log-weights, shape broadcastable to (\*B, K).
+        loc: Means, shape broadcastable to (\*B, K, D).
+        diag: Diagonal parts d of the covariances, shape broadcastable to (\*B, K, D).
+        factor: Factors W, with covariances diag(d) + W W^T; broadcastable to (\*B, K, D, r).
+
+    Returns:
+        The samples, with a backward pass by implicit differentiation (differentiable once).
+    """
+    return _Implicit.apply(_Factors, batch_dim, x, logits, loc, diag, factor)
+
+
 class _Whitening(ABC):
     """Whitened samples of all components, and what the matrices R do in back substitution."""
 
@@ -132,12 +158,8 @@ class _LowRank(_Whitening):
     """Whitening by the Cholesky factors of precisions of low rank, row by row."""
 
     def __init__(self, x: Tensor, loc: Tensor, diag: Tensor, factor: Tensor) -> None:
-        outer = factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)
-        after = _sums_before(outer.flip(-3), -3).flip(-3)  # sums over j > i, (*B, K, D, r, r)
-        identity = torch.eye(factor.shape[-1], dtype=x.dtype, device=x.device)
-        gain = torch.linalg.solve(identity + after, factor.unsqueeze(-1)).squeeze(-1)  # M_i U_i
-        self.rate = (diag + (factor * gain).sum(-1)).sqrt()
-        row = gain / self.rate.unsqueeze(-1)  # q
+        self.rate, row = self._rows(diag, factor)
+        factor = self._columns(diag, factor)
         difference = x.unsqueeze(-2) - loc
         terms = factor * difference.unsqueeze(-1)  # (N, *B, K, D, r)
         before = _sums_before(terms, -2)
@@ -145,11 +167,37 @@ class _LowRank(_Whitening):
         self._row, self._factor = row.detach(), factor.detach()
         self._sum = torch.zeros_like(before[..., 0, :]).detach()
 
+    @staticmethod
+    def _rows(diag: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """Diagonals of R, shape (*B, K, D), and vectors q, shape (*B, K, D, r)."""
+        gain = _solve(_outer(diag, factor), factor, after=True)  # M_i U_i
+        rate = (diag + (factor * gain).sum(-1)).sqrt()
+        return rate, gain / rate.unsqueeze(-1)
+
+    @staticmethod
+    def _columns(diag: Tensor, factor: Tensor) -> Tensor:  # noqa: ARG004
+        """What the vectors q are multiplied by, shape (*B, K, D, r)."""
+        return factor
+
     def cross(self, j: int) -> Tensor:
         return (self._factor[..., j, :] * self._sum).sum((-2, -1))
 
     def add(self, j: int, h: Tensor) -> None:
         self._sum = self._sum + h.unsqueeze(-1) * self._row[..., j, :]
+
+
+class _Factors(_LowRank):
+    """Whitening by the inverse Cholesky factors of covariances of low rank, row by row."""
+
+    @staticmethod
+    def _rows(diag: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        gain = _solve(_outer(diag, factor), factor, after=False)  # M_i W_i
+        rate = (diag + (factor * gain).sum(-1)).rsqrt()
+        return rate, -gain * rate.unsqueeze(-1)
+
+    @staticmethod
+    def _columns(diag: Tensor, factor: Tensor) -> Tensor:
+        return factor / diag.unsqueeze(-1)
 
 
 class _Implicit(torch.autograd.Function):
@@ -224,6 +272,18 @@ def _back_substitute(
         whitened.add(j, step * slope[..., j] - pull)
         later = later + step * excess[..., j]
     return v
+
+
+def _outer(diag: Tensor, factor: Tensor) -> Tensor:
+    """Outer products of the rows of factors over the diagonal, shape (*B, K, D, r, r)."""
+    return factor.unsqueeze(-1) * (factor / diag.unsqueeze(-1)).unsqueeze(-2)
+
+
+def _solve(outer: Tensor, factor: Tensor, *, after: bool) -> Tensor:
+    """Products of M_i and the rows of factors, with sums over rows after i, or before it."""
+    sums = _sums_before(outer.flip(-3), -3).flip(-3) if after else _sums_before(outer, -3)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve(identity + sums, factor.unsqueeze(-1)).squeeze(-1)
 
 
 def _sums_before(terms: Tensor, dim: int) -> Tensor:

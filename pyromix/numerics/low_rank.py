@@ -28,6 +28,9 @@ from .diagonal_density import DIRECT_SIZE, TOLERANCE, unit_roundoff
 from .full_precision import in_full_precision
 from .triangular import half_log_det
 
+# With more columns than this, products of factors are matrix products rather than sums.
+MOST_SUMMED = 4
+
 # Up to this ratio of its entries to its pivots, a matrix is factorised in float32.
 WELL_CONDITIONED = 100.0
 
@@ -57,10 +60,13 @@ def capacitance_tril(diag: Tensor, factor: Tensor) -> Tensor:
 def _gram(columns: Tensor) -> Tensor:
     """I + W^T W for the columns (r, *B, D) of W, shape (*B, r, r).
 
-    Batches of products of matrices as thin as these are many times slower than sums.
+    Many products of very thin matrices take longer than sums.
     """
     columns = columns.contiguous()
     rank = len(columns)
+    if rank > MOST_SUMMED:
+        last = columns.movedim(0, -2)
+        return last @ last.mT + torch.eye(rank, dtype=columns.dtype, device=columns.device)
     lower = {(i, j): (columns[i] * columns[j]).sum(-1) for i in range(rank) for j in range(i + 1)}
     rows = [
         torch.stack([lower[max(i, j), min(i, j)] for j in range(rank)], -1) for i in range(rank)
@@ -135,9 +141,16 @@ def masked_capacitance_tril(diag: Tensor, factor: Tensor, mask: Tensor) -> Tenso
     """
     rank, k = factor.shape[-1], factor.shape[-3]
     scaled = (factor / diag.sqrt().unsqueeze(-1)).double()
-    outer = scaled.unsqueeze(-1) * scaled.unsqueeze(-2)  # (*B, K, D, r, r)
-    flat = outer.movedim(-3, -4).flatten(-3)  # (*B, D, K r r)
-    total = (mask.double() @ flat).unflatten(-1, (k, rank, rank))
+    columns, mask = scaled.unbind(-1), mask.double()
+    lower = []
+    for i in range(rank):  # a row at a time: all products at once take r times the memory
+        products = torch.stack([columns[i] * column for column in columns[: i + 1]], -2)
+        row = (mask @ products.flatten(-3, -2).mT).unflatten(-1, (k, i + 1))
+        lower.append(torch.nn.functional.pad(row, (0, rank - 1 - i)))
+    if not lower:
+        return factor.new_zeros(*mask.shape[:-1], k, 0, 0)
+    total = torch.stack(lower, -2)  # (*B, N, K, r, r)
+    total = total + total.tril(-1).mT
     identity = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
     return torch.linalg.cholesky(identity + total).to(factor.dtype)
 

@@ -33,6 +33,7 @@ MODELS = {
     "diagonal": lambda: GaussianMixture(3, 4, "diagonal"),
     "full": lambda: GaussianMixture(3, 4, "full").float(),
     "low rank": lambda: LowRankPrecisionNormal(torch.zeros(3), torch.ones(3), torch.ones(3, 1)),
+    "factors": lambda: GaussianMixture(3, 2, "low_rank"),
     "residual": lambda: DRMM(3, 2, 4),
     "maps": lambda: DRMM(3, 3, 4, maps=("shift", "triangular", "low_rank"), max_exact=64),
     "population": lambda: DRMM(3, 4, 8, max_exact=1).float(),

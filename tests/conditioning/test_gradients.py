@@ -13,6 +13,7 @@ from pyromix import (
     LinearEquality,
     LinearGaussian,
     LinearInequality,
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
@@ -36,7 +37,11 @@ def low_rank(logits, loc, scale):
     return MixtureOfLowRankPrecisionNormals(logits, loc, scale[:, :, 0].exp(), scale[:, :, 1:3])
 
 
-families = pytest.mark.parametrize("make", [diagonal, full, low_rank])
+def factors(logits, loc, scale):
+    return MixtureOfLowRankNormals(logits, loc, scale[:, :, 0].exp(), scale[:, :, 1:3])
+
+
+families = pytest.mark.parametrize("make", [diagonal, full, low_rank, factors])
 
 
 def parameters():

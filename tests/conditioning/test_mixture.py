@@ -28,7 +28,7 @@ from ..quadrature import nodes_and_weights
 every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
 # One for each class of mixtures, and for factors that components share.
 every_family = pytest.mark.parametrize(
-    "covariance", ["diagonal", "tied", "full", "low_rank_precision"]
+    "covariance", ["diagonal", "tied", "full", "low_rank", "low_rank_precision"]
 )
 
 
@@ -173,7 +173,7 @@ def test_equations_leave_a_line(covariance):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank_precision"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank", "low_rank_precision"])
 def test_everything_at_once_is_met_exactly(covariance, dtype):
     model = build(covariance, dim=8, k=4).to(dtype)
     a = torch.randn(2, 8, dtype=dtype)
@@ -281,7 +281,7 @@ BATCHES = [(name, False) for name in BATCHED] + [(name, True) for name in SHARED
 
 
 @pytest.mark.parametrize(("name", "share_covariance"), BATCHES)
-@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank_precision"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low_rank", "low_rank_precision"])
 def test_batches_of_mixtures_as_one_by_one(covariance, name, share_covariance):
     mixture, singles = stacked(covariance, (3, 1), share_covariance)
     law = mixture.condition(*BATCHED[name]())

@@ -1,4 +1,4 @@
-"""Mixtures of full-covariance and low-rank-precision normals, against dense arithmetic."""
+"""Mixtures of normals with covariances full and of low rank, against dense arithmetic."""
 
 import itertools
 import math
@@ -8,7 +8,11 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from pyromix import GaussianMixture, MixtureOfNormals, Observed
-from pyromix.mixtures import MixtureOfLowRankPrecisionNormals, MixtureOfMultivariateNormals
+from pyromix.mixtures import (
+    MixtureOfLowRankNormals,
+    MixtureOfLowRankPrecisionNormals,
+    MixtureOfMultivariateNormals,
+)
 
 
 def dense(batch=(), k=3, dim=4, own=None, tied=False):
@@ -18,9 +22,9 @@ def dense(batch=(), k=3, dim=4, own=None, tied=False):
     return MixtureOfMultivariateNormals(torch.randn(*batch, k), torch.randn(*own, k, dim), tril)
 
 
-def low_rank(batch=(), k=3, dim=4, own=None, rank=2):
+def low_rank(batch=(), k=3, dim=4, own=None, rank=2, kind=MixtureOfLowRankPrecisionNormals):
     own = batch if own is None else own
-    return MixtureOfLowRankPrecisionNormals(
+    return kind(
         torch.randn(*batch, k),
         torch.randn(*own, k, dim),
         0.5 + torch.rand(*own, k, dim),
@@ -33,6 +37,8 @@ FAMILIES = {
     "tied": lambda *a, **kw: dense(*a, tied=True, **kw),
     "rank 2": low_rank,
     "rank 0": lambda *a, **kw: low_rank(*a, rank=0, **kw),
+    "factors": lambda *a, **kw: low_rank(*a, kind=MixtureOfLowRankNormals, **kw),
+    "no factors": lambda *a, **kw: low_rank(*a, rank=0, kind=MixtureOfLowRankNormals, **kw),
 }
 families = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
 
@@ -281,7 +287,7 @@ def test_first_and_second_derivatives(make, own):
     assert torch.autograd.gradgradcheck(log_prob, inputs)
 
 
-@pytest.mark.parametrize("make", [lambda: dense(dim=4, tied=True), dense, low_rank])
+@families
 @pytest.mark.parametrize("spread", [1.0, 1e3])
 def test_float32_densities_are_as_good_far_from_the_origin(make, spread):
     law = make()
@@ -309,6 +315,7 @@ def test_mixtures_have_batches_of_no_laws():
         MixtureOfNormals(logits, loc, eye),
         MixtureOfMultivariateNormals(logits, loc, torch.diag_embed(eye)),
         MixtureOfLowRankPrecisionNormals(logits, loc, eye, torch.zeros(0, 3, 2, 1)),
+        MixtureOfLowRankNormals(logits, loc, eye, torch.zeros(0, 3, 2, 1)),
     ]
     for law in laws:
         assert law.sample((4,)).shape == (4, 0, 2)

@@ -9,6 +9,7 @@ import torch
 from pyromix import GaussianMixture, MixtureOfNormals, Observed, fit, load, save
 from pyromix.mixtures.clusters import find_clusters
 from pyromix.mixtures.covariance import STRUCTURES, Moments
+from pyromix.mixtures.em.factors import second_moments
 
 
 @pytest.mark.parametrize(
@@ -87,18 +88,19 @@ def test_initialisation_is_a_good_start(covariance):
     assert abs(-model.log_prob(x).mean().item() - entropy) < 0.1
 
 
-@pytest.mark.parametrize("covariance", ["full", "tied", "low_rank_precision"])
+@pytest.mark.parametrize("covariance", ["full", "tied", "low_rank", "low_rank_precision"])
 def test_covariances_stay_above_the_floor(covariance):
-    """In every direction, wherever training goes, for low-rank precisions; else coordinates."""
+    """In every direction, wherever training goes, for matrices of low rank; else coordinates."""
     model = GaussianMixture(4, 3, covariance, rank=2, variance_floor=0.1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=5.0)
     law = model.distribution
-    if covariance == "low_rank_precision":
+    if "rank" in covariance:
         assert torch.linalg.eigvalsh(law.component_covariance).min() > 0.1 * (1 - 1e-6)
+    if covariance == "low_rank_precision":
         assert torch.linalg.eigvalsh(law.precision_matrix).max() < 10 * (1 + 1e-6)
-    else:
+    elif "rank" not in covariance:
         assert (law.scale_tril.diagonal(dim1=-2, dim2=-1) >= 0.1**0.5).all()
 
 
@@ -112,6 +114,9 @@ def test_estimates_give_back_the_moments_of_their_own_law(covariance):
     full = model.structure.full_moments
     second = before if full else before.diagonal(dim1=-2, dim2=-1)
     raw = {name: p.detach() for name, p in model._raw().items()}
+    if model.structure.has_factors:
+        factor = raw["raw_factor"]
+        second = second_moments(second, factor, torch.eye(2).expand(3, -1, -1))
     moments = Moments(torch.ones(3), second)
     model._assign(model.logits, model.loc, model.structure.estimate(moments, raw))
     after = model.distribution.component_covariance.detach()

@@ -5,6 +5,7 @@ import torch
 from torch.distributions import Normal
 
 from pyromix import (
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
@@ -22,6 +23,17 @@ def full(k=3, dim=4, batch=(), tied=False):
 def low_rank(k=3, dim=4, rank=2, batch=()):
     diag, factor = 0.5 + torch.rand(*batch, k, dim), torch.randn(*batch, k, dim, rank)
     return torch.randn(*batch, k), torch.randn(*batch, k, dim), diag, factor
+
+
+def factors(**options):
+    return low_rank(**options)
+
+
+LAWS = {
+    full: MixtureOfMultivariateNormals,
+    low_rank: MixtureOfLowRankPrecisionNormals,
+    factors: MixtureOfLowRankNormals,
+}
 
 
 def covariance(diag, factor):
@@ -66,7 +78,7 @@ def gradients(law, parameters, x, grad):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["full", "tied", "low rank"])
+@pytest.mark.parametrize("kind", ["full", "tied", "low rank", "factors"])
 def test_gradients_match_the_transform_written_out(kind, dim):
     if kind == "low rank":
         law, parameters, to_covariance = (
@@ -74,6 +86,9 @@ def test_gradients_match_the_transform_written_out(kind, dim):
             low_rank(dim=dim),
             covariance,
         )
+    elif kind == "factors":
+        law, parameters = MixtureOfLowRankNormals, factors(dim=dim)
+        to_covariance = lambda d, w: torch.diag_embed(d) + w @ w.mT  # noqa: E731
     else:
         law, parameters = MixtureOfMultivariateNormals, full(dim=dim, tied=kind == "tied")
         to_covariance = lambda tril: tril.tril() @ tril.tril().mT  # noqa: E731
@@ -99,9 +114,9 @@ def test_without_correlation_it_is_the_diagonal_mixture():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("make", [full, low_rank])
+@pytest.mark.parametrize("make", LAWS)
 def test_batches_equal_single_mixtures(make):
-    law = MixtureOfMultivariateNormals if make is full else MixtureOfLowRankPrecisionNormals
+    law = LAWS[make]
     parameters = make(batch=(2, 3))
     parameters = parameters[0], parameters[1][0], *parameters[2:]  # means of shape (3, K, D)
     x = law(*parameters).sample((4,))
@@ -118,9 +133,9 @@ def test_batches_equal_single_mixtures(make):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("make", [full, low_rank])
+@pytest.mark.parametrize("make", LAWS)
 def test_blocks_do_not_change_the_result(make, monkeypatch):
-    law = MixtureOfMultivariateNormals if make is full else MixtureOfLowRankPrecisionNormals
+    law = LAWS[make]
     parameters = make(dim=7)
     x = law(*parameters).sample((50,))
     grad = torch.randn_like(x)
@@ -131,10 +146,10 @@ def test_blocks_do_not_change_the_result(make, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("make", [full, low_rank])
+@pytest.mark.parametrize("make", LAWS)
 def test_gradients_of_expectations(make):
     """Of E[x_i x_j], which have a closed form."""
-    law = MixtureOfMultivariateNormals if make is full else MixtureOfLowRankPrecisionNormals
+    law = LAWS[make]
     n, leaves = 20_000, [p.requires_grad_() for p in make(dim=3)]
     mixture = law(*leaves)
     weights = torch.randn(3, 3)

@@ -22,6 +22,7 @@ from pyromix import (
     LinearEquality,
     LinearGaussian,
     LinearInequality,
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
@@ -61,6 +62,9 @@ def tensor_laws(draw, kind, batches=((), (2,), (0,), (2, 1))):
     elif kind is MixtureOfLowRankPrecisionNormals:
         rank = draw(st.integers(0, dim))
         scales = (scale**-2, normal(k, dim, rank) / spread)
+    elif kind is MixtureOfLowRankNormals:
+        rank = draw(st.integers(0, dim))
+        scales = (scale**2, normal(k, dim, rank) * spread)
     else:
         scales = (scale,)
     return kind(*(x.to(dtype) for x in (logits, loc, *scales)))
@@ -155,6 +159,7 @@ TENSOR_LAWS = {
     for kind in (
         MixtureOfNormals,
         MixtureOfMultivariateNormals,
+        MixtureOfLowRankNormals,
         MixtureOfLowRankPrecisionNormals,
     )
 }
@@ -163,7 +168,7 @@ MODULES = {
     **{
         f"GaussianMixture-{covariance}": modules(_mixture(covariance))
         for covariance in (
-            *("diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"),
+            *("diagonal", "spherical", "shared", "tied", "full", "low_rank", "low_rank_precision"),
         )
     },
     "GaussianMixture-gaps": modules(_mixture("full", missing="marginalize")),
@@ -199,9 +204,11 @@ TAKES_EVIDENCE = {
     for name, kind in {
         "MixtureOfNormals": MixtureOfNormals,
         "MixtureOfMultivariateNormals": MixtureOfMultivariateNormals,
+        "MixtureOfLowRankNormals": MixtureOfLowRankNormals,
         "MixtureOfLowRankPrecisionNormals": MixtureOfLowRankPrecisionNormals,
         "GaussianMixture-diagonal": None,
         "GaussianMixture-full": None,
+        "GaussianMixture-low_rank": None,
         "GaussianMixture-low_rank_precision": None,
         "DRMM": None,
         "DRMM-categories": None,

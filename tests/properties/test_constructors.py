@@ -33,6 +33,7 @@ from pyromix import (
     LogitMap,
     LowRankPrecisionNormal,
     MaximumEntropy,
+    MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
@@ -178,6 +179,12 @@ GOOD = {
         "logits": zeros(2),
         "loc": zeros(2, 3),
         "scale_tril": eye(3).expand(2, 3, 3),
+    },
+    MixtureOfLowRankNormals: lambda: {
+        "logits": zeros(2),
+        "loc": zeros(2, 3),
+        "cov_diag": ones(2, 3),
+        "cov_factor": ones(2, 3, 1),
     },
     MixtureOfLowRankPrecisionNormals: lambda: {
         "logits": zeros(2),

@@ -397,6 +397,7 @@ def test_half_precision_arithmetic_through_fabric():
 
 IN_FULL_PRECISION = {
     "low_rank": (lambda: GaussianMixture(2, 2, "low_rank_precision"), (20, 2)),
+    "factors": (lambda: GaussianMixture(2, 2, "low_rank", missing="marginalize"), (20, 2)),
     "missing": (
         lambda: GaussianMixture(2, 2, "low_rank_precision", missing="marginalize"),
         (20, 2),

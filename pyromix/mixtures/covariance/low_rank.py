@@ -5,12 +5,12 @@ __all__ = ["LowRankPrecision"]
 from collections.abc import Mapping
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from ...numerics.low_rank import capacitance_tril, log_det, marginal_variance
 from ..finite import FiniteMixture
 from ..low_rank import MixtureOfLowRankPrecisionNormals
-from .structure import EXCESS, CovarianceStructure, outer_products, raise_eigenvalues
+from .structure import EXCESS, OfRank, outer_products, raise_eigenvalues
 
 # Rounds of updates of a low-rank precision in one M-step.
 LOW_RANK_ROUNDS = 5
@@ -19,7 +19,7 @@ LOW_RANK_ROUNDS = 5
 DIAGONAL_SHARE = 1e-3
 
 
-class LowRankPrecision(CovarianceStructure):
+class LowRankPrecision(OfRank):
     r"""Precisions of low rank plus a diagonal, with the floor added to the covariance.
 
     With :math:`v = e^{2 \rho}` and :math:`U = v^{-1/2} W`, the covariance is
@@ -31,22 +31,6 @@ class LowRankPrecision(CovarianceStructure):
     """
 
     full_moments = True
-
-    def __init__(self, dim: int, num_components: int, floor: float, rank: int) -> None:
-        super().__init__(dim, num_components, floor)
-        self.rank = rank
-
-    @property
-    def shapes(self) -> dict[str, Size]:
-        """Names and shapes of the parameters."""
-        shape = Size((self.num_components, self.dim))
-        return {"raw_scale": shape, "raw_factor": Size((*shape, self.rank))}
-
-    @property
-    def num_free(self) -> int:
-        """Number of free parameters, less rotations of a factor's columns: they change nothing."""
-        rotations = self.rank * (self.rank - 1) // 2
-        return super().num_free - self.num_components * rotations
 
     def mixture(self, logits: Tensor, loc: Tensor, raw: Mapping[str, Tensor]) -> FiniteMixture:
         """The mixture of normals with low-rank precisions."""

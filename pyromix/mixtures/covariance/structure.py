@@ -5,7 +5,14 @@ weighted second moments, as the M-step of expectation maximisation and the initi
 them. All keep every variance above a floor :math:`f`, without which the likelihood is unbounded.
 """
 
-__all__ = ["EXCESS", "CovarianceStructure", "Moments", "outer_products", "raise_eigenvalues"]
+__all__ = [
+    "EXCESS",
+    "CovarianceStructure",
+    "Moments",
+    "OfRank",
+    "outer_products",
+    "raise_eigenvalues",
+]
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +22,7 @@ import torch
 from torch import Size, Tensor
 
 from ...core.constraints import Floored
+from ..clusters import Clusters
 from ..finite import FiniteMixture
 
 # Estimates are kept above the floor by at least this share of it: at the floor itself the
@@ -28,8 +36,9 @@ class Moments(NamedTuple):
     weight: Tensor
     """Sum of weights of every component, shape (K,)."""
     second: Tensor
-    """Weighted sums of outer products (K, D, D), or of squares (K, D) where those are enough; or
-    their sums over what the structure shares, see `CovarianceStructure.pool`."""
+    """Weighted sums of outer products (K, D, D), or of squares (K, D) where those are enough, or
+    (K, D + r, 1 + r) with factors, see `LowRank.outer`; or their sums over what the structure
+    shares, see `CovarianceStructure.pool`."""
 
 
 class CovarianceStructure(ABC):
@@ -43,6 +52,7 @@ class CovarianceStructure(ABC):
 
     isotropic = False  # whether columns have a common scale
     full_moments = False  # whether estimates need matrices of second moments
+    has_factors = False  # whether moments are those of points and of their factors
 
     def __init__(self, dim: int, num_components: int, floor: float) -> None:
         self.dim, self.num_components, self.floor = dim, num_components, floor
@@ -81,6 +91,26 @@ class CovarianceStructure(ABC):
         """
         return self._fit(self.pool(moments.second) / self._count(moments), current)
 
+    def start(
+        self,
+        clusters: Clusters,
+        x: Tensor,  # noqa: ARG002
+        current: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The parameters to start from, given clusters of the data.
+
+        Args:
+            clusters: The clusters, with the second moments that the structure is made of.
+            x: The data, shape (N, D).
+            current: The parameters as they are.
+
+        Returns:
+            Name -> value of every parameter.
+        """
+        weight, second = clusters.weights.double(), clusters.second.double()
+        total = weight.reshape(-1, *[1] * (second.dim() - 1)) * second
+        return self.estimate(Moments(weight, total), current)
+
     @abstractmethod
     def _fit(self, mean: Tensor, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters that `estimate` returns, given mean squares or mean outer products."""
@@ -93,6 +123,38 @@ class CovarianceStructure(ABC):
     def num_free(self) -> int:
         """Number of free parameters, all components together."""
         return sum(shape.numel() for shape in self.shapes.values())
+
+
+class OfRank(CovarianceStructure):
+    """A diagonal, and a factor of a few columns, of every component.
+
+    Args:
+        dim: D.
+        num_components: K.
+        floor: Smallest variance in any direction.
+        rank: Number of columns r.
+    """
+
+    def __init__(self, dim: int, num_components: int, floor: float, rank: int) -> None:
+        super().__init__(dim, num_components, floor)
+        self.rank = rank
+
+    @property
+    def shapes(self) -> dict[str, Size]:
+        """Names and shapes of the parameters."""
+        shape = Size((self.num_components, self.dim))
+        return {"raw_scale": shape, "raw_factor": Size((*shape, self.rank))}
+
+    @property
+    def num_free(self) -> int:
+        """Number of free parameters, less rotations of a factor's columns: they change nothing.
+
+        No more than those of a full matrix.
+        """
+        rotations = self.rank * (self.rank - 1) // 2
+        own = self.dim * (1 + self.rank) - rotations
+        full = self.dim * (self.dim + 1) // 2
+        return self.num_components * (full if self.rank >= self.dim else min(own, full))
 
 
 def outer_products(weight: Tensor, shift: Tensor) -> Tensor:

@@ -192,7 +192,8 @@ class _Run:
         self.model.loc.sub_(self.centre)
         loc = self.units.loc + self.centre * self.units.scale
         place = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
-        self.rows = Rows(source, loc, self.units.scale, seen.has_gaps, *place)
+        square = (seen.variance + (seen.mean - loc).square()) / self.units.scale.square()
+        self.rows = Rows(source, loc, self.units.scale, square, seen.has_gaps, *place)
         self.expectation = Expectation(model.structure, self.rows, dtype)
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end

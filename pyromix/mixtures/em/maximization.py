@@ -35,9 +35,10 @@ def maximize(model: GaussianMixture, statistics: Statistics, points: float) -> N
     alive = is_alive(weight, points)
     if bool(alive.all()):
         raw = model.structure.estimate(Moments(weight, second), current)
-        model._assign(logits, statistics.reference + mean, raw)
+        model._assign(logits, statistics.reference + mean[:, : model.dim], raw)
         return
-    kept = torch.where(alive.unsqueeze(-1), mean, model.loc - statistics.reference)
+    kept = mean.clone()  # of factors, too, if there are
+    kept[~alive, : model.dim] = (model.loc - statistics.reference)[~alive]
     second = second + model.structure.outer(weight, mean - kept)
     counts = weight
     if len(second) == len(weight):
@@ -48,7 +49,7 @@ def maximize(model: GaussianMixture, statistics: Statistics, points: float) -> N
     for name, value in raw.items():
         if len(value) == len(weight):
             value[~alive] = current[name][~alive]
-    model._assign(logits, statistics.reference + kept, raw)
+    model._assign(logits, statistics.reference + kept[:, : model.dim], raw)
 
 
 def is_alive(weight: Tensor, point: float = 1.0) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from ...core.checks import check_count, number
 from ...core.conversions import TensorLike
 from ..learnable import GaussianMixture
+from ..low_rank_covariance import MixtureOfLowRankNormals
+from .factors import second_moments
 from .fit_em import check_fittable, fit_em
 from .maximization import maximize, step_size
 from .products import Expectation
@@ -131,11 +133,17 @@ class OnlineEM:
 def statistics_of(model: GaussianMixture) -> Statistics:
     """What is expected of the statistics of a point, around the origin, by the mixture itself."""
     law, structure = model.law, model.structure
-    weight = law.logits.exp()
-    first = weight.unsqueeze(-1) * law.loc
-    if structure.full_moments:
-        within = weight[:, None, None] * law.component_covariance
+    weight, loc = law.logits.exp(), law.loc
+    if isinstance(law, MixtureOfLowRankNormals):  # whose factors z have E[x z^T] = W
+        rank = law._factor.shape[-1]
+        identity = torch.eye(rank, dtype=loc.dtype, device=loc.device).expand(len(loc), -1, -1)
+        within = second_moments(law.component_variance, law._factor, identity)
+        loc = torch.cat([loc, loc.new_zeros(len(loc), rank)], -1)
+    elif structure.full_moments:
+        within = law.component_covariance
     else:
-        within = weight.unsqueeze(-1) * law.component_variance
-    second = structure.pool(within) + structure.outer(weight, law.loc)
-    return Statistics(law.mean.new_zeros(()), weight, first, second, torch.zeros_like(first))
+        within = law.component_variance
+    within = weight.reshape(-1, *[1] * (within.dim() - 1)) * within
+    second = structure.pool(within) + structure.outer(weight, loc)
+    none = law.mean.new_zeros(())
+    return Statistics(none, weight, weight.unsqueeze(-1) * loc, second, torch.zeros_like(law.loc))

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from ...numerics.diagonal_density import LOG_2PI
-from ...numerics.triangular import inverse_tril, log_scale
+from ...numerics.low_rank import capacitance_tril, solve_right
+from ...numerics.triangular import half_log_det, inverse_tril, log_scale
 from ..covariance import (
     CovarianceStructure,
     Diagonal,
     Full,
+    LowRank,
     LowRankPrecision,
     Shared,
     Spherical,
@@ -36,6 +38,8 @@ from ..covariance import (
 from ..diagonal import MixtureOfNormals
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
+from ..low_rank_covariance import MixtureOfLowRankNormals
+from .factors import factor_statistics, second_moments
 from .rows import Rows
 from .statistics import (
     CACHED_NUMBERS,
@@ -65,6 +69,9 @@ WELL_CONDITIONED = {torch.float64: 1e6, torch.float32: 3e3}
 
 # Sums in float32 are added to those in float64 after so many blocks.
 BLOCKS_PER_SUM = 16
+
+# With factors, up to this mean square of points in units of the diagonals alone.
+STRONGEST = 1e7
 
 # Triangles are worked on in at most so many column blocks, of at least so many columns.
 MOST_PARTS = 4
@@ -120,8 +127,17 @@ class Expectation:
         """Statistics around given points, (K, D)."""
         total = empty_statistics(law, reference, self._structure)
         for block, weight in self._rows.blocks(max(1, 4 * CACHED_NUMBERS // law.num_components)):
-            total = total.plus(general_statistics(law, block, reference, self._structure, weight))
+            total = total.plus(self._general(law, block, reference, weight))
         return total
+
+    def _general(
+        self, law: FiniteMixture, x: Tensor, reference: Tensor, weight: Tensor | None
+    ) -> Statistics:
+        """Statistics of any points, which products may not do for."""
+        if self._structure.has_factors:
+            assert isinstance(law, MixtureOfLowRankNormals)
+            return factor_statistics(law, x, reference, weight)
+        return general_statistics(law, x, reference, self._structure, weight)
 
 
 class _Products(ABC):
@@ -160,7 +176,7 @@ class _Products(ABC):
                 far.add(x, scores[count:])
         log_prob = log_prob + sums.common
         first, second = sums.moments(weight[:count])
-        reference = torch.zeros_like(first)
+        reference = torch.zeros_like(law.loc)
         if far is None:
             return Statistics(log_prob, weight, first, second, reference)
         parts = (weight[:count], first, second, reference)
@@ -543,12 +559,77 @@ class _DiagonalScoresWithGaps(_LinearScores):
         return first + missing * law.loc, self.structure.pool(second)
 
 
+class _FactorScores(_Products):
+    """Covariance matrices of low rank plus a diagonal, in products with their factors alone."""
+
+    def _are_near(self, law: FiniteMixture) -> Tensor:
+        assert isinstance(law, MixtureOfLowRankNormals)
+        precision = law._diag.reciprocal()
+        near = self._within(law._loc * precision.sqrt())
+        near = near & (precision @ self.rows.mean_square <= STRONGEST)
+        near = near.all().expand_as(near)
+        return near if self.dtype == torch.float64 else torch.zeros_like(near)
+
+    def _sums(self, law: FiniteMixture) -> "_Sums":
+        assert isinstance(law, MixtureOfLowRankNormals)
+        return _FactorSums(law)
+
+
+class _FactorSums(_Sums):
+    """Moments of points x, and of y = L^T z of their factors z, with the capacitance L L^T.
+
+    The mean of y given a point is a product, and its covariance is the identity.
+    """
+
+    def __init__(self, law: MixtureOfLowRankNormals) -> None:
+        loc, diag, factor = law._loc, law._diag, law._factor
+        k, dim, rank = factor.shape
+        self.shape, self.width = (k, rank), k * (rank + 1) + 2 * dim
+        self.precision = diag.reciprocal()
+        self.tril = capacitance_tril(diag, factor)
+        pull = solve_right(self.tril, factor * self.precision.unsqueeze(-1))
+        self.shift = (pull * loc.unsqueeze(-1)).sum(1).reshape(-1, 1)
+        self.pull = pull.mT.reshape(-1, dim)  # (K r, D)
+        self.weighted = self.precision * loc
+        constants = law.logits + _constants(loc * self.precision.sqrt(), diag.sqrt())
+        self.constants = (constants - half_log_det(self.tril)).unsqueeze(-1)
+        self.first, self.squares = torch.zeros_like(loc), torch.zeros_like(loc)
+        self.first_y, self.cross = loc.new_zeros(k, rank), torch.zeros_like(self.pull)
+        self.inner = torch.zeros_like(self.tril)
+
+    def scores(self, x: Tensor) -> Tensor:
+        self.x, self.square = x, x.square()
+        y = torch.addmm(self.shift, self.pull, x.mT, beta=-1)  # (K r, n)
+        self.y = y.reshape(*self.shape, len(x))
+        scores = torch.addmm(self.constants, self.weighted, x.mT)
+        scores.addmm_(self.precision, self.square.mT, alpha=-0.5)
+        return scores.add_(self.y.square().sum(1), alpha=0.5)
+
+    def add(self, responsibility: Tensor) -> None:
+        self.first.addmm_(responsibility, self.x)
+        self.squares.addmm_(responsibility, self.square)
+        scaled = self.y * responsibility.unsqueeze(1)
+        self.first_y += scaled.sum(-1)
+        self.cross.addmm_(scaled.flatten(0, 1), self.x)
+        self.inner.baddbmm_(scaled, self.y.mT)
+
+    def moments(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = inverse_tril(self.tril)
+        cross = self.cross.reshape(*self.shape, -1).mT @ inverse
+        identity = torch.diag_embed(weight.unsqueeze(-1).expand(self.shape))
+        inner = inverse.mT @ (self.inner + identity) @ inverse
+        first_z = (self.first_y.unsqueeze(-2) @ inverse).squeeze(-2)
+        first = torch.cat([self.first, first_z], -1)
+        return first, second_moments(self.squares, cross, inner)
+
+
 _PRODUCTS: dict[type[CovarianceStructure], type[_Products]] = {
     Diagonal: _DiagonalScores,
     Spherical: _SphericalScores,
     Shared: _SharedScores,
     Tied: _TiedScores,
     Full: _FullScores,
+    LowRank: _FactorScores,
     LowRankPrecision: _LowRankScores,
 }
 

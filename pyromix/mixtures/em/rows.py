@@ -179,6 +179,8 @@ class Survey(NamedTuple):
     """Sum of their weights."""
     mean: Tensor
     """Mean of the observed entries of every column, (D,), zero where there is none."""
+    variance: Tensor
+    """Variance of the observed entries of every column, (D,)."""
     observed: Tensor
     """Weight of the observed entries of every column, (D,)."""
     has_gaps: bool
@@ -199,7 +201,8 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
         ValueError: If there are none, or some are not finite or too large.
     """
     count, bad, total, largest, has_gaps = 0, 0, 0.0, 0.0, False
-    sums = torch.zeros(3, source.dim, dtype=torch.float64, device=source.device)
+    sums = torch.zeros(4, source.dim, dtype=torch.float64, device=source.device)
+    shift: Tensor | None = None  # near it squares cancel less
     reservoir = _Reservoir()
     for x, weight in source.chunks():
         x = x.double()
@@ -210,7 +213,10 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
         filled = x.nan_to_num(0.0)
         w = x.new_ones(len(x)) if weight is None else weight
         total += float(w.sum())
-        sums += torch.stack([w @ filled, w @ (~gaps).double(), filled.square().sum(0)])
+        shift = x.nanmean(0).nan_to_num(0.0) if shift is None else shift
+        away = torch.where(gaps, 0.0, x - shift)
+        parts = w @ away, w @ (~gaps).double(), w @ away.square(), filled.square().sum(0)
+        sums += torch.stack(parts)
         largest = max(largest, float(filled.abs().amax())) if filled.numel() else largest
         if not source.is_kept:
             reservoir.add(x, w)
@@ -223,7 +229,7 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
         )
     if not total > 0:
         raise ValueError("Expected weights of which some are positive, got zeros.")
-    if not float(sums[2].sum()) <= torch.finfo(dtype).max:
+    if not float(sums[3].sum()) <= torch.finfo(dtype).max:
         raise ValueError(
             f"Expected data whose squares {dtype} can hold, got numbers up to {largest:g}. "
             f"Standardise them (subtract the mean, divide by the standard deviation), or use "
@@ -236,8 +242,11 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
         sample, weights = reservoir.rows()
     if weights is not None and not bool((weights == weights[0]).all()):
         sample = sample[torch.multinomial(weights, len(sample), replacement=True)]
-    mean = sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
-    return Survey(count, total, mean, sums[1], has_gaps, sample.to(dtype))
+    assert shift is not None
+    seen = sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+    away = sums[0] / seen
+    variance = (sums[2] / seen - away.square()).clamp(min=0)
+    return Survey(count, total, shift + away, variance, sums[1], has_gaps, sample.to(dtype))
 
 
 class _Reservoir:
@@ -273,6 +282,7 @@ class Rows:
         source: The rows, as the user has them.
         loc: What is subtracted from each, (D,).
         scale: What the rest is divided by, (D,).
+        mean_square: Mean squares of what comes out, of all processes, (D,).
         has_gaps: Whether entries are missing, in any process's part.
         rank: Index of this process.
         world_size: Number of processes, each of which sums over its part.
@@ -284,6 +294,7 @@ class Rows:
         source: Source,
         loc: Tensor,
         scale: Tensor,
+        mean_square: Tensor,
         has_gaps: bool,
         rank: int = 0,
         world_size: int = 1,
@@ -291,7 +302,7 @@ class Rows:
         keep: bool = False,
     ) -> None:
         self.source, self.loc, self.scale, self.has_gaps = source, loc, scale, has_gaps
-        self.dim = source.dim
+        self.dim, self.mean_square = source.dim, mean_square
         self.place = rank, world_size
         self.all: Weighted | None = None  # of this process, if they are kept
         if keep or source.is_kept:
@@ -310,7 +321,8 @@ class Rows:
         """Rows (N, D) in float64 as they are, with weights (N,)."""
         source = TensorSource(x, weight, x.shape[-1], x.device)
         zero = x.new_zeros(x.shape[-1])
-        return cls(source, zero, torch.ones_like(zero), bool(x.isnan().any()), keep=True)
+        square = x.square().nanmean(0).nan_to_num(0.0)
+        return cls(source, zero, torch.ones_like(zero), square, bool(x.isnan().any()), keep=True)
 
     def take(self, rows: Tensor) -> "Rows":
         """Some of the rows, by their indices."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...numerics.batches import by_pattern
 from ...numerics.diagonal_density import LOG_2PI, log_sum_exp
 from ...numerics.triangular import inverse_tril
-from ..covariance import CovarianceStructure
+from ..covariance import CovarianceStructure, OfRank
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
 from ..low_rank import MixtureOfLowRankPrecisionNormals
@@ -56,9 +56,10 @@ class Statistics(NamedTuple):
     weight: Tensor
     """Sum of responsibilities r, (K,)."""
     first: Tensor
-    """Sum of r (x - c), (K, D)."""
+    """Sum of r (x - c), (K, D), followed by those of factors, (K, D + r), where there are."""
     second: Tensor
-    """Sum of r (x - c)^2, (K, D), or of outer products, (K, D, D), pooled by the structure."""
+    """Sum of r (x - c)^2, (K, D), or of outer products, (K, D, D), pooled by the structure; or
+    those of points and factors, (K, D + r, 1 + r), see `LowRank.outer`."""
     reference: Tensor
     """The points c, (K, D)."""
 
@@ -107,10 +108,13 @@ def empty_statistics(
 ) -> Statistics:
     """Those of no points: zeros."""
     k, dim = reference.shape
-    shape = (k, dim, dim) if structure.full_moments else (k, dim)
-    second = structure.pool(reference.new_zeros(shape))
-    weight = law.loc.new_zeros(k)
-    return Statistics(weight.sum(), weight, torch.zeros_like(reference), second, reference)
+    first = torch.zeros_like(reference)
+    shape: tuple[int, ...] = (k, dim, dim) if structure.full_moments else (k, dim)
+    if isinstance(structure, OfRank) and structure.has_factors:
+        first = reference.new_zeros(k, dim + structure.rank)
+        shape = (k, dim + structure.rank, 1 + structure.rank)
+    second, weight = structure.pool(reference.new_zeros(shape)), law.loc.new_zeros(k)
+    return Statistics(weight.sum(), weight, first, second, reference)
 
 
 def general_statistics(

@@ -43,11 +43,13 @@ def train(covariance, x, k=3, **kwargs):
 @pytest.mark.parametrize("gaps", [False, True])
 def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
     x = with_gaps(data()) if gaps else data()
-    model, history = train(covariance, x, steps=1500, tolerance=1e-10)
+    # Factors explain more and more of a coordinate, ever more slowly.
+    tolerance = 1e-6 if covariance == "low_rank" else 1e-10
+    model, history = train(covariance, x, steps=1500, tolerance=tolerance)
     losses = torch.tensor(history.losses)
     assert len(losses) > 3
     assert (losses.diff() <= 1e-9).all()
-    assert abs(-model.log_prob(x).mean().item() - history.losses[-1]) < 1e-6
+    assert abs(-model.log_prob(x).mean().item() - history.losses[-1]) < max(1e-6, tolerance)
     (-model.log_prob(x).mean()).backward()
     largest = max(p.grad.abs().max() for p in model.parameters() if p.numel())
     assert largest < 2e-3, f"gradient of {largest}"
@@ -231,7 +233,7 @@ def test_float32_models_stay_float32():
 def test_information_criteria():
     x = data(600)
     counts = {"diagonal": 2 + 12 + 12, "full": 2 + 12 + 30, "tied": 2 + 12 + 10}
-    counts |= {"spherical": 2 + 12 + 3, "shared": 2 + 12 + 4, "low_rank_precision": 14 + 12 + 21}
+    counts |= {"spherical": 2 + 12 + 3, "shared": 2 + 12 + 4, "low_rank": 14 + 30}
     for covariance, count in counts.items():
         model, _ = train(covariance, x)
         assert model.num_free_parameters == count
