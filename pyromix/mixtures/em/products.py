@@ -25,6 +25,7 @@ from ...numerics.diagonal_density import LOG_2PI
 from ...numerics.triangular import inverse_tril, log_scale
 from ..covariance import (
     CovarianceStructure,
+    Decomposed,
     Diagonal,
     Full,
     LowRankPrecision,
@@ -314,7 +315,16 @@ class _LowRankScores(_MatrixMoments):
         return lambda x: law._joint_log_prob(x.mT).mT.contiguous()
 
 
+def _decomposed_scores(structure: CovarianceStructure, x: Tensor) -> _Products:
+    """The products of a structure of volumes, shapes and orientations, by what these are."""
+    if structure.full_moments:
+        return _FullScores(structure, x)
+    kind = _SphericalScores if "raw_shape" not in structure.shapes else _DiagonalScores
+    return kind(structure, x)
+
+
 _PRODUCTS: dict[type[CovarianceStructure], Callable[[CovarianceStructure, Tensor], _Products]] = {
+    Decomposed: _decomposed_scores,
     Diagonal: _DiagonalScores,
     Spherical: _SphericalScores,
     Shared: _SharedScores,
