@@ -174,6 +174,7 @@ CASES = {
         traceable=False,
     ),
     "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
+    "learnable-VVE": Case(lambda: GaussianMixture(2, 3, "VVE")),
     "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
     "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),
     "learnable-missing": Case(

@@ -164,6 +164,7 @@ MODULES = {
         f"GaussianMixture-{covariance}": modules(_mixture(covariance))
         for covariance in (
             *("diagonal", "spherical", "shared", "tied", "full", "low_rank_precision"),
+            *("EVI", "VEE", "EVE"),
         )
     },
     "GaussianMixture-gaps": modules(_mixture("full", missing="marginalize")),

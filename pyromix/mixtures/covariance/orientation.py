@@ -88,6 +88,7 @@ def _planes(dim: int) -> list[Tensor]:
     for _ in range(len(players) - 1):
         facing = zip(players[:half], reversed(players[half:]), strict=True)
         pairs = [pair for pair in facing if max(pair) < dim]
-        rounds.append(torch.tensor(pairs).mT)
+        if pairs:
+            rounds.append(torch.tensor(pairs).mT)
         players = [players[0], players[-1], *players[1:-1]]
     return rounds

@@ -17,9 +17,6 @@ from torch import Tensor
 ROUNDS = 50
 TOLERANCE = 1e-8
 
-# Halvings of the interval that holds a common volume's logarithm.
-HALVINGS = 60
-
 
 def split_variances(variance: Tensor) -> tuple[Tensor, Tensor]:
     """Volumes (K, 1) and shapes (K, D), of unit geometric mean, whose products are (K, D)."""
@@ -81,19 +78,20 @@ def common_volume(weight: Tensor, square: Tensor, floor: float) -> tuple[Tensor,
     volume = mean.sum(0, keepdim=True) / total
     if bool((volume * shape >= floor).all()):
         return volume, shape
-    # With m variances above the floor, those of the largest squares, log v D is the sum of their
+    # With m variances above the floor, those of the largest squares, D log v is the sum of their
     # log (s / mu) and of D - m times log f. It is largest for the m of which this is true.
     dim, log_floor = square.shape[-1], square.new_tensor(floor).log()
     above = torch.arange(1, dim + 1, dtype=square.dtype, device=square.device)
     sums = square.log().sort(-1, descending=True).values.cumsum(-1) + (dim - above) * log_floor
-    low, high = log_floor, (square.amax(-1).sum() / total).log().maximum(log_floor)
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        log_multiplier = ((sums - dim * middle) / above).amax(-1)
-        if bool(log_multiplier.exp().sum() > total):
-            low = middle
-        else:
-            high = middle
-    log_multiplier = ((sums - dim * high) / above).amax(-1, keepdim=True)
+    log_volume = log_floor
+    for _ in range(ROUNDS):
+        log_multiplier, m = ((sums - dim * log_volume) / above).max(-1, keepdim=True)
+        excess = log_multiplier.logsumexp(0) - total.log()
+        # Convex and falling in log v, so that Newton's steps from below stay below the root.
+        slope = (log_multiplier.softmax(0) * dim / (m + 1)).sum()
+        step = (excess / slope).clamp(min=0.0).squeeze()
+        log_volume = log_volume + step
+        if float(step) < TOLERANCE:
+            break
     variance = (square.log() - log_multiplier).exp().clamp(min=floor)
-    return high.exp().reshape(1, 1), split_variances(variance)[1]
+    return log_volume.exp().reshape(1, 1), split_variances(variance)[1]

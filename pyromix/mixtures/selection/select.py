@@ -34,10 +34,21 @@ REFINED = 8
 ROUNDS = 3
 DONORS = 3
 
+# Components with variances of their own along every axis, of which each takes points.
+OWN_SHAPES = ("diagonal", "full", "low_rank_precision")
+
 # A variance is at the floor if it is less than this multiple of it.
 NEAR_FLOOR = 1.1
 
 Cell = tuple[str, int]
+
+
+class _Limits(NamedTuple):
+    """Of fits: iterations, tolerance, and points that components have at least, by family."""
+
+    steps: int
+    tolerance: float
+    min_points: dict[str, int]
 
 
 def select(
@@ -79,7 +90,8 @@ def select(
         starts: Kinds of starts, of ``"k-means"``, ``"hierarchical"`` (Ward's criterion),
             ``"random"`` and ``"annealed"`` (Ueda and Nakano 1998).
         folds: Number of parts that are held out in turn.
-        min_points: Points that a component explains at least; by default D + 1.
+        min_points: Points that a component explains at least; by default D + 1 if components have
+            shapes of their own, and two otherwise.
         steps: Largest number of iterations of a run.
         tolerance: Rise of the mean log-likelihood, in nats, below which a run stops.
         variance_floor: Smallest variance; see `GaussianMixture`.
@@ -124,13 +136,15 @@ def select(
     check_floor("variance_floor", variance_floor)
     check_mode("standardize", standardize)
     x = _check_data(data, missing)
-    least = x.shape[-1] + 1 if min_points is None else check_positive_int("min_points", min_points)
+    if min_points is not None:
+        check_positive_int("min_points", min_points)
+    least = {family: min_points or _least_points(family, x.shape[-1]) for family in families}
     cells = [(family, k) for family in families for k in numbers]
-    possible = [cell for cell in cells if _is_possible(cell, len(x), least)]
+    possible = [cell for cell in cells if _is_possible(cell, len(x), least[cell[0]])]
     if not possible:
         raise ValueError(
-            f"Expected at least {least} points for every component, got {len(x)} points and "
-            f"num_components={numbers}. Try fewer components, or a smaller min_points."
+            f"Expected at least {min(least.values())} points for every component, got {len(x)} "
+            f"points and num_components={numbers}. Try fewer components, or another min_points."
         )
     if criterion == "heldout" and not 2 <= check_positive_int("folds", folds) <= len(x):
         raise ValueError(f"Expected folds to be from 2 to {len(x)}, got {folds}.")
@@ -142,7 +156,7 @@ def select(
         "missing": missing,
         "standardize": standardize,
     }
-    limits = check_positive_int("steps", steps), float(tolerance), least
+    limits = _Limits(check_positive_int("steps", steps), float(tolerance), least)
     held_out = folds if criterion == "heldout" else 0
     warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
     bar = tqdm(total=len(possible) * (1 + held_out), unit="fit", disable=not progress_bar)
@@ -181,15 +195,13 @@ class _Search:
     Args:
         x: Points in float64, shape (N, D).
         options: Arguments of the mixtures.
-        limits: Iterations, tolerance, and points of a component at least.
+        limits: Of the fits.
         bar: What to move on with every candidate.
     """
 
-    def __init__(
-        self, x: Tensor, options: dict[str, Any], limits: tuple[int, float, int], bar: tqdm
-    ) -> None:
+    def __init__(self, x: Tensor, options: dict[str, Any], limits: _Limits, bar: tqdm) -> None:
         self.x, self.options, self.bar = x, options, bar
-        self.steps, self.tolerance, self.min_points = limits
+        self.limits = limits
         fill = x.nanmean(0).nan_to_num(0.0)
         self.filled = torch.where(x.isnan(), fill, x)
         self.found: dict[Cell, _Fit] = {}
@@ -221,7 +233,7 @@ class _Search:
                 fit = self._best_of(cell, given) if given else self.found[cell]
                 if fit.rank > self.found[cell].rank:
                     gain = fit.log_likelihood - self.found[cell].log_likelihood
-                    changed |= gain > len(self.x) * self.tolerance
+                    changed |= gain > len(self.x) * self.limits.tolerance
                     self.found[cell] = fit
             if not changed:
                 break
@@ -250,7 +262,7 @@ class _Search:
         if len(starts) > 1:
             short = [self._run(cell, start, SHORT_STEPS) for start in starts]
             return self._go_on(max(short, key=lambda fit: fit.rank))
-        return self._run(cell, starts[0], self.steps)
+        return self._run(cell, starts[0], self.limits.steps)
 
     def _run(self, cell: Cell, start: Tensor, steps: int) -> _Fit:
         """A run from responsibilities (N, K)."""
@@ -261,14 +273,14 @@ class _Search:
 
     def _go_on(self, fit: _Fit) -> _Fit:
         """A run that goes on to the end."""
-        return fit if fit.converged else self._trained(fit.model, self.steps)
+        return fit if fit.converged else self._trained(fit.model, self.limits.steps)
 
     def _trained(self, model: GaussianMixture, steps: int) -> _Fit:
         history = fit_em(
             model,
             self.x,
             steps=steps,
-            tolerance=self.tolerance,
+            tolerance=self.limits.tolerance,
             initialize=False,
             seed=0,
             progress_bar=False,
@@ -287,8 +299,9 @@ class _Search:
     def _degenerate(self, model: GaussianMixture, responsibilities: Tensor) -> str:
         """Why the likelihood of a mixture says nothing; empty if it does not."""
         fewest = float(responsibilities.sum(0).min())
-        if model.num_components > 1 and fewest < self.min_points:
-            return f"a component has {fewest:.1f} points, fewer than {self.min_points}"
+        least = self.limits.min_points[model.covariance]
+        if model.num_components > 1 and fewest < least:
+            return f"a component has {fewest:.1f} points, fewer than {least}"
         flat = self._flat_directions(model, model.law.component_covariance)
         centred = model.units(self.filled)
         centred = centred - centred.mean(0)
@@ -333,7 +346,7 @@ def _held_out(
     cells: list[Cell],
     kinds: tuple[str, ...],
     options: dict[str, Any],
-    limits: tuple[int, float, int],
+    limits: _Limits,
     folds: int,
     bar: tqdm,
 ) -> dict[Cell, float]:
@@ -387,6 +400,11 @@ def _selection(
     models = {cell: fit.model.to(dtype).eval() for cell, fit in search.found.items()}
     model = models[best.covariance, best.num_components]
     return Selection(model, table, criterion, models, count)
+
+
+def _least_points(family: str, dim: int) -> int:
+    """How many points a component has at least, of a family in so many dimensions."""
+    return dim + 1 if family in OWN_SHAPES or (family in FAMILIES and family[1] == "V") else 2
 
 
 def _is_possible(cell: Cell, count: int, least: int) -> bool:
