@@ -32,6 +32,7 @@ __all__ = [
     "Observed",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
+    "Selection",
     "Top",
     "class_conditional",
     "dequantize",
@@ -43,6 +44,7 @@ __all__ = [
     "quantize",
     "register",
     "save",
+    "select",
 ]
 
 from importlib import import_module
@@ -104,7 +106,9 @@ from .mixtures import (
     MixtureOfNormals,
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
+    Selection,
     fit_em,
+    select,
 )
 from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling

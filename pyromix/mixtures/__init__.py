@@ -9,8 +9,10 @@ __all__ = [
     "MixtureOfNormals",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
+    "Selection",
     "UnionOfConditioned",
     "fit_em",
+    "select",
 ]
 
 from ..conditioning.mixture import ConditionedMixture
@@ -23,3 +25,4 @@ from .low_rank import MixtureOfLowRankPrecisionNormals
 from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture
+from .selection import Selection, select

@@ -13,7 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core.advice import warn_user
-from ...core.checks import as_int, check_choice, check_floor, check_positive_int, check_squares
+from ...core.checks import (
+    as_int,
+    check_choice,
+    check_floor,
+    check_positive_int,
+    check_squares,
+    number,
+)
 from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
 from ...core.standardize import Mode, check_mode
@@ -156,7 +163,9 @@ def select(
         "missing": missing,
         "standardize": standardize,
     }
-    limits = _Limits(check_positive_int("steps", steps), float(tolerance), least)
+    limits = _Limits(
+        check_positive_int("steps", steps), number(0.0)("tolerance", tolerance), least
+    )
     held_out = folds if criterion == "heldout" else 0
     warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
     bar = tqdm(total=len(possible) * (1 + held_out), unit="fit", disable=not progress_bar)

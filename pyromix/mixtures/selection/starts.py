@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -71,6 +70,8 @@ class Starts:
             yield one_hot(k_means(x, k)[0], k).to(x)
 
     def _hierarchical(self, k: int) -> Iterator[Tensor]:
+        from scipy.cluster.hierarchy import fcluster
+
         for x, rows, tree in self.trees:
             label = torch.from_numpy(fcluster(tree, k, "maxclust").astype(np.int64) - 1)
             given = one_hot(label.to(x.device), k).to(x)
@@ -89,7 +90,7 @@ class Starts:
         model = GaussianMixture(
             *(self.x.shape[-1], k, "tied"), variance_floor=ANNEALED_FLOOR, standardize=False
         ).to(self.x)
-        (start,) = (given for i, given in enumerate(self._random(k)) if i == 0)
+        _, start = self._random(k)
         for power in INVERSE_TEMPERATURES:
             for _ in range(ANNEALED_STEPS):
                 model.initialize(self.x, responsibilities=start)
@@ -101,6 +102,8 @@ class Starts:
         rows = torch.randperm(len(self.x), device=self.x.device)[:HIERARCHY_POINTS]
         if len(rows) < 2:
             return []
+        from scipy.cluster.hierarchy import linkage
+
         return [
             (x, rows, linkage(x[rows].cpu().numpy(), "ward")) for x in (self.between, self.white)
         ]
