@@ -35,11 +35,12 @@ from .starts import KINDS, Starts, merged, split
 # Iterations from every start, after which the best run goes on.
 SHORT_STEPS = 6
 
-# Of the best candidates, so many are tried from their neighbours' components, in so many rounds,
-# and from those of so many other families.
+# Of the best candidates, so many are tried again, in so many rounds, from what so many other
+# families found, and so many of the best runs go on.
 REFINED = 8
 ROUNDS = 3
 DONORS = 3
+LONG_RUNS = 3
 
 # Components with variances of their own along every axis, of which each takes points.
 OWN_SHAPES = ("diagonal", "full", "low_rank_precision")
@@ -79,8 +80,9 @@ def select(
 
     Each is fitted by expectation maximisation from starts of several kinds: a few iterations from
     every one, then more of the best (Biernacki, Celeux and Govaert 2003). The best mixtures are
-    tried again from what others found: the components of other families, and of one component
-    more or less, of which two are merged or one is split (Ueda et al. 2000).
+    tried again: from new starts, from the components that other families found, and from those of
+    one component more or less and their own, of which one is split and two are merged (Ueda et
+    al. 2000).
 
     A mixture is degenerate, and not selected, if a component has collapsed onto the variance
     floor in a direction in which the data have not, or has fewer than `min_points` points: its
@@ -176,8 +178,8 @@ def select(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", UserWarning)  # of candidates: those of the best follow
-        search = _Search(x, options, limits, bar)
-        search.fit(possible, kinds)
+        search = _Search(x, kinds, options, limits, bar)
+        search.fit(possible)
         scores = _held_out(x, possible, kinds, options, limits, held_out, bar)
         search.refine("bic" if criterion == "heldout" else criterion)
     return _selection(search, cells, scores, criterion, data.dtype)
@@ -203,43 +205,56 @@ class _Search:
 
     Args:
         x: Points in float64, shape (N, D).
+        kinds: Of starts.
         options: Arguments of the mixtures.
         limits: Of the fits.
         bar: What to move on with every candidate.
     """
 
-    def __init__(self, x: Tensor, options: dict[str, Any], limits: _Limits, bar: tqdm) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        kinds: tuple[str, ...],
+        options: dict[str, Any],
+        limits: _Limits,
+        bar: tqdm,
+    ) -> None:
         self.x, self.options, self.bar = x, options, bar
         self.limits = limits
         fill = x.nanmean(0).nan_to_num(0.0)
         self.filled = torch.where(x.isnan(), fill, x)
+        self.starts = Starts(self.filled, kinds)
         self.found: dict[Cell, _Fit] = {}
 
-    def fit(self, cells: list[Cell], kinds: tuple[str, ...]) -> None:
-        """Fits all candidates from starts of some kinds."""
-        starts = Starts(self.filled, kinds)
+    def fit(self, cells: list[Cell]) -> None:
+        """Fits all candidates."""
         for k in sorted({k for _, k in cells}):
-            given = [start for _, start in starts(k)]
+            given = list(self.starts(k))
             for cell in cells:
                 if cell[1] == k:
                     self.found[cell] = self._best_of(cell, given)
                     self.bar.update()
 
     def refine(self, criterion: str) -> None:
-        """Tries the best candidates again from what others found, until nothing rises."""
-        tried: set[tuple[Cell, int]] = set()
+        """Tries the best candidates again, until nothing rises.
+
+        From new starts, from what others found, and from what they found themselves with one
+        component split and two others merged.
+        """
+        tried: set[tuple[Cell, Cell, float]] = set()
         for _ in range(ROUNDS):
             changed = False
             for cell in self._best(list(self.found), criterion)[:REFINED]:
                 self.bar.set_postfix_str(f"refining {cell[0]} {cell[1]}", refresh=False)
-                sources = [
-                    source
-                    for source in self._neighbours(cell, criterion)
-                    if (cell, id(self.found[source].model)) not in tried
-                ]
-                tried |= {(cell, id(self.found[source].model)) for source in sources}
-                given = [start for source in sources for start in self._moved(source, cell)]
-                fit = self._best_of(cell, given) if given else self.found[cell]
+                given = [] if any(cell == one for one, *_ in tried) else list(self.starts(cell[1]))
+                for source in self._neighbours(cell, criterion):
+                    trial = (cell, source, self.found[source].log_likelihood)
+                    if trial not in tried:
+                        tried.add(trial)
+                        given += self._moved(source, cell)
+                if cell[1] == 1 or not given:
+                    continue
+                fit = self._best_of(cell, given, LONG_RUNS)
                 if fit.rank > self.found[cell].rank:
                     gain = fit.log_likelihood - self.found[cell].log_likelihood
                     changed |= gain > len(self.x) * self.limits.tolerance
@@ -253,25 +268,26 @@ class _Search:
         return sorted(sound, key=lambda cell: self.candidate(cell).score(criterion))
 
     def _neighbours(self, cell: Cell, criterion: str) -> list[Cell]:
-        """Candidates whose components another one may start from."""
+        """Candidates whose components one may start from: also its own."""
         family, k = cell
         others = [each for each in self.found if each[1] == k and each != cell]
-        near = [(family, k - 1), (family, k + 1)]
+        near = [cell, (family, k - 1), (family, k + 1)]
         return [*self._best(others, criterion)[:DONORS], *(n for n in near if n in self.found)]
 
     def _moved(self, source: Cell, cell: Cell) -> list[Tensor]:
         """Responsibilities of one candidate made into starts of another one."""
         given = self.found[source].responsibilities
+        if source == cell:
+            return [start for part in split(given, self.filled) for start in merged(part)]
         if source[1] < cell[1]:
             return list(split(given, self.filled))
         return list(merged(given)) if source[1] > cell[1] else [given]
 
-    def _best_of(self, cell: Cell, starts: list[Tensor]) -> _Fit:
+    def _best_of(self, cell: Cell, starts: list[Tensor], long_runs: int = 1) -> _Fit:
         """Short runs from all starts, and the best of these to the end."""
-        if len(starts) > 1:
-            short = [self._run(cell, start, SHORT_STEPS) for start in starts]
-            return self._go_on(max(short, key=lambda fit: fit.rank))
-        return self._run(cell, starts[0], self.limits.steps)
+        fits = [self._run(cell, start, SHORT_STEPS) for start in starts]
+        fits.sort(key=lambda fit: fit.rank, reverse=True)
+        return max((self._go_on(fit) for fit in fits[:long_runs]), key=lambda fit: fit.rank)
 
     def _run(self, cell: Cell, start: Tensor, steps: int) -> _Fit:
         """A run from responsibilities (N, K)."""
@@ -367,8 +383,8 @@ def _held_out(
     for rows in order.tensor_split(folds):
         kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
         kept[rows] = False
-        search = _Search(x[kept], options, limits, bar)
-        search.fit(cells, kinds)
+        search = _Search(x[kept], kinds, options, limits, bar)
+        search.fit(cells)
         for cell, fit in search.found.items():
             total[cell] += float(joint_log_prob(fit.model.law, x[rows]).logsumexp(-1).sum())
     return {cell: value / len(x) for cell, value in total.items()}

@@ -56,14 +56,13 @@ class Starts:
         self.between = left * values.sqrt()
         self.trees = self._trees() if "hierarchical" in kinds else []
 
-    def __call__(self, num_components: int) -> Iterator[tuple[str, Tensor]]:
-        """Kinds and responsibilities (N, K)."""
+    def __call__(self, num_components: int) -> Iterator[Tensor]:
+        """Responsibilities (N, K) of all kinds."""
         if num_components == 1:
-            yield "k-means", self.x.new_ones(len(self.x), 1)
+            yield self.x.new_ones(len(self.x), 1)
             return
         for kind in self.kinds:
-            for start in getattr(self, "_" + kind.replace("-", "_"))(num_components):
-                yield kind, start
+            yield from getattr(self, "_" + kind.replace("-", "_"))(num_components)
 
     def _k_means(self, k: int) -> Iterator[Tensor]:
         for x in (self.x, self.white):

@@ -22,10 +22,10 @@ def blobs(num=60, dim=2, k=3, seed=0):
     return centre[label] + noise, label
 
 
-def cigars(num=300, seed=0):
-    """Three long parallel clusters, 50 times as long as wide, at an angle to the axes."""
-    generator = torch.Generator().manual_seed(seed)
-    label = torch.arange(num) % 3
+def cigars(num=400, k=4):
+    """Long parallel clusters, 50 times as long as wide, at an angle to the axes."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(num) % k
     x = torch.randn(num, 2, generator=generator, dtype=torch.float64)
     x = x * torch.tensor([10.0, 0.2]) + torch.stack([torch.zeros(num), 1.0 * label], -1)
     turn = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
@@ -38,16 +38,17 @@ def chosen(data, *args, **kwargs):
 
 def test_parallel_cigars_are_told_apart():
     x, label = cigars()
-    found = chosen(x, range(2, 5), ("EEE", "VVV"))
-    assert (found.candidate.covariance, found.candidate.num_components) == ("EEE", 3)
+    found = chosen(x, (3, 4), ("EEE", "VVV"))
+    assert (found.candidate.covariance, found.candidate.num_components) == ("EEE", 4)
     got = found.best.responsibilities(x).argmax(-1)
-    for k in range(3):  # five standard deviations apart: one point in 80 is on the wrong side
-        assert (got[label == k] == got[label == k].mode().values).double().mean() > 0.95
-    assert len({int(got[label == k].mode().values) for k in range(3)}) == 3
+    names = [got[label == k].mode().values for k in range(4)]
+    assert len(set(map(int, names))) == 4
+    # Five standard deviations apart, 0.9% of the points are on the wrong side.
+    assert (got == torch.stack(names)[label]).double().mean() > 0.975
     # From clusters in the data's own units they are cut across.
-    peer = GaussianMixture(2, 3, "VVV")
-    fit_em(peer, x, seed=0, restarts=3, progress_bar=False)
-    assert found.models["VVV", 3].bic(x) < peer.bic(x) - 100
+    peer = GaussianMixture(2, 4, "VVV")
+    fit_em(peer, x, seed=0, restarts=5, progress_bar=False)
+    assert found.models["VVV", 4].bic(x) < peer.bic(x) - 50
 
 
 def test_criteria_are_those_of_their_definitions():
@@ -91,7 +92,7 @@ def test_components_that_collapse_do_not_win():
 
 def test_the_seed_decides():
     x, _ = blobs(seed=1)
-    first, again = (chosen(x, (2, 3), ("EEV", "VII"), seed=3) for _ in range(2))
+    first, again = (chosen(x, (2, 3), "EEV", seed=3, starts="random") for _ in range(2))
     assert [repr(asdict(row)) for row in first.table] == [repr(asdict(r)) for r in again.table]
     assert torch.equal(first.best.loc, again.best.loc)
 
@@ -109,14 +110,14 @@ def test_missing_entries_are_integrated_out():
 
 def test_units_constant_columns_and_types():
     x, _ = blobs()
-    plain = chosen(x, (2, 3), ("EII", "VEE"), starts="k-means")
-    scaled = chosen(1e8 * x - 1e9, (2, 3), ("EII", "VEE"), starts="k-means")
+    plain = chosen(x, 3, ("EII", "VEE"), starts="k-means")
+    scaled = chosen(1e8 * x - 1e9, 3, ("EII", "VEE"), starts="k-means")
     volume = 60 * 2 * math.log(1e8)
     assert scaled.candidate.covariance == plain.candidate.covariance
     assert scaled.candidate.log_likelihood + volume == pytest.approx(
         plain.candidate.log_likelihood, abs=0.01
     )
-    constant = chosen(torch.cat([x, torch.full((60, 1), 3.0)], -1), (2, 3), ("VVI", "EEE"))
+    constant = chosen(torch.cat([x, torch.full((60, 1), 3.0)], -1), (2, 3), ("VVI", "EEE"), starts="k-means")
     assert constant.candidate.num_components == 3
     assert not constant.candidate.degenerate
     for data, dtype in ((x.float(), torch.float32), (x.numpy().tolist(), torch.float64)):
@@ -142,7 +143,7 @@ def test_starts_are_partitions_and_neighbours_conserve_points():
     x, _ = blobs()
     torch.manual_seed(0)
     for k in (1, 3, 5):
-        for _, start in Starts(x, KINDS)(k):
+        for start in Starts(x, KINDS)(k):
             assert start.shape == (60, k)
             torch.testing.assert_close(start.sum(-1), torch.ones(60))
     given = torch.rand(60, 4).softmax(-1)
@@ -154,7 +155,7 @@ def test_starts_are_partitions_and_neighbours_conserve_points():
             torch.testing.assert_close(each.sum(-1), torch.ones(60))
     large = torch.randn(2_500, 3)
     tree = list(Starts(large, ("hierarchical",))(4))
-    assert all(start.sum() == 2_500 for _, start in tree)
+    assert all(start.sum() == 2_500 for start in tree)
 
 
 @pytest.mark.parametrize("covariances", [False, True])
