@@ -62,7 +62,7 @@ def estimated(structure, second):
     """Covariances (3, D, D) that a structure estimates, from its first parameters on."""
     given = second if structure.full_moments else second.diagonal(dim1=-2, dim2=-1)
     raw = {name: torch.zeros(shape) for name, shape in structure.shapes.items()}
-    for _ in range(5):
+    for _ in range(20):
         raw = structure.estimate(Moments(WEIGHT, given), raw)
     dim = second.shape[-1]
     return raw, structure.mixture(torch.zeros(3), torch.zeros(3, dim), raw).component_covariance

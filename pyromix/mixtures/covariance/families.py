@@ -25,6 +25,9 @@ from .volume_shape import common_shape, common_volume, split_variances
 ROUNDS = 10
 TOLERANCE = 1e-8
 
+# Of axes fewer: iterations of expectation maximisation go on from there.
+AXES_ROUNDS = 3
+
 
 class Decomposed(CovarianceStructure):
     r"""Covariances :math:`v_k Q_k \operatorname{diag}(a_k) Q_k^\top` of nine families.
@@ -179,7 +182,7 @@ class Decomposed(CovarianceStructure):
             (self._along(weight, second, axes, current) for axes in candidates),
             key=lambda found: found[0],
         )
-        for _ in range(ROUNDS):
+        for _ in range(AXES_ROUNDS):
             axes = common_axes(axes, second, 1 / (volume * shape), sweeps=1)
             previous = loss
             loss, volume, shape, axes = self._along(weight, second, axes, current)

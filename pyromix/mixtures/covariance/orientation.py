@@ -7,6 +7,8 @@ The entries below are its D (D - 1) / 2 unconstrained parameters (Householder 19
 
 __all__ = ["common_axes", "from_reflections", "to_reflections"]
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -60,19 +62,17 @@ def common_axes(axes: Tensor, second: Tensor, precision: Tensor, sweeps: int = S
         Q, shape (D, D).
     """
     dim = axes.shape[-1]
-    rounds = [plane.to(axes.device) for plane in _planes(dim)]
     for _ in range(sweeps):
         largest = 0.0
-        for i, j in rounds:
-            first, other = axes[:, i], axes[:, j]  # (D, pairs)
-            pull, push = second @ first, second @ other  # (K, D, pairs)
+        for i, j in _planes(dim):
+            turned = axes.mT @ second @ axes  # (K, D, D)
             weight = precision[:, i] - precision[:, j]  # (K, pairs)
-            a = (weight * (first * pull).sum(1)).sum(0)
-            b = (weight * (first * push).sum(1)).sum(0)
-            d = (weight * (other * push).sum(1)).sum(0)
-            # The direction in which [[a, b], [b, d]] is least.
-            angle = 0.5 * torch.atan2(-2 * b, d - a)
+            # The direction in which [[a, b], [b, d]] is least, with the weights' sum over K.
+            b = (weight * turned[:, i, j]).sum(0)
+            difference = (weight * (turned[:, j, j] - turned[:, i, i])).sum(0)  # d - a
+            angle = 0.5 * torch.atan2(-2 * b, difference)
             cos, sin = angle.cos(), angle.sin()
+            first, other = axes[:, i], axes[:, j]
             axes = axes.clone()
             axes[:, i], axes[:, j] = cos * first + sin * other, cos * other - sin * first
             largest = max(largest, float(sin.abs().max()))
@@ -81,14 +81,15 @@ def common_axes(axes: Tensor, second: Tensor, precision: Tensor, sweeps: int = S
     return axes
 
 
-def _planes(dim: int) -> list[Tensor]:
-    """All pairs of columns, in rounds (2, pairs) in which each column is in one pair at most."""
+@lru_cache(maxsize=16)
+def _planes(dim: int) -> list[tuple[list[int], list[int]]]:
+    """All pairs of columns, in rounds in which each column is in one pair at most."""
     players = list(range(dim + dim % 2))
     half, rounds = len(players) // 2, []
     for _ in range(len(players) - 1):
         facing = zip(players[:half], reversed(players[half:]), strict=True)
         pairs = [pair for pair in facing if max(pair) < dim]
         if pairs:
-            rounds.append(torch.tensor(pairs).mT)
+            rounds.append(([i for i, _ in pairs], [j for _, j in pairs]))
         players = [players[0], players[-1], *players[1:-1]]
     return rounds

@@ -35,12 +35,15 @@ from .starts import KINDS, Starts, merged, split
 # Iterations from every start, after which the best run goes on.
 SHORT_STEPS = 6
 
+# Families that are tried from all starts, the others only from those that were best for these.
+PILOTS = ("EEE", "tied", "VVI", "diagonal", "VVV", "full")
+
 # Of the best candidates, so many are tried again, in so many rounds, from what so many other
 # families found, and so many of the best runs go on.
-REFINED = 8
+REFINED = 6
 ROUNDS = 3
 DONORS = 3
-LONG_RUNS = 3
+LONG_RUNS = 2
 
 # Components with variances of their own along every axis, of which each takes points.
 OWN_SHAPES = ("diagonal", "full", "low_rank_precision")
@@ -126,7 +129,8 @@ def select(
         torch.Size([400])
     """
     data = data if isinstance(data, Tensor) else as_tensor("data", data, like=torch.empty(0))
-    numbers = [num_components] if isinstance(num_components, int) else list(num_components)
+    given: Any = num_components
+    numbers = [given] if as_int(given) is not None else list(given)
     numbers = sorted({check_positive_int("num_components", number) for number in numbers})
     families = [covariances] if isinstance(covariances, str) else list(dict.fromkeys(covariances))
     kinds = (starts,) if isinstance(starts, str) else tuple(dict.fromkeys(starts))
@@ -157,9 +161,9 @@ def select(
         )
     if criterion == "heldout" and not 2 <= check_positive_int("folds", folds) <= len(x):
         raise ValueError(f"Expected folds to be from 2 to {len(x)}, got {folds}.")
-    given, seed = seed, int(torch.randint(2**62, ())) if seed is None else as_int(seed)
-    if seed is None:
-        raise ValueError(f"Expected seed to be an integer, got {given!r}.")
+    chosen_seed = int(torch.randint(2**62, ())) if seed is None else as_int(seed)
+    if chosen_seed is None:
+        raise ValueError(f"Expected seed to be an integer, got {seed!r}.")
     options: dict[str, Any] = {
         "variance_floor": variance_floor,
         "missing": missing,
@@ -174,7 +178,7 @@ def select(
     with (
         bar,
         torch.no_grad(),
-        draws_from(*seeded(seed, x.device)),
+        draws_from(*seeded(chosen_seed, x.device)),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", UserWarning)  # of candidates: those of the best follow
@@ -229,10 +233,19 @@ class _Search:
     def fit(self, cells: list[Cell]) -> None:
         """Fits all candidates."""
         for k in sorted({k for _, k in cells}):
-            given = list(self.starts(k))
-            for cell in cells:
-                if cell[1] == k:
-                    self.found[cell] = self._best_of(cell, given)
+            starts, good = list(self.starts(k)), set[int]()
+            of_size = [cell for cell in cells if cell[1] == k]
+            pilots = [cell for cell in of_size if cell[0] in PILOTS] or of_size
+            for cell in pilots:
+                fits = [self._run(cell, start, SHORT_STEPS) for start in starts]
+                ranks = [fit.rank for fit in fits]
+                best = ranks.index(max(ranks))
+                good.add(best)
+                self.found[cell] = self._go_on(fits[best])
+                self.bar.update()
+            for cell in of_size:
+                if cell not in pilots:
+                    self.found[cell] = self._best_of(cell, [starts[i] for i in sorted(good)])
                     self.bar.update()
 
     def refine(self, criterion: str) -> None:

@@ -117,7 +117,9 @@ def test_units_constant_columns_and_types():
     assert scaled.candidate.log_likelihood + volume == pytest.approx(
         plain.candidate.log_likelihood, abs=0.01
     )
-    constant = chosen(torch.cat([x, torch.full((60, 1), 3.0)], -1), (2, 3), ("VVI", "EEE"), starts="k-means")
+    constant = chosen(
+        torch.cat([x, torch.full((60, 1), 3.0)], -1), (2, 3), ("VVI", "EEE"), starts="k-means"
+    )
     assert constant.candidate.num_components == 3
     assert not constant.candidate.degenerate
     for data, dtype in ((x.float(), torch.float32), (x.numpy().tolist(), torch.float64)):
