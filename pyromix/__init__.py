@@ -34,6 +34,7 @@ __all__ = [
     "OnlineEM",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
+    "Selection",
     "Top",
     "class_conditional",
     "dequantize",
@@ -45,6 +46,7 @@ __all__ = [
     "quantize",
     "register",
     "save",
+    "select",
 ]
 
 from importlib import import_module
@@ -108,7 +110,9 @@ from .mixtures import (
     OnlineEM,
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
+    Selection,
     fit_em,
+    select,
 )
 from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling

@@ -178,6 +178,7 @@ CASES = {
         traceable=False,
     ),
     "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
+    "learnable-VVE": Case(lambda: GaussianMixture(2, 3, "VVE")),
     "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
     "learnable-factors": Case(lambda: GaussianMixture(3, 2, "low_rank", rank=2)),
     "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),

@@ -15,7 +15,7 @@ from ..flows.flow import Flow
 from ..flows.near_identity import near_identity
 from ..flows.triangular import Triangular
 from ..mixtures import GaussianMixture, RelaxedGaussianMixture
-from ..mixtures.covariance import STRUCTURES
+from ..mixtures.covariance import FAMILIES, STRUCTURES
 from ..mixtures.learnable import Covariance
 
 
@@ -76,7 +76,7 @@ def spline_flow(
     if not number()("bound", bound) > 0:
         raise ValueError(f"Expected bound to be positive, got {bound}.")
     if covariance is not None:
-        check_choice("covariance", covariance, tuple(STRUCTURES))
+        check_choice("covariance", covariance, (*STRUCTURES, *FAMILIES))
     if base is not None:
         _check_base(base, dim, (num_components, covariance, temperatures))
     if covariance is None:

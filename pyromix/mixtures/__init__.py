@@ -11,8 +11,10 @@ __all__ = [
     "OnlineEM",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
+    "Selection",
     "UnionOfConditioned",
     "fit_em",
+    "select",
 ]
 
 from ..conditioning.mixture import ConditionedMixture
@@ -27,3 +29,4 @@ from .low_rank_covariance import MixtureOfLowRankNormals
 from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture
+from .selection import Selection, select

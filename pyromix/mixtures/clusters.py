@@ -1,6 +1,6 @@
 """Starting values for mixtures: clusters found by k-means from k-means++ seeds."""
 
-__all__ = ["Clusters", "find_clusters"]
+__all__ = ["Clusters", "find_clusters", "k_means", "weighted_clusters"]
 
 import math
 from typing import NamedTuple
@@ -48,6 +48,44 @@ def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) ->
         x = x[torch.randperm(len(x), device=x.device)[:MAX_POINTS]]
     centre = x.mean(0)
     x = x - centre  # squared distances cancel less near the origin
+    label, loc = k_means(x, num_clusters)
+    counts = torch.bincount(label, minlength=num_clusters).to(x.dtype).unsqueeze(-1)
+    difference = x - loc[label]
+    if covariances:
+        groups = difference[label.argsort()].split(counts.squeeze(-1).long().tolist())
+        within = torch.stack([group.mT @ group for group in groups])
+    else:
+        within = torch.zeros_like(loc).index_add_(0, label, difference.square())
+    return _with_pseudo_points(counts.squeeze(-1), loc + centre, within)
+
+
+@torch.no_grad()
+def weighted_clusters(
+    x: Tensor, responsibilities: Tensor, *, covariances: bool = False
+) -> Clusters:
+    """Clusters that points belong to with given probabilities.
+
+    Args:
+        x: Points, shape (N, D).
+        responsibilities: Probabilities, shape (N, K).
+        covariances: Whether to return covariance matrices instead of variances.
+
+    Returns:
+        Weights, means and second moments. Clusters without points lie at the mean of all.
+    """
+    centre = x.mean(0)
+    x = x - centre
+    counts = responsibilities.sum(0)
+    tiny = torch.finfo(x.dtype).tiny
+    loc = responsibilities.mT @ x / counts.clamp(min=tiny).unsqueeze(-1)
+    difference = x - loc.unsqueeze(1)  # (K, N, D)
+    weighted = responsibilities.mT.unsqueeze(-1) * difference
+    within = weighted.mT @ difference if covariances else (weighted * difference).sum(1)
+    return _with_pseudo_points(counts, loc + centre, within)
+
+
+def k_means(x: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """Labels (N,) and centres (K, D) after a few steps from greedy k-means++ seeds."""
     loc = _seed(x, num_clusters)
     for _ in range(LLOYD_STEPS):
         label = torch.cdist(x, loc).argmin(1)
@@ -57,17 +95,17 @@ def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) ->
         if torch.equal(moved, loc):
             break
         loc = moved
-    difference = x - loc[label]
-    if covariances:
-        groups = difference[label.argsort()].split(counts.squeeze(-1).long().tolist())
-        within = torch.stack([group.mT @ group for group in groups])
-    else:
-        within = torch.zeros_like(loc).index_add_(0, label, difference.square())
-    pooled = within.sum(0) / len(x)
-    # A cluster of one or two points says little about its variance: add one pseudo-point.
+    return label, loc
+
+
+def _with_pseudo_points(counts: Tensor, loc: Tensor, within: Tensor) -> Clusters:
+    """Clusters of sums of squares or outer products, each with one pseudo-point.
+
+    One or two points say little about a variance: the pseudo-point has the variance of all.
+    """
+    pooled = within.sum(0) / counts.sum()
     size = (counts + 1).reshape(-1, *[1] * (within.dim() - 1))
-    weights = ((counts + 1) / (counts + 1).sum()).squeeze(-1)
-    return Clusters(weights, loc + centre, (within + pooled) / size)
+    return Clusters((counts + 1) / (counts + 1).sum(), loc, (within + pooled) / size)
 
 
 def _seed(x: Tensor, num_clusters: int) -> Tensor:

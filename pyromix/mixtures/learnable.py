@@ -32,17 +32,22 @@ from ..core.networks import check_widths
 from ..core.random import takes_generator
 from ..core.standardize import Mode, Standardize
 from ..evidence.pieces import Evidence
-from .clusters import find_clusters
-from .covariance import STRUCTURES, make_structure
+from .clusters import find_clusters, weighted_clusters
+from .covariance import FAMILIES, STRUCTURES, make_structure
 from .finite import FiniteMixture
 from .mixture_module import MixtureModule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Covariance = Literal[
+# By volume, shape and orientation.
+Axial = Literal["EII", "VII", "EEI", "VEI", "EVI", "VVI"]
+Oblique = Literal["EEE", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV"]
+Family = Axial | Oblique
+Named = Literal[
     "diagonal", "spherical", "shared", "tied", "full", "low_rank", "low_rank_precision"
 ]
+Covariance = Named | Family
 Missing = Literal["error", "marginalize"]
 
 
@@ -65,6 +70,10 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             ``"low_rank"``: covariance matrices that are a diagonal plus `rank` columns times
             their transpose, of factor analysers; ``"low_rank_precision"``: precision matrices
             that are.
+            Or a code of three letters such as ``"VVE"``, which says of volumes, shapes and
+            orientations whether they are equal (E) or vary (V); I stands for the identity's
+            (Celeux and Govaert 1995). ``"VII"``, ``"EEI"``, ``"VVI"``, ``"EEE"`` and ``"VVV"``
+            are spherical, shared, diagonal, tied and full covariances.
         rank: Columns of low-rank covariances and precisions.
         variance_floor: Smallest variance, in squared units of the data, or of its columns'
             standard deviations where those are standardised. It bounds the likelihood where a
@@ -104,7 +113,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
 
     argument_checks: ClassVar[Mapping[str, Check]] = {
         **MixtureModule.argument_checks,
-        "covariance": one_of(*STRUCTURES),
+        "covariance": one_of(*STRUCTURES, *FAMILIES),
         "rank": check_count,
         "missing": one_of("error", "marginalize"),
         "context_dim": check_count,
@@ -305,7 +314,9 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         return self._criterion(as_tensor("data", data, like=self.loc), 2.0)
 
     @torch.no_grad()
-    def initialize(self, data: Batch | TensorLike) -> None:
+    def initialize(
+        self, data: Batch | TensorLike, responsibilities: TensorLike | None = None
+    ) -> None:
         """Starts from clusters of the data: k-means from k-means++ seeds.
 
         Parameters that do not require gradients are left alone. Missing entries are filled with
@@ -314,6 +325,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         Args:
             data: Points of shape (N, D): a tensor of the model's dtype and device, an array or
                 nested lists; for a model with context, a pair of points and contexts.
+            responsibilities: Probabilities of the components given the points, shape (N, K), to
+                start from in place of k-means.
 
         Raises:
             ValueError: If the data does not fit or is not finite.
@@ -335,10 +348,31 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             common = self.structure.isotropic
             self.units.adapt(x, seen, mode=self.standardize, common=common)
         x = self.units(x)
-        clusters = find_clusters(x, self.num_components, covariances=self.structure.full_moments)
+        matrices = self.structure.full_moments
+        if responsibilities is None:
+            clusters = find_clusters(x, self.num_components, covariances=matrices)
+        else:
+            given = as_rows(
+                "responsibilities", responsibilities, self.num_components, like=self.loc
+            )
+            clusters = weighted_clusters(x, self._checked(given, x), covariances=matrices)
         raw = {name: p.detach().double() for name, p in self._raw().items()}
         self._assign(clusters.weights.log(), clusters.loc, self.structure.start(clusters, x, raw))
         super().initialize(x)
+
+    def _checked(self, responsibilities: Tensor, x: Tensor) -> Tensor:
+        """Responsibilities that are probabilities (N, K) of components given points (N, D)."""
+        total = responsibilities.sum(-1)
+        if len(responsibilities) != len(x) or not bool(
+            ((responsibilities >= 0).all(-1) & (total.sub(1).abs() < 1e-4)).all()
+        ):
+            raise ValueError(
+                f"Expected responsibilities to be probabilities of shape "
+                f"({len(x)}, {self.num_components}) that sum to one for every point, got shape "
+                f"{tuple(responsibilities.shape)} and sums from {float(total.min()):.4g} to "
+                f"{float(total.max()):.4g}."
+            )
+        return responsibilities
 
     def _raw(self) -> dict[str, Tensor]:
         """The parameters of the covariances."""

@@ -56,7 +56,7 @@ def test_laws_given_evidence_are_compiled_whole(name):
     torch.testing.assert_close(compiled(law.log_prob)(x), law.log_prob(x))
 
 
-@pytest.mark.parametrize("covariance", STRUCTURES)
+@pytest.mark.parametrize("covariance", [*STRUCTURES, "VEI", "EVE"])
 def test_gaps_in_data_score_alike_under_vmap_and_compilation(covariance):
     model = GaussianMixture(4, 3, covariance, rank=1, missing="marginalize")
     with torch.no_grad():

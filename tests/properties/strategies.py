@@ -169,6 +169,7 @@ MODULES = {
         f"GaussianMixture-{covariance}": modules(_mixture(covariance))
         for covariance in (
             *("diagonal", "spherical", "shared", "tied", "full", "low_rank", "low_rank_precision"),
+            *("EVI", "VEE", "EVE"),
         )
     },
     "GaussianMixture-gaps": modules(_mixture("full", missing="marginalize")),

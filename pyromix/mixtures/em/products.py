@@ -27,6 +27,7 @@ from ...numerics.low_rank import capacitance_tril, solve_right
 from ...numerics.triangular import half_log_det, inverse_tril, log_scale
 from ..covariance import (
     CovarianceStructure,
+    Decomposed,
     Diagonal,
     Full,
     LowRank,
@@ -92,8 +93,7 @@ class Expectation:
         self, structure: CovarianceStructure, rows: Rows, dtype: torch.dtype = torch.float64
     ) -> None:
         self._structure, self._rows = structure, rows
-        kinds = _PRODUCTS_WITH_GAPS if rows.has_gaps else _PRODUCTS
-        kind = kinds.get(type(structure))
+        kind = _kind_of_products(structure, rows.has_gaps)
         dtypes = dict.fromkeys((dtype, torch.float64))
         self._products = [] if kind is None else [kind(structure, rows, d) for d in dtypes]
 
@@ -633,9 +633,17 @@ _PRODUCTS: dict[type[CovarianceStructure], type[_Products]] = {
     LowRankPrecision: _LowRankScores,
 }
 
-_PRODUCTS_WITH_GAPS: dict[type[CovarianceStructure], type[_Products]] = dict.fromkeys(
-    (Diagonal, Spherical, Shared), _DiagonalScoresWithGaps
-)
+
+def _kind_of_products(structure: CovarianceStructure, has_gaps: bool) -> type[_Products] | None:
+    """What makes the statistics of a structure by products; None if nothing does."""
+    is_axial = not (structure.full_moments or structure.has_factors)
+    if has_gaps:
+        return _DiagonalScoresWithGaps if is_axial else None
+    if isinstance(structure, Decomposed):
+        if not is_axial:
+            return _FullScores
+        return _DiagonalScores if "raw_shape" in structure.shapes else _SphericalScores
+    return _PRODUCTS.get(type(structure))
 
 
 def _constants(whitened: Tensor, scale: Tensor) -> Tensor:
