@@ -7,6 +7,7 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "MixtureOfStudentT",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
     "UnionOfConditioned",
@@ -23,3 +24,4 @@ from .low_rank import MixtureOfLowRankPrecisionNormals
 from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture
+from .student import MixtureOfStudentT

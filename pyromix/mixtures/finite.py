@@ -147,6 +147,11 @@ class FiniteMixture(TensorLaw):
     @property
     def mean(self) -> Tensor:
         r"""Mean of the mixture, shape (\*B, D)."""
+        return self._centre
+
+    @property
+    def _centre(self) -> Tensor:
+        """Mean of the components' locations, shape (*B, D)."""
         # Not a matrix product, which autocasting would round.
         return (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
 
@@ -435,15 +440,20 @@ class FiniteMixture(TensorLaw):
             if given:
                 law = self.conditional(given, free, value[rows][:, given])
             size = shape if given else Size((*shape, len(rows)))
-            draws = law.mean if num_samples is None else law.sample(size)
+            draws = law._centre if num_samples is None else law.sample(size)
             filled[..., rows.unsqueeze(-1), torch.tensor(free, device=rows.device)] = draws
         return filled
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Returns the mixture with a function applied to its tensors, such as `torch.clone`."""
-        make: Any = type(self)
         tensors = [function(getattr(self, name)) for name in ("_logits", *self._tensors)]
-        return self._inherit(make(*tensors, validate_args=False))
+        return self._inherit(self._remade(tensors))
+
+    def _remade(self, tensors: Sequence[Tensor]) -> Self:
+        """The mixture of this kind that tensors in the constructor's order make."""
+        make: Any = type(self)
+        mixture: Self = make(*tensors, validate_args=False)
+        return mixture
 
     def normals_given(
         self, given: list[int], free: list[int], value: Tensor, *, correlated: bool
@@ -547,8 +557,7 @@ class FiniteMixture(TensorLaw):
                 part = getattr(law, name)
                 parts.append(part.expand(*law.batch_shape, *part.shape[part.dim() - tail :]))
             tensors.append(torch.cat(parts)[back].reshape(*leading, *parts[0].shape[1:]))
-        make: Any = type(self)
-        return make(*tensors, validate_args=False)
+        return self._remade(tensors)
 
     def _observed_scores(self, value: TensorLike, observed: TensorLike) -> Tensor:
         """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K)."""
@@ -558,6 +567,26 @@ class FiniteMixture(TensorLaw):
         if not is_traced() and bool(observed.all()):
             return self._joint_log_prob(value)
         return self._joint_log_prob_observed(value, observed)
+
+    def _scores_by_pattern(self, value: Tensor, observed: Tensor) -> Tensor:
+        """What `_joint_log_prob_observed` returns, by marginals of each pattern of gaps."""
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        points, seen = (t.expand(*leading, -1).reshape(-1, t.shape[-1]) for t in (value, observed))
+        entry = self._entries(leading)
+        scores, order = [], []
+        for kept, _, rows in by_pattern(seen):
+            # Every mixture of the batch is integrated once, however many points it has.
+            entries, position = entry[rows].unique(return_inverse=True)
+            law = self._at(entries)
+            if kept:
+                law = law._marginal(kept)._at(position)
+                part = law._joint_log_prob(points[rows][:, kept])
+            else:
+                part = law.logits.expand(len(entries), -1)[position]
+            scores.append(part)
+            order.append(rows)
+        result = torch.cat(scores)[torch.cat(order).argsort()]
+        return result.reshape(*leading, self.num_components)
 
     def _entries(self, leading: Sequence[int]) -> Tensor:
         """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
@@ -574,9 +603,7 @@ class FiniteMixture(TensorLaw):
                 continue
             row = flat_index(own, self.batch_shape, entry.device)[entry]
             tensors.append(part.reshape(own.numel(), *shape)[row])
-        make: Any = type(self)
-        law: FiniteMixture = make(*tensors, validate_args=False)
-        return law
+        return self._remade(tensors)
 
     def __repr__(self) -> str:
         return (
