@@ -251,8 +251,8 @@ class MixtureOfStudentT(FiniteMixture):
     def _joint_log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         double = self.map_tensors(Tensor.double)
         seen = None if observed is None else observed.double()
-        scores = double._joint_of(value.double(), seen)
-        return scores.to(value.dtype)
+        scores = double._joint_of(value.double(), seen).to(value.dtype)
+        return scores.expand(*torch.broadcast_shapes(value.shape[:-1], self.batch_shape), -1)
 
     def _joint_of(self, value: Tensor, observed: Tensor | None) -> Tensor:
         """The joint log-densities of mixture and values in float64."""
@@ -269,7 +269,7 @@ class MixtureOfStudentT(FiniteMixture):
         else:
             square = self._squares(value)
             peak = self._logits.log_softmax(-1) - half_log_det(self._full) - 0.5 * LOG_2PI * dim
-        return student_log_prob(peak, square, self._df, dim).expand(*leading, -1)
+        return student_log_prob(peak, square, self._df, dim)
 
     def _diagonal_parts(
         self, value: Tensor, observed: Tensor | None, leading: Size

@@ -25,6 +25,7 @@ from pyromix import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
+    MixtureOfStudentT,
     Observed,
     RelaxedGaussianMixture,
     class_conditional,
@@ -63,6 +64,10 @@ def tensor_laws(draw, kind, batches=((), (2,), (0,), (2, 1))):
         scales = (scale**-2, normal(k, dim, rank) / spread)
     else:
         scales = (scale,)
+    if kind is MixtureOfStudentT:
+        df = draw(st.sampled_from([1.0, 5.0, math.inf])) * (1.0 + normal(k).abs())
+        parameters = (logits, df, loc, *scales)
+        return kind(*(x.to(dtype) for x in parameters))
     return kind(*(x.to(dtype) for x in (logits, loc, *scales)))
 
 
@@ -156,6 +161,7 @@ TENSOR_LAWS = {
         MixtureOfNormals,
         MixtureOfMultivariateNormals,
         MixtureOfLowRankPrecisionNormals,
+        MixtureOfStudentT,
     )
 }
 
