@@ -123,6 +123,11 @@ class FiniteMixture(TensorLaw):
         """The mixture of other normals, correlated ones; see `MixtureOfMultivariateNormals`."""
 
     @property
+    def _squared_scale(self) -> Tensor:
+        """Squared scales of the coordinates, variances of normals, shape (*B, K, D)."""
+        return self.component_variance
+
+    @property
     def _independent_scale(self) -> Tensor | None:
         """Standard deviations (*, K, D), if coordinates are independent within components."""
         return None

@@ -141,7 +141,7 @@ class MixtureOfStudentT(FiniteMixture):
     @property
     def scale(self) -> Tensor:
         r"""Roots of the diagonals of the scale matrices, shape (\*B, K, D)."""
-        return self._normals.component_variance.sqrt().expand(self.loc.shape)
+        return self._squared_scale.sqrt()
 
     @property
     def scale_tril(self) -> Tensor:
@@ -173,8 +173,11 @@ class MixtureOfStudentT(FiniteMixture):
     @property
     def component_variance(self) -> Tensor:
         r"""Variance of every coordinate in every component, shape (\*B, K, D)."""
-        inflation = _inflation(self.df).unsqueeze(-1)
-        return self._normals.component_variance.expand(self.loc.shape) * inflation
+        return self._squared_scale * _inflation(self.df).unsqueeze(-1)
+
+    @property
+    def _squared_scale(self) -> Tensor:
+        return self._normals.component_variance.expand(self.loc.shape)
 
     @property
     def component_covariance(self) -> Tensor:

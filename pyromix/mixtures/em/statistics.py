@@ -50,6 +50,10 @@ class Statistics(NamedTuple):
     """Sum of r (x - c)^2, (K, D), or of outer products, (K, D, D), pooled by the structure."""
     reference: Tensor
     """The points c, (K, D)."""
+    mass: Tensor | None = None
+    """Sum of r u, (K,), in place of r in both moments; None where u is one. See `student`."""
+    log_factor: Tensor | None = None
+    """Sum of r E[log g], (K,), where there is a mass."""
 
     def plus(self, other: "Statistics") -> "Statistics":
         """The sums over both, which have the same reference points."""
@@ -59,6 +63,8 @@ class Statistics(NamedTuple):
             self.first + other.first,
             self.second + other.second,
             self.reference,
+            _sum(self.mass, other.mass),
+            _sum(self.log_factor, other.log_factor),
         )
 
     def times(self, factor: float) -> "Statistics":
@@ -69,7 +75,14 @@ class Statistics(NamedTuple):
             self.first * factor,
             self.second * factor,
             self.reference,
+            None if self.mass is None else self.mass * factor,
+            None if self.log_factor is None else self.log_factor * factor,
         )
+
+
+def _sum(first: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of what both have, or None."""
+    return None if first is None or other is None else first + other
 
 
 def joint_log_prob(law: FiniteMixture, x: Tensor) -> Tensor:
