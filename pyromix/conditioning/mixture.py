@@ -363,8 +363,9 @@ class ConditionedMixture(ConditionedLaw):
                     f"has no density."
                 )
             places.append(free.index(d % size) if d is not None and -size <= d < size else dim)
+        law: Any
         if not self._evidence.gaussian:
-            law: Any = self.free()
+            law = self.free()
             return law.marginal(places)
         kept = check_dims(places, len(free))
         tril = self._components.marginal_tril(kept)
@@ -373,7 +374,7 @@ class ConditionedMixture(ConditionedLaw):
                 f"Not available: equations leave coordinates {wanted} no density of their own. "
                 f"Ask for fewer, or keep columns of draws: sample((n,))[..., dims]."
             )
-        law: Any = self._law_of(self._components.loc[..., kept], tril)
+        law = self._law_of(self._components.loc[..., kept], tril)
         law._validate_args = self._validate_args
         return law.expand(self.batch_shape)
 

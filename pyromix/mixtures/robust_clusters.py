@@ -10,8 +10,8 @@ from ..core.standardize import quantile_units
 from .clusters import MAX_POINTS, Clusters, find_clusters
 
 # Clusters with a smaller share of the points, times their number, are taken for outliers, and left
-# out, so many times.
-SMALL_SHARE, ROUNDS = 0.1, 3
+# out, at most so many times.
+SMALL_SHARE, ROUNDS = 0.1, 10
 
 # Points count for a cluster's spread as if they were no more than this many scales from its
 # median; a scale is 1.4826 median absolute deviations, a normal's standard deviation.

@@ -47,9 +47,9 @@ class MixtureOfStudentT(FiniteMixture):
     are Student-t again: given values of q coordinates there are :math:`\nu_k + q` degrees of
     freedom.
 
-    The density is computed in float64 whatever the dtype. `rsample` has exact pathwise gradients in
-    all parameters, by implicit differentiation of the mixture. Gradients of `rsample_with_score`
-    and `rsample_weighted` in `df` are those of PyTorch's gamma law.
+    The density is computed in float64 whatever the dtype. `rsample` has exact pathwise gradients
+    in all parameters, by implicit differentiation of the mixture. Gradients of
+    `rsample_with_score` and `rsample_weighted` in `df` are those of PyTorch's gamma law.
 
     Args:
         logits: Unnormalised log-weights, shape (\*B, K). Minus infinity removes a component.
@@ -191,7 +191,7 @@ class MixtureOfStudentT(FiniteMixture):
     def with_scales(
         self, logits: Tensor, df: Tensor, loc: Tensor, scale_tril: Tensor
     ) -> "MixtureOfStudentT":
-        """The mixture of other Student-t laws, with scale factors; arguments of the constructor."""
+        """The mixture of other Student-t laws, with scale factors; see the constructor."""
         return MixtureOfStudentT(logits, df, loc, scale_tril=scale_tril, validate_args=False)
 
     def evidence_prior(self) -> StudentPrior:
@@ -286,10 +286,8 @@ class MixtureOfStudentT(FiniteMixture):
         seen = None if observed is None else layout.rows(observed)
         square = squared_distances(layout.rows(value), loc, scale, df, seen)
         each = -self._scale.log() - 0.5 * LOG_2PI  # (*, K, D)
-        if observed is None:
-            peak = each.sum(-1)
-        else:
-            peak = (each * observed.unsqueeze(-2)).sum(-1)
+        counted = each if observed is None else each * observed.unsqueeze(-2)
+        peak = counted.sum(-1)
         return self._logits.log_softmax(-1) + peak, layout.restore(square)
 
     def _squares(self, value: Tensor) -> Tensor:
@@ -364,7 +362,9 @@ class MixtureOfStudentT(FiniteMixture):
         scale = factor * stretch.reshape(*stretch.shape, *[1] * tail)
         name = "scale" if self.is_diagonal else "scale_tril"
         make: Any = MixtureOfStudentT
-        law: MixtureOfStudentT = make(logits, df + count, loc, **{name: scale}, validate_args=False)
+        law: MixtureOfStudentT = make(
+            logits, df + count, loc, **{name: scale}, validate_args=False
+        )
         return law
 
 
@@ -384,7 +384,8 @@ def _parts_of(mixture: MixtureOfStudentT) -> Mapping[str, Any]:
 def _from_parts(
     tensors: list[Tensor], scale: Tensor | None, scale_tril: Tensor | None, validate_args: bool
 ) -> MixtureOfStudentT:
-    law = MixtureOfStudentT(*tensors, scale, scale_tril=scale_tril, validate_args=False)
+    logits, df, loc = tensors
+    law = MixtureOfStudentT(logits, df, loc, scale, scale_tril=scale_tril, validate_args=False)
     law._validate_args = validate_args
     return law
 

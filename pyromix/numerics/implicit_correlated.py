@@ -27,10 +27,13 @@ U^\top` every row of R is a product of vectors of length r,
 and the cost is O(N K D r + K D r^3).
 
 A Student-t component given the coordinates before d is one of :math:`\nu + d - 1` degrees of
-freedom, whose scale is that of the normal times :math:`s_d = \sqrt{(\nu + q_{<d}) / (\nu + d - 1)}`,
-with :math:`q_{<d} = \sum_{e<d} z_e^2`. With :math:`\tau_d = z_d / s_d`, its distribution function T
-and density t in place of the normal's, the same equations hold once :math:`r \varphi` is
-:math:`r \, t(\tau) / s`, and :math:`r (\Phi - F)` is
+freedom, whose scale is that of the normal times
+
+.. math:: s_d = \sqrt{\frac{\nu + q_{<d}}{\nu + d - 1}}, \qquad q_{<d} = \sum_{e<d} z_e^2 .
+
+With :math:`\tau_d = z_d / s_d`, its distribution function T and density t in place of the
+normal's, the same equations hold once :math:`r \varphi` is :math:`r \, t(\tau) / s`, and
+:math:`r (\Phi - F)` is
 
 .. math:: \frac{r}{\nu + q_{<d}} \big((\nu + d - 1) (T(\tau_d) - F_d) + \tau_d \, t(\tau_d)\big) .
 
@@ -304,9 +307,7 @@ def _student_mass(tau: Tensor, df: Tensor, weights: Tensor) -> Tensor:
     return torch.where(above, negative_upper, lower)
 
 
-def _back_substitute(
-    whitened: _Whitening, grad: Tensor, slope: Tensor, excess: Tensor
-) -> Tensor:
+def _back_substitute(whitened: _Whitening, grad: Tensor, slope: Tensor, excess: Tensor) -> Tensor:
     """Solves J^T v = g for v, shape (N, *B, D)."""
     z, rate = whitened.z.detach(), whitened.rate.detach()
     later = torch.zeros_like(slope[..., 0])  # sum over d > j of v_d r_d (Phi_d - F_d)

@@ -285,7 +285,9 @@ class _Run:
             tiny = torch.finfo(weight.dtype).tiny
             own = mass / weight.clamp(min=tiny)
             # Components that share their scales share the hidden factors' scale.
-            shrink = own if num_scales == len(weight) else (mass.sum() / weight.sum()).expand_as(own)
+            shrink = (
+                own if num_scales == len(weight) else (mass.sum() / weight.sum()).expand_as(own)
+            )
             shrink = shrink.clamp(min=tiny)
         return tails.estimate(weight, mass, statistics.log_factor, shrink)
 

@@ -44,6 +44,7 @@ from .statistics import (
     precision_of,
 )
 
+
 class StudentExpectation:
     """Statistics of some data under a mixture of Student-t laws; see `Expectation`.
 
