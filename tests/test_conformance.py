@@ -191,6 +191,7 @@ CASES = {
     "student-tied": Case(lambda: _student(tied=True)),
     "student-given-value": Case(lambda: _student(dim=3).condition(Observed({1: 0.5})).free()),
     "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
+    "learnable-student": Case(lambda: GaussianMixture(2, 3, "full", tails="student")),
     "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
     "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),
     "learnable-missing": Case(

@@ -173,6 +173,7 @@ MODULES = {
         )
     },
     "GaussianMixture-gaps": modules(_mixture("full", missing="marginalize")),
+    "GaussianMixture-student": modules(_mixture("full", missing="marginalize", tails="student")),
     "RelaxedGaussianMixture": modules(
         lambda draw: RelaxedGaussianMixture(
             *(draw(st.integers(1, 3)) for _ in range(2)),
@@ -206,6 +207,7 @@ TAKES_EVIDENCE = {
         "MixtureOfNormals": MixtureOfNormals,
         "MixtureOfMultivariateNormals": MixtureOfMultivariateNormals,
         "MixtureOfLowRankPrecisionNormals": MixtureOfLowRankPrecisionNormals,
+        "MixtureOfStudentT": MixtureOfStudentT,
         "GaussianMixture-diagonal": None,
         "GaussianMixture-full": None,
         "GaussianMixture-low_rank_precision": None,
