@@ -140,7 +140,9 @@ def test_conditionals_are_joint_over_marginal(kind):
     expected = law.log_prob(x) - law.marginal([1, 3]).log_prob(x[:, [1, 3]])
     torch.testing.assert_close(given.log_prob(x), expected)
     torch.testing.assert_close(given.free().log_prob(x[:, [0, 2]]), expected)
-    torch.testing.assert_close(given.log_evidence()[0], law.marginal([1, 3]).log_prob(x[:, [1, 3]]))
+    torch.testing.assert_close(
+        given.log_evidence()[0], law.marginal([1, 3]).log_prob(x[:, [1, 3]])
+    )
     torch.testing.assert_close(given.free().mean, given.mean[:, [0, 2]])
     torch.testing.assert_close(given.free().variance, given.variance[:, [0, 2]])
     assert torch.equal(given.free().df[0], law.df + 2)
@@ -231,9 +233,7 @@ def test_equations(kind):
     # The third direction, and the two that the equations fix, as columns of their own.
     basis = torch.linalg.qr(a.T, mode="complete").Q[:, 2:]
     moved = torch.cat([a, basis.T])
-    tril = torch.linalg.cholesky(
-        (moved @ law.scale_tril) @ (moved @ law.scale_tril).mT
-    )
+    tril = torch.linalg.cholesky((moved @ law.scale_tril) @ (moved @ law.scale_tril).mT)
     turned = MixtureOfStudentT(law.logits, law.df, law.loc @ moved.T, scale_tril=tril)
     expected = turned.condition(Observed({0: 1.0, 1: 0.5}))
     torch.testing.assert_close(given.mean @ moved.T, expected.mean)
