@@ -63,6 +63,7 @@ def fit_em(
     On all data the likelihood rises with every step until it is stationary. A component that has
     lost its points takes over half of another one's, if that raises the likelihood.
     With ``missing="marginalize"`` the missing entries are integrated out, for every covariance.
+    With ``tails="student"`` far points count for less, and degrees of freedom are estimated, too.
 
     Args:
         model: A mixture without context, fitted in place.

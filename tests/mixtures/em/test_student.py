@@ -125,6 +125,19 @@ def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
     assert max(g.abs().max() for g in grads) < 5e-2
 
 
+@pytest.mark.filterwarnings("ignore:Every variance:UserWarning")
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "tied"])
+def test_the_likelihood_rises_at_the_floor(covariance):
+    torch.manual_seed(0)
+    x = 0.3 * torch.randn(100, 2) / torch.rand(100, 1)
+    options = {"variance_floor": 0.3, "standardize": False}
+    model = GaussianMixture(2, 2, covariance, tails="student", **options)
+    history = fit_em(model, x, steps=60, tolerance=1e-9, seed=0, progress_bar=False)
+    assert len(history.losses) > 10
+    assert (torch.tensor(history.losses).diff() <= 1e-9).all()
+    assert (model.scale.square() >= 0.3).all()
+
+
 @pytest.mark.parametrize("df", [None, "shared", 3.0])
 def test_degrees_of_freedom(df):
     truth = MixtureOfStudentT(
