@@ -27,12 +27,13 @@ from pyromix import (
 )
 from pyromix.dcgmm import GMM, Classifier, Folding, Pooling
 from pyromix.drmm import DRMM
-from pyromix.evidence.pieces import Box, LinearGaussian
+from pyromix.evidence.pieces import Box, LinearGaussian, Observed
 from pyromix.mixtures import (
     LowRankPrecisionNormal,
     MixtureOfLowRankNormals,
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
+    MixtureOfStudentT,
 )
 from pyromix.simulations.conditional import ConditionalMixture
 from pyromix.testing import Case, parametrize
@@ -68,6 +69,16 @@ def _low_rank(batch=(), k=3, dim=2, rank=1, kind=MixtureOfLowRankPrecisionNormal
         0.5 + torch.rand(*batch, k, dim),
         torch.randn(*batch, k, dim, rank),
     )
+
+
+def _student(batch=(), k=3, dim=2, tied=False, full=True):
+    logits, loc = torch.randn(*batch, k), torch.randn(*batch, k, dim)
+    df = 3.0 + 4.0 * torch.rand(*batch, k)  # tails of which statistics have a variance
+    if not full:
+        return MixtureOfStudentT(logits, df, loc, 0.3 + torch.rand(*batch, k, dim))
+    tril = 0.4 * torch.randn(*batch, 1 if tied else k, dim, dim).tril(-1)
+    tril = tril + torch.diag_embed(0.5 + torch.rand(*tril.shape[:-1]))
+    return MixtureOfStudentT(logits, df, loc, scale_tril=tril)
 
 
 def _low_rank_normal(batch=(), dim=2, rank=1):
@@ -177,8 +188,15 @@ CASES = {
         lambda: _dense().condition(LinearGaussian(torch.ones(1, 2), torch.zeros(1), 0.5)),
         traceable=False,
     ),
+    "student": Case(lambda: _student(full=False)),
+    "student-batch": Case(lambda: _student((2,), full=False)),
+    "student-full": Case(_student),
+    "student-full-batch": Case(lambda: _student((2,))),
+    "student-tied": Case(lambda: _student(tied=True)),
+    "student-given-value": Case(lambda: _student(dim=3).condition(Observed({1: 0.5})).free()),
     "learnable-full": Case(lambda: GaussianMixture(2, 3, "full")),
     "learnable-VVE": Case(lambda: GaussianMixture(2, 3, "VVE")),
+    "learnable-student": Case(lambda: GaussianMixture(2, 3, "full", tails="student")),
     "learnable-tied": Case(lambda: GaussianMixture(2, 3, "tied")),
     "learnable-factors": Case(lambda: GaussianMixture(3, 2, "low_rank", rank=2)),
     "learnable-low-rank": Case(lambda: GaussianMixture(3, 2, "low_rank_precision", rank=2)),

@@ -5,7 +5,7 @@ observations are absorbed in closed form; what remains is a normal restricted to
 Bayes' rule then weighs the components by how well each predicted the evidence.
 """
 
-__all__ = ["MODE_DRAWS", "ConditionedMixture", "MixturePrior", "log_factor"]
+__all__ = ["MODE_DRAWS", "ConditionedMixture", "MixturePrior", "log_factor", "mixture_prior"]
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,6 +98,7 @@ class MixturePrior:
 
     categories: tuple[int, ...] = ()
     is_sampled = False
+    _components: type[Components] = Components
 
     @property
     def correlates(self) -> bool:
@@ -124,7 +125,7 @@ class MixturePrior:
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "MixturePrior":
         """Returns the prior with a function applied to the tensors of its mixture."""
         mixture = self.mixture.map_tensors(function)
-        prior = MixturePrior(
+        prior = type(self)(
             mixture, allow_all_observed=self.allow_all_observed, max_error=self.max_error
         )
         prior.batch_shape = self.batch_shape
@@ -132,7 +133,7 @@ class MixturePrior:
 
     def given(
         self, evidence: LinearEvidence, *, allow_impossible_entries: bool = False
-    ) -> "ConditionedMixture":
+    ) -> ConditionedLaw:
         """The law given one set of linear statements."""
         return ConditionedMixture(
             self, evidence, allow_impossible_entries=allow_impossible_entries
@@ -159,7 +160,7 @@ class MixturePrior:
             last, components = self._last
             if components.batch_shape == batch_shape and evidence.observes_what(last):
                 return components
-        components = Components(self.mixture, evidence, batch_shape)
+        components = self._components(self.mixture, evidence, batch_shape)
         self._last = evidence, components
         return components
 
@@ -362,8 +363,9 @@ class ConditionedMixture(ConditionedLaw):
                     f"has no density."
                 )
             places.append(free.index(d % size) if d is not None and -size <= d < size else dim)
+        law: Any
         if not self._evidence.gaussian:
-            law: Any = self.free()
+            law = self.free()
             return law.marginal(places)
         kept = check_dims(places, len(free))
         tril = self._components.marginal_tril(kept)
@@ -372,11 +374,16 @@ class ConditionedMixture(ConditionedLaw):
                 f"Not available: equations leave coordinates {wanted} no density of their own. "
                 f"Ask for fewer, or keep columns of draws: sample((n,))[..., dims]."
             )
-        loc = self._components.loc[..., kept]
-        parts = (t.to(self._dtype) for t in (self.logits, loc, tril))
-        law = self._mixture.with_covariances(*parts)
+        law = self._law_of(self._components.loc[..., kept], tril)
         law._validate_args = self._validate_args
         return law.expand(self.batch_shape)
+
+    def _law_of(self, loc: Tensor, tril: Tensor) -> Distribution:
+        """The mixture of components with these means (*B, K, D) and factors, in its dtype."""
+        parts = (t.to(self._dtype) for t in (self.logits, loc, tril))
+        law: Any = self._mixture.with_covariances(*parts)
+        mixture: Distribution = law
+        return mixture
 
     def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
         r"""Quantiles of a coordinate, by a search for the roots of its distribution function.
@@ -707,10 +714,15 @@ class ConditionedMixture(ConditionedLaw):
         return {"num_components": self._joint.shape[-1]}
 
 
-def _mixture_prior(
-    mixture: Any, batch_shape: tuple[int, ...], validate_args: bool, **options: Any
+def mixture_prior(
+    mixture: Any,
+    batch_shape: tuple[int, ...],
+    validate_args: bool,
+    kind: type[MixturePrior] = MixturePrior,
+    **options: Any,
 ) -> MixturePrior:
-    prior = MixturePrior(mixture, **options)
+    """What a file says of a mixture that is conditioned, as it was."""
+    prior = kind(mixture, **options)
     prior.batch_shape, prior.validate_args = torch.Size(batch_shape), validate_args
     return prior
 
@@ -724,5 +736,5 @@ register_part(
         "allow_all_observed": prior.allow_all_observed,
         "max_error": prior.max_error,
     },
-    _mixture_prior,
+    mixture_prior,
 )

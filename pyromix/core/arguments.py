@@ -83,9 +83,9 @@ def _choose(alternatives: list[str], obj: object) -> str:
 
     PyTorch stores the one that it was given, and others after they have been computed.
     """
-    if "scale_tril" in alternatives:  # always there, and needs no factorisation
-        return "scale_tril"
     stored = [name for name in alternatives if _stored(obj, name) is not _MISSING]
+    if "scale_tril" in alternatives and "scale" not in stored:
+        return "scale_tril"  # always there, and needs no factorisation
     return "logits" if "logits" in stored else (stored or alternatives)[0]
 
 

@@ -1,7 +1,15 @@
 """Standardisation of columns, and its standard deviations."""
 
-__all__ = ["Mode", "Standardize", "check_mode", "location_and_scale", "optional_entries"]
+__all__ = [
+    "Mode",
+    "Standardize",
+    "check_mode",
+    "location_and_scale",
+    "optional_entries",
+    "quantile_units",
+]
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -12,6 +20,9 @@ Mode = Literal["auto"] | bool
 
 # Learning rates are meant for columns whose largest standard deviation is between these.
 SMALL_SPREAD, LARGE_SPREAD = 0.1, 10.0
+
+# Shares of the points between two quantiles, and their distance in a standard normal law.
+QUANTILES = ((0.5, 1.349), (0.8, 2.563), (0.98, 4.653), (1.0, 6.0))
 
 
 class Standardize(nn.Module):
@@ -61,6 +72,7 @@ class Standardize(nn.Module):
         *,
         mode: Mode = "auto",
         common: bool = False,
+        robust: bool = False,
     ) -> None:
         """Sets location and scale to those of rows (N, dim), if learning there would be hard.
 
@@ -71,13 +83,17 @@ class Standardize(nn.Module):
             mode: True: always; False: never; ``"auto"``: if the largest standard deviation is
                 not between 0.1 and 10, which learning rates are meant for.
             common: Whether all columns are to have the same scale.
+            robust: Whether to take median and quartiles, which outliers hardly move.
         """
         if mode is False or not rows.shape[-1]:
             return
-        seen = torch.ones_like(rows) if observed is None else observed
-        count = seen.sum(0).clamp(min=1)
-        loc = (rows * seen).sum(0) / count
-        spread = (((rows - loc) * seen).square().sum(0) / count).sqrt()
+        if robust:
+            loc, spread = quantile_units(rows, observed, constant=0.0)
+        else:
+            seen = torch.ones_like(rows) if observed is None else observed
+            count = seen.sum(0).clamp(min=1)
+            loc = (rows * seen).sum(0) / count
+            spread = (((rows - loc) * seen).square().sum(0) / count).sqrt()
         varies = spread > torch.finfo(loc.dtype).eps * loc.abs()
         spread = torch.where(varies, spread, 0.0)
         largest = float(spread.amax()) or 1.0
@@ -87,6 +103,38 @@ class Standardize(nn.Module):
             spread = spread.square().mean().sqrt().expand_as(spread)
         self.loc.copy_(loc)
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))
+
+
+def quantile_units(
+    rows: Tensor, observed: Tensor | None = None, *, constant: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Median and spread of every column of rows (N, dim), two tensors of shape (dim,).
+
+    The spread is the distance of the quartiles, or, where these are equal, of quantiles further
+    out, as that of a normal of standard deviation one.
+
+    Args:
+        rows: The data; what they hold where nothing was observed does not matter.
+        observed: Nonzero for observed entries, of the rows' shape; by default all were.
+        constant: The spread of a column whose values are equal.
+    """
+    if observed is None:
+        ordered, count = rows.sort(0).values, torch.full_like(rows[:1], len(rows)).squeeze(0)
+    else:
+        ordered = torch.where(observed != 0, rows, math.inf).sort(0).values
+        count = (observed != 0).sum(0).to(rows.dtype)
+    last = (count - 1).clamp(min=0)
+
+    def quantile(level: float) -> Tensor:
+        found = ordered.gather(0, (level * last).round().long().unsqueeze(0)).squeeze(0)
+        return torch.where(count > 0, found, 0.0)
+
+    loc, spread = quantile(0.5), torch.full_like(count, constant)
+    for width, normal in reversed(QUANTILES):
+        wide = quantile(0.5 + 0.5 * width) - quantile(0.5 - 0.5 * width)
+        varies = wide > torch.finfo(rows.dtype).eps * loc.abs()
+        spread = torch.where(varies, wide / normal, spread)
+    return loc, spread
 
 
 def optional_entries(model: nn.Module) -> set[str]:

@@ -8,6 +8,7 @@ __all__ = [
     "MixtureOfLowRankPrecisionNormals",
     "MixtureOfMultivariateNormals",
     "MixtureOfNormals",
+    "MixtureOfStudentT",
     "OnlineEM",
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
@@ -30,3 +31,4 @@ from .low_rank_normal import LowRankPrecisionNormal
 from .relaxed import RelaxedMixtureOfNormals
 from .relaxed_learnable import RelaxedGaussianMixture
 from .selection import Selection, select
+from .student import MixtureOfStudentT

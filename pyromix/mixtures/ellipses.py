@@ -23,7 +23,7 @@ def ellipses(law: Any, level: float) -> Tensor:
     r"""Outlines of the regions that hold so much of each component of a mixture over the plane.
 
     Args:
-        law: A mixture of normals over two coordinates, without batch.
+        law: A mixture over two coordinates, without batch, of normals or Student-t laws.
         level: The probability of each region under its component, between 0 and 1.
 
     Returns:
@@ -40,11 +40,16 @@ def ellipses(law: Any, level: float) -> Tensor:
         )
     if not 0 < level < 1:
         raise ValueError(f"Expected a level between 0 and 1, got {level}.")
-    covariance = law.component_covariance.double().expand(law.num_components, 2, 2)
+    df = torch.full_like(law.logits, math.inf) if law._has_normals else law.df
+    shape = law if law._has_normals else law._normals
+    covariance = shape.component_covariance.double().expand(law.num_components, 2, 2)
     angle = torch.linspace(0, 2 * math.pi, OUTLINE, dtype=torch.float64, device=covariance.device)
     circle = torch.stack([angle.cos(), angle.sin()])  # (2, n)
-    radius = math.sqrt(-2 * math.log1p(-level))
-    outline = (torch.linalg.cholesky(covariance) @ circle).mT * radius
+    # P(squared distance <= r^2) = 1 - (1 + r^2 / nu)^(-nu / 2), and 1 - exp(-r^2 / 2) at last.
+    rate = -2 * math.log1p(-level)
+    finite = torch.where(df.isinf(), 1.0, df.double())
+    square = torch.where(df.isinf(), rate, finite * torch.expm1(rate / finite))
+    outline = (torch.linalg.cholesky(covariance) @ circle).mT * square.sqrt()[:, None, None]
     return (law.loc.double().unsqueeze(1) + outline).to(law.loc.dtype)
 
 

@@ -62,6 +62,7 @@ class FiniteMixture(TensorLaw):
     # The tensors of the components, with the number of dimensions that follow the batch. The
     # constructor takes the logits, and then these in this order.
     _tensors: ClassVar[dict[str, int]]
+    _has_normals: ClassVar[bool] = True  # whether components are normals
     _logits: Tensor
     _loc: Tensor
 
@@ -132,6 +133,11 @@ class FiniteMixture(TensorLaw):
         """The mixture of other normals, correlated ones; see `MixtureOfMultivariateNormals`."""
 
     @property
+    def _squared_scale(self) -> Tensor:
+        """Squared scales of the coordinates, variances of normals, shape (*B, K, D)."""
+        return self.component_variance
+
+    @property
     def _independent_scale(self) -> Tensor | None:
         """Standard deviations (*, K, D), if coordinates are independent within components."""
         return None
@@ -161,6 +167,11 @@ class FiniteMixture(TensorLaw):
     @property
     def mean(self) -> Tensor:
         r"""Mean of the mixture, shape (\*B, D)."""
+        return self._centre
+
+    @property
+    def _centre(self) -> Tensor:
+        """Mean of the components' locations, shape (*B, D)."""
         # Not a matrix product, which autocasting would round.
         return (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
 
@@ -195,20 +206,23 @@ class FiniteMixture(TensorLaw):
             value: Points, shape (\*S, \*B, D).
 
         Raises:
-            NotImplementedError: If coordinates are correlated within components: then there is no
+            NotImplementedError: If coordinates are dependent within components: then there is no
                 closed form.
         """
+        below = self._component_cdf(check_value(self, value, like=self._loc))
+        return (self.logits.exp() * below).sum(-1)
+
+    def _component_cdf(self, value: Tensor) -> Tensor:
+        """Probability of what is at most a value in every component, shape (*S, *B, K)."""
         scale = self._independent_scale
         if scale is None and self.event_shape == (1,):
             scale = self.component_variance.sqrt()
         if scale is None:
             raise NotImplementedError(
-                "Not available: correlated coordinates have no closed form for it. Take one of "
+                "Not available: dependent coordinates have no closed form for it. Take one of "
                 "them: marginal([d]).cdf(...), or the share of draws."
             )
-        value = check_value(self, value, like=self._loc)
-        z = (value.unsqueeze(-2) - self._loc) / scale
-        return (self.logits.exp() * torch.special.ndtr(z).prod(-1)).sum(-1)
+        return torch.special.ndtr((value.unsqueeze(-2) - self._loc) / scale).prod(-1)
 
     def icdf(self, value: Tensor) -> Tensor:
         r"""The point below which lies so much of a mixture over one coordinate.
@@ -233,16 +247,7 @@ class FiniteMixture(TensorLaw):
         probs = check_probs(value, self._loc.device)
         shape = torch.broadcast_shapes(probs.shape, self.batch_shape)
         entries = self.batch_shape.numel()
-        parameters = (
-            self.logits,
-            self.loc.squeeze(-1),
-            self.component_variance.sqrt().squeeze(-1),
-        )
-        log_weight, loc, scale = (t.detach().double().reshape(entries, -1) for t in parameters)
-        whole = torch.full_like(loc, torch.inf)
-        found = mixture_quantile(
-            probs.expand(shape).reshape(-1, entries), log_weight, loc, scale, -whole, whole
-        )
+        found = self._quantile_of_line(probs.expand(shape).reshape(-1, entries))
         x = found.reshape(*shape, 1).to(self._loc)
         target = torch.as_tensor(value, device=x.device)
         if not torch.is_grad_enabled() or not (target.requires_grad or self._has_graph):
@@ -251,6 +256,18 @@ class FiniteMixture(TensorLaw):
         miss = self.cdf(x) - target.to(x)
         shift = torch.where(density > 0, (miss - miss.detach()) / density, 0.0)
         return x - shift.unsqueeze(-1)
+
+    def _quantile_of_line(self, probs: Tensor) -> Tensor:
+        """Quantiles (P, E) of mixtures over one coordinate, flattened, at probabilities (P, E)."""
+        log_weight, loc, scale = self._on_the_line(self.component_variance.sqrt())
+        whole = torch.full_like(loc, torch.inf)
+        return mixture_quantile(probs, log_weight, loc, scale, -whole, whole)
+
+    def _on_the_line(self, scale: Tensor) -> list[Tensor]:
+        """Log-weights, locations and scales (*B, K, 1) as matrices (E, K), without a graph."""
+        parts = self.logits, self.loc.squeeze(-1), scale.expand(self.loc.shape).squeeze(-1)
+        entries = self.batch_shape.numel()
+        return [part.detach().double().reshape(entries, -1) for part in parts]
 
     @property
     def _has_graph(self) -> bool:
@@ -293,6 +310,7 @@ class FiniteMixture(TensorLaw):
         """
         other = getattr(other, "law", other)
         fits = isinstance(other, FiniteMixture) and other.event_shape == self.event_shape
+        fits = fits and self._has_normals and other._has_normals
         if not fits or self.batch_shape or other.batch_shape:
             raise ValueError(
                 f"Expected mixtures of normals over {self.event_shape[0]} coordinates without "
@@ -316,8 +334,13 @@ class FiniteMixture(TensorLaw):
 
         Raises:
             ValueError: If there is a batch, or for a number below one.
+            NotImplementedError: If components are not normal.
         """
         count = check_positive_int("num_components", num_components)
+        if not self._has_normals:
+            raise NotImplementedError(
+                f"Not available: the components of a {type(self).__name__} cannot be merged."
+            )
         if self.batch_shape:
             raise ValueError(
                 f"Expected a mixture without batch, got batch shape {tuple(self.batch_shape)}."
@@ -631,15 +654,20 @@ class FiniteMixture(TensorLaw):
                 if given:
                     law = self.conditional(given, free, value[part][:, given])
                 size = shape if given else Size((*shape, len(part)))
-                draws = law.mean if num_samples is None else law.sample(size)
+                draws = law._centre if num_samples is None else law.sample(size)
                 filled[..., part.unsqueeze(-1), at] = draws
         return filled
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Returns the mixture with a function applied to its tensors, such as `torch.clone`."""
-        make: Any = type(self)
         tensors = [function(getattr(self, name)) for name in ("_logits", *self._tensors)]
-        return self._inherit(make(*tensors, validate_args=False))
+        return self._inherit(self._remade(tensors))
+
+    def _remade(self, tensors: Sequence[Tensor]) -> Self:
+        """The mixture of this kind that tensors in the constructor's order make."""
+        make: Any = type(self)
+        mixture: Self = make(*tensors, validate_args=False)
+        return mixture
 
     def normals_given(
         self, given: list[int], free: list[int], value: Tensor, *, correlated: bool
@@ -746,8 +774,7 @@ class FiniteMixture(TensorLaw):
                 part = getattr(law, name)
                 parts.append(part.expand(*law.batch_shape, *part.shape[part.dim() - tail :]))
             tensors.append(torch.cat(parts)[back].reshape(*leading, *parts[0].shape[1:]))
-        make: Any = type(self)
-        return make(*tensors, validate_args=False)
+        return self._remade(tensors)
 
     def _observed_scores(self, value: TensorLike, observed: TensorLike) -> Tensor:
         """Log w_k plus the log-density of the observed coordinates, shape (*S, *B, K)."""
@@ -757,6 +784,26 @@ class FiniteMixture(TensorLaw):
         if not is_traced() and bool(observed.all()):
             return self._joint_log_prob(value)
         return self._joint_log_prob_observed(value, observed)
+
+    def _scores_by_pattern(self, value: Tensor, observed: Tensor) -> Tensor:
+        """What `_joint_log_prob_observed` returns, by marginals of each pattern of gaps."""
+        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        points, seen = (t.expand(*leading, -1).reshape(-1, t.shape[-1]) for t in (value, observed))
+        entry = self._entries(leading)
+        scores, order = [], []
+        for kept, _, rows in by_pattern(seen):
+            # Every mixture of the batch is integrated once, however many points it has.
+            entries, position = entry[rows].unique(return_inverse=True)
+            law = self._at(entries)
+            if kept:
+                law = law._marginal(kept)._at(position)
+                part = law._joint_log_prob(points[rows][:, kept])
+            else:
+                part = law.logits.expand(len(entries), -1)[position]
+            scores.append(part)
+            order.append(rows)
+        result = torch.cat(scores)[torch.cat(order).argsort()]
+        return result.reshape(*leading, self.num_components)
 
     def _entries(self, leading: Sequence[int]) -> Tensor:
         """The entry of the flattened batch that each point of shape (*S, *B) belongs to."""
@@ -773,9 +820,7 @@ class FiniteMixture(TensorLaw):
                 continue
             row = flat_index(own, self.batch_shape, entry.device)[entry]
             tensors.append(part.reshape(own.numel(), *shape)[row])
-        make: Any = type(self)
-        law: FiniteMixture = make(*tensors, validate_args=False)
-        return law
+        return self._remade(tensors)
 
     def __repr__(self) -> str:
         return (

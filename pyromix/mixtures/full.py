@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from ..core.checks import check_tensor, is_traced
 from ..core.registry import register
 from ..numerics.batches import (
-    by_pattern,
     check_weight_and_mean_values,
     check_weights_and_means,
     common_batch_shape,
@@ -155,8 +154,18 @@ class MixtureOfMultivariateNormals(FiniteMixture):
             # Parameters may have fewer batch dimensions, and values as well.
             return (offset + self._quadratic(value)).expand(*leading, -1)
         points = value.reshape(-1, value.shape[-1])
-        scores = self._quadratic(points) if is_traced() else self._quadratic_in_blocks(points)
+        scores = self._quadratic(points)
         return offset + scores.reshape(*value.shape[:-1], self.num_components)
+
+    def _quadratic(self, value: Tensor) -> Tensor:
+        """Log-density of the components less the log-determinant, shape (*S, *B, K)."""
+        return -0.5 * (self._squares(value) + LOG_2PI * value.shape[-1])
+
+    def _squares(self, value: Tensor) -> Tensor:
+        """Squared distances in units of the components' scales, shape (*S, *B, K)."""
+        if value.dim() > 2 or self.batch_shape or is_traced():
+            return self._squares_at_once(value)
+        return self._squares_in_blocks(value)
 
     def _whitened(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Points (N, D) and means (K, D) as those of spherical components, if tied.
@@ -180,33 +189,33 @@ class MixtureOfMultivariateNormals(FiniteMixture):
                 return x, loc
         return whitened(torch.float64)
 
-    def _quadratic_in_blocks(self, points: Tensor) -> Tensor:
-        """What `_quadratic` returns, for points of shape (N, D), which may be many."""
+    def _squares_in_blocks(self, points: Tensor) -> Tensor:
+        """What `_squares` returns, for points of shape (N, D), which may be many."""
         dim, per_point = points.shape[-1], self._loc.numel()
         rows = min(dim, LARGEST_BLOCK_NUMBERS // per_point)
         blocks = points.split(max(1, rows, BLOCK_NUMBERS // per_point))
         invert = _prefers_inverse(points, self.num_components)
         inverse = self._inverse_tril() if invert else None
         if len(blocks) == 1:
-            return self._quadratic(points, inverse)
+            return self._squares_at_once(points, inverse)
         if torch.is_grad_enabled() and len(points) * per_point > KEPT_NUMBERS:
             again = partial(
-                checkpoint, self._quadratic, use_reentrant=False, preserve_rng_state=False
+                checkpoint, self._squares_at_once, use_reentrant=False, preserve_rng_state=False
             )
             parts = [again(block, inverse) for block in blocks]
         else:
-            parts = [self._quadratic(b, inverse) for b in blocks]
+            parts = [self._squares_at_once(b, inverse) for b in blocks]
         return torch.cat(parts)
 
-    def _quadratic(self, value: Tensor, inverse: Tensor | None = None) -> Tensor:
-        """Log-density of the components less the log-determinant, shape (*S, *B, K)."""
+    def _squares_at_once(self, value: Tensor, inverse: Tensor | None = None) -> Tensor:
+        """What `_squares` returns, with an intermediate of shape (*S, *B, K, D)."""
         difference = value.unsqueeze(-2) - self._loc
         if inverse is None:
             z = whiten_components(self._scale_tril, difference)
         else:
             with torch.autocast(value.device.type, enabled=False):
                 z = (difference.movedim(-3, -2) @ inverse.mT).movedim(-2, -3)
-        return -0.5 * (z.square().sum(-1) + LOG_2PI * z.shape[-1])
+        return z.square().sum(-1)
 
     def _inverse_tril(self) -> Tensor:
         """Inverse factors, shape (K, D, D), computed in float64 whatever the dtype."""
@@ -215,36 +224,26 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     def _joint_log_prob_observed(self, value: Tensor, observed: Tensor) -> Tensor:
         if is_traced():  # which patterns there are depends on values
             return self._masked_log_prob(value, observed)
-        leading = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        points, seen = (t.expand(*leading, -1).reshape(-1, t.shape[-1]) for t in (value, observed))
-        entry = self._entries(leading)
-        scores, order = [], []
-        for kept, _, rows in by_pattern(seen):
-            # Every mixture of the batch is integrated once, however many points it has.
-            entries, position = entry[rows].unique(return_inverse=True)
-            law = self._at(entries)
-            if kept:
-                law = law._marginal(kept)._at(position)
-                part = law._joint_log_prob(points[rows][:, kept])
-            else:
-                part = law.logits.expand(len(entries), -1)[position]
-            scores.append(part)
-            order.append(rows)
-        result = torch.cat(scores)[torch.cat(order).argsort()]
-        return result.reshape(*leading, self.num_components)
+        return self._scores_by_pattern(value, observed)
 
     def _masked_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
         """What `_joint_log_prob_observed` returns, by a factor for every point.
 
         Missing coordinates are replaced by independent ones of variance one, at their means.
         """
-        seen = observed.to(value.dtype).unsqueeze(-2)  # (*S, *B, 1, D)
+        seen = observed.to(value.dtype)
+        log_det, square = self._masked_squares(value, seen)
+        scores = -0.5 * (square + LOG_2PI * seen.sum(-1, keepdim=True))
+        return self._logits.log_softmax(-1) - log_det + scores
+
+    def _masked_squares(self, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Half log-determinants and squared distances of the coordinates seen, (*S, *B, K)."""
+        seen = seen.unsqueeze(-2)  # (*S, *B, 1, D)
         rows = seen.unsqueeze(-1) * self._tril
         missing = torch.diag_embed(1 - seen).expand_as(rows)
         tril = cholesky_of_rows(torch.cat([rows, missing], -1))
         z = whiten_components(tril, seen * (value.unsqueeze(-2) - self._loc))
-        scores = -0.5 * (z.square().sum(-1) + LOG_2PI * seen.sum(-1))
-        return self._logits.log_softmax(-1) - half_log_det(tril) + scores
+        return half_log_det(tril), z.square().sum(-1)
 
     def _draw(self, component: Tensor, noise: Tensor) -> Tensor:
         loc = pick(self._loc, component, 1)
@@ -275,6 +274,18 @@ class MixtureOfMultivariateNormals(FiniteMixture):
     def _condition(
         self, given: list[int], free: list[int], value: Tensor
     ) -> "MixtureOfMultivariateNormals":
+        peak, square, loc, tril = self._regress(given, free, value)
+        return MixtureOfMultivariateNormals(peak - 0.5 * square, loc, tril, validate_args=False)
+
+    def _regress(
+        self, given: list[int], free: list[int], value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What values (*N, given) of some coordinates say about the others.
+
+        Returns:
+            Log-weights plus log-densities of the given coordinates at their peak, and the values'
+            squared distances from there, (*N, K); means (*N, K, free), and factors of covariances.
+        """
         # With the given coordinates first, the Cholesky factor holds all that is needed.
         tril = cholesky_of_rows(self._tril[..., [*given, *free], :])
         count = len(given)
@@ -283,13 +294,8 @@ class MixtureOfMultivariateNormals(FiniteMixture):
         difference = value.unsqueeze(-2) - self._loc[..., given]  # (*N, K, given)
         z = whiten_components(tril_given, difference)
         shift = (cross @ z.unsqueeze(-1)).squeeze(-1)
-        logits = self._logits.log_softmax(-1) - half_log_det(tril_given) - 0.5 * LOG_2PI * count
-        return MixtureOfMultivariateNormals(
-            logits - 0.5 * z.square().sum(-1),
-            self._loc[..., free] + shift,
-            tril_free,
-            validate_args=False,
-        )
+        peak = self._logits.log_softmax(-1) - half_log_det(tril_given) - 0.5 * LOG_2PI * count
+        return peak, z.square().sum(-1), self._loc[..., free] + shift, tril_free
 
 
 register(MixtureOfMultivariateNormals)

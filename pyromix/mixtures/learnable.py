@@ -36,6 +36,8 @@ from .clusters import find_clusters, weighted_clusters
 from .covariance import FAMILIES, STRUCTURES, make_structure
 from .finite import FiniteMixture
 from .mixture_module import MixtureModule
+from .robust_clusters import find_robust_clusters
+from .tails import StudentTails, check_df
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +51,7 @@ Named = Literal[
 ]
 Covariance = Named | Family
 Missing = Literal["error", "marginalize"]
+Tails = Literal["normal", "student"]
 
 
 class GaussianMixture(MixtureModule[FiniteMixture]):
@@ -86,6 +89,11 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         hidden_dims: Widths of the hidden layers of the context's network.
         scale_floor: Smallest standard deviation, the root of `variance_floor`, in its place: the
             name that all models have in common.
+        tails: ``"normal"``, or ``"student"``: components are multivariate Student-t laws, whose
+            tails are heavy, and which outliers hardly move. Squared scales then stand for
+            variances everywhere above; not with ``"low_rank_precision"``.
+        df: Degrees of freedom of Student-t components: by default learned for every component, or,
+            ``"shared"``, one for all; a number is kept.
         standardize: Whether parameters are in units of the columns' own location and spread, as
             `initialize` finds them (``"spherical"``: of their common spread). Values, evidence
             and laws are in the user's units all the same. By default if units are far from those
@@ -111,8 +119,15 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         [3.0, 3.0]
     """
 
+    argument_additions: ClassVar[Mapping[str, Any]] = {
+        **MixtureModule.argument_additions,
+        "tails": "normal",
+        "df": None,
+    }
     argument_checks: ClassVar[Mapping[str, Check]] = {
         **MixtureModule.argument_checks,
+        "tails": one_of("normal", "student"),
+        "df": check_df,
         "covariance": one_of(*STRUCTURES, *FAMILIES),
         "rank": check_count,
         "missing": one_of("error", "marginalize"),
@@ -124,6 +139,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
     missing: Missing
     context_dim: int
     hidden_dims: tuple[int, ...]
+    tails: Tails
+    df: float | str | None
 
     def __init__(
         self,
@@ -137,6 +154,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (64, 64),
         scale_floor: float | None = None,
+        tails: Tails = "normal",
+        df: float | Literal["shared"] | None = None,
         standardize: Mode = "auto",
         validate_args: bool | None = None,
     ) -> None:
@@ -144,6 +163,15 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             variance_floor = check_floor("scale_floor", scale_floor) ** 2
         arguments = check_arguments(GaussianMixture.argument_checks, locals())
         dim, num_components = arguments["dim"], arguments["num_components"]
+        if arguments["tails"] == "normal" and arguments["df"] is not None:
+            raise ValueError(
+                f"Expected df for tails='student' alone, got df={df!r} for normal components."
+            )
+        if arguments["tails"] == "student" and covariance == "low_rank_precision":
+            raise ValueError(
+                "Expected scale factors for tails='student', got covariance='low_rank_precision'. "
+                "Use 'full', or normal tails."
+            )
         super().__init__(event_shape=(dim,), validate_args=validate_args)
         self.keep_arguments(arguments)
         self.structure = make_structure(
@@ -155,6 +183,11 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         for name, shape in self.structure.shapes.items():
             noise = 0.1 * torch.randn(shape) if name == "raw_factor" else torch.zeros(shape)
             self.register_parameter(name, nn.Parameter(noise))
+        self.student_tails: StudentTails | None = None
+        if self.tails == "student":
+            self.student_tails = StudentTails(num_components, self.df)
+            for name, start in self.student_tails.start().items():
+                self.register_parameter(name, nn.Parameter(start.to(self.loc)))
         self.network: Any = None
         if self.context_dim:
             sizes = [p.numel() for p in self._parameters_of_law().values()]
@@ -177,8 +210,11 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
 
     @property
     def scale(self) -> Tensor:
-        """Standard deviations of every coordinate in every component, shape (K, D)."""
-        return self.law.component_variance.sqrt()
+        """Standard deviations of every coordinate in every component, shape (K, D).
+
+        Of Student-t components it is the scales.
+        """
+        return self.law._squared_scale.sqrt()
 
     @property
     def num_free_parameters(self) -> int:
@@ -188,14 +224,15 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         weights sum to one, and the columns of a low-rank factor may be rotated. The network of a
         context is not counted, and frozen parameters are.
         """
-        return self.num_components - 1 + self.loc.numel() + self.structure.num_free
+        of_tails = sum(parameter.numel() for parameter in self._raw_tails().values())
+        return self.num_components - 1 + self.loc.numel() + self.structure.num_free + of_tails
 
     def columns_at_floor(self) -> Tensor | None:
         """Which columns have the smallest variance in every component, shape (D,)."""
         if self.conditional:
             return None
         with torch.no_grad():
-            variance = self.law.component_variance / self.units.scale.square()
+            variance = self.law._squared_scale / self.units.scale.square()
             return self.structure.variance.is_reached(variance).all(-2)
 
     def column_floors(self) -> Tensor:
@@ -320,7 +357,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         """Starts from clusters of the data: k-means from k-means++ seeds.
 
         Parameters that do not require gradients are left alone. Missing entries are filled with
-        their column's mean.
+        their column's mean. With Student-t components it is medians and quartiles in place of
+        means and standard deviations, and outliers have no clusters.
 
         Args:
             data: Points of shape (N, D): a tensor of the model's dtype and device, an array or
@@ -332,10 +370,10 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             ValueError: If the data does not fit or is not finite.
         """
         x, _ = split_batch(data, like=self.loc)
-        observed = self._observed(x)
+        observed, heavy = self._observed(x), self.student_tails is not None
         if self.missing == "marginalize":
-            fill = x.nanmean(0).nan_to_num(0.0)
-            x = torch.where(x.isnan(), fill, x)
+            fill = x.nanmedian(0).values if heavy else x.nanmean(0)
+            x = torch.where(x.isnan(), fill.nan_to_num(0.0), x)
         x = check_value(self, x, like=self.loc).reshape(-1, self.dim)
         if len(x) == 0 or not x.isfinite().all():
             raise ValueError(
@@ -346,18 +384,22 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         if self.loc.requires_grad:
             seen = None if observed is None else observed.reshape(x.shape).to(x.dtype)
             common = self.structure.isotropic
-            self.units.adapt(x, seen, mode=self.standardize, common=common)
+            self.units.adapt(x, seen, mode=self.standardize, common=common, robust=heavy)
         x = self.units(x)
         matrices = self.structure.full_moments
         if responsibilities is None:
-            clusters = find_clusters(x, self.num_components, covariances=matrices)
+            find = find_robust_clusters if heavy else find_clusters
+            clusters = find(x, self.num_components, covariances=matrices)
         else:
             given = as_rows(
                 "responsibilities", responsibilities, self.num_components, like=self.loc
             )
             clusters = weighted_clusters(x, self._checked(given, x), covariances=matrices)
         raw = {name: p.detach().double() for name, p in self._raw().items()}
-        self._assign(clusters.weights.log(), clusters.loc, self.structure.start(clusters, x, raw))
+        estimated = self.structure.start(clusters, x, raw)
+        if self.student_tails is not None:
+            estimated |= self.student_tails.start()
+        self._assign(clusters.weights.log(), clusters.loc, estimated)
         super().initialize(x)
 
     def _checked(self, responsibilities: Tensor, x: Tensor) -> Tensor:
@@ -378,9 +420,15 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         """The parameters of the covariances."""
         return {name: getattr(self, name) for name in self.structure.shapes}
 
+    def _raw_tails(self) -> dict[str, Tensor]:
+        """The parameters of the tails, of Student-t components."""
+        if self.student_tails is None:
+            return {}
+        return {name: getattr(self, name) for name in self.student_tails.shapes}
+
     def _parameters_of_law(self) -> dict[str, Tensor]:
         """All parameters but the network's, in the order in which that returns changes."""
-        return {"logits": self.logits, "loc": self.loc, **self._raw()}
+        return {"logits": self.logits, "loc": self.loc, **self._raw(), **self._raw_tails()}
 
     def _law_given(self, context: Any = None) -> FiniteMixture:
         """The mixture, given contexts of shape (*B, context_dim) if it is conditional."""
@@ -389,6 +437,8 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             parameters = self._shifted(parameters, context)
         raw = {name: parameters[name] for name in self.structure.shapes}
         mixture = self.structure.mixture(parameters["logits"], parameters["loc"], raw)
+        if self.student_tails is not None:
+            mixture = self.student_tails.mixture(mixture, parameters)
         mixture = mixture._in_units(self.units.loc, self.units.scale)
         mixture._validate_args = self._validate_args
         return mixture

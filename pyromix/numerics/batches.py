@@ -90,7 +90,7 @@ def pick(parameter: Tensor, component: Tensor, tail: int) -> Tensor:
     k = parameter.dim() - tail - 1
     if parameter.shape[k] == 1:  # shared by all components
         parameter = parameter.squeeze(k)
-        return parameter.expand(*component.shape, *parameter.shape[k:])
+        return parameter.expand(Size((*component.shape, *parameter.shape[k:])))
     if k == 0:
         return parameter[component]
     index = component.reshape(*component.shape, *[1] * (tail + 1))

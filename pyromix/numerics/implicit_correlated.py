@@ -1,4 +1,4 @@
-r"""Exact pathwise gradients through samples of a mixture of correlated normals.
+r"""Exact pathwise gradients through samples of a mixture of correlated normals or Student-t laws.
 
 As for diagonal normals (see `pyromix.numerics.implicit_diagonal`), a sample moves with the
 parameters such that the uniforms
@@ -31,10 +31,26 @@ and the cost is O(N K D r + K D r^3). With covariance :math:`\operatorname{diag}
     R_{ii} = (d_i + W_i^\top M_i W_i)^{-1/2}, \qquad
     M_i = \Big(I + \sum_{j < i} \frac{W_j W_j^\top}{d_j}\Big)^{-1} .
 
+A Student-t component given the coordinates before d is one of :math:`\nu + d - 1` degrees of
+freedom, whose scale is that of the normal times
+
+.. math:: s_d = \sqrt{\frac{\nu + q_{<d}}{\nu + d - 1}}, \qquad q_{<d} = \sum_{e<d} z_e^2 .
+
+With :math:`\tau_d = z_d / s_d`, its distribution function T and density t in place of the
+normal's, the same equations hold once :math:`r \varphi` is :math:`r \, t(\tau) / s`, and
+:math:`r (\Phi - F)` is
+
+.. math:: \frac{r}{\nu + q_{<d}} \big((\nu + d - 1) (T(\tau_d) - F_d) + \tau_d \, t(\tau_d)\big) .
+
 All is computed in float64.
 """
 
-__all__ = ["reparameterize_factors", "reparameterize_full", "reparameterize_low_rank"]
+__all__ = [
+    "reparameterize_factors",
+    "reparameterize_full",
+    "reparameterize_low_rank",
+    "reparameterize_student",
+]
 
 import math
 from abc import ABC, abstractmethod
@@ -45,6 +61,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .implicit_diagonal import mass_from_nearer_end
+from .student_cdf import student_tails
+from .student_density import student_log_prob
 from .triangular import inverse_tril
 
 # Numbers z of samples that are worked on together.
@@ -69,7 +87,7 @@ def reparameterize_full(
     Returns:
         The samples, with a backward pass by implicit differentiation (differentiable once).
     """
-    return _Implicit.apply(_Full, batch_dim, x, logits, loc, scale_tril)
+    return _Implicit.apply(_Full, False, batch_dim, x, logits, loc, scale_tril)
 
 
 def reparameterize_low_rank(
@@ -88,7 +106,36 @@ def reparameterize_low_rank(
     Returns:
         The samples, with a backward pass by implicit differentiation (differentiable once).
     """
-    return _Implicit.apply(_LowRank, batch_dim, x, logits, loc, diag, factor)
+    return _Implicit.apply(_LowRank, False, batch_dim, x, logits, loc, diag, factor)
+
+
+def reparameterize_student(
+    x: Tensor,
+    batch_dim: int,
+    logits: Tensor,
+    df: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    *,
+    diagonal: bool,
+) -> Tensor:
+    r"""Lets gradients flow from samples of a mixture of Student-t laws to its parameters.
+
+    Args:
+        x: Samples of the mixture, shape (\*S, \*B, D), without a graph.
+        batch_dim: Number of dimensions of B.
+        logits: Unnormalised log-weights, shape broadcastable to (\*B, K).
+        df: Degrees of freedom, shape broadcastable to (\*B, K).
+        loc: Locations, shape broadcastable to (\*B, K, D).
+        scale: Scales, shape broadcastable to (\*B, K, D); or Cholesky factors of the scale
+            matrices, shape broadcastable to (\*B, K, D, D).
+        diagonal: Which of them they are.
+
+    Returns:
+        The samples, with a backward pass by implicit differentiation (differentiable once).
+    """
+    whitening = _Diagonal if diagonal else _Full
+    return _Implicit.apply(whitening, True, batch_dim, x, logits, loc, scale, df)
 
 
 def reparameterize_factors(
@@ -107,7 +154,7 @@ def reparameterize_factors(
     Returns:
         The samples, with a backward pass by implicit differentiation (differentiable once).
     """
-    return _Implicit.apply(_Factors, batch_dim, x, logits, loc, diag, factor)
+    return _Implicit.apply(_Factors, False, batch_dim, x, logits, loc, diag, factor)
 
 
 class _Whitening(ABC):
@@ -152,6 +199,21 @@ class _Full(_Whitening):
             self._carried[..., :j] += torch.einsum(
                 "...kij,n...ki->n...j", self._matrix[..., block, :j], self._h[..., block]
             )
+
+
+class _Diagonal(_Whitening):
+    """Whitening by scales of every coordinate."""
+
+    def __init__(self, x: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.rate = scale.reciprocal().expand(torch.broadcast_shapes(loc.shape, scale.shape))
+        self.z = (x.unsqueeze(-2) - loc) * self.rate
+        self._nothing = torch.zeros_like(x[..., 0])
+
+    def cross(self, j: int) -> Tensor:  # noqa: ARG002
+        return self._nothing
+
+    def add(self, j: int, h: Tensor) -> None:
+        """No other coordinate depends on it."""
 
 
 class _LowRank(_Whitening):
@@ -207,12 +269,13 @@ class _Implicit(torch.autograd.Function):
     def forward(
         ctx: Any,
         whitening: type[_Whitening],
+        heavy: bool,
         batch_dim: int,
         x: Tensor,
         logits: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        ctx.whitening, ctx.batch_dim = whitening, batch_dim
+        ctx.whitening, ctx.heavy, ctx.batch_dim = whitening, heavy, batch_dim
         ctx.save_for_backward(x, logits, *parameters)
         return x.clone()
 
@@ -220,15 +283,16 @@ class _Implicit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        grads = _backward(ctx.whitening, ctx.batch_dim, grad, x, parameters)
-        return None, None, None, *grads
+        grads = _backward(ctx.whitening, ctx.heavy, ctx.batch_dim, grad, x, parameters)
+        return None, None, None, None, *grads
 
 
 def _backward(
-    whitening: Any, batch_dim: int, grad: Tensor, x: Tensor, parameters: list[Tensor]
+    whitening: Any, heavy: bool, batch_dim: int, grad: Tensor, x: Tensor, parameters: list[Tensor]
 ) -> list[Tensor]:
     """Gradients in the parameters, summed over blocks of samples."""
     logits, *rest = leaves = [p.detach().double().requires_grad_() for p in parameters]
+    df = rest.pop() if heavy else None
     batch_shape = x.shape[x.dim() - 1 - batch_dim : -1]
     x, grad = (t.reshape(-1, *batch_shape, t.shape[-1]).double() for t in (x, grad))
     rows = max(1, BLOCK_NUMBERS // (batch_shape.numel() * rest[0].shape[-2:].numel()))
@@ -236,32 +300,68 @@ def _backward(
     for x_part, grad_part in zip(x.split(rows), grad.split(rows), strict=True):
         with torch.enable_grad():
             whitened = whitening(x_part, *rest)
-            cdf, weights, excess = _distribution(whitened, logits)
+            if df is None:
+                cdf, slope, excess = _normal_distribution(whitened, logits)
+            else:
+                cdf, slope, excess = _student_distribution(whitened, logits, df)
         with torch.no_grad():
-            v = _back_substitute(whitened, grad_part, weights.detach(), excess.detach())
+            v = _back_substitute(whitened, grad_part, slope.detach(), excess.detach())
         for accumulated, part in zip(total, torch.autograd.grad(cdf, leaves, -v), strict=True):
             accumulated += part
     return [t.to(p.dtype) for t, p in zip(total, parameters, strict=True)]
 
 
-def _distribution(whitened: _Whitening, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """F less a constant, (N, *B, D), and r and r (Phi - F), (N, *B, K, D)."""
+def _normal_distribution(whitened: _Whitening, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """F less a constant, (N, *B, D), and r phi and r (Phi - F), (N, *B, K, D)."""
     z = whitened.z
     log_prob = whitened.rate.log() - 0.5 * z.square()
     before = logits.log_softmax(-1).unsqueeze(-1) + _sums_before(log_prob, -1)
     weights = before.softmax(-2)
     mass = mass_from_nearer_end(z, weights, -2)
     cdf = (weights * mass).sum(-2)
-    return cdf, weights, weights * (mass - cdf.unsqueeze(-2))
+    slope = weights * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    return cdf, slope, weights * (mass - cdf.unsqueeze(-2))
 
 
-def _back_substitute(
-    whitened: _Whitening, grad: Tensor, weights: Tensor, excess: Tensor
-) -> Tensor:
+def _student_distribution(
+    whitened: _Whitening, logits: Tensor, df: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of Student-t components, with what stands for r phi and r (Phi - F)."""
+    z, df = whitened.z, df.unsqueeze(-1)  # (N, *B, K, D), (*B, K, 1)
+    place = torch.arange(z.shape[-1], dtype=z.dtype, device=z.device)
+    before = _sums_before(z.square(), -1)  # q of the coordinates before each one
+    infinite = df.isinf()
+    finite = torch.where(infinite, 1.0, df)
+    # s^2, with a well-defined gradient where it is one.
+    stretch = torch.where(infinite, 1.0, (finite + before) / (finite + place))
+    tau = z / stretch.sqrt()
+    peak = whitened.rate.log() - 0.5 * math.log(2 * math.pi) - 0.5 * stretch.log()
+    own_df = df + place
+    log_prob = student_log_prob(peak, tau.square(), own_df, 1)
+    weights = logits.log_softmax(-1).unsqueeze(-1) + _sums_before(log_prob, -1)
+    weights = weights.softmax(-2)
+    mass = _student_mass(tau, own_df, weights)
+    cdf = (weights * mass).sum(-2)
+    # The density of z_d, in whose units the matrices R are.
+    slope = weights * (log_prob - whitened.rate.log()).exp()
+    pull = torch.where(infinite, 1.0, (finite + place) / (finite + before))
+    extra = torch.where(infinite, 0.0, z * slope / (finite + before))
+    return cdf, slope, weights * pull * (mass - cdf.unsqueeze(-2)) + extra
+
+
+def _student_mass(tau: Tensor, df: Tensor, weights: Tensor) -> Tensor:
+    """The distribution function from the nearer end; see `mass_from_nearer_end`."""
+    tail = student_tails(tau, df)
+    lower = torch.where(tau < 0, tail, 1 - tail)
+    negative_upper = torch.where(tau < 0, tail - 1, -tail)
+    above = (weights * lower).sum(-2, keepdim=True) > 0.5
+    return torch.where(above, negative_upper, lower)
+
+
+def _back_substitute(whitened: _Whitening, grad: Tensor, slope: Tensor, excess: Tensor) -> Tensor:
     """Solves J^T v = g for v, shape (N, *B, D)."""
     z, rate = whitened.z.detach(), whitened.rate.detach()
-    slope = weights * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)  # r phi
-    later = torch.zeros_like(weights[..., 0])  # sum over d > j of v_d r_d (Phi_d - F_d)
+    later = torch.zeros_like(slope[..., 0])  # sum over d > j of v_d r_d (Phi_d - F_d)
     v = torch.empty_like(grad)
     for j in reversed(range(grad.shape[-1])):
         pull = z[..., j] * later

@@ -13,6 +13,7 @@ from pyromix import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
+    MixtureOfStudentT,
 )
 
 
@@ -82,6 +83,23 @@ def test_cdf_of_several_independent_coordinates():
         law.icdf(torch.tensor(0.5))
     with pytest.raises(ValueError, match="from 0 to 1"):
         diagonal(dim=1).icdf(torch.tensor(1.5))
+
+
+def test_cdf_and_icdf_of_heavy_tails():
+    normals, df = diagonal(dim=1, k=3), torch.tensor([0.7, 3.0, torch.inf])
+    law = MixtureOfStudentT.of(normals, df)
+    x = torch.linspace(-30, 30, 61).unsqueeze(-1)
+    expected = sum(
+        float(law.logits[k].exp())
+        * scipy.stats.t(float(df[k]), float(law.loc[k, 0]), float(law.scale[k, 0])).cdf(x[:, 0])
+        for k in range(3)
+    )
+    torch.testing.assert_close(law.cdf(x), torch.as_tensor(expected))
+    torch.testing.assert_close(law.icdf(law.cdf(x)), x)
+    with pytest.raises(NotImplementedError, match="merged"):
+        law.reduce(1)
+    with pytest.raises(ValueError, match="mixtures of normals"):
+        law.kl_bounds(normals)
 
 
 # ---- divergences ------------------------------------------------------------------------------
@@ -179,6 +197,14 @@ def test_ellipses_hold_their_share_and_are_drawn():
         normal = MultivariateNormal(law.loc[k], scale_tril=law.scale_tril[k])
         inside = Path(outline.numpy()).contains_points(normal.sample((20_000,)).numpy())
         assert np.mean(inside) == pytest.approx(0.8, abs=0.02)
+    heavy = MixtureOfStudentT.of(law, torch.tensor([1.5, torch.inf]))
+    wide, same = heavy.ellipses(0.8)
+    torch.testing.assert_close(same, outlines[1])
+    alone = MixtureOfStudentT(
+        torch.zeros(1), torch.tensor([1.5]), law.loc[:1], scale_tril=law.scale_tril[:1]
+    )
+    inside = Path(wide.numpy()).contains_points(alone.sample((20_000,)).numpy())
+    assert np.mean(inside) == pytest.approx(0.8, abs=0.02)
     ax = law.plot(plt.figure().add_subplot(), data=law.sample((50,)))
     assert len(ax.lines) == 2
     assert len(ax.collections[0].get_offsets()) == 50

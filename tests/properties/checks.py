@@ -79,8 +79,7 @@ def in_double(law):
     """A copy of a law in float64."""
     if isinstance(law, torch.nn.Module):
         return copy.deepcopy(law).double()
-    parameters = {name: getattr(law, name) for name in law.arg_constraints}
-    return type(law)(**{name: tensor.double() for name, tensor in parameters.items()})
+    return law.map_tensors(torch.Tensor.double)
 
 
 def check_scores(scores, reference, dtype):

@@ -26,6 +26,7 @@ from pyromix import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
+    MixtureOfStudentT,
     Observed,
     RelaxedGaussianMixture,
     class_conditional,
@@ -67,6 +68,10 @@ def tensor_laws(draw, kind, batches=((), (2,), (0,), (2, 1))):
         scales = (scale**2, normal(k, dim, rank) * spread)
     else:
         scales = (scale,)
+    if kind is MixtureOfStudentT:
+        df = draw(st.sampled_from([1.0, 5.0, math.inf])) * (1.0 + normal(k).abs())
+        parameters = (logits, df, loc, *scales)
+        return kind(*(x.to(dtype) for x in parameters))
     return kind(*(x.to(dtype) for x in (logits, loc, *scales)))
 
 
@@ -161,6 +166,7 @@ TENSOR_LAWS = {
         MixtureOfMultivariateNormals,
         MixtureOfLowRankNormals,
         MixtureOfLowRankPrecisionNormals,
+        MixtureOfStudentT,
     )
 }
 
@@ -173,6 +179,7 @@ MODULES = {
         )
     },
     "GaussianMixture-gaps": modules(_mixture("full", missing="marginalize")),
+    "GaussianMixture-student": modules(_mixture("full", missing="marginalize", tails="student")),
     "RelaxedGaussianMixture": modules(
         lambda draw: RelaxedGaussianMixture(
             *(draw(st.integers(1, 3)) for _ in range(2)),
@@ -207,6 +214,7 @@ TAKES_EVIDENCE = {
         "MixtureOfMultivariateNormals": MixtureOfMultivariateNormals,
         "MixtureOfLowRankNormals": MixtureOfLowRankNormals,
         "MixtureOfLowRankPrecisionNormals": MixtureOfLowRankPrecisionNormals,
+        "MixtureOfStudentT": MixtureOfStudentT,
         "GaussianMixture-diagonal": None,
         "GaussianMixture-full": None,
         "GaussianMixture-low_rank": None,

@@ -25,15 +25,18 @@ from ...training.history import History
 from ...training.integers import warn_about_integers
 from ..learnable import GaussianMixture
 from .maximization import is_alive, maximize, step_size
-from .products import Expectation
 from .rows import SAMPLE_ROWS, Rows, Source, Survey, TensorSource, make_source, survey
 from .statistics import Statistics, joint_log_prob
+from .student import make_expectation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # Scores are computed for this many numbers (points x components) at once.
 BLOCK_SCORES = 2**20
+
+# The likelihood falls by rounding up to this share of it.
+ROUNDING = 1e-12
 
 # Put elsewhere, it has this many iterations to raise the likelihood, at so many places.
 TRIAL_STEPS = 10
@@ -60,6 +63,7 @@ def fit_em(
     On all data the likelihood rises with every step until it is stationary. A component that has
     lost its points takes over half of another one's, if that raises the likelihood.
     With ``missing="marginalize"`` the missing entries are integrated out, for every covariance.
+    With ``tails="student"`` far points count for less, and degrees of freedom are estimated, too.
 
     The data may be larger than memory: every iteration is one pass over them, in blocks.
 
@@ -188,13 +192,18 @@ class _Run:
         model.units.loc.zero_()
         model.units.scale.fill_(1.0)
         # Near the origin sums of squares cancel less.
-        self.centre = torch.where(seen.observed > 0, self.units(seen.mean), 0.0)
+        centre = self.units(seen.mean)
+        if model.student_tails is not None:  # whose outliers have no say
+            centre = self.units(seen.sample.double()).nanmedian(0).values.nan_to_num(0.0)
+        self.centre = torch.where(seen.observed > 0, centre, 0.0)
         self.model.loc.sub_(self.centre)
         loc = self.units.loc + self.centre * self.units.scale
         place = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
         square = (seen.variance + (seen.mean - loc).square()) / self.units.scale.square()
         self.rows = Rows(source, loc, self.units.scale, square, seen.has_gaps, *place)
-        self.expectation = Expectation(model.structure, self.rows, dtype)
+        self.expectation = make_expectation(model, self.rows, dtype)
+        # Whether the scale of the hidden factors is estimated, too; see `maximize`.
+        self.expanded = model.student_tails is not None
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end
 
@@ -217,6 +226,12 @@ class _Run:
         for _ in range(steps):
             statistics = self._statistics()
             mean = float(statistics.log_prob) / self.seen.total
+            if mean < previous and self.expanded and previous - mean > ROUNDING * abs(mean):
+                # Where a floor is reached, the expanded step is none up: go on by plain ones.
+                self.expanded = False
+                self._restore(saved)
+                previous = -math.inf
+                continue
             if mean < previous:  # by rounding
                 self._restore(saved)
                 self._say_converged()
@@ -242,7 +257,7 @@ class _Run:
                 order, position = torch.randperm(count, device=device), 0
             index = order[position : position + self.batch_size]
             position += self.batch_size
-            expectation = Expectation(self.model.structure, self.rows.take(index))
+            expectation = make_expectation(self.model, self.rows.take(index))
             statistics = expectation.around_origin(self.model.law)
             statistics = statistics.times(count / len(index))
             rate = 1.0 if average is None else step_size(step)
@@ -263,7 +278,7 @@ class _Run:
 
     def _maximize(self, statistics: Statistics) -> None:
         """The M-step."""
-        maximize(self.model, statistics, self._point)
+        maximize(self.model, statistics, self._point, expanded=self.expanded)
 
     def _record(self, loss: float, rate: float, start: float) -> None:
         """Adds an iteration to the history and to the progress bar."""
@@ -295,7 +310,7 @@ class _Run:
             trial = Rows.of(self._sample())
         assert trial.all is not None
         x, _ = trial.all
-        expectation = Expectation(self.model.structure, trial) if sampled else self.expectation
+        expectation = make_expectation(self.model, trial) if sampled else self.expectation
         best = float(expectation(law).log_prob) if sampled else before
         blocks = x.split(max(1, BLOCK_SCORES // len(weight)))
         scores = torch.cat([joint_log_prob(law, block) for block in blocks])
@@ -311,11 +326,12 @@ class _Run:
             share = weight.clone()
             share[donor] = share[dead] = 0.5 * weight[donor]
             self.model.logits.copy_((share / share.sum()).log())
-            for parameter in self.model._raw().values():
+            for parameter in (self.model._raw() | self.model._raw_tails()).values():
                 if len(parameter) == len(weight):
                     parameter[dead] = parameter[donor]
             for _ in range(TRIAL_STEPS):
-                maximize(self.model, expectation(self.model.law), self._point)
+                statistics = expectation(self.model.law)
+                maximize(self.model, statistics, self._point, expanded=self.expanded)
             total = float(expectation(self.model.law).log_prob)
             if total > best:
                 best, best_state = total, self._state()

@@ -4,6 +4,7 @@ __all__ = ["OnlineEM"]
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from ...core.checks import check_count, number
 from ...core.conversions import TensorLike
 from ..learnable import GaussianMixture
 from ..low_rank_covariance import MixtureOfLowRankNormals
+from ..student import MixtureOfStudentT
 from .factors import second_moments
 from .fit_em import check_fittable, fit_em
 from .maximization import maximize, step_size
-from .products import Expectation
 from .rows import Rows, make_source, survey
 from .statistics import Statistics
+from .student import make_expectation
 
 # Rows for each component that are waited for before a start, and iterations that it takes.
 ROWS_PER_COMPONENT = 20
@@ -108,11 +110,12 @@ class OnlineEM:
         model.units.loc.zero_()
         model.units.scale.fill_(1.0)
         if self._average is None:  # near the origin sums of squares cancel less
-            self._centre = model.mean.clone()
+            self._centre = model.law._centre.clone()
         model.loc.sub_(self._centre)
         total = float(weight.sum())
         rows = Rows.of(units(x.double()) - self._centre, weight.double())
-        own = Expectation(model.structure, rows).around_origin(model.law).times(1 / total)
+        expectation: Any = make_expectation(model, rows)
+        own: Statistics = expectation.around_origin(model.law).times(1 / total)
         log_scale = torch.where(x.isnan(), 0.0, units.scale.log()).sum(-1)
         log_prob = float(own.log_prob) - float(weight.double() @ log_scale) / total
         if alone:
@@ -132,8 +135,14 @@ class OnlineEM:
 
 def statistics_of(model: GaussianMixture) -> Statistics:
     """What is expected of the statistics of a point, around the origin, by the mixture itself."""
-    law, structure = model.law, model.structure
+    law: Any = model.law
+    structure, tails = model.structure, {}
     weight, loc = law.logits.exp(), law.loc
+    if isinstance(law, MixtureOfStudentT):  # of hidden factors g with E[g] = 1
+        half = 0.5 * law.df
+        log_factor = torch.where(half.isinf(), 0.0, half.digamma() - half.log())
+        tails = {"mass": weight, "log_factor": weight * log_factor}
+        law = law._normals
     if isinstance(law, MixtureOfLowRankNormals):  # whose factors z have E[x z^T] = W
         rank = law._factor.shape[-1]
         identity = torch.eye(rank, dtype=loc.dtype, device=loc.device).expand(len(loc), -1, -1)
@@ -146,4 +155,5 @@ def statistics_of(model: GaussianMixture) -> Statistics:
     within = weight.reshape(-1, *[1] * (within.dim() - 1)) * within
     second = structure.pool(within) + structure.outer(weight, loc)
     none = law.mean.new_zeros(())
-    return Statistics(none, weight, weight.unsqueeze(-1) * loc, second, torch.zeros_like(law.loc))
+    first = weight.unsqueeze(-1) * loc
+    return Statistics(none, weight, first, second, torch.zeros_like(law.loc), **tails)

@@ -615,7 +615,7 @@ class _FactorSums(_Sums):
 
     def moments(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         inverse = inverse_tril(self.tril)
-        cross = self.cross.reshape(*self.shape, -1).mT @ inverse
+        cross = self.cross.reshape(*self.shape, self.first.shape[-1]).mT @ inverse
         identity = torch.diag_embed(weight.unsqueeze(-1).expand(self.shape))
         inner = inverse.mT @ (self.inner + identity) @ inverse
         first_z = (self.first_y.unsqueeze(-2) @ inverse).squeeze(-2)

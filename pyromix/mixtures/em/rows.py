@@ -4,7 +4,16 @@ Sums over all rows are all that expectation maximisation needs. Where the rows a
 them is made: each block is brought into the units of the parameters when its turn comes.
 """
 
-__all__ = ["SAMPLE_ROWS", "Rows", "Source", "Survey", "TensorSource", "make_source", "survey"]
+__all__ = [
+    "SAMPLE_ROWS",
+    "Rows",
+    "Source",
+    "Survey",
+    "TensorSource",
+    "make_source",
+    "split_rows",
+    "survey",
+]
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -336,16 +345,19 @@ class Rows:
     def blocks(self, size: int, dtype: torch.dtype = torch.float64) -> Iterator[Weighted]:
         """This process's part, in blocks of at most so many rows, and their weights."""
         if self.all is not None:
-            yield from _split(*self.all, size, dtype)
+            yield from split_rows(*self.all, size, dtype)
             return
         for x, weight in self.source.chunks(*self.place):
-            yield from _split(self._converted(x), weight, size, dtype)
+            yield from split_rows(self._converted(x), weight, size, dtype)
 
     def _converted(self, x: Tensor) -> Tensor:
         return (x.double() - self.loc) / self.scale
 
 
-def _split(x: Tensor, weight: Tensor | None, size: int, dtype: torch.dtype) -> Iterator[Weighted]:
+def split_rows(
+    x: Tensor, weight: Tensor | None, size: int, dtype: torch.dtype = torch.float64
+) -> Iterator[Weighted]:
+    """Rows (n, D) and their weights (n,) in blocks of at most so many."""
     blocks = x.split(size)
     weights = [None] * len(blocks) if weight is None else weight.split(size)
     for block, w in zip(blocks, weights, strict=True):

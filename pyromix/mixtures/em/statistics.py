@@ -62,6 +62,10 @@ class Statistics(NamedTuple):
     those of points and factors, (K, D + r, 1 + r), see `LowRank.outer`."""
     reference: Tensor
     """The points c, (K, D)."""
+    mass: Tensor | None = None
+    """Sum of r u, (K,), in place of r in both moments; None where u is one. See `student`."""
+    log_factor: Tensor | None = None
+    """Sum of r E[log g], (K,), where there is a mass."""
 
     def plus(self, other: "Statistics") -> "Statistics":
         """The sums over both, which have the same reference points."""
@@ -71,6 +75,8 @@ class Statistics(NamedTuple):
             self.first + other.first,
             self.second + other.second,
             self.reference,
+            _sum(self.mass, other.mass),
+            _sum(self.log_factor, other.log_factor),
         )
 
     def times(self, factor: float) -> "Statistics":
@@ -81,6 +87,8 @@ class Statistics(NamedTuple):
             self.first * factor,
             self.second * factor,
             self.reference,
+            None if self.mass is None else self.mass * factor,
+            None if self.log_factor is None else self.log_factor * factor,
         )
 
     def over_processes(self, fabric: "Fabric | None") -> "Statistics":
@@ -93,6 +101,11 @@ class Statistics(NamedTuple):
         sums = flat.split([p.numel() for p in parts])
         log_prob, weight, first, second = map(Tensor.reshape_as, sums, parts)
         return Statistics(log_prob, weight, first, second, self.reference)
+
+
+def _sum(first: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of what both have, or None."""
+    return None if first is None or other is None else first + other
 
 
 def joint_log_prob(law: FiniteMixture, x: Tensor) -> Tensor:
