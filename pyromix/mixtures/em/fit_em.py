@@ -24,6 +24,7 @@ from ...training.history import History
 from ...training.integers import warn_about_integers
 from ..covariance import Moments
 from ..learnable import GaussianMixture
+from .prior import ConjugatePrior, PseudoPoints, check_prior
 from .products import Expectation
 from .statistics import Statistics, joint_log_prob
 
@@ -49,6 +50,7 @@ def fit_em(
     batch_size: int | None = None,
     tolerance: float = 1e-4,
     restarts: int = 1,
+    prior: ConjugatePrior | None = None,
     initialize: bool | None = None,
     seed: int | None = None,
     progress_bar: bool = True,
@@ -67,13 +69,16 @@ def fit_em(
         tolerance: Rise of the mean log-likelihood, in nats, below which to stop. Not used with
             minibatches.
         restarts: Number of runs from different starts, of which the best is kept.
+        prior: Of means, covariances and weights. With it, wherever the likelihood is spoken of
+            here, the posterior density of the parameters is meant.
         initialize: Whether to start from clusters; by default if the model was never initialised
             or trained. Restarts always do.
         seed: Seed of starts and minibatches; by default drawn from PyTorch's global generator.
         progress_bar: Whether to show a bar with the loss.
 
     Returns:
-        Mean negative log-likelihood before every iteration (on its minibatch), and timings.
+        Mean negative log-likelihood before every iteration (on its minibatch), and timings. With
+        a prior, less its log-density divided by the number of points, up to a constant.
 
     Raises:
         ValueError: If model or data do not fit.
@@ -100,6 +105,7 @@ def fit_em(
         raise ValueError("Expected points alone, got a tuple: leave labels out.")
     data = data if isinstance(data, Tensor) else as_tensor("data", data, like=model.loc)
     x = _check_data(model, data)
+    prior = check_prior(prior)
     if batch_size is not None:
         batch_size = min(check_positive_int("batch_size", batch_size), len(data))
     initialize = not bool(model.initialized) if initialize is None else initialize
@@ -111,7 +117,7 @@ def fit_em(
             copied = copy.deepcopy(model)
             if initialize or attempt or restarts > 1:
                 copied.initialize(data)
-            run = _Run(copied.double(), x, batch_size, bar)
+            run = _Run(copied.double(), x, batch_size, bar, prior)
             history = run.train(steps, tolerance)
             if best is None or run.log_likelihood > best[0]:
                 best = run.log_likelihood, copied, history
@@ -135,7 +141,12 @@ class _Run:
     """One run of the algorithm from one start."""
 
     def __init__(
-        self, model: GaussianMixture, x: Tensor, batch_size: int | None, bar: tqdm
+        self,
+        model: GaussianMixture,
+        x: Tensor,
+        batch_size: int | None,
+        bar: tqdm,
+        prior: ConjugatePrior | None,
     ) -> None:
         self.model, self.batch_size, self.bar = model, batch_size, bar
         # Meanwhile the data are in the units of the parameters.
@@ -150,6 +161,10 @@ class _Run:
         self.x = x - self.centre
         self.model.loc.sub_(self.centre)
         self.expectation = Expectation(model.structure, self.x)
+        self.prior: PseudoPoints | None = None
+        if prior is not None:
+            covariance = prior.covariance(model.structure, self.x, self.units.scale)
+            self.prior = PseudoPoints(prior, model.structure, covariance)
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end
 
@@ -171,7 +186,7 @@ class _Run:
         previous, saved, may_revive = -math.inf, self._state(), True
         for _ in range(steps):
             statistics = self.expectation(self.model.law)
-            mean = float(statistics.log_prob) / len(self.x)
+            mean = (float(statistics.log_prob) + self._log_prior()) / len(self.x)
             if mean < previous:  # by rounding
                 self._restore(saved)
                 self._say_converged()
@@ -204,7 +219,7 @@ class _Run:
             if average is not None:
                 statistics = average.times(1 - rate).plus(statistics.times(rate))
             average = statistics
-            self._record(-float(average.log_prob) / count, rate, start)
+            self._record(-(float(average.log_prob) + self._log_prior()) / count, rate, start)
             self._maximize(average)
 
     def _record(self, loss: float, rate: float, start: float) -> None:
@@ -223,6 +238,9 @@ class _Run:
     def _maximize(self, statistics: Statistics) -> None:
         """The M-step. Dead components keep their means and, where it is theirs, covariance."""
         model, weight = self.model, statistics.weight
+        if self.prior is not None:  # with points of its own no component is dead
+            model._assign(*self.prior.maximize(statistics, model._raw()))
+            return
         tiny = torch.finfo(weight.dtype).tiny
         mean = statistics.first / weight.clamp(min=tiny).unsqueeze(-1)
         second = statistics.second - model.structure.outer(weight, mean)
@@ -284,8 +302,14 @@ class _Run:
         return best_state is not None
 
     def _total(self) -> float:
-        """Log-likelihood of all data."""
-        return float(self.expectation(self.model.law).log_prob)
+        """Log-likelihood of all data, and log-density of the prior."""
+        return float(self.expectation(self.model.law).log_prob) + self._log_prior()
+
+    def _log_prior(self) -> float:
+        """Log-density of the prior at the present parameters, up to a constant."""
+        if self.prior is None:
+            return 0.0
+        return float(self.prior.log_prob(self.model.law, self.model._raw()))
 
     def _state(self) -> dict[str, Tensor]:
         """A copy of the parameters, by name."""
