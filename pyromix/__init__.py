@@ -10,6 +10,7 @@ __all__ = [
     "CategoricalPrior",
     "ClassConditional",
     "ConditionalFoldingCoupling",
+    "ConjugatePrior",
     "DistributionModule",
     "Flow",
     "Fold",
@@ -33,10 +34,12 @@ __all__ = [
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
     "Top",
+    "VBResult",
     "class_conditional",
     "dequantize",
     "fit",
     "fit_em",
+    "fit_vb",
     "load",
     "load_law",
     "near_identity",
@@ -97,6 +100,7 @@ from .frmdn import FRMDN
 from .hierarchy import HierarchicalDRMM, Level, Top
 from .maxent import MaximumEntropy
 from .mixtures import (
+    ConjugatePrior,
     GaussianMixture,
     LowRankPrecisionNormal,
     MixtureOfLowRankPrecisionNormals,
@@ -104,7 +108,9 @@ from .mixtures import (
     MixtureOfNormals,
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
+    VBResult,
     fit_em,
+    fit_vb,
 )
 from .preprocessing import LogitMap, dequantize, quantize
 from .rad import RAD, ConditionalFoldingCoupling, Fold, FoldingCoupling

@@ -2,6 +2,7 @@
 
 __all__ = [
     "ConditionedMixture",
+    "ConjugatePrior",
     "GaussianMixture",
     "LowRankPrecisionNormal",
     "MixtureOfLowRankPrecisionNormals",
@@ -10,13 +11,17 @@ __all__ = [
     "RelaxedGaussianMixture",
     "RelaxedMixtureOfNormals",
     "UnionOfConditioned",
+    "VBResult",
     "fit_em",
+    "fit_vb",
 ]
 
 from ..conditioning.mixture import ConditionedMixture
 from ..conditioning.union import UnionOfConditioned
 from .diagonal import MixtureOfNormals
 from .em.fit_em import fit_em
+from .em.prior import ConjugatePrior
+from .em.variational import VBResult, fit_vb
 from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
 from .low_rank import MixtureOfLowRankPrecisionNormals

@@ -28,10 +28,15 @@ from torch.special import digamma
 
 from ...numerics.triangular import half_log_det, inverse_tril
 from ..covariance import CovarianceStructure, Moments
+from ..covariance.structure import raise_eigenvalues
 from ..diagonal import MixtureOfNormals
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
 from .statistics import Statistics
+
+
+# V is kept above this share of the one that was given, in every direction.
+LEAST_SHARE = 1e-6
 
 
 class Groups(NamedTuple):
@@ -115,6 +120,7 @@ class ComponentPrior:
         self.scatter = structure.pool(strength * covariance.unsqueeze(0))
         count = structure._count(Moments(one, self.scatter))
         self.degrees = self.size + 1 + float(count)
+        self._given = self.scatter
 
     @property
     def log_det(self) -> Tensor:
@@ -153,6 +159,45 @@ class ComponentPrior:
     @property
     def _log_norm(self) -> Tensor:
         return self.log_norm(self.degrees, self.scatter)
+
+    def adapted(self, precision: Tensor) -> "ComponentPrior":
+        r"""The prior with the V of highest bound in place of its own.
+
+        The bound has a term :math:`R \nu_0 \log |\Psi_0| - \sum_r \operatorname{tr}(\Psi_0
+        E \Lambda_r)` of V. Few points in many dimensions would let it grow without end, where
+        V is singular. So the V that was given counts as one more precision: see `penalty`.
+
+        Args:
+            precision: Expected precisions of any components, of the scatter's shape.
+        """
+        adapted = copy.copy(self)
+        if not self.matrix:
+            mean = torch.cat([precision, self.degrees / self._given]).mean(0, keepdim=True)
+            adapted.scatter = (self.degrees / mean).clamp(min=LEAST_SHARE * self._given)
+            return adapted
+        # In units in which the V that was given is the identity.
+        root = torch.linalg.cholesky(self._given)
+        own = self.degrees * torch.eye(self.size, dtype=root.dtype, device=root.device)
+        mean = torch.cat([root.mT @ precision @ root, own.unsqueeze(0)]).mean(0, keepdim=True)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(mean))
+        scatter = root @ raise_eigenvalues(self.degrees * inverse, LEAST_SHARE) @ root.mT
+        adapted.scatter = 0.5 * (scatter + scatter.mT)
+        return adapted
+
+    def penalty(self) -> Tensor:
+        r"""Log of what V is worth beside the one that was given, zero for this one; a scalar.
+
+        .. math:: \frac{\nu_0}{2} \big( \log |\Psi_0 \Psi_d^{-1}|
+                  - \operatorname{tr}(\Psi_0 \Psi_d^{-1}) + p \big) \le 0
+        """
+        if self.matrix:
+            given = torch.linalg.cholesky(self._given)
+            trace = torch.cholesky_solve(self.scatter, given).diagonal(dim1=-2, dim2=-1).sum()
+        else:
+            trace = (self.scatter / self._given).sum()
+        size = self.size * self.log_det.numel()
+        change = (self.log_det - self.log_dets(self._given)).sum()
+        return 0.5 * self.degrees * (change - trace + size)
 
 
 class ComponentPosterior(NamedTuple):
@@ -204,17 +249,8 @@ class ComponentPosterior(NamedTuple):
         return MixtureOfNormals(logits, self.mean, scale, validate_args=False)
 
     def adapted(self) -> "ComponentPosterior":
-        r"""The posterior with the prior's V of highest bound in place of its own.
-
-        It is where :math:`\Psi_0 = \nu_0 (\text{mean of } E \Lambda_r)^{-1}`.
-        """
-        mean = self.precision.mean(0, keepdim=True)
-        prior = copy.copy(self.prior)
-        if prior.matrix:
-            prior.scatter = prior.degrees * torch.cholesky_inverse(torch.linalg.cholesky(mean))
-        else:
-            prior.scatter = prior.degrees / mean
-        return self._replace(prior=prior)
+        """The posterior with the prior's V of highest bound in place of its own."""
+        return self._replace(prior=self.prior.adapted(self.precision))
 
     def divergence(self) -> Tensor:
         """KL divergence from the prior, a scalar."""

@@ -53,9 +53,10 @@ CONJUGATE = ("diagonal", "spherical", "shared", "tied", "full")
 MERGE_EVERY = 10
 NEIGHBOURS = 5
 
-# A component is left out on trial for so many steps; so many of the lightest are tried.
-TRIAL_STEPS = 5
+# Where no merge raises the bound at once, so many pairs are merged and so many components left out
+# on trial: for so many steps.
 TRIALS = 5
+TRIAL_STEPS = 10
 
 # A component that holds less than this many points is not counted.
 FEWEST_POINTS = 0.5
@@ -171,6 +172,17 @@ class _State(NamedTuple):
     weights: WeightPosterior
 
 
+class _Pair(NamedTuple):
+    """Two components that may be one."""
+
+    gain: float
+    """What their bound gains, their points being given."""
+    a: int
+    b: int
+    loss: float
+    """The entropy of q(z) that is lost."""
+
+
 class _Search:
     """One run from one start."""
 
@@ -210,17 +222,17 @@ class _Search:
             self.bound, self.groups = bound, groups
             self._record(start)
             converged = _expected_rise(*rises[-2:]) < tolerance
-            merged = None
             if converged or step % MERGE_EVERY == MERGE_EVERY - 1:
-                merged = self._merged(law, groups)
-            if converged and merged is None:
-                trial = self._without_one()
-                if trial is None:
-                    break
-                self.state, rises = trial, [math.inf]
-                continue
-            if merged is not None:
-                groups, rises = merged, [math.inf]
+                pairs = self._pairs(law, groups)
+                merged = self._merged(pairs, groups)
+                if merged is not None:
+                    groups, rises = merged, [math.inf]
+                elif converged:
+                    trial = self._with_fewer(pairs, groups)
+                    if trial is None:
+                        break
+                    self.state, rises = trial, [math.inf]
+                    continue
             self.state = self._maximize(self.state.components.prior, groups)
         self.history.outcome = "finished"
 
@@ -269,8 +281,8 @@ class _Search:
         statistics = self.expectation(law)
         log_total = len(self.x) * law._logits.logsumexp(0)  # which the law leaves out
         divergence = state.components.divergence() + state.weights.divergence
-        bound = float(statistics.log_prob + log_total - divergence)
-        return law, bound, Groups.of(statistics, self.structure)
+        bound = statistics.log_prob + log_total - divergence + state.components.prior.penalty()
+        return law, float(bound), Groups.of(statistics, self.structure)
 
     def _maximize(self, prior: ComponentPrior, groups: Groups) -> _State:
         """The posteriors given points by component."""
@@ -288,31 +300,36 @@ class _Search:
         of_points = self.state.components.prior.log_evidence(groups)
         return float(of_points + self.weight_prior.log_evidence(weight))
 
-    def _merged(self, law: FiniteMixture, groups: Groups) -> Groups | None:
-        """The groups with pairs of components merged where that raises the bound, or None.
+    def _pairs(self, law: FiniteMixture, groups: Groups) -> list[_Pair]:
+        """Pairs of components that may be one, the best first.
 
         With z given, so that the points of a pair are all its own, the bound changes by the
-        change of the evidence less what q(z) loses of its entropy. (With gaps a little more: the
-        entropy of missing entries under two components is at least the mean of both.)
+        change of the evidence less what q(z) loses of its entropy. (With gaps by more: the entropy
+        of missing entries under two components is at least the mean of both.)
         """
         if len(groups.weight) == 1:
-            return None
+            return []
         pairs = _neighbours(law)
-        loss = self._lost_entropy(law, pairs)
+        losses = self._lost_entropy(law, pairs).tolist()
         present = self._log_evidence(groups)
-        gains = []
-        for (a, b), lost in zip(pairs.mT.tolist(), loss.tolist(), strict=True):
-            merged = groups.merged(a, b, self.structure)
-            gains.append((self._log_evidence(merged) - present - lost, a, b, lost))
+        found = []
+        for (a, b), loss in zip(pairs.mT.tolist(), losses, strict=True):
+            evidence = self._log_evidence(groups.merged(a, b, self.structure))
+            found.append(_Pair(evidence - present - loss, a, b, loss))
+        return sorted(found, reverse=True)
+
+    def _merged(self, pairs: list[_Pair], groups: Groups) -> Groups | None:
+        """The groups with pairs merged where that raises the bound, or None if nowhere."""
         changed: set[int] = set()
-        for gain, a, b, lost in sorted(gains, reverse=True):
+        present = self._log_evidence(groups)
+        for gain, a, b, loss in pairs:
             if gain <= 0:
                 break
             if changed & {a, b}:
                 continue
             merged = groups.merged(a, b, self.structure)
             evidence = self._log_evidence(merged)
-            if evidence - present > lost:
+            if evidence - present > loss:
                 groups, present = merged, evidence
                 changed |= {a, b}
         return groups.take((groups.weight > 0).nonzero().flatten()) if changed else None
@@ -327,20 +344,24 @@ class _Search:
             loss += change.sum(0)
         return loss
 
-    def _without_one(self) -> _State | None:
-        """The posteriors without one of the lightest components, or None if all are needed."""
-        if len(self.groups.weight) == 1:
-            return None
+    def _with_fewer(self, pairs: list[_Pair], groups: Groups) -> _State | None:
+        """The posteriors with one component less, or None if that does not raise the bound.
+
+        The best pairs are merged, and the lightest components left out, on trial: for some steps.
+        """
+        trials = [groups.merged(pair.a, pair.b, self.structure) for pair in pairs[:TRIALS]]
+        order = groups.weight.argsort()
+        if len(order) > 1:
+            trials += [groups.take(order[order != k].sort().values) for k in order[:TRIALS]]
         best, best_state = self.bound, None
-        for k in self.groups.weight.argsort()[:TRIALS].tolist():
-            kept = [j for j in range(len(self.groups.weight)) if j != k]
-            groups = self.groups.take(torch.tensor(kept, device=self.x.device))
-            state = self._maximize(self.state.components.prior, groups)
+        for trial in trials:
+            trial = trial.take((trial.weight > 0).nonzero().flatten())
+            state = self._maximize(self.state.components.prior, trial)
             for _ in range(TRIAL_STEPS):
-                _, bound, groups = self._expect(state)
+                _, bound, trial = self._expect(state)
                 if bound > best:
                     best, best_state = bound, state
-                state = self._maximize(state.components.prior, groups)
+                state = self._maximize(state.components.prior, trial)
         return best_state
 
 
