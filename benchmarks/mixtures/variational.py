@@ -1,12 +1,12 @@
 """How many components variational Bayes finds: fit_vb against scikit-learn.
 
 Five synthetic sets, drawn anew for every seed, are fitted with at most fifty components of full
-covariance. Prints for each set the true number of components and those found, for every seed, and
-the median time. scikit-learn's `BayesianGaussianMixture` is run twice: as it is by default, but for
-the number of components and of iterations; and as one would tune it for this purpose, with a small
-concentration. Its components are counted with at least half a point, and as those that have points
-after each point is given to its likeliest component, whichever is nearer the truth. Both start from
-k-means.
+covariance. Prints for each set the true number of components and those found, for every seed,
+and the median time. scikit-learn's `BayesianGaussianMixture` is run twice: as it is by default,
+but for the number of components and of iterations; and as one would tune it for this purpose,
+with a small concentration. Its components are counted with at least half a point, and as those
+that have points after each point is given to its likeliest component, whichever is nearer the
+truth. Both start from k-means.
 
     python -m benchmarks.mixtures.variational [--quick] [--threads N]
 """
@@ -83,7 +83,9 @@ def unequal(generator: Generator) -> Truth:
 
 def elongated(generator: Generator) -> Truth:
     """Seven groups in space, six times as long as wide, of all directions."""
-    return Truth(torch.ones(7), apart(generator, 7, 3, 8.0), covariance_factors(generator, 7, 3, 6))
+    return Truth(
+        torch.ones(7), apart(generator, 7, 3, 8.0), covariance_factors(generator, 7, 3, 6)
+    )
 
 
 def ten_columns(generator: Generator) -> Truth:

@@ -1,10 +1,10 @@
 r"""Variational posteriors of a mixture's parameters, and the evidence of grouped points.
 
-With the prior of `ConjugatePrior` and responsibilities, means and precisions of the components have
-normal-Wishart posteriors, or normal-gamma ones where precisions are those of coordinates (Bishop
-2006, section 10.2); weights have a Dirichlet posterior, or one of sticks that are broken off (Blei
-and Jordan 2006). A gamma distribution is a Wishart distribution of one dimension, and so all
-structures share the formulas here.
+With the prior of `ConjugatePrior` and responsibilities, means and precisions of the components
+have normal-Wishart posteriors, or normal-gamma ones where precisions are those of coordinates
+(Bishop 2006, section 10.2); weights have a Dirichlet posterior, or one of sticks that are broken
+off (Blei and Jordan 2006). A gamma distribution is a Wishart distribution of one dimension, and
+so all structures share the formulas here.
 """
 
 __all__ = [
@@ -33,7 +33,6 @@ from ..diagonal import MixtureOfNormals
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
 from .statistics import Statistics
-
 
 # V is kept above this share of the one that was given, in every direction.
 LEAST_SHARE = 1e-6
@@ -82,11 +81,12 @@ class Groups(NamedTuple):
         """The groups with as many more without points as make so many."""
         more = count - len(self.weight)
         own = len(self.second) == len(self.weight)
-        second = self.second
-        if own:
-            second = torch.cat([second, second.new_zeros(more, *second.shape[1:])])
-        weight = torch.cat([self.weight, self.weight.new_zeros(more)])
-        return Groups(weight, torch.cat([self.mean, self.mean.new_zeros(more, 1).expand(-1, self.mean.shape[1])]), second)
+        tensors = (self.weight, self.mean, self.second if own else None)
+        weight, mean, second = (
+            self.second if t is None else torch.cat([t, t.new_zeros(more, *t.shape[1:])])
+            for t in tensors
+        )
+        return Groups(weight, mean, second)
 
 
 class ComponentPrior:
@@ -139,9 +139,8 @@ class ComponentPrior:
         count = weight + self.shrinkage
         pull = self.structure.outer(weight * self.shrinkage / count, mean)
         degrees = self.structure._count(Moments(weight, second)).reshape(-1, 1) + self.degrees
-        return ComponentPosterior(
-            self, count, (weight / count).unsqueeze(-1) * mean, degrees, self.scatter + second + pull
-        )
+        mean = (weight / count).unsqueeze(-1) * mean
+        return ComponentPosterior(self, count, mean, degrees, self.scatter + second + pull)
 
     def log_evidence(self, groups: Groups) -> Tensor:
         """Log-density of points given their components, parameters integrated out; a scalar."""
@@ -307,7 +306,7 @@ class WeightPrior(ABC):
     def log_evidence(self, count: Tensor) -> Tensor:
         """Log-probability of components, weights integrated out; a scalar."""
 
-    def order(self, count: Tensor) -> Tensor | None:
+    def order(self, count: Tensor) -> Tensor | None:  # noqa: ARG002
         """The order of components of highest evidence, or None if any is as good."""
         return None
 

@@ -1,14 +1,14 @@
 r"""Variational Bayes for `GaussianMixture`: how many components the data carry.
 
-With :math:`q(z) q(w) \prod_k q(m_k, \Lambda_k)` in place of the posterior of components z, weights,
-means and precisions, the evidence has the lower bound
+With :math:`q(z) q(w) \prod_k q(m_k, \Lambda_k)` in place of the posterior of components z,
+weights, means and precisions, the evidence has the lower bound
 
 .. math:: \log p(x) \ge E_q \log p(x, z, w, m, \Lambda) - E_q \log q ,
 
-which rises with every step. Given q of the parameters, q(z) is the E-step of a mixture with shifted
-logits, so that all of its fast products are those of expectation maximisation. Components that the
-data do not need lose their points, slowly; so from time to time two components are merged, or one
-is left out, if that raises the bound (Hughes and Sudderth 2013).
+which rises with every step. Given q of the parameters, q(z) is the E-step of a mixture with
+shifted logits, so that all of its fast products are those of expectation maximisation. Components
+that the data do not need lose their points, slowly; so from time to time two components are
+merged, or one is left out, if that raises the bound (Hughes and Sudderth 2013).
 """
 
 __all__ = ["VBResult", "fit_vb"]
@@ -201,9 +201,7 @@ class _Search:
         self.centre = x.nanmean(0).nan_to_num(0.0)
         self.x = x - self.centre
         covariance = prior.covariance(self.structure, self.x, self.units.scale)
-        self.prior = ComponentPrior(
-            self.structure, prior.strength, prior.shrinkage, covariance
-        )
+        self.prior = ComponentPrior(self.structure, prior.strength, prior.shrinkage, covariance)
         self.adapts = prior.scale is None
         self.weight_prior = weight_prior
         self.expectation = Expectation(self.structure, self.x)
@@ -271,9 +269,7 @@ class _Search:
         self.history.learning_rates.append(1.0)
         self.history.seconds.append(time.perf_counter() - start)
         self.bar.update()
-        self.bar.set_postfix(
-            loss=f"{loss:.5g}", components=len(self.groups.weight), refresh=False
-        )
+        self.bar.set_postfix(loss=f"{loss:.5g}", components=len(self.groups.weight), refresh=False)
 
     def _expect(self, state: _State) -> tuple[FiniteMixture, float, Groups]:
         """The law of the E-step, the bound, and the points by component."""
@@ -347,7 +343,8 @@ class _Search:
     def _with_fewer(self, pairs: list[_Pair], groups: Groups) -> _State | None:
         """The posteriors with one component less, or None if that does not raise the bound.
 
-        The best pairs are merged, and the lightest components left out, on trial: for some steps.
+        The best pairs are merged, and the lightest components left out, on trial: for some steps,
+        as long as further ones are expected to bring the bound above what it is.
         """
         trials = [groups.merged(pair.a, pair.b, self.structure) for pair in pairs[:TRIALS]]
         order = groups.weight.argsort()
@@ -357,10 +354,16 @@ class _Search:
         for trial in trials:
             trial = trial.take((trial.weight > 0).nonzero().flatten())
             state = self._maximize(self.state.components.prior, trial)
+            bounds: list[float] = []
             for _ in range(TRIAL_STEPS):
                 _, bound, trial = self._expect(state)
+                bounds.append(bound)
                 if bound > best:
                     best, best_state = bound, state
+                if len(bounds) > 2:
+                    before, last = bounds[-2] - bounds[-3], bounds[-1] - bounds[-2]
+                    if bound + _expected_rise(before, last) < best:
+                        break
                 state = self._maximize(state.components.prior, trial)
         return best_state
 
@@ -381,8 +384,10 @@ def _expected_rise(before: float, last: float) -> float:
     """What all further steps are expected to add, if rises fall by a constant factor."""
     if last <= 0:
         return last
-    factor = min(last / before, 1.0)
-    return last * max(1.0, factor / (1 - factor)) if factor < 1 else math.inf
+    if before <= last:
+        return math.inf
+    factor = last / before
+    return last * max(1.0, factor / (1 - factor))
 
 
 def _check_model(model: GaussianMixture, prior: ConjugatePrior) -> None:

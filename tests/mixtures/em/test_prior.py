@@ -17,7 +17,7 @@ every_covariance = pytest.mark.parametrize("covariance", STRUCTURES)
 def log_posterior(model, x, prior, scale):
     """Log-likelihood and log-density of the prior, from matrices, up to a constant."""
     law = model.law
-    k, dim = law.loc.shape
+    k = law.num_components
     precision = torch.linalg.inv(law.component_covariance)
     share = prior.strength / (k if model.covariance in ("shared", "tied") else 1)
     centre = x.nanmean(0)

@@ -149,11 +149,11 @@ def test_evidence_is_the_bound_less_entropy(covariance, weights):
         assert merged.weight[2] == 0
 
 
-@pytest.mark.parametrize("weights", ["dirichlet", "dirichlet_process"])
-def test_agrees_with_scikit_learn_at_equal_priors(weights):
+@both_weights
+def test_agrees_with_scikit_learn_at_equal_priors(weights, monkeypatch):
     from sklearn.mixture import BayesianGaussianMixture
 
-    x, k, dim = data(300), 3, 4
+    x, k, dim = data(150), 3, 4
     scale = torch.eye(dim) + 0.3
     prior = ConjugatePrior(strength=2, shrinkage=0.3, scale=scale)
     bounds, peers = [], []
@@ -164,7 +164,7 @@ def test_agrees_with_scikit_learn_at_equal_priors(weights):
         own = own / own.sum(-1, keepdim=True)
 
         class Peer(BayesianGaussianMixture):
-            def _initialize_parameters(self, X, random_state, own=own):  # noqa: ARG002, N803
+            def _initialize_parameters(self, X, *_, own=own, **__):  # noqa: N803
                 self._initialize(X, own.numpy())
 
         kinds = {"dirichlet": "dirichlet_distribution", "dirichlet_process": "dirichlet_process"}
@@ -177,18 +177,19 @@ def test_agrees_with_scikit_learn_at_equal_priors(weights):
             covariance_prior=2 * scale.numpy(),
             reg_covar=0.0,
             tol=1e-12,
-            max_iter=3000,
+            max_iter=300,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             peer.fit(x.numpy())
         search, _ = search_of("full", x, k, weights, prior)
+        monkeypatch.setattr(search.weight_prior, "order", lambda _: None)  # as the peer has none
         weight = own.sum(0)
         mean = (own.mT @ search.x) / weight.unsqueeze(-1)
         difference = search.x.unsqueeze(1) - mean
         second = torch.einsum("nk,nki,nkj->kij", own, difference, difference)
         state = search._maximize(search.prior, Groups(weight, mean, second))
-        for _ in range(peer.n_iter_ + 1):
+        for _ in range(peer.n_iter_):
             _, bound, groups = search._expect(state)
             state = search._maximize(search.prior, groups)
         order = torch.tensor(peer.weights_).argsort(descending=True)
@@ -199,7 +200,10 @@ def test_agrees_with_scikit_learn_at_equal_priors(weights):
         )
         law = state.components.law(state.weights.log_weight)
         torch.testing.assert_close(
-            law.component_covariance[mine], torch.tensor(peer.covariances_)[order], atol=1e-4, rtol=0
+            law.component_covariance[mine],
+            torch.tensor(peer.covariances_)[order],
+            atol=1e-4,
+            rtol=0,
         )
         bounds.append(bound)
         peers.append(peer.lower_bound_)
@@ -226,10 +230,10 @@ def test_finds_the_number_of_components_in_any_units(gaps):
     x = with_gaps(data(300), 0.2) if gaps else data(300)
     bounds = []
     for unit in (1.0, 1e4):
-        model = GaussianMixture(4, 12 if gaps else 30, "full", missing="marginalize")
+        model = GaussianMixture(4, 15, "full", missing="marginalize")
         result = fit_vb(model, unit * x, seed=0, progress_bar=False)
         assert result.num_components == result.model.num_components == 3
-        assert model.num_components == 30
+        assert model.num_components == 15
         torch.testing.assert_close(result.weights, torch.full((3,), 1 / 3), atol=0.05, rtol=0)
         bounds.append(result.bound + (~x.isnan()).sum() * math.log(unit))
     assert bounds[0] == pytest.approx(bounds[1].item(), abs=0.05)
@@ -253,7 +257,7 @@ def test_without_pruning_components_without_points_keep_the_prior(covariance):
 def test_float32_and_few_points():
     x = data(3).float()
     for covariance in CONJUGATE:
-        result = fit_vb(GaussianMixture(4, 8, covariance).float(), x, seed=0, progress_bar=False)
+        result = fit_vb(GaussianMixture(4, 4, covariance).float(), x, seed=0, progress_bar=False)
         assert result.model.loc.dtype == torch.float32
         assert result.model.log_prob(x).isfinite().all()
 
@@ -276,5 +280,5 @@ def test_bad_input(options, message):
 
 def test_models_that_have_no_conjugate_prior():
     for options in ({"covariance": "low_rank_precision"}, {"context_dim": 1}):
-        with pytest.raises(ValueError, match="fit_em|without context"):
+        with pytest.raises(ValueError, match=r"fit_em|without context"):
             fit_vb(GaussianMixture(2, 3, **options), data(9, 2), progress_bar=False)
