@@ -146,7 +146,7 @@ class ComponentPrior:
         """Log-density of points given their components, parameters integrated out; a scalar."""
         found, dim = self.posterior(groups), self.structure.dim
         value = -0.5 * dim * groups.weight.sum() * math.log(math.pi)
-        value = value - 0.5 * dim * (found.count / self.shrinkage).log().sum()
+        value = value - 0.5 * dim * (found.points / self.shrinkage).log().sum()
         return value + (self.log_norm(found.degrees, found.scatter) - self._log_norm).sum()
 
     def log_norm(self, degrees: Tensor | float, scatter: Tensor) -> Tensor:
@@ -203,8 +203,8 @@ class ComponentPosterior(NamedTuple):
     r"""The posterior of means and precisions, :math:`N(m_k, (\beta_k \Lambda)^{-1})` and so on."""
 
     prior: ComponentPrior
-    count: Tensor
-    """beta, (K,)."""
+    points: Tensor
+    """beta, with those of the prior, (K,)."""
     mean: Tensor
     """m, (K, D)."""
     degrees: Tensor
@@ -240,7 +240,7 @@ class ComponentPosterior(NamedTuple):
         # E log |Lambda| - log |E Lambda|.
         excess = _digammas(half, self.prior.size) - self.prior.size * half.log()
         excess = excess.squeeze(-1) * (dim // self.prior.size)
-        logits = logits + 0.5 * (excess - dim / self.count)
+        logits = logits + 0.5 * (excess - dim / self.points)
         if self.prior.matrix:
             tril = torch.linalg.cholesky(self.scatter / self.degrees.unsqueeze(-1))
             return MixtureOfMultivariateNormals(logits, self.mean, tril, validate_args=False)
@@ -254,7 +254,7 @@ class ComponentPosterior(NamedTuple):
     def divergence(self) -> Tensor:
         """KL divergence from the prior, a scalar."""
         prior, dim = self.prior, self.mean.shape[-1]
-        ratio = self.count / prior.shrinkage
+        ratio = self.points / prior.shrinkage
         of_means = dim * (ratio.log() - 1 + 1 / ratio).sum()
         of_means = of_means + prior.shrinkage * self._squared_lengths().sum()
         half, first = 0.5 * self.degrees, 0.5 * prior.degrees

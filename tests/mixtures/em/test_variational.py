@@ -67,10 +67,10 @@ def naive_bound(search, state, weights):
     precision, log_det, divergence = by_component(posterior, k, dim)
     kappa = posterior.prior.shrinkage
     for j in range(k):  # normals of precision Lambda_j, whose expectation is linear in it
-        ratio = posterior.count[j] / kappa
+        ratio = posterior.points[j] / kappa
         length = posterior.mean[j] @ precision[j] @ posterior.mean[j]
         divergence = divergence + 0.5 * (dim * (ratio.log() - 1 + 1 / ratio) + kappa * length)
-    counts = posterior.count - kappa
+    counts = posterior.points - kappa
     if weights == "dirichlet":
         last = Dirichlet(counts + 1.5 / k)
         divergence = divergence + kl_divergence(last, Dirichlet(torch.full((k,), 1.5 / k)))
@@ -94,7 +94,7 @@ def naive_bound(search, state, weights):
         for j in range(k):
             covariance = precision[j].inverse()
             score = log_weight[j] + 0.5 * (log_det[j] - precision[j].logdet())
-            score = score - 0.5 * dim / posterior.count[j]
+            score = score - 0.5 * dim / posterior.points[j]
             if seen.any():
                 law = MultivariateNormal(posterior.mean[j][seen], covariance[seen][:, seen])
                 score = score + law.log_prob(point[seen])
