@@ -28,13 +28,12 @@ from torch.special import digamma
 
 from ...numerics.triangular import half_log_det, inverse_tril
 from ..covariance import CovarianceStructure, Moments
-from ..covariance.structure import raise_eigenvalues
 from ..diagonal import MixtureOfNormals
 from ..finite import FiniteMixture
 from ..full import MixtureOfMultivariateNormals
 from .statistics import Statistics
 
-# V is kept above this share of the one that was given, in every direction.
+# V is kept above this share of the one that was given.
 LEAST_SHARE = 1e-6
 
 
@@ -160,43 +159,35 @@ class ComponentPrior:
         return self.log_norm(self.degrees, self.scatter)
 
     def adapted(self, precision: Tensor) -> "ComponentPrior":
-        r"""The prior with the V of highest bound in place of its own.
+        r"""The prior with the diagonal V of highest bound in place of its own.
 
-        The bound has a term :math:`R \nu_0 \log |\Psi_0| - \sum_r \operatorname{tr}(\Psi_0
-        E \Lambda_r)` of V. Few points in many dimensions would let it grow without end, where
-        V is singular. So the V that was given counts as one more precision: see `penalty`.
+        The bound has the terms :math:`R \nu_0 \log |\Psi_0| - \sum_r \operatorname{tr}(\Psi_0
+        E \Lambda_r)` of V. Where few points, or a constant column, would let it fall to zero, the V
+        that was given has a say: it counts as one more precision, see `penalty`. (A matrix V of
+        highest bound follows a few components so well that the bound says nothing of them.)
 
         Args:
             precision: Expected precisions of any components, of the scatter's shape.
         """
-        adapted = copy.copy(self)
-        if not self.matrix:
-            mean = torch.cat([precision, self.degrees / self._given]).mean(0, keepdim=True)
-            adapted.scatter = (self.degrees / mean).clamp(min=LEAST_SHARE * self._given)
-            return adapted
-        # In units in which the V that was given is the identity.
-        root = torch.linalg.cholesky(self._given)
-        own = self.degrees * torch.eye(self.size, dtype=root.dtype, device=root.device)
-        mean = torch.cat([root.mT @ precision @ root, own.unsqueeze(0)]).mean(0, keepdim=True)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(mean))
-        scatter = root @ raise_eigenvalues(self.degrees * inverse, LEAST_SHARE) @ root.mT
-        adapted.scatter = 0.5 * (scatter + scatter.mT)
+        adapted, given = copy.copy(self), self._diagonal(self._given)
+        mean = torch.cat([self._diagonal(precision), self.degrees / given]).mean(0, keepdim=True)
+        scatter = (self.degrees / mean).clamp(min=LEAST_SHARE * given)
+        adapted.scatter = scatter.diag_embed() if self.matrix else scatter
         return adapted
 
     def penalty(self) -> Tensor:
-        r"""Log of what V is worth beside the one that was given, zero for this one; a scalar.
+        r"""Log of what V is worth beside the one that was given, a scalar: zero for this one.
 
-        .. math:: \frac{\nu_0}{2} \big( \log |\Psi_0 \Psi_d^{-1}|
-                  - \operatorname{tr}(\Psi_0 \Psi_d^{-1}) + p \big) \le 0
+        .. math:: \frac{\nu_0}{2} \sum_d (\log v_d - v_d + 1) \le 0
+
+        with v the ratio of the two.
         """
-        if self.matrix:
-            given = torch.linalg.cholesky(self._given)
-            trace = torch.cholesky_solve(self.scatter, given).diagonal(dim1=-2, dim2=-1).sum()
-        else:
-            trace = (self.scatter / self._given).sum()
-        size = self.size * self.log_det.numel()
-        change = (self.log_det - self.log_dets(self._given)).sum()
-        return 0.5 * self.degrees * (change - trace + size)
+        ratio = self._diagonal(self.scatter) / self._diagonal(self._given)
+        return 0.5 * self.degrees * (ratio.log() - ratio + 1).sum()
+
+    def _diagonal(self, scatter: Tensor) -> Tensor:
+        """The diagonal of matrices (R, D, D); numbers (R, E) as they are."""
+        return scatter.diagonal(dim1=-2, dim2=-1) if self.matrix else scatter
 
 
 class ComponentPosterior(NamedTuple):

@@ -52,7 +52,7 @@ class ConjugatePrior:
             argument of its own in its place.
         scale: V, in the user's units: a variance, variances of shape (D,), or a covariance
             (D, D), of which diagonal structures take the diagonal. By default as above; `fit_vb`
-            starts there, and chooses it by the bound.
+            starts at its diagonal, and chooses that by the bound.
 
     Raises:
         ValueError: For an argument that is out of range.

@@ -99,7 +99,7 @@ def fit_vb(
 
     The prior of means and precisions is normal-Wishart, or normal-gamma, as `ConjugatePrior`
     describes it, with D + 1 + s degrees of freedom, such that V is the mean of the covariances.
-    If it does not name V, the V of highest bound is found with the rest. With
+    If it does not name V, the diagonal V of highest bound is found with the rest. With
     ``missing="marginalize"`` missing entries are integrated out.
 
     Args:
@@ -201,6 +201,8 @@ class _Search:
         self.centre = x.nanmean(0).nan_to_num(0.0)
         self.x = x - self.centre
         covariance = prior.covariance(self.structure, self.x, self.units.scale)
+        if prior.scale is None and self.structure.full_moments:
+            covariance = covariance.diagonal().diag()
         self.prior = ComponentPrior(self.structure, prior.strength, prior.shrinkage, covariance)
         self.adapts = prior.scale is None
         self.weight_prior = weight_prior

@@ -83,11 +83,11 @@ def naive_bound(search, state, weights):
         taken, left = torch.digamma(1 + counts) - total, torch.digamma(1.5 + later) - total
         log_weight = torch.stack([taken[j] + left[:j].sum() for j in range(k)])
     first, given = posterior.prior.scatter, posterior.prior._given
-    if not posterior.prior.matrix:
-        first, given = first.mT.unsqueeze(-1), given.mT.unsqueeze(-1)
-    ratio = first @ torch.linalg.inv(given)
-    trace = ratio.diagonal(dim1=-2, dim2=-1).sum(-1)
-    penalty = 0.5 * posterior.prior.degrees * (ratio.logdet() - trace + ratio.shape[-1]).sum()
+    if posterior.prior.matrix:
+        first, given = first[0].diagonal(), given[0].diagonal()
+    half = 0.5 * posterior.prior.degrees
+    gamma = Gamma(1 + half, half / given)  # whose mode is the V that was given
+    penalty = (gamma.log_prob(first) - gamma.log_prob(given)).sum()
     value = penalty - divergence
     for point in search.x:
         scores, seen = [], ~point.isnan()
