@@ -27,6 +27,7 @@ from ...core.checks import as_int, check_choice, check_positive_int, number
 from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
 from ...training.history import History
+from ...training.integers import warn_about_integers
 from ..covariance import Moments
 from ..finite import FiniteMixture
 from ..learnable import GaussianMixture
@@ -146,6 +147,7 @@ def fit_vb(
         raise ValueError(f"Expected seed to be an integer, got {given!r}.")
     data = data if isinstance(data, Tensor) else as_tensor("data", data, like=model.loc)
     x = _check_data(model, data)
+    warn_about_integers(model, x)
     weight_prior: WeightPrior = (
         DirichletProcess(concentration)
         if weights == "dirichlet_process"
