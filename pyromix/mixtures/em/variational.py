@@ -217,23 +217,24 @@ class _Search:
 
     def train(self, steps: int, tolerance: float) -> None:
         """Takes steps until the bound rises no more, whatever is merged or left out."""
-        start, rises = time.perf_counter(), [math.inf]
+        start, rises, may_merge = time.perf_counter(), [math.inf], True
         for step in range(steps):
             law, bound, groups = self._expect(self.state)
             rises.append((bound - self.bound) / len(self.x))
             self.bound, self.groups = bound, groups
             self._record(start)
             converged = _expected_rise(*rises[-2:]) < tolerance
-            if converged or step % MERGE_EVERY == MERGE_EVERY - 1:
+            if converged or (may_merge and step % MERGE_EVERY == MERGE_EVERY - 1):
                 pairs = self._pairs(law, groups)
                 merged = self._merged(pairs, groups)
+                may_merge = merged is not None  # else not before it has converged
                 if merged is not None:
                     groups, rises = merged, [math.inf]
                 elif converged:
                     trial = self._with_fewer(pairs, groups)
                     if trial is None:
                         break
-                    self.state, rises = trial, [math.inf]
+                    self.state, rises, may_merge = trial, [math.inf], True
                     continue
             self.state = self._maximize(self.state.components.prior, groups)
         self.history.outcome = "finished"
