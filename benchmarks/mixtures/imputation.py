@@ -5,8 +5,8 @@ rows. Mixtures have full covariances and are trained by variational Bayes, which
 of components; of four priors the one of highest bound is taken, on the training rows as each
 method has them. Prints, with mean and standard error over seeds: the log-density of complete test
 rows for mixtures trained on complete rows (what is lost by the gaps), with the gaps integrated
-out, and with columns' means filled in; then how well hidden test entries are told from the others of
-their row, against scikit-learn's imputers, by root mean squared error and by log-likelihood per
+out, and with columns' means filled in; then how well hidden test entries are told from the others
+of their row, against scikit-learn's imputers, by root mean squared error and by log-likelihood per
 entry: log p(hidden | observed) for mixtures, and for imputers a normal around what they fill in.
 Its variance, one per column, is that of their errors on training entries hidden in addition.
 Writes out/mixtures/imputation_<size>.png.

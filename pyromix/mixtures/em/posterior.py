@@ -162,8 +162,8 @@ class ComponentPrior:
         r"""The prior with the diagonal V of highest bound in place of its own.
 
         The bound has the terms :math:`R \nu_0 \log |\Psi_0| - \sum_r \operatorname{tr}(\Psi_0
-        E \Lambda_r)` of V. Where few points, or a constant column, would let it fall to zero, the V
-        that was given has a say: it counts as one more precision, see `penalty`. (A matrix V of
+        E \Lambda_r)` of V. Where few points, or a constant column, would let it fall to zero, the
+        V that was given has a say: it counts as one more precision, see `penalty`. (A matrix V of
         highest bound follows a few components so well that the bound says nothing of them.)
 
         Args:
