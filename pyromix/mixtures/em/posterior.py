@@ -76,16 +76,11 @@ class Groups(NamedTuple):
         second = self.second[index] if own else self.second
         return Groups(self.weight[index], self.mean[index], second)
 
-    def padded(self, count: int) -> "Groups":
+    def padded(self, count: int, structure: CovarianceStructure) -> "Groups":
         """The groups with as many more without points as make so many."""
         more = count - len(self.weight)
-        own = len(self.second) == len(self.weight)
-        tensors = (self.weight, self.mean, self.second if own else None)
-        weight, mean, second = (
-            self.second if t is None else torch.cat([t, t.new_zeros(more, *t.shape[1:])])
-            for t in tensors
-        )
-        return Groups(weight, mean, second)
+        weight, mean, second = (torch.cat([t, t.new_zeros(more, *t.shape[1:])]) for t in self)
+        return Groups(weight, mean, structure.pool(second))
 
 
 class ComponentPrior:
@@ -213,8 +208,8 @@ class ComponentPosterior(NamedTuple):
 
     @property
     def covariance(self) -> Tensor:
-        """Means of the covariances; infinite for too few degrees of freedom."""
-        left = (self.degrees - self.prior.size - 1).clamp(min=0)
+        """Means of the covariances, of the shape of the scatter."""
+        left = self.degrees - self.prior.size - 1
         return self.scatter / (left.unsqueeze(-1) if self.prior.matrix else left)
 
     def law(self, logits: Tensor) -> FiniteMixture:
@@ -243,7 +238,13 @@ class ComponentPosterior(NamedTuple):
         return self._replace(prior=self.prior.adapted(self.precision))
 
     def divergence(self) -> Tensor:
-        """KL divergence from the prior, a scalar."""
+        r"""KL divergence from the prior, a scalar.
+
+        With normalisers :math:`Z(\nu, \Psi)` of Wishart densities that of precisions is
+
+        .. math:: \log \frac{Z(\nu_0, \Psi_0)}{Z(\nu, \Psi)} + \frac{\nu - \nu_0}{2}
+                  E \log |\Lambda| + \frac{1}{2} \operatorname{tr}((\Psi_0 - \Psi) E \Lambda) .
+        """
         prior, dim = self.prior, self.mean.shape[-1]
         ratio = self.points / prior.shrinkage
         of_means = dim * (ratio.log() - 1 + 1 / ratio).sum()
@@ -252,12 +253,12 @@ class ComponentPosterior(NamedTuple):
         trace = self.precision * prior.scatter
         if prior.matrix:
             trace = trace.sum((-2, -1)).unsqueeze(-1)
-        change = _digammas(half, prior.size)
-        # log_dets(scatter) stand in both normalisers with the posterior's own degrees.
+        digammas = _digammas(half, prior.size)
+        # Log |Psi| of E log |Lambda| and of the normaliser add up with the prior's degrees.
         of_scales = first * (prior.log_dets(self.scatter) - prior.log_det)
         of_scales = of_scales + 0.5 * trace - half * prior.size
         of_scales = of_scales + torch.mvlgamma(torch.full_like(half, first), prior.size)
-        of_scales = of_scales - torch.mvlgamma(half, prior.size) + (half - first) * change
+        of_scales = of_scales - torch.mvlgamma(half, prior.size) + (half - first) * digammas
         return 0.5 * of_means + of_scales.sum()
 
     def _squared_lengths(self) -> Tensor:

@@ -28,7 +28,6 @@ from ...core.conversions import TensorLike, as_tensor
 from ...core.random import draws_from, seeded
 from ...training.history import History
 from ...training.integers import warn_about_integers
-from ..covariance import Moments
 from ..finite import FiniteMixture
 from ..learnable import GaussianMixture
 from .fit_em import _check_data
@@ -242,25 +241,17 @@ class _Search:
     def result(self, model: GaussianMixture, *, prune: bool) -> VBResult:
         """The mixture of posterior means, in the model's units and dtype."""
         groups, prior = self.groups, self.state.components.prior
-        held = int((groups.weight >= FEWEST_POINTS).sum())
+        held = max(1, int((groups.weight >= FEWEST_POINTS).sum()))
         groups = groups.take(groups.weight.argsort(descending=True))
         if prune:
             groups = groups.take(torch.arange(held, device=self.x.device))
         else:
-            groups = groups.padded(model.num_components)
+            groups = groups.padded(model.num_components, self.structure)
         components = prior.posterior(groups)
         weights = self.weight_prior.posterior(groups.weight).weight
-        k = len(groups.weight)
-        config = {**model.config(), "num_components": k}
+        config = {**model.config(), "num_components": len(weights)}
         found = type(model).from_config(config).to(model.loc)
-        structure = found.structure
-        covariance = components.covariance
-        raw = {name: p.double() for name, p in found._raw().items()}
-        # As moments of as many points as have each covariance.
-        ones = torch.ones_like(weights)
-        moments = Moments(ones, covariance)
-        count = structure._count(moments)
-        raw = structure.estimate(Moments(ones, covariance * count), raw)
+        raw = found.structure._fit(components.covariance, {})
         found.units.load_state_dict(self.units.state_dict())
         found._assign(weights.log(), components.mean + self.centre, raw)
         found.initialized.fill_(True)
