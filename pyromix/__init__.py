@@ -10,6 +10,7 @@ __all__ = [
     "CategoricalPrior",
     "ClassConditional",
     "ConditionalFoldingCoupling",
+    "ConjugatePrior",
     "DistributionModule",
     "Flow",
     "Fold",
@@ -37,10 +38,12 @@ __all__ = [
     "RelaxedMixtureOfNormals",
     "Selection",
     "Top",
+    "VBResult",
     "class_conditional",
     "dequantize",
     "fit",
     "fit_em",
+    "fit_vb",
     "load",
     "load_law",
     "near_identity",
@@ -102,6 +105,7 @@ from .frmdn import FRMDN
 from .hierarchy import HierarchicalDRMM, Level, Top
 from .maxent import MaximumEntropy
 from .mixtures import (
+    ConjugatePrior,
     GaussianMixture,
     LowRankPrecisionNormal,
     MixtureOfLowRankNormals,
@@ -113,7 +117,9 @@ from .mixtures import (
     RelaxedGaussianMixture,
     RelaxedMixtureOfNormals,
     Selection,
+    VBResult,
     fit_em,
+    fit_vb,
     select,
 )
 from .preprocessing import LogitMap, dequantize, quantize

@@ -1,21 +1,20 @@
 """Mixtures trained with gaps in the data, and the gaps of new data filled in.
 
 On four small tables 30 per cent of the entries are hidden at random, in training and in test
-rows. Number of components and covariance are chosen by BIC on the training rows as each method
-has them. Prints, with mean and standard error over seeds: the log-density of complete test rows
-for mixtures trained on complete rows (what is lost by the gaps), with the gaps integrated out,
-and with columns' means filled in; then how well hidden test entries are told from the others of
-their row, against scikit-learn's imputers, by root mean squared error and by log-likelihood per
+rows. Mixtures have full covariances and are trained by variational Bayes, which finds their number
+of components; of four priors the one of highest bound is taken, on the training rows as each
+method has them. Prints, with mean and standard error over seeds: the log-density of complete test
+rows for mixtures trained on complete rows (what is lost by the gaps), with the gaps integrated
+out, and with columns' means filled in; then how well hidden test entries are told from the others
+of their row, against scikit-learn's imputers, by root mean squared error and by log-likelihood per
 entry: log p(hidden | observed) for mixtures, and for imputers a normal around what they fill in.
 Its variance, one per column, is that of their errors on training entries hidden in addition.
 Writes out/mixtures/imputation_<size>.png.
 
-With gaps, BIC can choose more than the data carry: on breast cancer, two full covariances of 30
-nearly collinear columns overfit, and imputation by chained regressions is better.
-
     python -m benchmarks.mixtures.imputation [--quick]
 """
 
+import itertools
 import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -35,19 +34,18 @@ from benchmarks.common.figures import Styles, draw_row, label_rows, method_legen
 from benchmarks.common.store import OUT
 from benchmarks.common.summary import mean_and_error, plus_minus
 from benchmarks.common.tables import (
+    FLOOR,
     Split,
     error_variance,
-    fit_mixture,
     impute,
     normal_log_prob,
     split,
 )
-from pyromix import GaussianMixture
+from pyromix import ConjugatePrior, GaussianMixture, VBResult, fit_vb
 
-# With their least number of components; more are tried until BIC rises. (With one component a
-# tied covariance is a full one.)
-COVARIANCES = {"diagonal": 1, "tied": 1, "full": 2}
-MOST_COMPONENTS = 8
+# Of priors: how many points they add to a component's covariance, and to its mean.
+STRENGTHS, SHRINKAGES = (1.0, 10.0), (0.01, 1.0)
+MOST_COMPONENTS = 6
 MIXTURES: Styles = {
     "mixture, complete training": {"color": "0.6", "marker": "o"},
     "mixture, gaps integrated out": {"color": "C0", "marker": "o"},
@@ -75,20 +73,26 @@ def tables() -> dict[str, Tensor]:
     return data
 
 
-def choose_mixture(data: Tensor, seed: int) -> GaussianMixture:
-    """The mixture of lowest BIC."""
-    best: tuple[float, GaussianMixture] | None = None
-    for covariance, least in COVARIANCES.items():
-        lowest = math.inf
-        for k in range(least, MOST_COMPONENTS + 1):
-            criterion, model = fit_mixture(data, k, covariance, seed)
-            if best is None or criterion < best[0]:
-                best = criterion, model
-            if criterion > lowest:
-                break
-            lowest = criterion
+def choose_mixture(data: Tensor, seed: int) -> tuple[GaussianMixture, str]:
+    """The mixture of highest bound, and what it is."""
+    best: tuple[VBResult, str] | None = None
+    for strength, shrinkage in itertools.product(STRENGTHS, SHRINKAGES):
+        torch.manual_seed(seed)
+        model = GaussianMixture(
+            data.shape[-1],
+            MOST_COMPONENTS,
+            "full",
+            variance_floor=FLOOR,
+            missing="marginalize",
+        ).double()
+        prior = ConjugatePrior(strength, shrinkage)
+        result = fit_vb(
+            model, data, prior=prior, steps=60, tolerance=1e-3, seed=seed, progress_bar=False
+        )
+        if best is None or result.bound > best[0].bound:
+            best = result, f"{result.num_components} ({strength:g}, {shrinkage:g})"
     assert best is not None
-    return best[1]
+    return best[0].model, best[1]
 
 
 def mixture_scores(model: GaussianMixture, data: Split) -> dict[str, float]:
@@ -116,15 +120,15 @@ def imputer_scores(imputer: Any, data: Split) -> dict[str, float]:
 
 
 def scores(array: np.ndarray, seed: int) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Scores of every method, and which mixtures BIC chose."""
+    """Scores of every method, and the mixtures: numbers of components, and priors."""
     torch.set_num_threads(1)  # the matrices are small; seeds share the cores
     data = split(torch.from_numpy(array), seed)
     mean_filled = torch.where(data.train_gaps.isnan(), 0.0, data.train_gaps)  # means are zero
     results, chosen = {}, []
     for name, train in zip(MIXTURES, (data.train, data.train_gaps, mean_filled), strict=True):
-        model = choose_mixture(train, seed)
+        model, text = choose_mixture(train, seed)
         results[name] = mixture_scores(model, data)
-        chosen.append(f"{model.num_components} {model.covariance}")
+        chosen.append(text)
     imputers = (SimpleImputer(), KNNImputer(), IterativeImputer(random_state=seed))
     for name, imputer in zip(IMPUTERS, imputers, strict=True):
         results[name] = imputer_scores(imputer, data)

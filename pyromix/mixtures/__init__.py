@@ -2,6 +2,7 @@
 
 __all__ = [
     "ConditionedMixture",
+    "ConjugatePrior",
     "GaussianMixture",
     "LowRankPrecisionNormal",
     "MixtureOfLowRankNormals",
@@ -14,7 +15,9 @@ __all__ = [
     "RelaxedMixtureOfNormals",
     "Selection",
     "UnionOfConditioned",
+    "VBResult",
     "fit_em",
+    "fit_vb",
     "select",
 ]
 
@@ -23,6 +26,8 @@ from ..conditioning.union import UnionOfConditioned
 from .diagonal import MixtureOfNormals
 from .em.fit_em import fit_em
 from .em.online import OnlineEM
+from .em.prior import ConjugatePrior
+from .em.variational import VBResult, fit_vb
 from .full import MixtureOfMultivariateNormals
 from .learnable import GaussianMixture
 from .low_rank import MixtureOfLowRankPrecisionNormals

@@ -25,6 +25,7 @@ from ...training.history import History
 from ...training.integers import warn_about_integers
 from ..learnable import GaussianMixture
 from .maximization import is_alive, maximize, step_size
+from .prior import ConjugatePrior, PseudoPoints, check_prior
 from .rows import SAMPLE_ROWS, Rows, Source, Survey, TensorSource, make_source, survey
 from .statistics import Statistics, joint_log_prob
 from .student import make_expectation
@@ -52,6 +53,7 @@ def fit_em(
     tolerance: float = 1e-4,
     sample_weight: TensorLike | None = None,
     restarts: int = 1,
+    prior: ConjugatePrior | None = None,
     initialize: bool | None = None,
     precision: Literal["double", "single"] = "double",
     fabric: "Fabric | None" = None,
@@ -81,6 +83,8 @@ def fit_em(
         sample_weight: Weights of the rows, (N,), not negative: a row of weight two counts as
             two rows. By default all weigh one.
         restarts: Number of runs from different starts, of which the best is kept.
+        prior: Of means, covariances and weights; not for Student-t tails and factors. With it, wherever the likelihood is spoken of
+            here, the posterior density of the parameters is meant.
         initialize: Whether to start from clusters; by default if the model was never initialised
             or trained. Restarts always do. They are those of 20,000 rows, where data are not
             kept in memory.
@@ -92,7 +96,8 @@ def fit_em(
         progress_bar: Whether to show a bar with the loss.
 
     Returns:
-        Mean negative log-likelihood before every iteration (on its minibatch), and timings.
+        Mean negative log-likelihood before every iteration (on its minibatch), and timings. With
+        a prior, less its log-density divided by the number of points, up to a constant.
 
     Raises:
         ValueError: If model or data do not fit.
@@ -117,6 +122,12 @@ def fit_em(
         seed = fabric.broadcast(seed)
     processes = 1 if fabric is None else fabric.world_size
     source = make_source(data, sample_weight, dim=model.dim, like=model.loc)
+    prior = check_prior(prior)
+    if prior is not None and (model.student_tails is not None or model.structure.has_factors):
+        raise ValueError(
+            "Expected no prior with tails='student' or covariance='low_rank': it has no points "
+            "for their hidden factors."
+        )
     if batch_size is not None:
         batch_size = check_positive_int("batch_size", batch_size)
         if processes > 1 or not isinstance(source, TensorSource):
@@ -136,7 +147,7 @@ def fit_em(
             if initialize or attempt or restarts > 1:
                 copied.initialize(seen.sample)
             dtype = torch.float32 if precision == "single" else torch.float64
-            run = _Run(copied.double(), source, seen, batch_size, dtype, fabric, bar)
+            run = _Run(copied.double(), source, seen, batch_size, dtype, fabric, bar, prior)
             history = run.train(steps, tolerance)
             if best is None or run.log_likelihood > best[0]:
                 best = run.log_likelihood, copied, history
@@ -183,6 +194,7 @@ class _Run:
         dtype: torch.dtype,
         fabric: "Fabric | None",
         bar: tqdm,
+        prior: ConjugatePrior | None,
     ) -> None:
         self.model, self.seen, self.fabric, self.bar = model, seen, fabric, bar
         self.batch_size = None if batch_size is None else min(batch_size, seen.num_rows)
@@ -204,6 +216,11 @@ class _Run:
         self.expectation = make_expectation(model, self.rows, dtype)
         # Whether the scale of the hidden factors is estimated, too; see `maximize`.
         self.expanded = model.student_tails is not None
+        self.prior: PseudoPoints | None = None
+        if prior is not None:
+            x = (seen.sample.double() - loc) / self.units.scale
+            covariance = prior.covariance(model.structure, x, self.units.scale)
+            self.prior = PseudoPoints(prior, model.structure, covariance)
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end
 
@@ -225,7 +242,7 @@ class _Run:
         previous, saved, may_revive = -math.inf, self._state(), True
         for _ in range(steps):
             statistics = self._statistics()
-            mean = float(statistics.log_prob) / self.seen.total
+            mean = (float(statistics.log_prob) + self._log_prior()) / self.seen.total
             if mean < previous and self.expanded and previous - mean > ROUNDING * abs(mean):
                 # Where a floor is reached, the expanded step is none up: go on by plain ones.
                 self.expanded = False
@@ -242,7 +259,11 @@ class _Run:
                 break
             previous, saved = mean, self._state()
             self._maximize(statistics)
-            if may_revive and not bool(is_alive(statistics.weight, self._point).all()):
+            if (
+                self.prior is None
+                and may_revive
+                and not bool(is_alive(statistics.weight, self._point).all())
+            ):
                 may_revive = self._revive(statistics.weight, mean)
 
     def _stepwise(self, steps: int, start: float) -> None:
@@ -264,7 +285,8 @@ class _Run:
             if average is not None:
                 statistics = average.times(1 - rate).plus(statistics.times(rate))
             average = statistics
-            self._record(-float(average.log_prob) / self.seen.total, rate, start)
+            total = float(average.log_prob) + self._log_prior()
+            self._record(-total / self.seen.total, rate, start)
             self._maximize(average)
 
     @property
@@ -278,6 +300,9 @@ class _Run:
 
     def _maximize(self, statistics: Statistics) -> None:
         """The M-step."""
+        if self.prior is not None:  # with points of its own no component is dead
+            self.model._assign(*self.prior.maximize(statistics, self.model._raw()))
+            return
         maximize(self.model, statistics, self._point, expanded=self.expanded)
 
     def _record(self, loss: float, rate: float, start: float) -> None:
@@ -352,8 +377,14 @@ class _Run:
         return (x.double() - self.rows.loc) / self.rows.scale
 
     def _total(self) -> float:
-        """Log-likelihood of all data."""
-        return float(self._statistics().log_prob)
+        """Log-likelihood of all data, and log-density of the prior."""
+        return float(self._statistics().log_prob) + self._log_prior()
+
+    def _log_prior(self) -> float:
+        """Log-density of the prior at the present parameters, up to a constant."""
+        if self.prior is None:
+            return 0.0
+        return float(self.prior.log_prob(self.model.law, self.model._raw()))
 
     def _state(self) -> dict[str, Tensor]:
         """A copy of the parameters, by name."""
