@@ -83,8 +83,8 @@ def fit_em(
         sample_weight: Weights of the rows, (N,), not negative: a row of weight two counts as
             two rows. By default all weigh one.
         restarts: Number of runs from different starts, of which the best is kept.
-        prior: Of means, covariances and weights; not for Student-t tails and factors. With it, wherever the likelihood is spoken of
-            here, the posterior density of the parameters is meant.
+        prior: Of means, covariances and weights; not for Student-t tails and factors. With it,
+            wherever the likelihood is spoken of here, the posterior density is meant.
         initialize: Whether to start from clusters; by default if the model was never initialised
             or trained. Restarts always do. They are those of 20,000 rows, where data are not
             kept in memory.
