@@ -46,7 +46,7 @@ DONORS = 3
 LONG_RUNS = 2
 
 # Components with variances of their own along every axis, of which each takes points.
-OWN_SHAPES = ("diagonal", "full", "low_rank_precision")
+OWN_SHAPES = ("diagonal", "full", "low_rank", "low_rank_precision")
 
 # A variance is at the floor if it is less than this multiple of it.
 NEAR_FLOOR = 1.1
