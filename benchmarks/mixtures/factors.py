@@ -291,6 +291,7 @@ def main() -> None:
     methods = {f"pyromix low_rank, r={r}": pyromix_mixture(k, "low_rank", r) for r in (4, 16)}
     best = list(methods)[-1]
     methods |= {
+        "pyromix low_rank, r=2": pyromix_mixture(4 * k, "low_rank", 2),
         "pyromix full": pyromix_mixture(k, "full", steps=FEW),
         "scikit-learn full": sklearn_mixture(k, "full", steps=FEW),
         "scikit-learn diag": sklearn_mixture(k, "diag"),
