@@ -10,6 +10,9 @@ and the mean log-density of held-out points. No variance is below 1e-3 of the la
 scikit-learn adds as much. Matrices of 784 dimensions are many: methods that make them get fewer
 iterations there, and none in 3,072 dimensions.
 
+Then times the density, the density with its gradient in points and parameters, and draws, against
+PyTorch's mixture of `LowRankMultivariateNormal` with the same parameters, in turns.
+
 Draws means and samples of the low-rank mixture of MNIST, and lower halves of test images given
 the upper ones, to out/mixtures/factors_<size>.png.
 
@@ -27,11 +30,12 @@ from sklearn.decomposition import FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor
+from torch.distributions import Categorical, LowRankMultivariateNormal, MixtureSameFamily
 
 from benchmarks.common import cli
 from benchmarks.common.figures import grid, save
 from benchmarks.common.store import OUT
-from benchmarks.common.timing import limit_threads
+from benchmarks.common.timing import interleaved_medians, limit_threads
 from pyromix import GaussianMixture, MixtureOfLowRankNormals, Observed, fit_em
 from pyromix.datasets import digits, mnist
 
@@ -189,6 +193,50 @@ def table(title: str, data: Data, methods: dict[str, Any]) -> dict[str, Gaussian
     return models
 
 
+def speed(n: int, dim: int, k: int, rank: int, seconds: float) -> None:
+    """Prints how many times as long as this library's law PyTorch's takes, in float32."""
+    torch.manual_seed(0)
+    tensors = torch.randn(k), torch.randn(k, dim), 0.5 + torch.rand(k, dim)
+    leaves = [t.requires_grad_() for t in (*tensors, torch.randn(k, dim, rank))]
+
+    def pyromix_law() -> Any:
+        return MixtureOfLowRankNormals(*leaves, validate_args=False)
+
+    def torch_law() -> Any:
+        logits, loc, diag, factor = leaves
+        parts = LowRankMultivariateNormal(loc, factor, diag, validate_args=False)
+        return MixtureSameFamily(Categorical(logits=logits), parts, validate_args=False)
+
+    x = pyromix_law().sample((n,)).requires_grad_()
+    with torch.no_grad():
+        exact = pyromix_law().map_tensors(torch.Tensor.double).log_prob(x.double())
+        errors = [
+            float((law().log_prob(x) - exact).abs().max()) for law in (pyromix_law, torch_law)
+        ]
+
+    def gradient(law: Callable[[], Any]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(law().log_prob(x).sum(), [x, *leaves])
+
+    def density(law: Callable[[], Any]) -> Callable[[], object]:
+        return torch.no_grad()(lambda: law().log_prob(x))
+
+    print(
+        f"\n{n} points, {dim} dimensions, K={k}, r={rank}; errors against float64, in nats: ",
+        end="",
+    )
+    print("pyromix {:.0e}, torch {:.0e}".format(*errors))
+    makers: dict[str, Any] = {
+        "density": density,
+        "density and gradient": gradient,
+        "draws": lambda law: lambda: law().sample((n,)),
+    }
+    for title, make in makers.items():
+        jobs = {"pyromix": make(pyromix_law), "torch": make(torch_law)}
+        medians = interleaved_medians(jobs, seconds)
+        own, other = (1e3 * medians[name] for name in jobs)
+        print(f"{title:>22}: {own:9.2f} ms, torch {other:9.2f} ms, ratio {other / own:6.1f}")
+
+
 def draw(model: GaussianMixture, images: Tensor, path: Any) -> None:
     """Means, samples, and lower halves of images given the upper ones."""
     torch.manual_seed(2)
@@ -243,6 +291,7 @@ def main() -> None:
     methods = {f"pyromix low_rank, r={r}": pyromix_mixture(k, "low_rank", r) for r in (4, 16)}
     best = list(methods)[-1]
     methods |= {
+        "pyromix low_rank, r=2": pyromix_mixture(4 * k, "low_rank", 2),
         "pyromix full": pyromix_mixture(k, "full", steps=FEW),
         "scikit-learn full": sklearn_mixture(k, "full", steps=FEW),
         "scikit-learn diag": sklearn_mixture(k, "diag"),
@@ -263,6 +312,9 @@ def main() -> None:
         "scikit-learn FactorAnalysis, r=44": factor_analysis(44),
     }
     table("a mixture of factor analysers", synthetic(dim, train, 500), methods)
+
+    for size in ((512, 64, 10, 4), (500, 784, 10, 8), (100, 3072, 5, 8)):
+        speed(*size, seconds=2.0 if quick else 10.0)
 
 
 if __name__ == "__main__":

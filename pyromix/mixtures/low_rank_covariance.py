@@ -29,8 +29,11 @@ from ..numerics.factor_density import factor_log_prob
 from ..numerics.implicit_correlated import reparameterize_factors
 from ..numerics.low_rank import capacitance_tril, project, solve_right
 from .finite import FiniteMixture
-from .full import GATHERED_NUMBERS, MixtureOfMultivariateNormals
+from .full import MixtureOfMultivariateNormals
 from .low_rank import check_low_rank_shapes, check_low_rank_values
+
+# With more numbers than this in the draws' factors, draws are grouped by component.
+GATHERED_NUMBERS = 2**17
 
 
 class MixtureOfLowRankNormals(FiniteMixture):

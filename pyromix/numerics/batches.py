@@ -109,7 +109,8 @@ def grouped_products(component: Tensor, vectors: Tensor, matrices: Tensor) -> Te
     Returns:
         Tensor of shape (*S, p).
     """
-    rows, label = vectors.reshape(-1, vectors.shape[-1]), component.flatten()
+    label = component.flatten()
+    rows = vectors.reshape(len(label), vectors.shape[-1])
     order = label.argsort()
     parts = rows[order].split(torch.bincount(label, minlength=len(matrices)).tolist())
     products = [part @ matrix.mT for part, matrix in zip(parts, matrices, strict=True)]
