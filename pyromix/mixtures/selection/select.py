@@ -174,20 +174,16 @@ def select(
         check_positive_int("steps", steps), number(0.0)("tolerance", tolerance), least
     )
     held_out = folds if criterion == "heldout" else 0
-    warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
     bar = tqdm(total=len(possible) * (1 + held_out), unit="fit", disable=not progress_bar)
-    with (
-        bar,
-        torch.no_grad(),
-        draws_from(*seeded(chosen_seed, x.device)),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", UserWarning)  # of candidates: those of the best follow
+    with bar, torch.no_grad(), draws_from(*seeded(chosen_seed, x.device)):
+        warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
         search = _Search(x, kinds, options, limits, bar)
-        search.fit(possible)
-        scores = _held_out(x, possible, kinds, options, limits, held_out, bar)
-        search.refine("bic" if criterion == "heldout" else criterion)
-    return _selection(search, cells, scores, criterion, data.dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # candidates may collapse: rows say so
+            search.fit(possible)
+            scores = _held_out(x, possible, kinds, options, limits, held_out, bar)
+            search.refine("bic" if criterion == "heldout" else criterion)
+        return _selection(search, cells, scores, criterion, data.dtype)
 
 
 class _Fit(NamedTuple):

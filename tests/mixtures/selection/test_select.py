@@ -99,7 +99,9 @@ def test_components_that_collapse_do_not_win():
 
 def test_the_seed_decides():
     x, _ = blobs(seed=1)
+    before = torch.get_rng_state()
     first, again = (chosen(x, (2, 3), "EEV", seed=3, starts="random") for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
     assert [repr(asdict(row)) for row in first.table] == [repr(asdict(r)) for r in again.table]
     assert torch.equal(first.best.loc, again.best.loc)
 
