@@ -81,10 +81,11 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         scale_floor: Smallest standard deviation, the root of `variance_floor`, in its place: the
             name that all models have in common.
         standardize: Whether parameters are in units of the columns' own location and spread, as
-            `initialize` finds them (``"spherical"``, EII, EVE, VVE, EEV and VEV: of their
-            common spread, as scaling columns changes the family). Values, evidence and laws are in the user's units all the same. By default if units are far from those
-            that learning rates are meant for: if the largest standard deviation is above 10 or
-            below 0.1.
+            `initialize` finds them (``"spherical"``, EII, EVE, VVE, EEV and VEV: of their common
+            spread, as scaling single columns would change the family). Values, evidence and laws
+            are in the user's units all the same. By default if units are far from those that
+            learning rates are meant for: if the largest standard deviation is above 10 or below
+            0.1.
         validate_args: Whether to check the values that are scored.
 
     Attributes:
