@@ -82,7 +82,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             standard deviations where those are standardised. It bounds the likelihood where a
             component could collapse onto a single point or a constant coordinate. For full and
             tied covariances it bounds the variance of every coordinate given those before it, and
-            `pyromix.fit_em` that in any direction.
+            `pyromix.fit_em` that in any direction; so do the families of other codes.
         missing: Whether NaN is an error, or marks entries that are integrated out in `log_prob`,
             `loss`, `condition`, `impute` and training.
         context_dim: Dimension of the context, zero for none.
@@ -95,10 +95,11 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
         df: Degrees of freedom of Student-t components: by default learned for every component, or,
             ``"shared"``, one for all; a number is kept.
         standardize: Whether parameters are in units of the columns' own location and spread, as
-            `initialize` finds them (``"spherical"``: of their common spread). Values, evidence
-            and laws are in the user's units all the same. By default if units are far from those
-            that learning rates are meant for: if the largest standard deviation is above 10 or
-            below 0.1.
+            `initialize` finds them (``"spherical"``, EII, EVE, VVE, EEV and VEV: of their common
+            spread, as scaling single columns would change the family). Values, evidence and laws
+            are in the user's units all the same. By default if units are far from those that
+            learning rates are meant for: if the largest standard deviation is above 10 or below
+            0.1.
         validate_args: Whether to check the values that are scored.
 
     Attributes:

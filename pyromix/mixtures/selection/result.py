@@ -57,6 +57,16 @@ class Selection:
         table: All candidates, the best first and degenerate ones last. It is a list of data
             classes: ``pandas.DataFrame(selection.table)`` is a data frame of it.
         criterion: What they are compared by.
+
+    Example:
+        >>> import torch
+        >>> from pyromix import select
+        >>> _ = torch.manual_seed(0)
+        >>> found = select(torch.randn(50, 2), (1, 2), "EII", seed=0, progress_bar=False)
+        >>> [row.num_components for row in found.table]
+        [1, 2]
+        >>> str(found).splitlines()[0]
+        'EII with 1 component, of 2 mixtures of 50 points in 2 dimensions by BIC.'
     """
 
     best: GaussianMixture

@@ -82,10 +82,11 @@ def select(
     r"""Fits mixtures of many families and numbers of components, and selects the best.
 
     Each is fitted by expectation maximisation from starts of several kinds: a few iterations from
-    every one, then more of the best (Biernacki, Celeux and Govaert 2003). The best mixtures are
-    tried again: from new starts, from the components that other families found, and from those of
-    one component more or less and their own, of which one is split and two are merged (Ueda et
-    al. 2000).
+    every one, then more of the best (Biernacki, Celeux and Govaert 2003). Where tied, diagonal or
+    full covariances are among the families, others have the starts that are best for these. The
+    best mixtures are tried again: from new starts, from the components that other families found,
+    and from those of one component more or less and their own, of which one is split and two are
+    merged (Ueda et al. 2000).
 
     A mixture is degenerate, and not selected, if a component has collapsed onto the variance
     floor in a direction in which the data have not, or has fewer than `min_points` points: its
@@ -173,20 +174,16 @@ def select(
         check_positive_int("steps", steps), number(0.0)("tolerance", tolerance), least
     )
     held_out = folds if criterion == "heldout" else 0
-    warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
     bar = tqdm(total=len(possible) * (1 + held_out), unit="fit", disable=not progress_bar)
-    with (
-        bar,
-        torch.no_grad(),
-        draws_from(*seeded(chosen_seed, x.device)),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", UserWarning)  # of candidates: those of the best follow
+    with bar, torch.no_grad(), draws_from(*seeded(chosen_seed, x.device)):
+        warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
         search = _Search(x, kinds, options, limits, bar)
-        search.fit(possible)
-        scores = _held_out(x, possible, kinds, options, limits, held_out, bar)
-        search.refine("bic" if criterion == "heldout" else criterion)
-    return _selection(search, cells, scores, criterion, data.dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # candidates may collapse: rows say so
+            search.fit(possible)
+            scores = _held_out(x, possible, kinds, options, limits, held_out, bar)
+            search.refine("bic" if criterion == "heldout" else criterion)
+        return _selection(search, cells, scores, criterion, data.dtype)
 
 
 class _Fit(NamedTuple):
@@ -435,7 +432,8 @@ def _selection(
             f"Every mixture is degenerate; of the simplest one {best.degenerate}. The data may "
             f"hold few different points: try fewer components, or a smaller variance_floor."
         )
-    models = {cell: fit.model.to(dtype).eval() for cell, fit in search.found.items()}
+    found = search.found
+    models = {cell: found[cell].model.to(dtype).eval() for cell in cells if cell in found}
     model = models[best.covariance, best.num_components]
     return Selection(model, table, criterion, models, count)
 
