@@ -189,8 +189,6 @@ CASES = {
         traceable=False,
     ),
     "student": Case(lambda: _student(full=False)),
-    "student-batch": Case(lambda: _student((2,), full=False)),
-    "student-full": Case(_student),
     "student-full-batch": Case(lambda: _student((2,))),
     "student-tied": Case(lambda: _student(tied=True)),
     "student-given-value": Case(lambda: _student(dim=3).condition(Observed({1: 0.5})).free()),

@@ -79,7 +79,9 @@ class StudentPrior(MixturePrior):
                 "GaussianPrior) has no closed form. Give exact values (Observed, LinearEquality), "
                 "or use a mixture of normals."
             )
-        bare = replace(evidence, matrix=[], low=[], high=[])
+        # None of the inequalities, but of their batch shape.
+        bounds = {name: [t[..., :0] for t in getattr(evidence, name)] for name in ("low", "high")}
+        bare = replace(evidence, matrix=[rows[:0] for rows in evidence.matrix], **bounds)
         allowed = allow_impossible_entries
         law = ConditionedStudent(self, bare, allow_impossible_entries=allowed)
         if not evidence.num_rows:

@@ -51,7 +51,8 @@ class MixtureOfStudentT(FiniteMixture):
 
     The density is computed in float64 whatever the dtype. `rsample` has exact pathwise gradients
     in all parameters, by implicit differentiation of the mixture. Gradients of
-    `rsample_with_score` and `rsample_weighted` in `df` are those of PyTorch's gamma law.
+    `rsample_with_score` and `rsample_weighted` in `df` are those of PyTorch's gamma law; the
+    latter spreads z evenly, and draws g independently.
 
     Args:
         logits: Unnormalised log-weights, shape (\*B, K). Minus infinity removes a component.

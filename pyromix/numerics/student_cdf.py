@@ -126,9 +126,7 @@ def _beyond(t: Tensor, df: Tensor) -> tuple[Tensor, Tensor]:
 def _within(t: Tensor, df: Tensor) -> tuple[Tensor, Tensor]:
     """Tails (n,) beyond 0 <= t < 1, and their derivatives in df."""
     nodes, weights = _rule(t)
-    log_density, slope = _log_density(
-        t.unsqueeze(-1) * nodes, df.unsqueeze(-1).expand(-1, NUM_NODES)
-    )
+    log_density, slope = _log_density(t.unsqueeze(-1) * nodes, df.unsqueeze(-1))
     density = log_density.exp()
     return 0.5 - t * (density @ weights), -t * ((density * slope) @ weights)
 

@@ -37,6 +37,7 @@ from pyromix import (
     MixtureOfLowRankPrecisionNormals,
     MixtureOfMultivariateNormals,
     MixtureOfNormals,
+    MixtureOfStudentT,
     Nonlinear,
     Observed,
     OnlineEM,
@@ -191,6 +192,12 @@ GOOD = {
         "loc": zeros(2, 3),
         "precision_diag": ones(2, 3),
         "precision_factor": ones(2, 3, 1),
+    },
+    MixtureOfStudentT: lambda: {
+        "logits": zeros(2),
+        "df": ones(2),
+        "loc": zeros(2, 3),
+        "scale": ones(2, 3),
     },
     LowRankPrecisionNormal: lambda: {
         "loc": zeros(3),

@@ -89,7 +89,7 @@ def reference(model, x):
 def test_sums(covariance, way, monkeypatch):
     model = make(covariance)
     torch.manual_seed(2)
-    x = model.sample((30,))
+    x = model.sample((12,))
     if way in ("gaps", "patterns"):
         x = with_gaps(x)
         x[3] = math.nan
