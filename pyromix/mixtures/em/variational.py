@@ -259,7 +259,8 @@ class _Search:
         found._assign(weights.log(), components.mean + self.centre, raw)
         found.initialized.fill_(True)
         found.eval()
-        return VBResult(found, self.bound - self.log_volume, weights, held, self.history)
+        bound = self.bound - self.log_volume
+        return VBResult(found, bound, weights.to(model.loc), held, self.history)
 
     def _record(self, start: float) -> None:
         """Adds a step to the history and to the progress bar."""
