@@ -9,7 +9,7 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyromix import GaussianMixture, MixtureOfLowRankNormals, Observed, fit_em
-from pyromix.mixtures import MixtureOfNormals, low_rank_covariance
+from pyromix.mixtures import MixtureOfNormals, finite, low_rank_covariance
 from pyromix.numerics import factor_density
 
 
@@ -219,6 +219,19 @@ def test_in_three_thousand_dimensions_no_square_matrix_is_made():
     assert not largest.squares
     assert filled.isfinite().all()
     assert torch.equal(draws[:, ::2], x[0, ::2].expand(5, -1))
+
+
+def test_imputed_rows_do_not_depend_on_each_other(monkeypatch):
+    mixture = build()
+    x = mixture.sample((9,))
+    x[:5, 1:4], x[5:7], x[7:, 0] = math.nan, math.nan, math.nan
+    whole = mixture.impute(x)
+    monkeypatch.setattr(finite, "IMPUTED_NUMBERS", 1)
+    torch.testing.assert_close(mixture.impute(x), whole)
+    assert mixture.impute(x, 3).shape == (3, 9, 6)
+    torch.testing.assert_close(whole[5], mixture.mean)
+    given = mixture.condition(Observed({1 + d: x[7, 1 + d].item() for d in range(5)}))
+    torch.testing.assert_close(whole[7], given.mean)
 
 
 def test_rank_of_all_dimensions_and_none():
