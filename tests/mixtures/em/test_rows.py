@@ -163,8 +163,10 @@ def test_dead_components_of_data_in_a_file_are_revived(few_numbers):
 # ---- streams ----------------------------------------------------------------------------------
 
 
-@every_covariance
-@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize(
+    ("covariance", "gaps"),
+    [("diagonal", True), ("shared", False), ("full", False), ("tied", True), ("low_rank", False)],
+)
 def test_a_stream_comes_near_all_data(covariance, gaps):
     x = (with_gaps(data(6000), 0.1) if gaps else data(6000)) + 1e5
     missing = "marginalize" if gaps else "error"
@@ -186,10 +188,10 @@ def test_a_stream_that_drifts_is_followed():
     for forget in (0.0, 0.1):
         model = GaussianMixture(1, 1)
         online = OnlineEM(model, forget=forget)
-        for t in range(300):
-            online.update(torch.randn(50, 1) + 0.01 * t)
+        for t in range(100):
+            online.update(torch.randn(50, 1) + 0.03 * t)
         found.append(float(model.mean.detach()))
-    assert found[1] == pytest.approx(2.9, abs=0.25)  # ten batches behind
+    assert found[1] == pytest.approx(2.7, abs=0.25)  # ten batches behind
     assert found[0] < found[1] - 0.1
 
 
