@@ -13,6 +13,7 @@ from pyromix import (
     RelaxedGaussianMixture,
     class_conditional,
     fit_em,
+    fit_vb,
 )
 
 FORMS = {"array": lambda t: t.numpy(), "lists": lambda t: t.tolist()}
@@ -81,6 +82,8 @@ def test_starts_and_fits(form):
     for model, data in zip(models[:2], (x, form(x)), strict=True):
         fit_em(model, data, steps=5, batch_size=50, seed=0, progress_bar=False)
     same(models[1].loc, models[0].loc)
+    results = [fit_vb(models[0], data, seed=0, progress_bar=False) for data in (x, form(x))]
+    same(results[1].model.loc, results[0].model.loc)
 
 
 def test_contexts(form):

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyromix import DRMM, GaussianMixture, dequantize, fit, fit_em
+from pyromix import DRMM, GaussianMixture, dequantize, fit, fit_em, fit_vb
 from pyromix.flows.wrapping import as_distribution_module
 from pyromix.training.integers import warn_about_integers
 
@@ -53,3 +53,5 @@ def test_training_warns_once():
         fit(DRMM(2, 2, 3), data, steps=1, progress_bar=False, seed=0)
     with pytest.warns(UserWarning, match=r"Columns \[1\]"):
         fit_em(GaussianMixture(2, 2), data, steps=2, progress_bar=False, seed=0)
+    with pytest.warns(UserWarning, match=r"Columns \[1\]"):
+        fit_vb(GaussianMixture(2, 2), data, steps=2, progress_bar=False, seed=0)

@@ -5,7 +5,7 @@ import threading
 
 import torch
 
-from pyromix import DRMM, GaussianMixture, RelaxedGaussianMixture, fit, fit_em
+from pyromix import DRMM, GaussianMixture, RelaxedGaussianMixture, fit, fit_em, fit_vb
 
 
 def trained(model, data, seed):
@@ -20,6 +20,11 @@ def by_expectation(model, data, seed):
     return model.state_dict()
 
 
+def by_variation(model, data, seed):
+    result = fit_vb(model, data, steps=5, prune=False, seed=seed, progress_bar=False)
+    return result.model.state_dict()
+
+
 def test_threads_train_what_they_would_train_alone():
     data = torch.randn(200, 2)
     jobs = [
@@ -27,6 +32,7 @@ def test_threads_train_what_they_would_train_alone():
         (trained, RelaxedGaussianMixture(2, 3, num_inner=16), 2),
         (trained, DRMM(2, 2, 4, curriculum=[("joint", 1.0)]), 3),  # draws codes in every step
         (by_expectation, GaussianMixture(2, 3), 4),
+        (by_variation, GaussianMixture(2, 3), 5),
     ]
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -87,7 +87,7 @@ def fit_vb(
     concentration: float = 1.0,
     prior: ConjugatePrior | None = None,
     steps: int = 1000,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     restarts: int = 1,
     prune: bool = True,
     seed: int | None = None,

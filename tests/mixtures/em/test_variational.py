@@ -254,6 +254,21 @@ def test_without_pruning_components_without_points_keep_the_prior(covariance):
     torch.testing.assert_close(results[1].model.law.loc[-1], x.mean(0), atol=1e-6, rtol=0)
 
 
+@every_covariance
+def test_degenerate_data(covariance):
+    x = data(60)
+    constant, collinear = x.clone(), x.clone()
+    constant[:, 1], constant[:, 2], constant[0] = 7.0, math.nan, math.nan
+    collinear[:, 3] = collinear[:, 0] + collinear[:, 1]
+    repeated = x[:3].repeat(20, 1)
+    for table in (constant, collinear, repeated):
+        model = GaussianMixture(4, 4, covariance, missing="marginalize")
+        result = fit_vb(model, table, seed=0, steps=60, progress_bar=False)
+        assert (torch.tensor(result.history.losses).diff() <= 1e-9).all()
+        assert all(p.isfinite().all() for p in result.model.parameters())
+    assert result.num_components == 3
+
+
 def test_float32_and_few_points():
     x = data(3).float()
     for covariance in CONJUGATE:
