@@ -80,8 +80,12 @@ class StudentPrior(MixturePrior):
                 "or use a mixture of normals."
             )
         # None of the inequalities, but of their batch shape.
-        bounds = {name: [t[..., :0] for t in getattr(evidence, name)] for name in ("low", "high")}
-        bare = replace(evidence, matrix=[rows[:0] for rows in evidence.matrix], **bounds)
+        bare = replace(
+            evidence,
+            matrix=[rows[:0] for rows in evidence.matrix],
+            low=[bound[..., :0] for bound in evidence.low],
+            high=[bound[..., :0] for bound in evidence.high],
+        )
         allowed = allow_impossible_entries
         law = ConditionedStudent(self, bare, allow_impossible_entries=allowed)
         if not evidence.num_rows:

@@ -129,7 +129,7 @@ class _Sums:
 
         Args:
             peak: Log-weights plus log-densities of normals at their peak, shape (K, n or 1).
-            square: Squared distances, shape (K, n), changed in place.
+            square: Squared distances, shape (K, n).
             count: How many coordinates they are of, shape (n,).
             point_weight: Weights of the points, shape (n,); None if all are one.
         """
@@ -137,20 +137,23 @@ class _Sums:
         infinite = df.isinf()
         finite = torch.where(infinite, 1.0, df)
         total = finite + count
-        # log(1 + q / nu) is also what log u = log(1 + d / nu) - log(1 + q / nu) is made of.
-        stretched = torch.log1p(square / finite)
-        log_u = torch.log1p(count / finite) - stretched
-        scores = peak + log_gamma_ratio(df, count) - 0.5 * total * stretched
+        half = 0.5 * total
+        # In place where it can be: these are the largest tensors, and each pass takes its time.
+        ratio = square / finite
+        stretched = ratio.log1p()
+        scores = (stretched * -half).add_(peak + log_gamma_ratio(df, count))
+        factor = ratio.add_(1).reciprocal_().mul_(total / finite)  # u
+        rest = torch.log1p(count / finite) + half.digamma() - half.log()
         if bool(infinite.any()):
             scores = torch.where(infinite, peak - 0.5 * square, scores)
-            log_u = torch.where(infinite, 0.0, log_u)
+            factor = torch.where(infinite, 1.0, factor)
+            rest, stretched = (torch.where(infinite, 0.0, t) for t in (rest, stretched))
         self.log_prob = self.log_prob + normalize(scores, point_weight)
-        half = 0.5 * total
-        rest = torch.where(infinite, 0.0, half.digamma() - half.log())
-        pull = scores * log_u.exp()
+        pull = factor.mul_(scores)
         self.weight += scores.sum(1)
         self.mass += pull.sum(1)
-        self.log_factor += (scores * (log_u + rest)).sum(1)
+        # E[log g] = log(1 + d / nu) - log(1 + q / nu) + psi - log of half of nu + d.
+        self.log_factor += stretched.neg_().add_(rest).mul_(scores).sum(1)
         return _Weighted(scores, pull)
 
     def statistics(self, reference: Tensor) -> Statistics:

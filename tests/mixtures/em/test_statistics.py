@@ -13,9 +13,8 @@ from pyromix.mixtures.em.products import Expectation
 from pyromix.mixtures.em.rows import Rows
 
 # Moments of factors have a reference of their own, in test_factors.py.
-every_covariance = pytest.mark.parametrize(
-    "covariance", [c for c in STRUCTURES if c != "low_rank"]
-)
+WITHOUT_FACTORS = [c for c in STRUCTURES if c != "low_rank"]
+every_covariance = pytest.mark.parametrize("covariance", WITHOUT_FACTORS)
 
 
 def make(covariance, dim=5, k=3, seed=0, far=0.0):
@@ -87,7 +86,7 @@ def in_float64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("covariance", [*STRUCTURES, "EII", "VEI", "VVE"])
+@pytest.mark.parametrize("covariance", [*WITHOUT_FACTORS, "EII", "VEI", "VVE"])
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("far", [0.0, 1e4])
 def test_statistics(covariance, gaps, far):

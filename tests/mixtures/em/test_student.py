@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from pyromix import GaussianMixture, MixtureOfStudentT, Observed, fit, fit_em, load, save
+from pyromix.mixtures.em import products
 from pyromix.mixtures.em import student as by_student
 from pyromix.mixtures.em.rows import Rows
 from pyromix.mixtures.em.student import StudentExpectation
@@ -94,8 +95,7 @@ def test_sums(covariance, way, monkeypatch):
         x = with_gaps(x)
         x[3] = math.nan
     if way == "differences":
-        monkeypatch.setattr(by_student, "_is_near", lambda whitened: False)
-        monkeypatch.setattr("pyromix.mixtures.em.products._is_near", lambda whitened: False)
+        monkeypatch.setattr(products, "NEAR", dict.fromkeys(products.NEAR, -1.0))
     if way == "patterns":
         monkeypatch.setattr(by_student, "precision_of", lambda law: None)
     expectation = StudentExpectation(model.structure, Rows.of(x))
@@ -112,18 +112,14 @@ def test_sums(covariance, way, monkeypatch):
 
 @every_covariance
 @pytest.mark.parametrize("gaps", [False, True])
-def test_the_likelihood_never_falls_and_ends_stationary(covariance, gaps):
+def test_the_likelihood_never_falls(covariance, gaps):
     torch.manual_seed(0)
     x = make(covariance, dim=3, k=2, seed=3).sample((150,))
     x = with_gaps(x, 0.2) if gaps else x
     model = GaussianMixture(3, 2, covariance, tails="student", missing="marginalize")
-    history = fit_em(model, x, steps=100, tolerance=1e-7, seed=0, progress_bar=False)
+    history = fit_em(model, x, steps=60, tolerance=1e-9, seed=0, progress_bar=False)
     assert (torch.tensor(history.losses).diff() <= 1e-9).all()
-    loss = -model.log_prob(x).mean()
-    assert loss.item() <= history.losses[-1] + 1e-9
-    # Degrees of freedom settle slowly where there are many.
-    grads = torch.autograd.grad(loss, list(model.parameters()))
-    assert max(g.abs().max() for g in grads) < 5e-2
+    assert -model.log_prob(x).mean().item() <= history.losses[-1] + 1e-9
 
 
 @pytest.mark.filterwarnings("ignore:Every variance:UserWarning")
@@ -148,6 +144,8 @@ def test_degrees_of_freedom(df):
     x = truth.sample((8000,))
     model = GaussianMixture(1, 2, tails="student", df=df)
     fit_em(model, x, tolerance=1e-7, seed=0, progress_bar=False)
+    grads = torch.autograd.grad(model.log_prob(x).mean(), list(model.parameters()))
+    assert max(g.abs().max() for g in grads) < 1e-2
     found = model.law.df
     assert (found - 3).abs().max() < 0.5
     assert (df is None) == (found[0] != found[1]).item()
