@@ -49,8 +49,8 @@ def common_axes(axes: Tensor, second: Tensor, precision: Tensor, sweeps: int = S
     They lower :math:`\sum_k \operatorname{tr}(S_k Q \operatorname{diag}(p_k) Q^\top)` over
     orthogonal Q, by rotations in the planes of two columns: the best angle in a plane has a closed
     form (Flury and Gautschi 1986). Planes without a common column are rotated at once. The sum
-    never rises; steps along the manifold that lower a bound (Browne and McNicholas 2014) have the
-    same fixed points and need many more iterations.
+    never rises. Steps along the manifold that lower a bound (Browne and McNicholas 2014) have the
+    same fixed points.
 
     Args:
         axes: Q to start from, shape (D, D).
