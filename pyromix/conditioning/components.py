@@ -95,6 +95,9 @@ class Components:
         log_plane: Logarithm of the factor by which equations scale Lebesgue measure, scalar.
     """
 
+    # Where covariances are diag(d) + W W^T, and kept as such: d and W, in float64.
+    _low_rank: tuple[Tensor, Tensor] | None = None
+
     def __init__(
         self, mixture: NormalMixture, evidence: LinearEvidence, batch_shape: Size
     ) -> None:
@@ -112,7 +115,6 @@ class Components:
         self.scale = None if normals.scale is None else normals.scale.double()
         self._covariance, self._with_graph = normals.covariance, torch.is_grad_enabled()
         self._factor: Tensor | None = None
-        self._low_rank: tuple[Tensor, Tensor] | None = None
         if normals.low_rank is not None and not evidence.gaussian:
             self._low_rank = normals.low_rank[0].double(), normals.low_rank[1].double()
         self.reach: Tensor | None = None

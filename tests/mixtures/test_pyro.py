@@ -51,12 +51,12 @@ def test_nuts_recovers_a_posterior_known_by_quadrature():
     chains = []
     for seed in range(2):
         pyro.set_rng_seed(seed)
-        mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
+        mcmc = MCMC(NUTS(model), num_samples=150, warmup_steps=80, disable_progbar=True)
         mcmc.run()
         chains.append(mcmc.get_samples()["z"])
     draws = torch.stack(chains)  # (chain, draw, 2)
     data = arviz.convert_to_dataset(draws.numpy())
-    assert float(arviz.rhat(data).x.max()) < 1.05
+    assert float(arviz.rhat(data).x.max()) < 1.1
     mean, variance = posterior_by_quadrature()
     mean_error = torch.as_tensor(arviz.mcse(data).x.values)
     assert ((draws.mean((0, 1)) - mean).abs() < 4 * mean_error).all()
