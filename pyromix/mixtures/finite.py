@@ -2,6 +2,7 @@
 
 __all__ = ["FiniteMixture"]
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -222,7 +223,9 @@ class FiniteMixture(TensorLaw):
                 "Not available: dependent coordinates have no closed form for it. Take one of "
                 "them: marginal([d]).cdf(...), or the share of draws."
             )
-        return torch.special.ndtr((value.unsqueeze(-2) - self._loc) / scale).prod(-1)
+        z = (value.unsqueeze(-2) - self._loc) / scale
+        # Not `ndtr`, which has no digits left below -9.
+        return (0.5 * torch.special.erfc(-math.sqrt(0.5) * z)).prod(-1)
 
     def icdf(self, value: Tensor) -> Tensor:
         r"""The point below which lies so much of a mixture over one coordinate.

@@ -91,7 +91,7 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             name that all models have in common.
         tails: ``"normal"``, or ``"student"``: components are multivariate Student-t laws, whose
             tails are heavy, and which outliers hardly move. Squared scales then stand for
-            variances everywhere above; not with ``"low_rank_precision"``.
+            variances everywhere above; not with low-rank covariances and precisions.
         df: Degrees of freedom of Student-t components: by default learned for every component, or,
             ``"shared"``, one for all; a number is kept.
         standardize: Whether parameters are in units of the columns' own location and spread, as
@@ -168,10 +168,10 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
             raise ValueError(
                 f"Expected df for tails='student' alone, got df={df!r} for normal components."
             )
-        if arguments["tails"] == "student" and covariance == "low_rank_precision":
+        if arguments["tails"] == "student" and covariance in ("low_rank", "low_rank_precision"):
             raise ValueError(
-                "Expected scale factors for tails='student', got covariance='low_rank_precision'. "
-                "Use 'full', or normal tails."
+                f"Expected scale factors for tails='student', got covariance={covariance!r}. "
+                f"Use 'full', or normal tails."
             )
         super().__init__(event_shape=(dim,), validate_args=validate_args)
         self.keep_arguments(arguments)

@@ -59,6 +59,15 @@ def test_cdf_and_icdf_of_one_coordinate():
         assert (ends[1] == math.inf).all()
 
 
+def test_tails_keep_their_digits():
+    law = full(k=1, dim=1)
+    z = torch.linspace(-37, -5, 33)
+    x = law.loc[0] + law.scale_tril[0, 0, 0] * z
+    expected = torch.as_tensor(scipy.stats.norm.cdf(z.numpy()))
+    torch.testing.assert_close(law.cdf(x.unsqueeze(-1)), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(law.icdf(expected).squeeze(-1), x, rtol=1e-10, atol=1e-10)
+
+
 def test_icdf_has_gradients_in_everything():
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(3, generator=g, requires_grad=True)

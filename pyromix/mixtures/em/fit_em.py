@@ -218,8 +218,9 @@ class _Run:
         self.expanded = model.student_tails is not None
         self.prior: PseudoPoints | None = None
         if prior is not None:
-            x = (seen.sample.double() - loc) / self.units.scale
-            covariance = prior.covariance(model.structure, x, self.units.scale)
+            covariance = prior.covariance(
+                model.structure, self.rows, seen.total, self.units.scale, fabric
+            )
             self.prior = PseudoPoints(prior, model.structure, covariance)
         self.history = History()
         self.log_likelihood = -math.inf  # of all data, at the end

@@ -5,6 +5,7 @@ __all__ = ["ConjugatePrior", "PseudoPoints", "check_prior", "spread_of"]
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from ..full import MixtureOfMultivariateNormals
 from .products import Expectation
 from .rows import Rows
 from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Steps of expectation maximisation for the covariance of data with gaps.
 SPREAD_STEPS = 30
@@ -80,19 +84,28 @@ class ConjugatePrior:
         if self.scale is not None:
             object.__setattr__(self, "scale", _check_scale(as_tensor("scale", self.scale)))
 
-    def covariance(self, structure: CovarianceStructure, x: Tensor, unit: Tensor) -> Tensor:
+    def covariance(
+        self,
+        structure: CovarianceStructure,
+        rows: Rows,
+        total: float,
+        unit: Tensor,
+        fabric: "Fabric | None" = None,
+    ) -> Tensor:
         """V in the units of the data, (D, D) or, where a structure has no use for it, (D,).
 
         Args:
             structure: Of K components.
-            x: Centred data, shape (N, D), NaN where an entry is missing.
-            unit: What the units of x are in the user's ones, shape (D,).
+            rows: The data, centred.
+            total: Sum of the weights of all rows.
+            unit: What the units of the rows are in the user's ones, shape (D,).
+            fabric: Over which processes the rows are divided.
         """
         matrix, dim = structure.full_moments, structure.dim
         if self.scale is None:
             share = structure.num_components ** (2 / dim)
-            return spread_of(x, matrix=matrix) / share
-        scale = torch.as_tensor(self.scale).to(x)
+            return spread_of(rows, total, matrix=matrix, fabric=fabric) / share
+        scale = torch.as_tensor(self.scale).to(unit)
         if scale.dim() and scale.shape[-1] != dim:
             raise ValueError(
                 f"Expected scale of shape (), ({dim},) or ({dim}, {dim}), got "
@@ -174,31 +187,33 @@ class PseudoPoints:
         return logits.log_softmax(-1), statistics.reference + shift, raw
 
 
-def spread_of(x: Tensor, *, matrix: bool) -> Tensor:
-    """Variances (D,) or covariance (D, D) of centred data (N, D), NaN where an entry is missing.
+def spread_of(rows: Rows, total: float, *, matrix: bool, fabric: "Fabric | None" = None) -> Tensor:
+    """Variances (D,) or covariance (D, D) of centred data, in float64.
 
     A matrix is positive definite, whatever the data: one point is added whose columns are
     independent. That of data with gaps is that of the normal distribution of highest likelihood.
+
+    Args:
+        rows: The data.
+        total: Sum of the weights of all rows.
+        matrix: Whether to return a matrix.
+        fabric: Over which processes the rows are divided.
     """
-    missing = x.isnan()
-    count = (~missing).sum(0).clamp(min=1)
-    variance = x.nan_to_num(0.0).square().sum(0) / count
+    variance = rows.mean_square
     typical = variance.mean()
     typical = torch.where(typical > 0, typical, 1.0)
     variance = variance.clamp(min=CONSTANT_SHARE * typical)
     if not matrix:
         return variance
-    diagonal, n = variance.diag(), len(x)
-    if not bool(missing.any()):
-        return (x.mT @ x + diagonal) / (n + 1)
-    expectation = Expectation(Full(x.shape[-1], 1, 0.0), Rows.of(x))
-    loc, covariance = torch.zeros_like(x[:1]), diagonal
-    for _ in range(SPREAD_STEPS):
+    expectation = Expectation(Full(rows.dim, 1, 0.0), rows)
+    loc, diagonal = torch.zeros_like(variance).unsqueeze(0), variance.diag()
+    covariance = diagonal
+    for _ in range(SPREAD_STEPS if rows.has_gaps else 1):
         tril = torch.linalg.cholesky(covariance).unsqueeze(0)
-        law = MixtureOfMultivariateNormals(x.new_zeros(1), loc, tril, validate_args=False)
-        statistics = expectation.around_origin(law)
-        loc = statistics.first / n
-        covariance = (statistics.second[0] - n * loc.mT @ loc + diagonal) / (n + 1)
+        law = MixtureOfMultivariateNormals(loc.new_zeros(1), loc, tril, validate_args=False)
+        statistics = expectation.around_origin(law).over_processes(fabric)
+        loc = statistics.first / total
+        covariance = (statistics.second[0] - total * loc.mT @ loc + diagonal) / (total + 1)
     return covariance
 
 

@@ -12,7 +12,7 @@ component lies so many of its own standard deviations from there that products w
 where entries of correlated columns are missing, a general way is taken.
 """
 
-__all__ = ["Expectation"]
+__all__ = ["Expectation", "kind_of_products"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -93,7 +93,7 @@ class Expectation:
         self, structure: CovarianceStructure, rows: Rows, dtype: torch.dtype = torch.float64
     ) -> None:
         self._structure, self._rows = structure, rows
-        kind = _kind_of_products(structure, rows.has_gaps)
+        kind = kind_of_products(structure, rows.has_gaps)
         dtypes = dict.fromkeys((dtype, torch.float64))
         self._products = [] if kind is None else [kind(structure, rows, d) for d in dtypes]
 
@@ -634,7 +634,7 @@ _PRODUCTS: dict[type[CovarianceStructure], type[_Products]] = {
 }
 
 
-def _kind_of_products(structure: CovarianceStructure, has_gaps: bool) -> type[_Products] | None:
+def kind_of_products(structure: CovarianceStructure, has_gaps: bool) -> type[_Products] | None:
     """What makes the statistics of a structure by products; None if nothing does."""
     is_axial = not (structure.full_moments or structure.has_factors)
     if has_gaps:

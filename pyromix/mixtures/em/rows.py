@@ -116,6 +116,11 @@ class LoaderSource(Source):
                     f"Expected batches of rows, or pairs of rows and weights, got "
                     f"{len(others) + 1} parts."
                 )
+            if others and not torch.as_tensor(others[0]).is_floating_point():
+                raise ValueError(
+                    "Expected pairs of rows and weights, got integers for weights. Leave labels "
+                    "out; make counts of rows floating-point numbers."
+                )
             weight = check_weights(others[0], len(batch)).to(self.device) if others else None
         x = batch if isinstance(batch, Tensor) else _as_rows(batch)
         if x.dim() != 2 or x.shape[-1] != self.dim:
@@ -139,10 +144,14 @@ def make_source(data: Any, sample_weight: TensorLike | None, *, dim: int, like: 
     """
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=BATCH_ROWS)
-    streams = isinstance(data, DataLoader | IterableDataset) or (
-        isinstance(data, Iterable)
-        and not isinstance(data, Tensor | np.ndarray | list | tuple | str)
-        and not hasattr(data, "shape")
+    streams = (
+        isinstance(data, DataLoader | IterableDataset)
+        or _is_list_of_batches(data)
+        or (
+            isinstance(data, Iterable)
+            and not isinstance(data, Tensor | np.ndarray | list | tuple | str)
+            and not hasattr(data, "shape")
+        )
     )
     if streams:
         if iter(data) is data:
@@ -233,8 +242,9 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
         raise ValueError("Expected at least one point, got none.")
     if bad:
         raise ValueError(
-            f"Expected finite data, got {bad} entries that are not. If NaN marks missing entries, "
-            f"build the mixture with missing='marginalize'."
+            f"Expected finite data, got {bad} entries that are not. Leave rows with infinities "
+            f"out, which may be numbers that are too large for {dtype}; if NaN marks missing "
+            f"entries, build the mixture with missing='marginalize'."
         )
     if not total > 0:
         raise ValueError("Expected weights of which some are positive, got zeros.")
@@ -362,6 +372,11 @@ def split_rows(
     weights = [None] * len(blocks) if weight is None else weight.split(size)
     for block, w in zip(blocks, weights, strict=True):
         yield block.to(dtype), None if w is None else w.to(dtype)
+
+
+def _is_list_of_batches(data: Any) -> bool:
+    """Whether data are a list of matrices, rather than one matrix as nested lists."""
+    return isinstance(data, list) and bool(data) and all(getattr(b, "ndim", 0) == 2 for b in data)
 
 
 def _as_rows(part: Any) -> Tensor:

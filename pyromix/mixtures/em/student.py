@@ -22,7 +22,7 @@ from ...numerics.batches import by_pattern
 from ...numerics.diagonal_density import LOG_2PI
 from ...numerics.student_density import log_gamma_ratio
 from ...numerics.triangular import inverse_tril, log_scale
-from ..covariance import CovarianceStructure, Full, Spherical, Tied
+from ..covariance import CovarianceStructure, Tied
 from ..diagonal import MixtureOfNormals
 from ..full import MixtureOfMultivariateNormals
 from ..learnable import GaussianMixture
@@ -33,6 +33,7 @@ from .products import (
     _FullScores,
     _SphericalScores,
     _TiedScores,
+    kind_of_products,
 )
 from .rows import Rows, split_rows
 from .statistics import (
@@ -71,7 +72,7 @@ class StudentExpectation:
         """Statistics around the origin of data without gaps, or None where products cancel."""
         if isinstance(self._structure, Tied):
             return _tied(law, self._structure, self._rows)
-        if isinstance(self._structure, Full):
+        if self._structure.full_moments:
             return _full(law, self._structure, self._rows)
         return _diagonal(law, self._structure, self._rows)
 
@@ -172,7 +173,8 @@ def _diagonal(
     """Statistics around the origin for diagonal scales, by two products for each block."""
     normals = law._normals
     assert isinstance(normals, MixtureOfNormals)
-    kind = _SphericalScores if isinstance(structure, Spherical) else _DiagonalScores
+    is_round = kind_of_products(structure, has_gaps=False) is _SphericalScores
+    kind = _SphericalScores if is_round else _DiagonalScores
     products = kind(structure, rows, torch.float64)
     if not bool(products._are_near(normals).all()):
         return None

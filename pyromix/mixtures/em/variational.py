@@ -204,13 +204,14 @@ class _Search:
         self.log_volume = float(log_scale.sum())
         self.centre = x.nanmean(0).nan_to_num(0.0)
         self.x = x - self.centre
-        covariance = prior.covariance(self.structure, self.x, self.units.scale)
+        rows = Rows.of(self.x)
+        covariance = prior.covariance(self.structure, rows, len(x), self.units.scale)
         if prior.scale is None and self.structure.full_moments:
             covariance = covariance.diagonal().diag()
         self.prior = ComponentPrior(self.structure, prior.strength, prior.shrinkage, covariance)
         self.adapts = prior.scale is None
         self.weight_prior = weight_prior
-        self.expectation = Expectation(self.structure, Rows.of(self.x))
+        self.expectation = Expectation(self.structure, rows)
         self.history, self.bound = History(), -math.inf
         raw = model._raw()
         law = self.structure.mixture(model.logits, model.loc - self.centre, raw)

@@ -335,7 +335,9 @@ class _Search:
         """Why the likelihood of a mixture says nothing; empty if it does not."""
         fewest = float(responsibilities.sum(0).min())
         least = self.limits.min_points[model.covariance]
-        if model.num_components > 1 and fewest < least:
+        if model.num_components == 1 and model.structure.full_moments:
+            least = max(least, model.dim + 1)  # fewer span no volume
+        if fewest < least - 1e-6:
             return f"a component has {fewest:.1f} points, fewer than {least}"
         flat = self._flat_directions(model, model.law.component_covariance)
         centred = model.units(self.filled)
@@ -459,7 +461,7 @@ def _check_data(data: Tensor, missing: Missing) -> Tensor:
     allowed = ~data.isinf() if missing == "marginalize" else data.isfinite()
     if not bool(allowed.all()):
         raise ValueError(
-            f"Expected finite data, got {int((~allowed).sum())} entries that are not. If NaN "
-            f"marks missing entries, pass missing='marginalize'."
+            f"Expected finite data, got {int((~allowed).sum())} entries that are not. Leave rows "
+            f"with infinities out; if NaN marks missing entries, pass missing='marginalize'."
         )
     return check_squares("data", data).double()

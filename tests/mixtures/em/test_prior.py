@@ -8,6 +8,7 @@ import torch
 from pyromix import ConjugatePrior, GaussianMixture, fit_em
 from pyromix.mixtures.covariance import STRUCTURES
 from pyromix.mixtures.em.prior import spread_of
+from pyromix.mixtures.em.rows import Rows
 
 from .test_fit_em import data, with_gaps
 
@@ -69,7 +70,7 @@ def test_default_scale_is_that_of_the_data_in_any_units(covariance):
     # A component without points of its own has the prior's covariance.
     prior, centred = ConjugatePrior(), x - x.mean(0)
     structure = GaussianMixture(4, 5, "full").structure
-    got = prior.covariance(structure, centred, torch.ones(4))
+    got = prior.covariance(structure, Rows.of(centred), len(centred), torch.ones(4))
     expected = x.T.cov(correction=0) / 5 ** (2 / 4)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
 
@@ -78,12 +79,19 @@ def test_spread_of_data_with_gaps():
     x = data(2000)
     x = x - x.mean(0)
     gaps = with_gaps(x)
-    error = (spread_of(gaps, matrix=True) - spread_of(x, matrix=True)).abs().max()
+    error = (
+        (
+            spread_of(Rows.of(gaps), len(gaps), matrix=True)
+            - spread_of(Rows.of(x), len(x), matrix=True)
+        )
+        .abs()
+        .max()
+    )
     assert error < 5 * x.square().mean() / math.sqrt(0.5 * len(x))
     few = x[:3].clone()
     few[:, 0] = 0.0
-    assert torch.linalg.eigvalsh(spread_of(few, matrix=True)).min() > 0
-    assert (spread_of(few, matrix=False) > 0).all()
+    assert torch.linalg.eigvalsh(spread_of(Rows.of(few), len(few), matrix=True)).min() > 0
+    assert (spread_of(Rows.of(few), len(few), matrix=False) > 0).all()
 
 
 def test_a_prior_keeps_covariances_from_overfitting():
@@ -115,3 +123,20 @@ def test_a_prior_keeps_covariances_from_overfitting():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_weights_and_files_have_the_prior_of_repeated_rows(gaps, monkeypatch):
+    """V is the covariance of all rows by their weights, wherever they are."""
+    x = with_gaps(data(90)) if gaps else data(90)
+    weight = torch.arange(90) % 4
+    missing = "marginalize" if gaps else "error"
+    options = {"prior": ConjugatePrior(20.0), "steps": 30, "tolerance": 0, "progress_bar": False}
+    found = []
+    for rows, counts in ((x.repeat_interleave(weight, 0), None), (x, weight), (x, weight)):
+        model = GaussianMixture(4, 1, "full", missing=missing, standardize=False)
+        fit_em(model, rows, sample_weight=counts, seed=len(found), **options)
+        found.append(model.law.component_covariance.detach())
+        monkeypatch.setattr("pyromix.mixtures.em.rows.KEPT_NUMBERS", 200 if found[1:] else 2**24)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-5)

@@ -71,6 +71,7 @@ def test_the_same_from_every_source(covariance, gaps, tmp_path, few_numbers, mon
         "dataset": TensorDataset(x),
         "loader": DataLoader(x, batch_size=32, shuffle=True),
         "batches": Batches(batches),
+        "list of batches": batches,
     }
     for name, source in sources.items():
         model = started(covariance, x)
@@ -95,10 +96,10 @@ class Batches:
 @pytest.mark.parametrize("gaps", [False, True])
 def test_a_row_of_weight_two_counts_as_two_rows(covariance, gaps):
     x = with_gaps(data(120)) if gaps else data(120)
-    weight = torch.arange(120) % 4
+    weight = (torch.arange(120) % 4).double()
     options = {"steps": 8, "tolerance": 0.0, "progress_bar": False, "initialize": False}
     repeated, weighted, paired = (started(covariance, x) for _ in range(3))
-    expected = fit_em(repeated, x.repeat_interleave(weight, 0), **options)
+    expected = fit_em(repeated, x.repeat_interleave(weight.long(), 0), **options)
     got = fit_em(weighted, x, sample_weight=weight, **options)
     loader = DataLoader(TensorDataset(x, weight), batch_size=50)
     assert fit_em(paired, loader, **options).losses == pytest.approx(expected.losses, abs=1e-9)
@@ -216,6 +217,7 @@ X = torch.zeros(4, 2)
         (lambda m: fit_em(m, Batches([torch.zeros(4, 3)])), r"shape \(n, 2\)"),
         (lambda m: fit_em(m, Batches([])), "at least one point"),
         (lambda m: fit_em(m, Batches([(X, torch.ones(4), X)])), "3 parts"),
+        (lambda m: fit_em(m, Batches([(X, torch.ones(4).long())])), "Leave labels out"),
         (lambda m: fit_em(m, Batches([X]), sample_weight=torch.ones(4)), "pairs of rows"),
         (lambda m: fit_em(m, Batches([X]), batch_size=2), "no batch_size"),
         (lambda m: fit_em(m, InFile(np.zeros((4, 3)))), r"shape \(N, 2\)"),
