@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 import pyro.nn
 import torch
 from torch import Generator, Size, Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from ..conditioning.law import ConditionedLaw, Statement
@@ -277,6 +277,23 @@ class GaussianMixture(MixtureModule[FiniteMixture]):
     def icdf(self, value: Tensor) -> Tensor:
         """The point below which lies so much of it; see `MixtureOfNormals.icdf`."""
         return self.law.icdf(value)
+
+    @takes_generator
+    def kl(
+        self, other: Distribution, num_samples: int = 10_000, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Divergence to another law, and its standard error; see `MixtureOfNormals.kl`.
+
+        Args:
+            other: Any law over the same values.
+            num_samples: Number of draws that it is a mean over.
+            generator: Where random numbers come from; by default PyTorch's global generator.
+        """
+        return self.law.kl(other, num_samples)
+
+    def kl_bounds(self, other: Any) -> tuple[Tensor, Tensor]:
+        """Numbers that the divergence lies between; see `MixtureOfNormals.kl_bounds`."""
+        return self.law.kl_bounds(other)
 
     def reduce(self, num_components: int) -> FiniteMixture:
         """A mixture of fewer components near to this one; see `MixtureOfNormals.reduce`."""

@@ -104,7 +104,7 @@ def fit_vb(
     ``missing="marginalize"`` missing entries are integrated out.
 
     Args:
-        model: A mixture without context, of any covariance but ``"low_rank_precision"``.
+        model: A mixture without context, of diagonal, spherical, shared, tied or full covariances.
         data: Points, shape (N, D): a tensor, an array or nested lists.
         weights: Prior of the weights: a Dirichlet process, or a Dirichlet distribution.
         concentration: Of the process; of the distribution the sum over all K components. In the
