@@ -21,6 +21,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     """Tutorials take longest: of two processes, none should be left with them at the end."""
     items.sort(key=lambda item: item.path.name != "test_tutorials.py")
+    for item in items:
+        if item.name.startswith("test_conformance[") and item.module.is_long(item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

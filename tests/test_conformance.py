@@ -367,6 +367,31 @@ def test_no_draws_and_no_values_have_the_shapes_of_none(name):
         assert law.impute(law.sample((2,)), 0).shape == (0, 2, *law.event_shape)
 
 
+# Cases that share nearly all of their code with another one, and the checks that take longest: of
+# those cases they are marked as slow (conftest.py).
+VARIANTS = {
+    *("mixture-1d", "mixture-many", "full-batch", "full-many", "low-rank-batch", "low-rank-many"),
+    *("factors-batch", "factors-many", "low-rank-normal-batch", "student-tied"),
+    *("student-given-value", "learnable-tied", "learnable-shared", "learnable-spherical"),
+    *("learnable-VVE", "relaxed-1d", "relaxed-batch", "drmm-1d", "drmm-one-layer"),
+    *("drmm-truncated", "drmm-triangular-conditioned", "drmm-low-rank-missing", "drmm-many"),
+    *("hierarchy-beam", "dcgmm-two-layers", "dcgmm-shared-noise", "dcgmm-overlap-above"),
+    *("flow-fold-batch", "rad-many", "frmdn-rank", "frmdn-shared-factor", "frmdn-logit"),
+    *("frmdn-conditional-flow", "tied-context", "flow-context"),
+}
+LONGEST = {"nuts", "pyro_guide", "function_transforms", "jit", "normalized_in_expectation"}
+
+
+def is_long(name):
+    """Whether a test of conformance, by its name, is left to longer runs."""
+    case, _, check = name.partition("[")[2].rstrip("]").rpartition("-")
+    return case in VARIANTS and check in LONGEST
+
+
+def test_variants_are_cases():
+    assert CASES.keys() > VARIANTS
+
+
 @parametrize(CASES)
 def test_conformance(check, case, device):
     check(dataclasses.replace(case, device=device, rejects_integers=True))
