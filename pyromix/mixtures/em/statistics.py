@@ -43,9 +43,9 @@ LEAST_ROWS = 256
 INVERTIBLE = 1e4
 
 
-# Where a component's score is this far below the highest, it counts as so far. In float32 lower
-# ones have responsibilities that are subnormal, with which products take ten times as long.
-SMALLEST_SCORE = -70.0
+# Where a component's score is this far below the highest, it counts as so far. Responsibilities of
+# lower ones would be subnormal numbers, which exponentials and products are slow with.
+SMALLEST_SCORE = {torch.float32: -70.0, torch.float64: -300.0}
 
 
 class Statistics(NamedTuple):
@@ -292,9 +292,7 @@ def normalize(scores: Tensor, weight: Tensor | None = None) -> Tensor:
         Log-likelihood of all n points, times their weights, scalar in float64.
     """
     top = scores.amax(0)
-    scores.sub_(top)
-    if scores.dtype == torch.float32:
-        scores.clamp_(min=SMALLEST_SCORE)
+    scores.sub_(top).clamp_(min=SMALLEST_SCORE[scores.dtype])
     total = scores.exp_().sum(0)
     log_prob = top.double() + total.double().log()
     if weight is None:
