@@ -22,7 +22,8 @@ def pytest_collection_modifyitems(items):
     """Tutorials take longest: of two processes, none should be left with them at the end."""
     items.sort(key=lambda item: item.path.name != "test_tutorials.py")
     for item in items:
-        if item.name.startswith("test_conformance[") and item.module.is_long(item.name):
+        is_long = getattr(item.module, "is_long", None)
+        if is_long is not None and is_long(item.name):
             item.add_marker(pytest.mark.slow)
 
 
