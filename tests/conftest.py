@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
     """Tutorials take longest: of two processes, none should be left with them at the end."""
     items.sort(key=lambda item: item.path.name != "test_tutorials.py")
     for item in items:
-        is_long = getattr(item.module, "is_long", None)
+        is_long = getattr(getattr(item, "module", None), "is_long", None)
         if is_long is not None and is_long(item.name):
             item.add_marker(pytest.mark.slow)
 
