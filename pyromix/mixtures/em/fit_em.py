@@ -338,16 +338,20 @@ class _Run:
         x, _ = trial.all
         expectation = make_expectation(self.model, trial) if sampled else self.expectation
         best = float(expectation(law).log_prob) if sampled else before
-        blocks = x.split(max(1, BLOCK_SCORES // len(weight)))
-        scores = torch.cat([joint_log_prob(law, block) for block in blocks])
-        label = scores.argmax(-1)
+        donors = weight.argsort(descending=True)[:TRIAL_DONORS]
+        labels, of_donors = [], []
+        for block in x.split(max(1, BLOCK_SCORES // len(weight))):
+            scores = joint_log_prob(law, block)
+            labels.append(scores.argmax(-1))
+            of_donors.append(scores[:, donors])
+        label, explained = torch.cat(labels), torch.cat(of_donors)
         dead = int(weight.argmin())
         best_state = None
-        for donor in weight.argsort(descending=True)[:TRIAL_DONORS]:
+        for i, donor in enumerate(donors):
             rows = (label == donor).nonzero().flatten()
             if len(rows) < 2:
                 continue
-            point = x[rows[scores[rows, donor].argmin()]]
+            point = x[rows[explained[rows, i].argmin()]]
             self.model.loc[dead] = torch.where(point.isnan(), self.model.loc[donor], point)
             share = weight.clone()
             share[donor] = share[dead] = 0.5 * weight[donor]

@@ -221,7 +221,7 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
     count, bad, total, largest, has_gaps = 0, 0, 0.0, 0.0, False
     sums = torch.zeros(4, source.dim, dtype=torch.float64, device=source.device)
     shift: Tensor | None = None  # near it squares cancel less
-    reservoir = _Reservoir()
+    reservoir = _Reservoir(dtype)
     for x, weight in source.chunks():
         x = x.double()
         gaps = x.isnan()
@@ -269,23 +269,28 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
 
 
 class _Reservoir:
-    """Rows drawn at random from all that are added, without replacement, and their weights."""
+    """Rows drawn at random from all that are added, without replacement, and their weights.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: That the rows are kept in.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.parts: list[Tensor] = []
 
     def add(self, x: Tensor, weight: Tensor) -> None:
         """Adds rows (n, D) with weights (n,)."""
         # Those of the largest keys, which are drawn at random, are kept.
         key = torch.rand_like(weight)
-        self.parts.append(torch.cat([torch.stack([key, weight], -1), x], -1))
-        if sum(map(len, self.parts)) > 2 * SAMPLE_ROWS:
+        self.parts.append(torch.cat([torch.stack([key, weight], -1), x], -1).to(self.dtype))
+        if sum(map(len, self.parts)) > SAMPLE_ROWS + SAMPLE_ROWS // 4:
             self.parts = [self._kept()]
 
     def rows(self) -> Weighted:
         """The rows, and their weights."""
         kept = self._kept()
-        return kept[:, 2:], kept[:, 1]
+        return kept[:, 2:], kept[:, 1].double()
 
     def _kept(self) -> Tensor:
         rows = torch.cat(self.parts)
