@@ -30,7 +30,10 @@ def expectation_maximisation(name, fabric, folder):
     """A fit to all data, of which each process sums over its part."""
     torch.manual_seed(0)
     data = points().masked_fill(torch.rand(300, 3) < 0.1, torch.nan)
-    model = GaussianMixture(3, 4, name.removeprefix("em_"), missing="marginalize")
+    kind = name.removeprefix("em_")
+    options = {"covariance": "diagonal", "tails": "student"} if kind == "student" else {}
+    options = {"covariance": kind, "missing": "marginalize"} | options
+    model = GaussianMixture(3, 4, **options)
     batches = DataLoader(data, batch_size=32) if name == "em_full" else data
     with torch.no_grad():
         model.initialize(data)
@@ -84,7 +87,7 @@ def main(folder):
     fabric.launch()
     for name in ("tensor", "loader", "stages"):
         train(name, fabric, folder)
-    for name in ("em_full", "em_shared"):
+    for name in ("em_full", "em_shared", "em_student"):
         expectation_maximisation(name, fabric, folder)
     with pytest.raises(ValueError, match="Choose a multiple of 2"):
         fit(GaussianMixture(3, 4), points(), batch_size=61, fabric=fabric, progress_bar=False)
@@ -118,7 +121,7 @@ def test_two_processes_equal_one(name, folder):
         torch.testing.assert_close(two[key], one[key], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["em_full", "em_shared"])
+@pytest.mark.parametrize("name", ["em_full", "em_shared", "em_student"])
 def test_sums_over_two_processes_equal_one(name, folder):
     expectation_maximisation(name, Fabric(accelerator="cpu", devices=1), folder)
     one, two = (load_file(folder / f"{name}.{count}.safetensors") for count in (1, 2))

@@ -407,16 +407,20 @@ class ConditionedMixture(ConditionedLaw):
         shape = (*levels.shape, *self.batch_shape)
         if d in self.observed:
             return self.observed[d].detach().expand(shape).clone()
-        components, k = self._components, self._joint.shape[-1]
-        place = components.free.index(d)
+        place = self._components.free.index(d)
+        scale = self._components.variance[..., place].sqrt().expand(self._joint.shape)
+        found = self._quantiles_of(column, place, scale, levels.flatten())
+        return found.reshape(shape).to(self._dtype)
+
+    def _quantiles_of(self, column: int, place: int, scale: Tensor, levels: Tensor) -> Tensor:
+        """Quantiles (P, entries) of a free coordinate, given its scales (*B, K) by component."""
         bounds = self._bounds_of(place)
         if bounds is None:
             raise NotImplementedError(self._no_quantile(column))
         low, high = (bound.unsqueeze(-1).expand(self._joint.shape) for bound in bounds)
-        scale = components.variance[..., place].sqrt().expand(self._joint.shape)
-        normals = (self._joint, components.loc[..., place], scale, low, high)
-        found = mixture_quantile(levels.flatten(), *(t.detach().reshape(-1, k) for t in normals))
-        return found.reshape(shape).to(self._dtype)
+        normals = (self._joint, self._components.loc[..., place], scale, low, high)
+        k = self._joint.shape[-1]
+        return mixture_quantile(levels, *(t.detach().reshape(-1, k) for t in normals))
 
     def _bounds_of(self, place: int) -> tuple[Tensor, Tensor] | None:
         r"""Bounds (\*B,) of a free coordinate; None if more shapes its law within components."""

@@ -10,7 +10,6 @@ nothing has a closed form.
 __all__ = ["ConditionedStudent", "StudentComponents", "StudentPrior", "Students"]
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,9 +18,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from ..core.checks import check_index
 from ..evidence.linear import LinearEvidence
-from ..evidence.pieces import Number
 from ..numerics.diagonal_density import LOG_2PI
 from ..numerics.student_density import student_log_prob
 from .components import Components, tril_of
@@ -30,7 +27,6 @@ from .linear_normals import solve
 from .mixture import ConditionedMixture, MixturePrior, mixture_prior
 from .parts import register_part
 from .polytope import Polytope
-from .quantiles import check_probs
 from .rejection import FIRST_DRAWS, LawWithinUnions
 from .student_quantiles import student_quantile
 from .truncated import ConflictError
@@ -216,19 +212,16 @@ class ConditionedStudent(ConditionedMixture):
         free[self._components.free] = True
         return free
 
-    def quantile(self, column: int, probs: Number | Sequence[float]) -> Tensor:
-        r"""Quantiles of a coordinate, shape (\*P, \*B); see `ConditionedMixture.quantile`."""
-        d = check_index("column", column, self.event_shape[0])
-        levels = check_probs(probs, self._joint.device)
-        shape = (*levels.shape, *self.batch_shape)
-        if d in self.observed:
-            return self.observed[d].detach().expand(shape).clone()
-        components, k = self._components, self._joint.shape[-1]
-        place = components.free.index(d)
-        scale = components.variance[..., place].sqrt().expand(self._joint.shape)
-        laws = (self._joint, components.df, components.loc[..., place], scale)
-        found = student_quantile(levels.flatten(), *(t.detach().reshape(-1, k) for t in laws))
-        return found.reshape(shape).to(self._dtype)
+    def _quantiles_of(
+        self,
+        column: int,  # noqa: ARG002
+        place: int,
+        scale: Tensor,
+        levels: Tensor,
+    ) -> Tensor:
+        laws = (self._joint, self._components.df, self._components.loc[..., place], scale)
+        k = self._joint.shape[-1]
+        return student_quantile(levels, *(t.detach().reshape(-1, k) for t in laws))
 
     @torch.no_grad()
     def mode_at(self, entry: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ than before. All functions that draw end in these operations: dropout within an 
 scripted functions, and backward passes that compute parts of the forward pass again.
 """
 
-__all__ = ["draws_from", "generator_states", "seeded", "takes_generator"]
+__all__ = ["chosen_seed", "draws_from", "generator_states", "seeded", "takes_generator"]
 
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +24,8 @@ import torch
 from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import Library, fallthrough_kernel
+
+from .checks import as_int
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -147,6 +149,18 @@ def takes_generator(method: Method) -> Method:
             return method(*args, **kwargs)
 
     return cast(Method, draw)
+
+
+def chosen_seed(seed: object) -> int:
+    """A seed as it is given, or one that PyTorch's global generator draws if it is None.
+
+    Raises:
+        ValueError: If it is not an integer.
+    """
+    chosen = int(torch.randint(2**62, ())) if seed is None else as_int(seed)
+    if chosen is None:
+        raise ValueError(f"Expected seed to be an integer, got {seed!r}.")
+    return chosen
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> list[Generator]:

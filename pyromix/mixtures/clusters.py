@@ -1,6 +1,6 @@
 """Starting values for mixtures: clusters found by k-means from k-means++ seeds."""
 
-__all__ = ["Clusters", "find_clusters", "k_means", "weighted_clusters"]
+__all__ = ["Clusters", "find_clusters", "k_means", "weighted_clusters", "with_pseudo_points"]
 
 import math
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def find_clusters(x: Tensor, num_clusters: int, *, covariances: bool = False) ->
         within = torch.stack([group.mT @ group for group in groups])
     else:
         within = torch.zeros_like(loc).index_add_(0, label, difference.square())
-    return _with_pseudo_points(counts.squeeze(-1), loc + centre, within)
+    return with_pseudo_points(counts.squeeze(-1), loc + centre, within)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def weighted_clusters(
     difference = x - loc.unsqueeze(1)  # (K, N, D)
     weighted = responsibilities.mT.unsqueeze(-1) * difference
     within = weighted.mT @ difference if covariances else (weighted * difference).sum(1)
-    return _with_pseudo_points(counts, loc + centre, within)
+    return with_pseudo_points(counts, loc + centre, within)
 
 
 def k_means(x: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def k_means(x: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     return label, loc
 
 
-def _with_pseudo_points(counts: Tensor, loc: Tensor, within: Tensor) -> Clusters:
+def with_pseudo_points(counts: Tensor, loc: Tensor, within: Tensor) -> Clusters:
     """Clusters of sums of squares or outer products, each with one pseudo-point.
 
     One or two points say little about a variance: the pseudo-point has the variance of all.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.checks import check_squares
 from ..core.standardize import quantile_units
-from .clusters import MAX_POINTS, Clusters, find_clusters
+from .clusters import MAX_POINTS, Clusters, find_clusters, with_pseudo_points
 
 # Clusters with a smaller share of the points, times their number, are taken for outliers, and left
 # out, at most so many times.
@@ -63,8 +63,4 @@ def find_robust_clusters(x: Tensor, num_clusters: int, *, covariances: bool = Fa
         deviation = torch.clamp(own - centre, -REACH * spread, REACH * spread)
         centres.append(centre)
         within.append(deviation.mT @ deviation if covariances else deviation.square().sum(0))
-    total = torch.stack(within)
-    # A cluster of one or two points says little about its spread: add one pseudo-point.
-    size = (counts + 1).to(x.dtype)
-    second = (total + total.sum(0) / len(x)) / size.reshape(-1, *[1] * (total.dim() - 1))
-    return Clusters(size / size.sum(), torch.stack(centres), second)
+    return with_pseudo_points(counts.to(x.dtype), torch.stack(centres), torch.stack(within))

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..checkpoints import PathLike, read_tree
 from ..core.batch import as_batch
-from ..core.checks import as_int, check_positive_int
+from ..core.checks import check_positive_int
 from ..core.constraints import is_over_reals
 from ..core.conversions import TensorLike
 from ..core.module import DistributionModule
-from ..core.random import draws_from, seeded
+from ..core.random import chosen_seed, draws_from, seeded
 from .history import History
 from .integers import warn_about_integers
 from .minibatches import LoaderStream, TensorStream, make_stream, split
@@ -168,12 +168,9 @@ def fit(
         path.parent.mkdir(parents=True, exist_ok=True)
     saved = read_tree(path) if path is not None and path.exists() else None
     if seed is not None:
-        given, seed = seed, as_int(seed)
-        if seed is None:
-            raise ValueError(f"Expected seed to be an integer, got {given!r}.")
+        seed = chosen_seed(seed)
     else:
-        seed = int(torch.randint(2**62, ())) if saved is None else saved["run"]["seed"]
-        seed = fabric.broadcast(seed)
+        seed = fabric.broadcast(chosen_seed(None) if saved is None else saved["run"]["seed"])
 
     convert = partial(_with_tensors, model=model)
     data = convert("data", data)

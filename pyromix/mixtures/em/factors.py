@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...numerics.factor_density import factor_posterior
 from ..low_rank_covariance import MixtureOfLowRankNormals
+from .rows import split_rows
 from .statistics import Statistics, block_numbers, normalize
 
 # Rows of a block at least, however many numbers they take.
@@ -37,7 +38,7 @@ def factor_statistics(
     first, second = x.new_zeros(k, dim + rank), x.new_zeros(k, dim + rank, 1 + rank)
     width = max(dim * (1 + rank), k * rank**2)
     size = max(LEAST_ROWS, 4 * block_numbers(x.device) // width)
-    for at, block in enumerate(x.split(size)):
+    for block, block_weight in split_rows(x, point_weight, size):
         gaps = block.isnan()
         seen = (~gaps).to(x.dtype) if bool(gaps.any()) else None
         filled = block.nan_to_num(0.0)
@@ -52,8 +53,7 @@ def factor_statistics(
         ]
         scores = torch.cat([part.log_prob for part in posteriors], -1).mT  # (K, n)
         scores = scores + law.logits.unsqueeze(-1)
-        weights = None if point_weight is None else point_weight[at * size : (at + 1) * size]
-        log_prob = log_prob + normalize(scores, weights)
+        log_prob = log_prob + normalize(scores, block_weight)
         weight += scores.sum(1)
         for j, (r, part) in enumerate(zip(scores, posteriors, strict=True)):
             mean, spread = part.mean.squeeze(-2), torch.cholesky_inverse(part.tril).squeeze(-3)

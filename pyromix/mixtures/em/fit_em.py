@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core.advice import warn_user
-from ...core.checks import as_int, check_positive_int
+from ...core.checks import check_positive_int
 from ...core.conversions import TensorLike
-from ...core.random import draws_from, seeded
+from ...core.random import chosen_seed, draws_from, seeded
 from ...training.history import History
 from ...training.integers import warn_about_integers
 from ..learnable import GaussianMixture
@@ -114,9 +114,7 @@ def fit_em(
     check_fittable(model)
     if precision not in ("double", "single"):
         raise ValueError(f"Expected precision 'double' or 'single', got {precision!r}.")
-    given, seed = seed, int(torch.randint(2**62, ())) if seed is None else as_int(seed)
-    if seed is None:
-        raise ValueError(f"Expected seed to be an integer, got {given!r}.")
+    seed = chosen_seed(seed)
     if fabric is not None:
         model.to(fabric.device)
         seed = fabric.broadcast(seed)

@@ -17,7 +17,7 @@ from ..student import MixtureOfStudentT
 from .factors import second_moments
 from .fit_em import check_fittable, fit_em
 from .maximization import maximize, step_size
-from .rows import Rows, make_source, survey
+from .rows import Rows, gathered
 from .statistics import Statistics
 from .student import make_expectation
 
@@ -89,10 +89,8 @@ class OnlineEM:
             ValueError: If the batch does not fit, or is not finite.
         """
         model = self.model
-        source = make_source(batch, sample_weight, dim=model.dim, like=model.loc)
-        survey(source, model.missing == "marginalize", model.loc.dtype)  # checks it
-        rows = [(x, x.new_ones(len(x)) if w is None else w.to(x)) for x, w in source.chunks()]
-        x, weight = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        missing = model.missing == "marginalize"
+        x, weight = gathered(batch, sample_weight, like=model.loc, missing=missing)
         if bool(model.initialized):
             return self._learn(x, weight)
         self._kept.append((x, weight))
@@ -113,11 +111,11 @@ class OnlineEM:
             self._centre = model.law._centre.clone()
         model.loc.sub_(self._centre)
         total = float(weight.sum())
-        rows = Rows.of(units(x.double()) - self._centre, weight.double())
+        rows = Rows.of(units(x) - self._centre, weight)
         expectation: Any = make_expectation(model, rows)
         own: Statistics = expectation.around_origin(model.law).times(1 / total)
         log_scale = torch.where(x.isnan(), 0.0, units.scale.log()).sum(-1)
-        log_prob = float(own.log_prob) - float(weight.double() @ log_scale) / total
+        log_prob = float(own.log_prob) - float(weight @ log_scale) / total
         if alone:
             self._average = own
         else:

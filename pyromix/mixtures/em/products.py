@@ -65,7 +65,7 @@ NEAR = {torch.float64: 1e5, torch.float32: 1e4}
 # differences are taken.
 MOST_FAR = 0.25
 
-# So many norms of a factor times those of its inverse: see `is_well_conditioned`.
+# So many norms of a factor times those of its inverse: see `are_well_conditioned`.
 WELL_CONDITIONED = {torch.float64: 1e6, torch.float32: 3e3}
 
 # Sums in float32 are added to those in float64 after so many blocks.

@@ -10,6 +10,7 @@ __all__ = [
     "Source",
     "Survey",
     "TensorSource",
+    "gathered",
     "make_source",
     "split_rows",
     "survey",
@@ -266,6 +267,28 @@ def survey(source: Source, missing: bool, dtype: torch.dtype) -> Survey:
     away = sums[0] / seen
     variance = (sums[2] / seen - away.square()).clamp(min=0)
     return Survey(count, total, shift + away, variance, sums[1], has_gaps, sample.to(dtype))
+
+
+def gathered(
+    data: Any, sample_weight: TensorLike | None, *, like: Tensor, missing: bool
+) -> tuple[Tensor, Tensor]:
+    """All rows and their weights, checked, in float64: for data that fit memory.
+
+    Args:
+        data: See `make_source`.
+        sample_weight: Weights of the rows, (N,); by default all are one.
+        like: Means of the model, (K, D).
+        missing: Whether NaN marks missing entries, or is an error.
+
+    Raises:
+        ValueError: If the data do not fit, or are not finite.
+    """
+    source = make_source(data, sample_weight, dim=like.shape[-1], like=like)
+    survey(source, missing, like.dtype)  # checks them
+    rows = [(x.double(), w) for x, w in source.chunks()]
+    x = torch.cat([part for part, _ in rows])
+    weights = [x.new_ones(len(part)) if w is None else w for part, w in rows]
+    return x, torch.cat(weights)
 
 
 class _Reservoir:

@@ -6,6 +6,7 @@ __all__ = [
     "Statistics",
     "are_well_conditioned",
     "block_numbers",
+    "completed_rows",
     "components_of",
     "diagonal_moments",
     "empty_statistics",
@@ -15,6 +16,7 @@ __all__ = [
     "normalize",
 ]
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -42,7 +44,6 @@ LEAST_ROWS = 256
 # bounds how many of float64's sixteen digits are lost.
 INVERTIBLE = 1e4
 
-
 # Where a component's score is this far below the highest, it counts as so far. Responsibilities of
 # lower ones would be subnormal numbers, which exponentials and products are slow with.
 SMALLEST_SCORE = {torch.float32: -70.0, torch.float64: -300.0}
@@ -69,43 +70,32 @@ class Statistics(NamedTuple):
 
     def plus(self, other: "Statistics") -> "Statistics":
         """The sums over both, which have the same reference points."""
-        return Statistics(
-            self.log_prob + other.log_prob,
-            self.weight + other.weight,
-            self.first + other.first,
-            self.second + other.second,
-            self.reference,
-            _sum(self.mass, other.mass),
-            _sum(self.log_factor, other.log_factor),
-        )
+        parts = zip(self._sums().values(), other._sums().values(), strict=True)
+        return self._with([a + b for a, b in parts])
 
     def times(self, factor: float) -> "Statistics":
         """The sums, each times a number."""
-        return Statistics(
-            self.log_prob * factor,
-            self.weight * factor,
-            self.first * factor,
-            self.second * factor,
-            self.reference,
-            None if self.mass is None else self.mass * factor,
-            None if self.log_factor is None else self.log_factor * factor,
-        )
+        return self._with([part * factor for part in self._sums().values()])
 
     def over_processes(self, fabric: "Fabric | None") -> "Statistics":
         """The sums over the points of all processes."""
         if fabric is None or fabric.world_size == 1:
             return self
-        parts = [self.log_prob, self.weight, self.first, self.second]
+        parts = list(self._sums().values())
         flat = fabric.all_reduce(torch.cat([p.flatten() for p in parts]), reduce_op="sum")
         assert isinstance(flat, Tensor)
         sums = flat.split([p.numel() for p in parts])
-        log_prob, weight, first, second = map(Tensor.reshape_as, sums, parts)
-        return Statistics(log_prob, weight, first, second, self.reference)
+        return self._with([s.reshape_as(p) for s, p in zip(sums, parts, strict=True)])
 
+    def _sums(self) -> dict[str, Tensor]:
+        """All that is summed over points, by name."""
+        fields = self._asdict()
+        del fields["reference"]
+        return {name: value for name, value in fields.items() if value is not None}
 
-def _sum(first: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """The sum of what both have, or None."""
-    return None if first is None or other is None else first + other
+    def _with(self, sums: list[Tensor]) -> "Statistics":
+        """Other sums, in the order of `_sums`, around the same reference points."""
+        return self._replace(**dict(zip(self._sums(), sums, strict=True)))
 
 
 def joint_log_prob(law: FiniteMixture, x: Tensor) -> Tensor:
@@ -237,15 +227,70 @@ def with_gaps(
     structure: CovarianceStructure,
     point_weight: Tensor | None = None,
 ) -> Statistics:
-    r"""Statistics of points with missing entries, row by row in batches.
+    """Statistics of points with missing entries, row by row in batches; see `completed_rows`."""
+    k, dim = reference.shape
+    log_prob, weight = x.new_zeros(()), x.new_zeros(k)
+    first, second = x.new_zeros(k, dim), x.new_zeros(k, dim, dim)
+    for part in completed_rows(law.loc, precision, x):
+        scores = law.logits.unsqueeze(-1) + part.peak - 0.5 * part.square
+        w = None if point_weight is None else point_weight[part.rows]
+        log_prob = log_prob + normalize(scores, w)
+        weight += scores.sum(1)
+        part.add_to(first, second, scores, scores, law.loc - reference)
+    return Statistics(log_prob, weight, first, structure.pool(second), reference)
+
+
+class CompletedRows(NamedTuple):
+    """Points with as many gaps each, under every component."""
+
+    rows: Tensor
+    """Which they are, (n,)."""
+    peak: Tensor
+    """Log-density of the observed entries at their means, (K, n)."""
+    square: Tensor
+    """Squared distance of the observed entries from their means, (K, n)."""
+    difference: Tensor
+    """Points less the means, missing entries as they are expected, (K, n, D)."""
+    missing: Tensor
+    """Which entries are missing, (n, M)."""
+    covariance: Tensor
+    """Covariances of these given the others, (K, n, M, M)."""
+
+    def add_to(
+        self, first: Tensor, second: Tensor, weight: Tensor, share: Tensor, shift: Tensor
+    ) -> None:
+        """Adds moments around reference points to sums of them.
+
+        Args:
+            first: First moments, (K, D), changed in place.
+            second: Second moments, (K, D, D), changed in place.
+            weight: What points count, (K, n).
+            share: What the covariances of missing entries count, (K, n).
+            shift: Means less reference points, (K, D).
+        """
+        k, dim = first.shape
+        difference = self.difference + shift.unsqueeze(1)
+        weighted = weight.unsqueeze(-1) * difference
+        first += weighted.sum(1)
+        second.baddbmm_(weighted.mT, difference)
+        flat = (self.missing.unsqueeze(-1) * dim + self.missing.unsqueeze(-2)).flatten()
+        spread = (share[..., None, None] * self.covariance).flatten(1)
+        second.view(k, -1).index_add_(1, flat, spread)
+
+
+def completed_rows(loc: Tensor, precision: Tensor, x: Tensor) -> Iterator[CompletedRows]:
+    r"""Completes points with missing entries, in batches of as many gaps.
 
     With the precision matrix P, the missing entries have covariance :math:`C = P_{mm}^{-1}` and
     mean :math:`m_m - C g`, where :math:`g = P_{mo} (x_o - m_o)`. In place of the observed
     entries' density stands that of the completed point times :math:`|2 \pi C|^{1/2}`.
+
+    Args:
+        loc: Means, (K, D).
+        precision: Precision matrices, (K, D, D), or (1, D, D) where they are tied.
+        x: Points, (N, D), NaN where an entry is missing.
     """
-    k, dim = reference.shape
-    log_prob, weight = x.new_zeros(()), x.new_zeros(k)
-    first, second = x.new_zeros(k, dim), x.new_zeros(k, dim, dim)
+    k, dim = loc.shape
     half_log_det = 0.5 * torch.linalg.slogdet(precision).logabsdet
     gaps = x.isnan()
     count = gaps.sum(-1)
@@ -253,31 +298,20 @@ def with_gaps(
         rows = (count == missing).nonzero().flatten()
         for part in rows.split(max(1, block_numbers(x.device) // (k * max(dim, missing**2)))):
             at = gaps[part].nonzero()[:, 1].reshape(len(part), missing)
-            difference = (x[part] - law.loc.unsqueeze(1)).nan_to_num(0.0)  # (K, n, D)
+            difference = (x[part] - loc.unsqueeze(1)).nan_to_num(0.0)  # (K, n, D)
             pull = difference @ precision
-            scores = (half_log_det - 0.5 * LOG_2PI * (dim - missing)).unsqueeze(-1)
-            scores = scores - 0.5 * (pull * difference).sum(-1)
+            square = (pull * difference).sum(-1)
             index = at.expand(k, -1, -1)
             pull = pull.gather(-1, index).unsqueeze(-1)  # g
             inner = precision[:, at.unsqueeze(-1), at.unsqueeze(-2)]  # (K, n, missing, missing)
             tril = torch.linalg.cholesky(inner)
             half = torch.linalg.solve_triangular(tril, pull, upper=False).squeeze(-1)
-            scores = scores + 0.5 * half.square().sum(-1)
-            scores = scores - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            scores = scores + law.logits.unsqueeze(-1)
-            w = None if point_weight is None else point_weight[part]
-            log_prob = log_prob + normalize(scores, w)
-            weight += scores.sum(1)
+            square = square - half.square().sum(-1)
+            log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            peak = (half_log_det - 0.5 * LOG_2PI * (dim - missing)).unsqueeze(-1) - log_det
             covariance = torch.cholesky_inverse(tril)
             difference.scatter_(-1, index, -(covariance @ pull).squeeze(-1))
-            difference += (law.loc - reference).unsqueeze(1)
-            weighted = scores.unsqueeze(-1) * difference
-            first += weighted.sum(1)
-            second.baddbmm_(weighted.mT, difference)
-            flat = (at.unsqueeze(-1) * dim + at.unsqueeze(-2)).flatten()
-            spread = (scores[..., None, None] * covariance).flatten(1)
-            second.view(k, -1).index_add_(1, flat, spread)
-    return Statistics(log_prob, weight, first, structure.pool(second), reference)
+            yield CompletedRows(part, peak, square, difference, at, covariance)
 
 
 def block_numbers(device: torch.device) -> int:

@@ -41,6 +41,7 @@ from .statistics import (
     LEAST_ROWS,
     Statistics,
     block_numbers,
+    completed_rows,
     normalize,
     precision_of,
 )
@@ -265,37 +266,13 @@ def _add_rows(
     reference: Tensor,
 ) -> None:
     """Adds points row by row in batches, for scale matrices; see `with_gaps`."""
-    k, dim = reference.shape
-    half_log_det = 0.5 * torch.linalg.slogdet(precision).logabsdet
-    gaps = x.isnan()
-    count = gaps.sum(-1)
-    for missing in count.unique().tolist():  # rows with as many gaps, wherever those are
-        rows = (count == missing).nonzero().flatten()
-        for part in rows.split(max(1, block_numbers(x.device) // (k * max(dim, missing**2)))):
-            at = gaps[part].nonzero()[:, 1].reshape(len(part), missing)
-            difference = (x[part] - law.loc.unsqueeze(1)).nan_to_num(0.0)  # (K, n, D)
-            pull = difference @ precision
-            peak = law.logits + half_log_det - 0.5 * LOG_2PI * (dim - missing)
-            square = (pull * difference).sum(-1)
-            index = at.expand(k, -1, -1)
-            pull = pull.gather(-1, index).unsqueeze(-1)
-            inner = precision[:, at.unsqueeze(-1), at.unsqueeze(-2)]  # (K, n, missing, missing)
-            tril = torch.linalg.cholesky(inner)
-            half = torch.linalg.solve_triangular(tril, pull, upper=False).squeeze(-1)
-            square = (square - half.square().sum(-1)).clamp_(min=0)
-            log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            w = None if point_weight is None else point_weight[part]
-            weighted = sums.weigh(peak.unsqueeze(-1) - log_det, square, dim - missing, w)
-            covariance = torch.cholesky_inverse(tril)
-            difference.scatter_(-1, index, -(covariance @ pull).squeeze(-1))
-            difference += (law.loc - reference).unsqueeze(1)
-            moved = weighted.pull.unsqueeze(-1) * difference
-            sums.first += moved.sum(1)
-            sums.second.baddbmm_(moved.mT, difference)
-            if missing:
-                flat = (at.unsqueeze(-1) * dim + at.unsqueeze(-2)).flatten()
-                spread = (weighted.share[..., None, None] * covariance).flatten(1)
-                sums.second.view(k, -1).index_add_(1, flat, spread)
+    dim, logits = x.shape[-1], law.logits.unsqueeze(-1)
+    for part in completed_rows(law.loc, precision, x):
+        w = None if point_weight is None else point_weight[part.rows]
+        square = part.square.clamp(min=0)
+        weighted = sums.weigh(logits + part.peak, square, dim - part.missing.shape[-1], w)
+        # The covariance of missing entries is that of a normal: g cancels.
+        part.add_to(sums.first, sums.second, weighted.pull, weighted.share, law.loc - reference)
 
 
 def _add_patterns(

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core.checks import as_int, check_choice, check_positive_int, number
+from ...core.checks import check_choice, check_positive_int, number
 from ...core.conversions import TensorLike
-from ...core.random import draws_from, seeded
+from ...core.random import chosen_seed, draws_from, seeded
 from ...training.history import History
 from ...training.integers import warn_about_integers
 from ..covariance import STRUCTURES
@@ -42,7 +42,7 @@ from .posterior import (
 )
 from .prior import ConjugatePrior, check_prior
 from .products import Expectation
-from .rows import Rows, make_source, survey
+from .rows import Rows, gathered
 from .statistics import CACHED_NUMBERS, joint_log_prob
 
 Weights = Literal["dirichlet_process", "dirichlet"]
@@ -142,13 +142,9 @@ def fit_vb(
     check_choice("weights", weights, ("dirichlet_process", "dirichlet"))
     prior = check_prior(prior) or ConjugatePrior()
     _check_model(model, prior)
-    given, seed = seed, int(torch.randint(2**62, ())) if seed is None else as_int(seed)
-    if seed is None:
-        raise ValueError(f"Expected seed to be an integer, got {given!r}.")
-    source = make_source(data, None, dim=model.dim, like=model.loc)
+    seed = chosen_seed(seed)
     with draws_from(*seeded(seed, model.loc.device)):
-        survey(source, model.missing == "marginalize", model.loc.dtype)  # checks it
-    x = torch.cat([part.double() for part, _ in source.chunks()])
+        x = gathered(data, None, like=model.loc, missing=model.missing == "marginalize")[0]
     warn_about_integers(model, x)
     weight_prior: WeightPrior = (
         DirichletProcess(concentration)

@@ -22,7 +22,7 @@ from ...core.checks import (
     number,
 )
 from ...core.conversions import TensorLike, as_tensor
-from ...core.random import draws_from, seeded
+from ...core.random import chosen_seed, draws_from, seeded
 from ...core.standardize import Mode, check_mode
 from ...training.integers import warn_about_integers
 from ..covariance import FAMILIES, STRUCTURES
@@ -162,9 +162,7 @@ def select(
         )
     if criterion == "heldout" and not 2 <= check_positive_int("folds", folds) <= len(x):
         raise ValueError(f"Expected folds to be from 2 to {len(x)}, got {folds}.")
-    chosen_seed = int(torch.randint(2**62, ())) if seed is None else as_int(seed)
-    if chosen_seed is None:
-        raise ValueError(f"Expected seed to be an integer, got {seed!r}.")
+    seed = chosen_seed(seed)
     options: dict[str, Any] = {
         "variance_floor": variance_floor,
         "missing": missing,
@@ -175,7 +173,7 @@ def select(
     )
     held_out = folds if criterion == "heldout" else 0
     bar = tqdm(total=len(possible) * (1 + held_out), unit="fit", disable=not progress_bar)
-    with bar, torch.no_grad(), draws_from(*seeded(chosen_seed, x.device)):
+    with bar, torch.no_grad(), draws_from(*seeded(seed, x.device)):
         warn_about_integers(GaussianMixture(x.shape[-1], 1, **options), x)
         search = _Search(x, kinds, options, limits, bar)
         with warnings.catch_warnings():
